@@ -1,0 +1,441 @@
+"""The schema of a run: every key, its type, its range, its meaning.
+
+A recipe's configuration is one YAML file plus dotted overrides (`optim.lr=1e-4`). This module is the
+only one that parses options; everything else receives the sections it needs, already validated.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """One section of a configuration: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """One source of text: where it is, how much of the mixture it makes, how to read it."""
+
+    path: str
+    """A file, glob or folder, a store built before, or a hub dataset id."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of the training mixture, relative to the other sources'; None: by size, every token once an epoch."""
+    text_field: str | None = None
+    """Field that holds the text; None: recognised (`text`, `content`, ...)."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    subset: str | None = None
+    """Configuration of a hub dataset."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub dataset; the commit it resolves to is recorded."""
+    slice: Annotated[str, Field(pattern=r"^\d{1,3}(\.\d+)?%:\d{1,3}(\.\d+)?%$")] | None = None
+    """Part of the source to use, as `0%:90%`: of the characters of each text file, of the rows of anything else."""
+
+
+class RunConfig(Section):
+    dir: str
+    """Folder of the run: configuration, metrics, checkpoints and the final model go here."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of initialisation, sample order and dropout."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` continues the run in `run.dir` from its last good checkpoint; `never` refuses a folder in use."""
+
+
+class ModelConfig(Section):
+    path: str | None = None
+    """Folder or hub id of a model to continue from; None: a new model from `preset` or `config`."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub model; the commit it resolves to is recorded."""
+    preset: str | None = None
+    """Size preset of a new model: `1m`, `3m`, `10m`, `60m`, `125m`, `350m`, `1b`, `3b`, `7b` (Llama shapes)."""
+    architecture: str = "llama"
+    """`transformers` model type of a new model: llama, qwen3, gemma2, gpt2, ..."""
+    config: dict[str, Any] = {}
+    """Fields of the architecture's own configuration, over the preset: `model.config.num_hidden_layers=8`."""
+    dropout: Fraction = 0.0
+    """Dropout probability, written to every dropout field the architecture has; refused where it has none."""
+    attention: Literal["auto", "segments", "varlen", "mask"] = "auto"
+    """Attention within documents: SDPA per segment, torch's varlen kernel (CUDA), or one block mask; auto: by device."""
+    trust_remote_code: bool = False
+    """Run model code that the hub repository brings. Off unless you have read it."""
+
+
+class TokenizerConfig(Section):
+    path: str | None = None
+    """Folder or hub id of the tokenizer; None: the one beside `model.path`."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub tokenizer."""
+
+
+class CleanConfig(Section):
+    """Optional cleaning, in this order; what each step drops is counted in `ledger.json`."""
+
+    min_chars: Annotated[int, Field(ge=0)] = 0
+    """Drop documents shorter than this."""
+    max_chars: Positive | None = None
+    """Drop documents longer than this; None: off."""
+    min_alpha_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Drop documents with a smaller share of letters (Gopher's rule uses 0.8 of words; 0: off)."""
+    max_line_repeat_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Drop documents in which a larger share of lines repeats an earlier one (Gopher: 0.3; 1: off)."""
+    exact_dedup: bool = False
+    """Drop documents whose text was seen before in any source."""
+    near_dedup: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Drop documents whose estimated Jaccard similarity to an earlier one is at least this (0.8 is usual); None: off."""
+    decontaminate: list[str] = []
+    """Evaluation files: a document that shares an n-gram of words with any of them is dropped."""
+    decontaminate_ngram: Positive = 13
+    """Words of such an n-gram (GPT-3, appendix C, uses 13)."""
+
+
+class DataConfig(Section):
+    train: list[Source]
+    """Training sources: a path, glob, folder or hub id, a list of them, or `{path, weight, text_field, ...}`."""
+    eval: list[Source] | None = None
+    """Held-out sources; None: `eval_fraction` of the training documents."""
+    eval_fraction: Fraction = 0.01
+    """Share of documents held out, chosen by a hash of each document's text, so it is stable under added data."""
+    max_seq_len: Annotated[int, Field(ge=2)] = 1024
+    """Tokens of a pack: the longest context that is trained."""
+    isolate_documents: bool = True
+    """Attention and positions restart at each document; off: a pack is one sequence."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A malformed or invalid row stops the run, or is skipped and counted."""
+    cache_dir: str | None = None
+    """Where token stores are kept; None: `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
+    clean: CleanConfig = CleanConfig()
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _as_sources(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        items = value if isinstance(value, list) else [value]
+        return [{"path": item} if isinstance(item, str) else item for item in items]
+
+    @field_validator("train", "eval")
+    @classmethod
+    def _weights_agree(cls, value: list[Source] | None) -> list[Source] | None:
+        if value is not None and not value:
+            raise ValueError("names no source")
+        if value and len({source.weight is None for source in value}) > 1:
+            raise ValueError("give every source a weight, or none")
+        return value
+
+
+class TrainConfig(Section):
+    steps: Positive | None = None
+    """Optimizer steps of the run; exactly one of `steps` and `epochs` is given."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training packs, in place of `steps`."""
+    global_batch_tokens: Positive = 65536
+    """Tokens of one optimizer step over all ranks; a multiple of `data.max_seq_len`."""
+    microbatch_tokens: Positive = 16384
+    """Tokens of one forward and backward on one rank: as many whole packs as fit."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward; weights and optimizer state stay fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile: faster on GPUs, minutes of compilation for little on CPUs."""
+    activation_checkpointing: bool = False
+    """Recompute each layer's activations in backward: less memory, about a third more arithmetic."""
+    label_smoothing: Fraction = 0.0
+    """Label smoothing (Szegedy et al. 2016, section 7); the logged loss stays plain cross-entropy."""
+    z_loss: NonNegative = 0.0
+    """Coefficient of log(Z)^2 (PaLM, section 5, uses 1e-4)."""
+    ema_decay: Fraction | None = None
+    """Keep an exponential moving average of the weights, evaluate it and export it; None: off."""
+    max_nonfinite_steps: Positive = 10
+    """Stop after this many steps in a row with a non-finite loss or gradient; each is skipped and counted."""
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    """Roll back to the last checkpoint and skip the batch when the loss passes this multiple of its running mean; None: off."""
+
+
+class OptimConfig(Section):
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the updates of hidden matrices; embeddings, head and vectors keep AdamW."""
+    lr: Annotated[float, Field(gt=0)] = 6e-4
+    """Peak learning rate of AdamW (GPT-3, table 2.1, 125M: 6e-4)."""
+    muon_lr: Annotated[float, Field(gt=0)] = 0.02
+    """Peak learning rate of Muon's matrices (Jordan et al. 2024: 0.02)."""
+    beta1: Fraction = 0.9
+    """AdamW's first-moment decay (GPT-3)."""
+    beta2: Fraction = 0.95
+    """AdamW's second-moment decay (GPT-3)."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon (GPT-3)."""
+    momentum: Fraction = 0.95
+    """Muon's Nesterov momentum (Jordan et al. 2024)."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled L2 weight decay of matrices (GPT-3); norms, biases and embeddings have none."""
+    l1: NonNegative = 0.0
+    """Proximal L1 on the same matrices: after each step weights shrink towards zero by lr * l1."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the gradient's global norm (GPT-3: 1.0); None: off."""
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "cosine"
+    """Learning rate after warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps of linear warm-up from zero."""
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Last share of the steps in which `wsd` decays (Hagele et al. 2024: 0.2)."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Learning rate at the end over its peak (GPT-3: 0.1)."""
+
+
+class EvalConfig(Section):
+    every: Positive | None = 500
+    """Steps between evaluations, which also run at the start and the end; None: only there."""
+    tokens: Positive | None = None
+    """Held-out tokens of an evaluation; None: all."""
+    patience: Positive | None = None
+    """Stop after this many evaluations without a lower held-out loss, and export the best checkpoint; None: off."""
+
+
+class CheckpointConfig(Section):
+    every: Positive | None = 500
+    """Steps between checkpoints; one is also written at the end and on SIGTERM or SIGUSR1. None: only then."""
+    keep: Positive = 2
+    """Newest checkpoints that are kept, and the best one besides when `best` is on."""
+    best: bool = False
+    """Also keep the checkpoint with the lowest held-out loss; saved at each evaluation that improves."""
+    export_best: bool = False
+    """Export the best checkpoint's weights to `model/` instead of the last; needs `best`."""
+
+
+class LogConfig(Section):
+    every: Positive = 10
+    """Steps between rows of `metrics.jsonl` and lines of the log."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Trackers that get the same rows, through accelerate."""
+    project: str = "llmtrain"
+    """Project name given to the trackers."""
+    profile: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """First and last step of a torch.profiler trace, written to `profile/` in the run folder; None: off."""
+    push_to_hub: str | None = None
+    """Hub repository that the final model is pushed to (private unless it exists); None: off."""
+    timeout_minutes: Annotated[float, Field(gt=0)] = 30
+    """A collective that takes longer fails and names the ranks that did not arrive."""
+
+
+class PretrainConfig(Section):
+    """`recipes/pretrain.py`: raw text to a model."""
+
+    run: RunConfig
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretrainConfig:
+        data, train, model = self.data, self.train, self.model
+        if (train.steps is None) == (train.epochs is None):
+            raise ValueError("give exactly one of train.steps and train.epochs")
+        if train.epochs is not None and any(source.weight is not None for source in data.train):
+            raise ValueError("train.epochs is ambiguous with weighted sources: give train.steps")
+        if train.global_batch_tokens % data.max_seq_len:
+            raise ValueError(
+                f"train.global_batch_tokens={train.global_batch_tokens} is not a multiple of "
+                f"data.max_seq_len={data.max_seq_len}"
+            )
+        if train.microbatch_tokens < data.max_seq_len:
+            raise ValueError(
+                f"train.microbatch_tokens={train.microbatch_tokens} is smaller than one pack, "
+                f"data.max_seq_len={data.max_seq_len}"
+            )
+        if model.path is None and self.tokenizer.path is None:
+            raise ValueError("a new model needs tokenizer.path")
+        if model.path is not None and (model.preset or model.config):
+            raise ValueError("model.path continues a model as it is: model.preset and model.config must not be given")
+        if data.eval is not None and "eval_fraction" in data.model_fields_set and data.eval_fraction:
+            raise ValueError("give data.eval or data.eval_fraction, not both")
+        evaluates = data.eval is not None or data.eval_fraction > 0
+        if not evaluates and (self.eval.patience or self.checkpoint.best):
+            raise ValueError("eval.patience and checkpoint.best need held-out data: data.eval or data.eval_fraction")
+        if self.eval.patience and self.eval.every is None:
+            raise ValueError("eval.patience needs eval.every")
+        if (self.checkpoint.export_best or self.eval.patience) and not self.checkpoint.best:
+            raise ValueError("checkpoint.export_best and eval.patience need checkpoint.best=true")
+        if train.spike_factor is not None and self.checkpoint.every is None:
+            raise ValueError("train.spike_factor rolls back to a checkpoint: give checkpoint.every")
+        if self.optim.schedule == "wsd" and train.steps and self.optim.warmup_steps > train.steps:
+            raise ValueError("optim.warmup_steps is larger than train.steps")
+        return self
+
+
+class SpecialTokens(Section):
+    bos: str = "<|bos|>"
+    """Starts every document."""
+    eos: str = "<|eos|>"
+    """Ends every document."""
+    pad: str = "<|pad|>"
+    """Fills up what must have a fixed shape; never trained."""
+    start_of_turn: str = "<|im_start|>"
+    """Starts a chat turn."""
+    end_of_turn: str = "<|im_end|>"
+    """Ends a chat turn."""
+    reserved: Annotated[int, Field(ge=0)] = 16
+    """Control tokens kept free for later: `<|reserved_0|>`, ..."""
+
+
+class TokenizerTrainConfig(Section):
+    """`tokenizer/train.py`: text to a byte-level BPE tokenizer."""
+
+    output: str
+    """Folder to write."""
+    sources: list[Source]
+    """Text to learn merges from, as in `data.train`."""
+    vocab_size: Annotated[int, Field(ge=256)] = 32768
+    """Size of the vocabulary, bytes and special tokens included."""
+    eval_fraction: Fraction = 0.01
+    """Share of documents held out to measure bytes per token."""
+    max_bytes: Positive | None = None
+    """Stop reading after this much text; None: read all."""
+    min_frequency: Positive = 2
+    """Least count of a pair for a merge."""
+    split_digits: bool = True
+    """Split numbers into groups of at most three digits, as Llama 3 does."""
+    special_tokens: SpecialTokens = SpecialTokens()
+
+    _as_sources = field_validator("sources", mode="before")(DataConfig._as_sources.__func__)  # type: ignore[attr-defined]
+
+
+Config = TypeVar("Config", bound=Section)
+
+
+def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
+    """Read `CONFIG.yaml [key=value ...]` into a validated configuration.
+
+    Raises ValueError naming the file and line, or the dotted key, and what is allowed.
+    """
+    if not argv or "=" in argv[0]:
+        raise ValueError("usage: CONFIG.yaml [key=value ...]; --help lists every key")
+    tree = read_yaml(argv[0])
+    for override in argv[1:]:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"override {override!r} is not of the form key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"override {override!r}: the value is not valid YAML: {_oneline(error)}") from None
+        _set_dotted(tree, key.strip(), value)
+    return validate(schema, tree)
+
+
+def validate(schema: type[Config], tree: dict[str, Any]) -> Config:
+    """A configuration from a plain tree. Raises ValueError with one line for every fault found."""
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(schema, fault) for fault in error.errors())) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ValueError naming the file and line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the configuration {path}: {error}") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {_oneline(error)}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: holds no sections")
+    return tree
+
+
+def save_config(config: Section, path: str | Path) -> None:
+    """Write the resolved configuration, defaults included, so that it can be run again."""
+    Path(path).write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def iter_keys(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of a schema with its field, depth first in the order of definition."""
+    for name, field in schema.model_fields.items():
+        inner = _section_of(field)
+        if inner is not None:
+            yield from iter_keys(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def help_text(schema: type[Section]) -> str:
+    """What `--help` prints: every key with its type, default and meaning."""
+    lines = [schema.__doc__ or "", "", "usage: CONFIG.yaml [key=value ...]", ""]
+    for key, field in iter_keys(schema):
+        default = "required" if field.is_required() else f"default {yaml_scalar(field.default)}"
+        lines += [f"{key}  ({_type_name(field)}; {default})", f"    {field.description or ''}"]
+    return "\n".join(lines)
+
+
+def yaml_scalar(value: Any) -> str:
+    """A value as it would be written in the YAML file."""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+
+
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _type_name(field: FieldInfo) -> str:
+    annotation = field.annotation
+    options = [option for option in get_args(annotation) if option is not type(None)] or [annotation]
+    names: list[str] = []
+    for option in options:
+        inner = get_args(option)[0] if hasattr(option, "__metadata__") else option
+        names.append(repr(inner) if isinstance(inner, str) else str(getattr(inner, "__name__", inner)))
+    return "|".join(names)
+
+
+def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    node = tree
+    for i, parent in enumerate(parents):
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ValueError(f"override {key}: {'.'.join(parents[: i + 1])} is not a section")
+        node = child
+    node[leaf] = value
+
+
+def _explain(schema: type[Section], fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        known = [name for name, _ in iter_keys(schema)]
+        known += sorted({name.rsplit(".", 1)[0] for name in known if "." in name})
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        return f"unknown key {key}: the nearest is {nearest[0]}" if nearest else f"unknown key {key}"
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key or fault["type"] == "value_error" and not location:
+        return message
+    given = fault["input"]
+    shown = f"={given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
+    return f"{key}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _oneline(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,52 @@
+"""The two protocols that the loop knows: where batches come from, and what is minimised.
+
+One optimizer step is `loss = sum over microbatches and ranks of share`, where a share is already
+divided by denominators counted over the whole step, so splitting a batch changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+Batch = TypeVar("Batch")
+Batch_co = TypeVar("Batch_co", covariant=True)
+Batch_contra = TypeVar("Batch_contra", contravariant=True)
+
+Counts = Mapping[str, float]
+"""Named denominators of one microbatch: tokens, pairs, sequences."""
+
+Metrics = Mapping[str, Tensor]
+"""Shares (scalar, detached) whose sum over the microbatches and ranks of a step is the step's value."""
+
+
+class BatchSource(Protocol[Batch_co]):
+    """Where a step's microbatches come from: a stored dataset, or rollouts made on demand."""
+
+    def next_step(self) -> list[Batch_co] | None:
+        """This rank's microbatches of one optimizer step, as many as on every other rank; None: finished."""
+        ...
+
+    def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`state`, an earlier state of this source, changed so that the last step's samples are left out."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values; with it, the source goes on as if it had not been interrupted."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Objective(Protocol[Batch_contra]):
+    """What is minimised: a pure function of the model and a batch."""
+
+    def counts(self, batch: Batch_contra) -> Counts:
+        """The denominators that this batch adds to the step's totals."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch_contra, totals: Counts) -> tuple[Tensor, Metrics]:
+        """This batch's share of the step's loss (scalar, attached to every trainable parameter), and metrics."""
+        ...
