@@ -1,0 +1,99 @@
+"""Packs -> this rank's microbatches of a step: the batch source of stored data.
+
+Step s takes the positions [s * packs_per_step, (s + 1) * packs_per_step) of the sample order; rank r takes
+every world_size-th of them and fills microbatches with whole packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmtrain.batch import IGNORE_INDEX, PackedTokens, empty_batch
+from llmtrain.data.order import SampleOrder, skipped_position
+from llmtrain.data.pack import Pack
+
+FetchPack = Callable[[int, int], Pack]
+"""(source, pack) -> the pack's tokens."""
+
+
+def collate(packs: Sequence[tuple[int, Pack]]) -> PackedTokens:
+    """Lay packs, each with its sample id, end to end."""
+    labels = np.concatenate([pack.labels for _, pack in packs])
+    lengths = tuple(length for _, pack in packs for length in pack.segment_lengths)
+    return PackedTokens(
+        input_ids=torch.from_numpy(np.concatenate([pack.input_ids for _, pack in packs])),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])),
+        segment_lengths=lengths,
+        num_trained=int(np.count_nonzero(labels != IGNORE_INDEX)),
+        sample_ids=tuple(sample_id for sample_id, _ in packs),
+    )
+
+
+def microbatches(
+    sample_ids: Sequence[int], fetch: Callable[[int], Pack], packs_per_microbatch: int, rank: int, world_size: int
+) -> Iterator[PackedTokens]:
+    """This rank's microbatches of the given samples; every rank yields equally many, empty ones at the end."""
+    per_rank = -(-len(sample_ids) // world_size)
+    mine = sample_ids[rank::world_size]
+    for start in range(0, per_rank, packs_per_microbatch):
+        chosen = mine[start : start + packs_per_microbatch]
+        yield collate([(sample_id, fetch(sample_id)) for sample_id in chosen]) if chosen else empty_batch()
+
+
+class StoredBatches:
+    """The batch source of stored packs: `num_steps` steps of `packs_per_step` packs each."""
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        fetch: FetchPack,
+        *,
+        num_steps: int,
+        packs_per_step: int,
+        packs_per_microbatch: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self._order, self._fetch = order, fetch
+        self._num_steps, self._packs_per_step = num_steps, packs_per_step
+        self._packs_per_microbatch = packs_per_microbatch
+        self._rank, self._world_size = rank, world_size
+        self._step = 0
+        self._skip_list: list[int] = []
+
+    def next_step(self) -> list[PackedTokens] | None:
+        """This rank's microbatches of the next step; None after the last."""
+        if self._step == self._num_steps:
+            return None
+        sample_ids = self._sample_ids(self._step)
+        self._step += 1
+        return list(
+            microbatches(
+                sample_ids,
+                lambda sample_id: self._fetch(*self._order(sample_id)),
+                self._packs_per_microbatch,
+                self._rank,
+                self._world_size,
+            )
+        )
+
+    def skip_last(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """`state` with all that was skipped since, and the last step's samples, on its skip-list."""
+        assert self._step > 0
+        skipped = {*state["skip_list"], *self._skip_list, *self._sample_ids(self._step - 1)}
+        return {**state, "skip_list": sorted(skipped)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step, "skip_list": list(self._skip_list)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._step, self._skip_list = int(state["step"]), [int(position) for position in state["skip_list"]]
+
+    def _sample_ids(self, step: int) -> list[int]:
+        first = step * self._packs_per_step
+        return [skipped_position(first + i, self._skip_list) for i in range(self._packs_per_step)]

@@ -1,0 +1,80 @@
+"""What this device can do, decided once and by name: the attention kernel, the matmul peak, the memory.
+
+Everything else asks here, so a choice is made in one place and can be told to the user.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Literal
+
+import torch
+
+AttentionKernel = Literal["segments", "varlen", "mask"]
+
+# Dense bf16 peaks of data sheets, in FLOP/s, without sparsity; matched against the device's name in this order.
+DATASHEET_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 5090": 209e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def attention_kernel(device: torch.device, dtype: torch.dtype) -> AttentionKernel:
+    """The attention that `model.attention: auto` means: varlen on CUDA in half precision, segments elsewhere.
+
+    varlen_attn needs an NVIDIA GPU of compute capability 8.0 or newer and fp16 or bf16; XLA needs static shapes.
+    """
+    if device.type == "xla":
+        return "mask"
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        if torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= "2.10":
+            return "varlen"
+    return "segments"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """(FLOP/s that count as 100 % in MFU, where the figure is from): a data sheet, or a measured matmul."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, peak in DATASHEET_PEAKS.items():
+            if known in name:
+                return (peak, f"data sheet of {known}, bf16") if dtype != torch.float32 else _measured(device, dtype)
+    return _measured(device, dtype)
+
+
+def _measured(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """The best of several square matmuls, about 0.2 s on two CPU cores."""
+    size = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        _synchronize(device)
+        started = time.perf_counter()
+        torch.mm(left, right)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best, f"measured {size}x{size} matmul, {str(dtype).removeprefix('torch.')}"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: the allocator's on CUDA, the process's resident set elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,156 @@
+"""A causal language model with its loss inside: hidden states -> cross-entropy at the trained positions only.
+
+The logits of a microbatch are never whole: the head runs over chunks of trained tokens, and each chunk's
+gradient is taken at once, so that nothing of size tokens x vocabulary outlives its chunk. The head is called
+as a module, with its own parameters, so engines that shard parameters gather them as for any other module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmtrain.batch import IGNORE_INDEX, PackedTokens
+from llmtrain.device import AttentionKernel
+from llmtrain.models.attention import plan_segments
+
+CHUNK_ELEMENTS = 2**20  # logits of a chunk: 4 MB in fp32 stay in a CPU's cache, and a GPU is busy enough
+CUDA_CHUNK_ELEMENTS = 2**27
+
+
+class TokenLoss(NamedTuple):
+    """Sums over the trained tokens of a microbatch, scalars."""
+
+    objective: Tensor  # cross-entropy with label smoothing and z-loss; differentiable
+    cross_entropy: Tensor  # plain, in nats; not differentiable
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+class LossHead(nn.Linear):
+    """The output projection of a causal LM that can also give the loss instead of the logits."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden: Float[Tensor, "*batch hidden"],
+        labels: Int[Tensor, " tokens"] | None = None,
+        options: LossOptions = LossOptions(),
+    ) -> Tensor | TokenLoss:
+        """Logits without `labels`; with them, the summed loss of `hidden` (tokens, hidden) at every token."""
+        if labels is None:
+            return super().forward(hidden)
+        return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, self.weight, self.bias, labels, options))
+
+
+class CausalLMLoss(nn.Module):
+    """The one module that is trained: packed tokens in, summed losses out."""
+
+    def __init__(self, model: PreTrainedModel, kernel: AttentionKernel, own_logits: bool) -> None:
+        """`own_logits`: take the model's own logits, for heads that do more than project (softcaps, scales)."""
+        super().__init__()
+        self.model = model
+        self.kernel: AttentionKernel = kernel
+        self.own_logits = own_logits
+        if not own_logits:
+            head = model.get_output_embeddings()
+            assert type(head) in (nn.Linear, LossHead), type(head)
+            head.__class__ = LossHead  # keeps the module, its parameters and their names
+
+    def forward(self, batch: PackedTokens, options: LossOptions = LossOptions()) -> TokenLoss:
+        """Losses summed over the batch's trained tokens; zero, but attached to every parameter, if there are none."""
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids[None],
+            "position_ids": batch.position_ids[None],
+            "segments": plan_segments(batch.segment_lengths, self.kernel, batch.input_ids.device),
+            "use_cache": False,
+        }
+        labels, selected = batch.labels, None
+        if batch.num_trained < labels.numel():
+            selected = (labels != IGNORE_INDEX).nonzero()[:, 0]
+            labels = labels[selected]
+        if self.own_logits:
+            logits = self.model(**inputs).logits[0]
+            return logits_loss(logits if selected is None else logits[selected], labels, options)
+        hidden = self.model.base_model(**inputs).last_hidden_state[0]
+        head = self.model.get_output_embeddings()
+        return head(hidden if selected is None else hidden[selected], labels, options)
+
+
+def logits_loss(
+    logits: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"], options: LossOptions
+) -> TokenLoss:
+    """The summed loss from logits, by autograd: the plain form of what the chunked one computes."""
+    logits = logits.float()
+    log_z = logits.logsumexp(-1)
+    cross_entropy = log_z - logits.gather(-1, labels[:, None])[:, 0]
+    smoothed = log_z - logits.mean(-1)
+    objective = (1 - options.label_smoothing) * cross_entropy + options.label_smoothing * smoothed
+    objective = objective + options.z_loss * log_z**2
+    return TokenLoss(objective.sum(), cross_entropy.detach().sum())
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """logits = hidden @ weight.T + bias, then `logits_loss`, with the gradients taken in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "tokens hidden"],
+        weight: Float[Tensor, "vocab hidden"],
+        bias: Float[Tensor, " vocab"] | None,
+        labels: Int[Tensor, " tokens"],
+        options: LossOptions,
+    ) -> tuple[Tensor, Tensor]:
+        smoothing, z_loss = options.label_smoothing, options.z_loss
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
+        objective = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        cross_entropy = torch.zeros_like(objective)
+        elements = CUDA_CHUNK_ELEMENTS if hidden.device.type == "cuda" else CHUNK_ELEMENTS
+        chunk_tokens = max(64, elements // weight.shape[0])
+        for start in range(0, hidden.shape[0], chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            targets = labels[chunk, None]
+            logits = nn.functional.linear(hidden[chunk], weight, bias).float()  # (chunk, vocab)
+            log_z = logits.logsumexp(-1, keepdim=True)
+            losses = log_z - logits.gather(-1, targets)
+            cross_entropy += losses.sum()
+            if smoothing:
+                losses = (1 - smoothing) * losses + smoothing * (log_z - logits.mean(-1, keepdim=True))
+            objective += (losses + z_loss * log_z**2).sum()
+            if not (need_hidden or need_weight or need_bias):
+                continue
+            grad = logits.sub_(log_z).exp_()
+            if z_loss:
+                grad *= 1 + 2 * z_loss * log_z
+            if smoothing:
+                grad -= smoothing / weight.shape[0]
+            grad.scatter_add_(-1, targets, torch.full_like(log_z, smoothing - 1))
+            if grad_hidden is not None:
+                grad_hidden[chunk] = grad @ weight
+            if grad_weight is not None:
+                grad_weight += grad.t() @ hidden[chunk]
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.mark_non_differentiable(cross_entropy)
+        return objective, cross_entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_objective: Tensor, _: Tensor) -> Any:  # type: ignore[override]
+        hidden_dtype, weight_dtype = ctx.dtypes
+        grads = [None if grad is None else grad * grad_objective for grad in ctx.saved_tensors]
+        dtypes = (hidden_dtype, weight_dtype, weight_dtype)
+        return *(g if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)), None, None
