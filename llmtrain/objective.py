@@ -7,7 +7,8 @@ divided by denominators counted over the whole step, so splitting a batch change
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -16,7 +17,11 @@ Batch_co = TypeVar("Batch_co", covariant=True)
 Batch_contra = TypeVar("Batch_contra", contravariant=True)
 
 Counts = Mapping[str, float]
-"""Named denominators of one microbatch: tokens, pairs, sequences."""
+"""Named denominators of one microbatch: `tokens`, always, and what else the loss divides by: pairs, sequences."""
+
+Role = Literal["hidden", "head", "embedding", "vector"]
+"""What a parameter does, which its optimizer asks: a matrix between hidden states, the output head, an input
+embedding, a norm or bias."""
 
 Metrics = Mapping[str, Tensor]
 """Shares (scalar, detached) whose sum over the microbatches and ranks of a step is the step's value."""
@@ -50,3 +55,18 @@ class Objective(Protocol[Batch_contra]):
     def loss(self, model: nn.Module, batch: Batch_contra, totals: Counts) -> tuple[Tensor, Metrics]:
         """This batch's share of the step's loss (scalar, attached to every trainable parameter), and metrics."""
         ...
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What next-token objectives add to plain cross-entropy."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+class TokenLoss(NamedTuple):
+    """What a causal LM with its loss inside returns: sums over the trained tokens of a microbatch, scalars."""
+
+    objective: Tensor  # cross-entropy with label smoothing and z-loss; differentiable
+    cross_entropy: Tensor  # plain, in nats; not differentiable

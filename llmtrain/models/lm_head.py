@@ -7,8 +7,7 @@ as a module, with its own parameters, so engines that shard parameters gather th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,22 +17,10 @@ from transformers import PreTrainedModel
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import plan_segments
+from llmtrain.objective import LossOptions, TokenLoss
 
 CHUNK_ELEMENTS = 2**20  # logits of a chunk: 4 MB in fp32 stay in a CPU's cache, and a GPU is busy enough
 CUDA_CHUNK_ELEMENTS = 2**27
-
-
-class TokenLoss(NamedTuple):
-    """Sums over the trained tokens of a microbatch, scalars."""
-
-    objective: Tensor  # cross-entropy with label smoothing and z-loss; differentiable
-    cross_entropy: Tensor  # plain, in nats; not differentiable
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
 
 
 class LossHead(nn.Linear):

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from llmtrain.batch import PackedTokens
-from llmtrain.models.lm_head import LossOptions
-from llmtrain.objective import Counts, Metrics
+from llmtrain.objective import Counts, LossOptions, Metrics
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,52 @@
+"""Held-out loss over stored packs, in nats per token, and bits per byte, which no tokenizer can flatter.
+
+    bits_per_byte = summed loss / ln 2 / bytes of the documents
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from llmtrain.data.loader import microbatches
+from llmtrain.data.pack import Pack
+
+Sums = Callable[[list[float]], list[float]]
+"""Sums each number over all ranks."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The packs of an evaluation and how to run them; calling it evaluates a model."""
+
+    fetch: Callable[[int], Pack]
+    num_packs: int
+    bytes_per_token: float
+    packs_per_microbatch: int
+    rank: int
+    world_size: int
+    device: torch.device
+    sum_over_ranks: Sums
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+        """`eval_loss` (nats per predicted token) and `eval_bits_per_byte`; None if asked to stop.
+
+        Bytes are those of the evaluated share of the documents, in proportion to tokens where not all are taken.
+        """
+        total_loss = torch.zeros((), dtype=torch.float64)
+        num_predicted = num_tokens = 0
+        packs = range(self.num_packs)
+        for batch in microbatches(packs, self.fetch, self.packs_per_microbatch, self.rank, self.world_size):
+            if should_stop():
+                return None
+            total_loss += model(batch.to(self.device)).cross_entropy.cpu().double()
+            num_predicted += batch.num_trained
+            num_tokens += batch.input_ids.numel() if batch.sample_ids else 0
+        loss, predicted, tokens = self.sum_over_ranks([float(total_loss), num_predicted, num_tokens])
+        bits = loss / math.log(2)
+        return {"eval_loss": loss / predicted, "eval_bits_per_byte": bits / (tokens * self.bytes_per_token)}

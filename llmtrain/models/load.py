@@ -1,0 +1,203 @@
+"""A model from a configuration, or from a checkpoint: any dense causal LM that `transformers` has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from llmtrain.config import ModelConfig
+from llmtrain.models.attention import ATTENTION
+from llmtrain.objective import Role
+
+VOCAB_MULTIPLE = 64  # matmuls over the vocabulary run on whole tiles
+
+# Llama shapes: hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size,
+# tie_word_embeddings. From 60m on the proportions follow SmolLM2 (135M, 360M) and Llama 2 and 3 (1B, 3B, 7B).
+PRESETS: dict[str, tuple[int, int, int, int, int, bool]] = {
+    "1m": (128, 4, 4, 4, 384, True),
+    "3m": (192, 6, 6, 6, 512, True),
+    "10m": (320, 8, 5, 5, 864, True),
+    "60m": (512, 16, 8, 4, 1408, True),
+    "125m": (768, 14, 12, 4, 2048, True),
+    "350m": (960, 32, 15, 5, 2560, True),
+    "1b": (2048, 16, 32, 8, 8192, True),
+    "3b": (3072, 28, 24, 8, 8192, True),
+    "7b": (4096, 32, 32, 32, 11008, False),
+}
+SHAPE_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "tie_word_embeddings",
+)
+EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+DROPOUT_FIELDS = (
+    "attention_dropout",
+    "attn_pdrop",
+    "classifier_dropout_prob",
+    "dropout",
+    "embd_pdrop",
+    "embedding_dropout",
+    "emb_pdrop",
+    "ffn_dropout",
+    "hidden_dropout",
+    "residual_dropout",
+    "resid_pdrop",
+)
+
+
+def load_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_seq_len: int, seed: int
+) -> PreTrainedModel:
+    """The model of a run, in fp32, with document attention: new and initialised from `seed`, or continued.
+
+    Raises ValueError for a preset, architecture or field that does not exist, a mixture of experts, a model
+    with a smaller vocabulary than the tokenizer's, or with fewer positions than `max_seq_len`.
+    """
+    shape = _pretrained_config(config) if config.path else _new_config(config, tokenizer, max_seq_len)
+    _check(shape, config, tokenizer, max_seq_len)
+    _set_dropout(shape, config.dropout)
+    if config.path is None:
+        torch.manual_seed(seed)
+        try:
+            return AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION, dtype=torch.float32)
+        except KeyError:  # how architectures with a table of their own attentions fail
+            raise ValueError(
+                f"{shape.model_type} does not go through transformers' attention interface: not supported"
+            ) from None
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            config.path,
+            config=shape,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            attn_implementation=ATTENTION,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path={config.path}: {_first_line(error)}") from None
+
+
+def parameters_by_role(model: PreTrainedModel) -> dict[Role, list[nn.Parameter]]:
+    """Trainable parameters by what they do; a head that is tied to the embedding counts as embedding."""
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = model.get_output_embeddings()
+    roles: dict[Role, list[nn.Parameter]] = {"hidden": [], "head": [], "embedding": [], "vector": []}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in embedded:
+            roles["embedding"].append(parameter)
+        elif parameter.ndim < 2:
+            roles["vector"].append(parameter)
+        else:
+            roles["head" if head is not None and parameter is head.weight else "hidden"].append(parameter)
+    return roles
+
+
+def attention_flops_per_token(shape: PreTrainedConfig, context: float) -> float:
+    """Forward and backward FLOPs of causal attention for one token, 12 * layers * width * context / 2.
+
+    `context` is the mean length of a segment in tokens; each token sees half of its segment on average
+    (PaLM, appendix B, counts all of it).
+    """
+    width = _field(shape, "num_attention_heads") * head_dim(shape)
+    return 12 * _field(shape, "num_hidden_layers") * width * context / 2
+
+
+def flops_per_token(model: PreTrainedModel, context: float) -> float:
+    """FLOPs that training on one token needs: 6 per weight that multiplies it, plus attention (PaLM, appendix B).
+
+    The input embedding is a look-up and counts nothing, unless its weight is also the output head's.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    if head is None or head.weight is not embedding.weight:
+        weights -= embedding.weight.numel()
+    return 6 * weights + attention_flops_per_token(model.config, context)
+
+
+def head_dim(shape: PreTrainedConfig) -> int:
+    """Width of one attention head."""
+    explicit = shape.to_dict().get("head_dim")
+    return explicit or _field(shape, "hidden_size") // _field(shape, "num_attention_heads")
+
+
+def _field(shape: PreTrainedConfig, name: str) -> int:
+    return int(getattr(shape, name))  # through the architecture's attribute_map
+
+
+def _pretrained_config(config: ModelConfig) -> PreTrainedConfig:
+    try:
+        shape = AutoConfig.from_pretrained(
+            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path={config.path}: {_first_line(error)}") from None
+    assert isinstance(shape, PreTrainedConfig)
+    return shape
+
+
+def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> PreTrainedConfig:
+    try:
+        blank = AutoConfig.for_model(config.architecture)
+    except ValueError:
+        raise ValueError(f"model.architecture={config.architecture!r} is no model type of transformers") from None
+    known = {*blank.to_dict(), *blank.attribute_map}
+    if unknown := sorted(set(config.config) - known):
+        raise ValueError(f"model.config.{unknown[0]}: {config.architecture} has no such field")
+    fields: dict[str, Any] = {
+        "vocab_size": -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
+        "max_position_embeddings": max_seq_len,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if config.preset is not None:
+        if config.preset not in PRESETS:
+            raise ValueError(f"model.preset={config.preset!r}: there are {', '.join(PRESETS)}")
+        preset = dict(zip(SHAPE_FIELDS, PRESETS[config.preset], strict=True))
+        preset["head_dim"] = preset["hidden_size"] // preset["num_attention_heads"]
+        fields |= {name: value for name, value in preset.items() if name in known}
+    elif not config.config:
+        raise ValueError("model: give model.path, model.preset or fields in model.config")
+    try:
+        return AutoConfig.for_model(config.architecture, **fields | config.config)
+    except Exception as error:  # each architecture validates in its own way, with its own exception types
+        raise ValueError(f"model.config: {_first_line(error)}") from None
+
+
+def _check(
+    shape: PreTrainedConfig, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int
+) -> None:
+    values = shape.to_dict()
+    if experts := [name for name in EXPERT_FIELDS if (values.get(name) or 0) > 1]:
+        raise ValueError(
+            f"{shape.model_type} is a mixture of {values[experts[0]]} experts, which is not supported yet: "
+            "its balance loss would be missing"
+        )
+    if len(tokenizer) > shape.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model only {shape.vocab_size} embeddings: "
+            + ("take the model's own tokenizer" if config.path else "raise model.config.vocab_size")
+        )
+    positions = getattr(shape, "max_position_embeddings", None)  # absent where positions are unbounded
+    if positions is not None and max_seq_len > positions:
+        raise ValueError(f"data.max_seq_len={max_seq_len} is longer than the model's {positions} positions")
+
+
+def _set_dropout(shape: PreTrainedConfig, dropout: float) -> None:
+    present = [name for name in DROPOUT_FIELDS if name in shape.to_dict()]
+    if dropout and not present:
+        raise ValueError(f"model.dropout={dropout}: {shape.model_type} has no dropout")
+    for name in present:
+        setattr(shape, name, dropout)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,95 @@
+"""A start-up check on the user's own model: packed must equal one by one, our head the model's own.
+
+An architecture that lets a document see its neighbour (a recurrent state, a convolution, positions of its
+own), that bypasses the attention interface, or that does more than project at its head is found here,
+before a step is trained. The reference is the model as `transformers` runs it, one document at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmtrain.batch import PackedTokens
+from llmtrain.device import AttentionKernel
+from llmtrain.models.attention import ATTENTION, plan_segments
+from llmtrain.models.lm_head import CausalLMLoss
+
+LENGTHS = (5, 3, 8, 8)
+TOLERANCE = 1e-3  # of the spread of the logits, in fp32; a leak is off by more than a hundredth
+
+
+def with_loss(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int) -> CausalLMLoss:
+    """Wrap a model for training, on whatever device it is, after comparing it with itself.
+
+    Takes the chunked head where it gives the loss of the model's own logits, the model's own logits elsewhere.
+    Raises ValueError, naming the architecture, for a model whose packed logits differ from one-by-one logits.
+    """
+    lengths = tuple(min(length, max_seq_len) for length in LENGTHS)
+    check_kernel: AttentionKernel = "segments" if kernel == "varlen" else kernel  # the check runs in fp32
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        batch = _probe(lengths, model.config.vocab_size, model.device)
+        try:
+            singles, packed = _stock_logits(model, batch), _packed_logits(model, batch, check_kernel)
+        except (KeyError, AttributeError, TypeError) as error:  # how models that bypass the interface fail
+            raise ValueError(
+                f"{model.config.model_type} does not go through transformers' attention interface ({error}), "
+                "so this architecture cannot be trained on packs"
+            ) from error
+        spread = float((singles - singles.mean(-1, keepdim=True)).abs().max())
+        worst = float((packed - singles).abs().max())
+        if not worst <= TOLERANCE * spread:
+            raise ValueError(
+                f"{model.config.model_type}: packed documents are not computed as they are one by one (logits "
+                f"differ by {worst:.2g} of {spread:.2g}), so this architecture cannot be trained on packs"
+            )
+        own_logits = type(model.get_output_embeddings()) is not nn.Linear or not _head_projects(model, batch, packed)
+    model.train(was_training)
+    return CausalLMLoss(model, kernel, own_logits)
+
+
+def _probe(lengths: tuple[int, ...], vocab_size: int, device: torch.device) -> PackedTokens:
+    """Pseudo-random tokens, each with a label, without touching torch's global generator."""
+    generator = torch.Generator().manual_seed(0)
+    total = sum(lengths)
+    return PackedTokens(
+        input_ids=torch.randint(vocab_size, (total,), generator=generator),
+        labels=torch.randint(vocab_size, (total,), generator=generator),
+        position_ids=torch.cat([torch.arange(length) for length in lengths]),
+        segment_lengths=lengths,
+        num_trained=total,
+        sample_ids=(),
+    ).to(device)
+
+
+def _stock_logits(model: PreTrainedModel, batch: PackedTokens) -> Float[Tensor, "tokens vocab"]:
+    """Each document alone, through the model's own eager attention."""
+    model.set_attn_implementation("eager")
+    documents = batch.input_ids.split(batch.segment_lengths)
+    logits = torch.cat([model(input_ids=document[None], use_cache=False).logits[0] for document in documents])
+    model.set_attn_implementation(ATTENTION)
+    return logits.float()
+
+
+def _packed_logits(
+    model: PreTrainedModel, batch: PackedTokens, kernel: AttentionKernel
+) -> Float[Tensor, "tokens vocab"]:
+    segments = plan_segments(batch.segment_lengths, kernel, batch.input_ids.device)
+    outputs = model(
+        input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], segments=segments, use_cache=False
+    )
+    return outputs.logits[0].float()
+
+
+def _head_projects(model: PreTrainedModel, batch: PackedTokens, logits: Float[Tensor, "tokens vocab"]) -> bool:
+    """Whether the head is a plain projection of the last hidden state, and so can run in chunks."""
+    segments = plan_segments(batch.segment_lengths, "segments", batch.input_ids.device)
+    hidden = model.base_model(
+        input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], segments=segments, use_cache=False
+    ).last_hidden_state[0]
+    difference = model.get_output_embeddings()(hidden).float() - logits
+    return bool(difference.abs().max() <= TOLERANCE * logits.abs().max())

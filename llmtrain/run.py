@@ -1,0 +1,90 @@
+"""The folder of a run: whose it is, what was asked for, on what it ran."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config import RunConfig, Section, read_yaml, save_config
+
+# What may differ when a run is continued; anything else makes it another run.
+MAY_CHANGE = (
+    "run.resume",
+    "data.cache_dir",
+    "train.steps",
+    "train.epochs",
+    "train.microbatch_tokens",
+    "train.compile",
+    "train.activation_checkpointing",
+    "train.max_nonfinite_steps",
+    "train.spike_factor",
+    "eval",
+    "checkpoint",
+    "log",
+)
+PACKAGES = ("llmtrain", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors")
+
+
+def open_run(run: RunConfig, config: Section) -> Path:
+    """The run's folder, made if need be and checked to hold this run or nothing.
+
+    Raises ValueError where the folder holds another run, or files that are no run at all.
+    """
+    folder = Path(run.dir)
+    saved = folder / "config.yaml"
+    if saved.exists():
+        if run.resume == "never":
+            raise ValueError(f"run.dir={folder} holds a run already and run.resume is never: choose another folder")
+        difference = _first_difference(read_yaml(saved), config.model_dump())
+        if difference is not None:
+            key, there, here = difference
+            raise ValueError(
+                f"run.dir={folder} holds another run ({key} is {there!r} there and {here!r} here): "
+                "choose another folder, or remove that one"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"run.dir={folder} is not empty and holds no run: choose another folder")
+    return folder
+
+
+def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
+    """Write `config.yaml`, resolved, and `environment.json`: versions, machine, command line and `facts`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    environment = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": dict(_versions()),
+        **facts,
+    }
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue  # an optional one
+
+
+def _first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    if key in MAY_CHANGE or there == here:
+        return None
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return key, there, here
+    for name in [*here, *(name for name in there if name not in here)]:
+        inner = _first_difference(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+        if inner is not None:
+            return inner
+    return None

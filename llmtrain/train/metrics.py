@@ -1,0 +1,116 @@
+"""What a person and a program see of a run: the progress line, `train.log`, `metrics.jsonl`, the trackers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+Row = Mapping[str, float | int]
+
+
+class RunLog:
+    """Writes the rows of a run, on the main rank only; on the others every method does nothing.
+
+    A resumed run first drops the rows after the step it resumes from, so each step is there once.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        is_main: bool,
+        num_steps: int,
+        flops_per_token: float,
+        peak_flops: float,
+        track: Callable[[Row, int], None],
+        memory_bytes: Callable[[], int],
+    ) -> None:
+        """`peak_flops` is that of all devices together, in FLOP/s."""
+        self._is_main, self._num_steps = is_main, num_steps
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._track, self._memory_bytes = track, memory_bytes
+        self._metrics_path, self._log_path = folder / "metrics.jsonl", folder / "train.log"
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> RunLog:
+        if self._is_main and self._console.is_terminal:
+            columns = (BarColumn(bar_width=20), TextColumn("{task.fields[status]}"))
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task("", total=self._num_steps, status="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def resume_at(self, step: int) -> None:
+        """Drop rows of steps that will be run again."""
+        if self._is_main and self._metrics_path.exists():
+            rows = [line for line in self._metrics_path.read_text().splitlines() if _step_of(line) <= step]
+            self._metrics_path.write_text("".join(f"{row}\n" for row in rows))
+
+    def say(self, text: str) -> None:
+        """A line for the terminal and the log file."""
+        if not self._is_main:
+            return
+        self._console.print(text, markup=False)
+        with self._log_path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def train_row(self, row: dict[str, float | int], *, window_tokens: float, window_seconds: float) -> None:
+        """A training row: `row` with speed and MFU over the steps since the last one."""
+        if not self._is_main:
+            return
+        speed = window_tokens / max(window_seconds, 1e-9)
+        row = {**row, "tokens_per_second": speed, "mfu": speed * self._flops_per_token / self._peak_flops}
+        row["memory_bytes"] = self._memory_bytes()
+        self._write(row)
+        step = int(row["step"])
+        left = row["elapsed_seconds"] / max(step, 1) * (self._num_steps - step)
+        line = (
+            f"step {step}/{self._num_steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
+            f"grad norm {row['grad_norm']:.2f}  {speed:,.0f} tokens/s  MFU {row['mfu']:.0%}  "
+            f"{row['memory_bytes'] / 1e9:.1f} GB  {_clock(left)} left"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, status=line)
+            with self._log_path.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        else:
+            self.say(line)
+
+    def eval_row(self, row: Row) -> None:
+        """An evaluation row, also told as a line."""
+        if not self._is_main:
+            return
+        self._write(row)
+        values = "  ".join(f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row if name.startswith("eval_"))
+        self.say(f"step {row['step']}/{self._num_steps}  {values}")
+
+    def _write(self, row: Row) -> None:
+        with self._metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._track(row, int(row["step"]))
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):  # the last line of a killed run may be torn
+        return 2**62
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

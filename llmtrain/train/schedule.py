@@ -1,0 +1,49 @@
+"""Learning rate as a fraction of its peak: a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from llmtrain.config import OptimConfig
+
+Schedule = Callable[[int], float]
+"""Step (from 0) -> multiple of the peak learning rate."""
+
+
+def _constant(progress: float, config: OptimConfig) -> float:
+    return 1.0
+
+
+def _linear(progress: float, config: OptimConfig) -> float:
+    return 1.0 - (1.0 - config.min_lr_ratio) * progress
+
+
+def _cosine(progress: float, config: OptimConfig) -> float:
+    """Loshchilov and Hutter 2017, equation 5, without restarts."""
+    return config.min_lr_ratio + (1.0 - config.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _wsd(progress: float, config: OptimConfig) -> float:
+    """Warm-up, stable, decay (Hu et al. 2024): level, then linear over the last `decay_fraction` of the steps."""
+    decayed = max(0.0, progress - (1.0 - config.decay_fraction)) / config.decay_fraction
+    return 1.0 - (1.0 - config.min_lr_ratio) * decayed
+
+
+SHAPES = {"constant": _constant, "linear": _linear, "cosine": _cosine, "wsd": _wsd}
+
+
+def make_schedule(config: OptimConfig, num_steps: int) -> Schedule:
+    """Linear warm-up over `warmup_steps`, then the configured shape down to the last of `num_steps`.
+
+    `wsd`'s decay is a fraction of all steps; the other shapes run from the end of the warm-up.
+    """
+    warmup, shape = config.warmup_steps, SHAPES[config.schedule]
+    start = 0 if config.schedule == "wsd" else min(warmup, num_steps)
+
+    def schedule(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return shape(min(1.0, (step - start) / max(1, num_steps - 1 - start)), config)
+
+    return schedule

@@ -1,0 +1,112 @@
+"""Packs: every token once, every prediction once, bounds where the documents' are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from llmtrain.batch import IGNORE_INDEX
+from llmtrain.data.loader import StoredBatches, collate, microbatches
+from llmtrain.data.order import SampleOrder
+from llmtrain.data.pack import num_stream_packs, stream_pack
+
+
+@dataclass
+class FakeStore:
+    tokens: np.ndarray
+    document_offsets: np.ndarray
+
+
+def store_of(lengths: list[int]) -> FakeStore:
+    """Documents whose tokens number themselves: token = 100 * document + place."""
+    tokens = np.concatenate([100 * i + np.arange(length) for i, length in enumerate(lengths)])
+    return FakeStore(tokens.astype(np.uint16), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 9, 1, 14], [8, 8], [1, 1, 1], [30], [4, 4, 4, 4]])
+@pytest.mark.parametrize("max_seq_len", [2, 4, 8, 64])
+def test_every_token_but_the_first_of_each_document_is_predicted_once(lengths: list[int], max_seq_len: int) -> None:
+    store = store_of(lengths)
+    packs = [stream_pack(store, i, max_seq_len, True) for i in range(num_stream_packs(sum(lengths), max_seq_len))]
+    np.testing.assert_array_equal(np.concatenate([pack.input_ids for pack in packs]), store.tokens)
+    labels = np.concatenate([pack.labels for pack in packs])
+    trained = labels[labels != IGNORE_INDEX]
+    assert sorted(trained) == sorted(token for token in store.tokens.tolist() if token % 100 != 0)
+    inputs = np.concatenate([pack.input_ids for pack in packs])
+    np.testing.assert_array_equal(inputs[labels != IGNORE_INDEX] + 1, trained)  # each label follows its own token
+
+
+def test_segments_end_where_documents_or_the_pack_end() -> None:
+    store = store_of([5, 3, 9, 1, 14])
+    assert [stream_pack(store, i, 8, True).segment_lengths for i in range(4)] == [(5, 3), (8,), (1, 1, 6), (8,)]
+
+
+def test_without_isolation_a_pack_is_one_segment_and_crosses_documents() -> None:
+    store = store_of([5, 3, 9])
+    pack = stream_pack(store, 0, 8, False)
+    assert pack.segment_lengths == (8,)
+    assert pack.labels.tolist() == [1, 2, 3, 4, 100, 101, 102, 200]
+    assert stream_pack(store, 2, 8, False).labels.tolist() == [IGNORE_INDEX]
+
+
+def test_collate_restarts_positions_with_each_segment() -> None:
+    store = store_of([5, 3, 9])
+    batch = collate([(i, stream_pack(store, i, 8, True)) for i in range(2)])
+    assert batch.position_ids.tolist() == [*range(5), *range(3), *range(8)]
+    assert batch.segment_lengths == (5, 3, 8)
+    assert batch.num_trained == 4 + 2 + 8
+    assert batch.sample_ids == (0, 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("packs_per_microbatch", [1, 2, 5])
+def test_ranks_share_a_step_and_stay_in_step(world_size: int, packs_per_microbatch: int) -> None:
+    store = store_of([50])
+    shares = [
+        list(microbatches(range(5), lambda i: stream_pack(store, i, 8, True), packs_per_microbatch, rank, world_size))
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(sample for share in shares for batch in share for sample in batch.sample_ids) == [0, 1, 2, 3, 4]
+
+
+def batches_of(num_steps: int) -> StoredBatches:
+    store = store_of([50, 60])
+    order = SampleOrder([num_stream_packs(110, 8)], None, seed=3)
+    return StoredBatches(
+        order,
+        lambda _, index: stream_pack(store, index, 8, True),
+        num_steps=num_steps,
+        packs_per_step=3,
+        packs_per_microbatch=2,
+        rank=0,
+        world_size=1,
+    )
+
+
+def samples(source: StoredBatches, steps: int) -> list[tuple[int, ...]]:
+    taken = []
+    for _ in range(steps):
+        step = source.next_step()
+        assert step is not None
+        taken.append(tuple(sample for batch in step for sample in batch.sample_ids))
+    return taken
+
+
+def test_a_source_goes_on_from_its_state() -> None:
+    straight, first, second = batches_of(6), batches_of(6), batches_of(6)
+    expected = samples(straight, 6)
+    head = samples(first, 2)
+    second.load_state_dict(first.state_dict())
+    assert head + samples(second, 4) == expected
+    assert second.next_step() is None
+
+
+def test_a_rolled_back_source_leaves_out_the_last_step_and_all_skipped_before() -> None:
+    source = batches_of(10)
+    start = source.state_dict()
+    samples(source, 2)
+    source.load_state_dict(source.skip_last(start))
+    assert samples(source, 3) == [(0, 1, 2), (6, 7, 8), (9, 10, 11)]
+    source.load_state_dict(source.skip_last(start))
+    assert samples(source, 3) == [(0, 1, 2), (6, 7, 8), (12, 13, 14)]
