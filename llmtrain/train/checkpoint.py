@@ -1,0 +1,318 @@
+"""Checkpoints in the format of record: safetensors by parameter name, JSON for the rest, a manifest of hashes.
+
+A checkpoint is a folder `step-00000200/`:
+
+    model-00001.safetensors      weights by parameter name
+    optimizer-00001.safetensors  optimizer state, keyed `PARAMETER/STATE`
+    ema-00001.safetensors        any further kind, keyed by parameter name
+    state-00001.safetensors      tensors of the state
+    state.json                   everything else of the state
+    manifest.json                step, best or not, size and SHA-256 of each file, which file holds which tensor
+
+No engine's format is used, so any engine and world size resumes any other's. The folder is written beside its
+final name, each file and the folder are synced to disk, then it is renamed: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from llmtrain.train.runtime import Runtime
+
+FORMAT = 1
+PIECE_BYTES = 1 << 30  # a file holds no more, one larger tensor excepted: bounds the memory of saving
+STATE_SEPARATOR = "/"  # between a parameter's name, which never holds it, and the optimizer state's
+TENSOR_KEY = "$tensor"  # marks, in state.json, the place of a tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be written; the ones before are untouched."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: newest `keep` of them, and the best one besides when `keep_best` is on."""
+
+    def __init__(self, folder: Path, keep: int, keep_best: bool) -> None:
+        self._folder, self._keep, self._keep_best = folder, keep, keep_best
+
+    def save(
+        self,
+        runtime: Runtime,
+        step: int,
+        model: nn.Module,
+        optimizer: Optimizer,
+        state: Mapping[str, Any],
+        *,
+        extra: Mapping[str, Mapping[str, Tensor]],
+        best: bool = False,
+    ) -> Path:
+        """Write the checkpoint of `step` and prune the old ones. Collective; the main process writes.
+
+        `state` holds plain values, and tensors at any depth; `extra` further kinds of named tensors. Raises
+        CheckpointError on every rank where the disk is full or fails: the partial one is gone, the last good stays.
+        """
+        final = self._folder / f"step-{step:08d}"
+        named_state, error = runtime.named_state(model, optimizer), None
+        if runtime.is_main:
+            error = _write(final, step, named_state, state, extra, best)
+        for _ in named_state:  # reading the state is collective: also after an error every rank walks all of it
+            pass
+        if runtime.any(error is not None):
+            raise CheckpointError(
+                f"cannot write the checkpoint {final}: {error or 'see the main process'}; the last good one is "
+                "untouched: free space on the disk, or move run.dir"
+            )
+        if runtime.is_main:
+            self._prune()
+        return final
+
+    def latest(self, runtime: Runtime) -> Checkpoint | None:
+        """The newest checkpoint that verifies, the same on every rank; a bad one is reported and passed over."""
+        return self._newest(runtime, best_only=False)
+
+    def best(self, runtime: Runtime) -> Checkpoint | None:
+        """The newest that was saved as the best, if it verifies."""
+        return self._newest(runtime, best_only=True)
+
+    def _newest(self, runtime: Runtime, best_only: bool) -> Checkpoint | None:
+        step = -1.0
+        if runtime.is_main:
+            self._remove_leftovers()
+            for path in reversed(self._paths()):
+                try:
+                    found = Checkpoint(path)
+                    if best_only and not found.is_best:
+                        continue
+                    found.verify()
+                except ValueError as error:
+                    runtime.say(f"{error}; the checkpoint before it is used")
+                    continue
+                step = found.step
+                break
+        step = max(row[0] for row in runtime.gather_floats([step]))
+        return Checkpoint(self._folder / f"step-{int(step):08d}") if step >= 0 else None
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*[0-9]"))
+
+    def _prune(self) -> None:
+        paths = self._paths()
+        kept = set(paths[-self._keep :])
+        if self._keep_best:
+            kept.update([path for path in paths if Checkpoint(path).is_best][-1:])
+        for path in paths:
+            if path not in kept:
+                _remove(path)
+
+    def _remove_leftovers(self) -> None:
+        for suffix in ("partial", "removed"):
+            for path in self._folder.glob(f"step-*.{suffix}"):
+                shutil.rmtree(path)
+
+
+class Checkpoint:
+    """One saved step, read lazily: `kinds` of named tensors, and `state`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            self.step: int = manifest["step"]
+            self.is_best: bool = manifest["best"]
+            self._files: dict[str, dict[str, Any]] = manifest["files"]
+            self._tensors: dict[str, dict[str, str]] = manifest["tensors"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"checkpoint {path} has no good manifest.json ({error})") from None
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind in self._tensors if kind != "state"]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state that was saved, with its tensors back in their places."""
+        plain = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        restored = join_tensors(plain, lambda name: self.read("state", name))
+        assert isinstance(restored, dict)
+        return restored
+
+    def names(self, kind: str) -> list[str]:
+        return list(self._tensors[kind])
+
+    def read(self, kind: str, name: str) -> Tensor:
+        """One tensor, on the CPU. Raises KeyError where the checkpoint has none of that name."""
+        with safe_open(self.path / self._tensors[kind][name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def read_all(self, kind: str) -> dict[str, Tensor]:
+        """Every tensor of a kind, by name."""
+        return {name: self.read(kind, name) for name in self.names(kind)}
+
+    def read_parameter(self, name: str) -> dict[str, Tensor]:
+        """A parameter under `param`, and its optimizer state by key: what `Runtime.load_named_state` asks for."""
+        prefix = f"{name}{STATE_SEPARATOR}"
+        state = {key.removeprefix(prefix): key for key in self._tensors.get("optimizer", {}) if key.startswith(prefix)}
+        return {"param": self.read("model", name)} | {key: self.read("optimizer", full) for key, full in state.items()}
+
+    def verify(self) -> None:
+        """Compare every file with the manifest. Raises ValueError naming the first that differs."""
+        for name, expected in self._files.items():
+            file = self.path / name
+            if not file.is_file() or file.stat().st_size != expected["bytes"]:
+                raise ValueError(f"checkpoint {self.path} is torn: {name} is missing or has another size")
+            with file.open("rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != expected["sha256"]:
+                    raise ValueError(f"checkpoint {self.path} was changed: {name} does not match its hash")
+
+
+def _write(
+    final: Path,
+    step: int,
+    named_state: Iterator[tuple[str, dict[str, Tensor]]],
+    state: Mapping[str, Any],
+    extra: Mapping[str, Mapping[str, Tensor]],
+    best: bool,
+) -> OSError | None:
+    """Write a whole checkpoint, or nothing; the error that prevented it."""
+    writer = _Writer(final)
+    try:
+        writer.make_folder()
+        for name, tensors in named_state:
+            writer.add_parameter(name, tensors)
+        for kind, named in extra.items():
+            for name, tensor in named.items():
+                writer.add(kind, name, tensor)
+        writer.finish(step, state, best)
+    except OSError as error:
+        writer.discard()
+        return error
+    return None
+
+
+class _Writer:
+    """Writes one checkpoint, in pieces, into a folder beside its final name. Its methods raise OSError."""
+
+    def __init__(self, final: Path) -> None:
+        self._final, self._partial = final, final.with_name(f"{final.name}.partial")
+        self._files: dict[str, dict[str, Any]] = {}
+        self._tensors: dict[str, dict[str, str]] = {}
+        self._pending: dict[str, dict[str, Tensor]] = {}
+        self._pending_bytes: dict[str, int] = {}
+
+    def make_folder(self) -> None:
+        """An empty folder to write into."""
+        if self._partial.exists():
+            shutil.rmtree(self._partial)
+        self._partial.mkdir(parents=True)
+
+    def add_parameter(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """A parameter (`param`) and its optimizer state."""
+        for key, tensor in tensors.items():
+            if key == "param":
+                self.add("model", name, tensor)
+            else:
+                self.add("optimizer", f"{name}{STATE_SEPARATOR}{key}", tensor)
+
+    def add(self, kind: str, name: str, tensor: Tensor) -> None:
+        """One tensor of a kind; a piece that is full goes to disk."""
+        size = tensor.numel() * tensor.element_size()
+        if self._pending_bytes.get(kind, 0) + size > PIECE_BYTES:
+            self._flush(kind)
+        self._pending.setdefault(kind, {})[name] = tensor.detach().cpu().contiguous()
+        self._pending_bytes[kind] = self._pending_bytes.get(kind, 0) + size
+
+    def finish(self, step: int, state: Mapping[str, Any], best: bool) -> None:
+        """Write what is pending, the state and the manifest, and give the folder its final name."""
+        plain, tensors = split_tensors(state)
+        for name, tensor in tensors.items():
+            self.add("state", name, tensor)
+        for kind in list(self._pending):
+            self._flush(kind)
+        self._write("state.json", json.dumps(plain, indent=1).encode())
+        manifest = {"format": FORMAT, "step": step, "best": best, "files": self._files, "tensors": self._tensors}
+        self._write("manifest.json", json.dumps(manifest, indent=1).encode())
+        _sync_folder(self._partial)
+        if self._final.exists():  # torn, or written before the run went back to an earlier step
+            _remove(self._final)
+        self._partial.rename(self._final)
+        _sync_folder(self._final.parent)
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _flush(self, kind: str) -> None:
+        tensors, self._pending_bytes[kind] = self._pending.pop(kind, {}), 0
+        pieces = sum(name.startswith(f"{kind}-") for name in self._files)
+        file = f"{kind}-{pieces + 1:05d}.safetensors"
+        self._write(file, safetensors.torch.save(tensors))
+        self._tensors.setdefault(kind, {}).update(dict.fromkeys(tensors, file))
+
+    def _write(self, name: str, content: bytes) -> None:
+        with (self._partial / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def split_tensors(state: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+    """A state as plain JSON values with a mark in place of each tensor, and the tensors by their dotted place.
+
+    Raises TypeError where a key is not a string or a value is neither plain nor a tensor: JSON would change it.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any, place: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[place] = value
+            return {TENSOR_KEY: place}
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise TypeError(f"state {place}: keys must be strings")
+            return {key: plain(item, f"{place}.{key}" if place else key) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item, f"{place}.{i}") for i, item in enumerate(value)]
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise TypeError(f"state {place}: {type(value).__name__} is neither a plain value nor a tensor")
+
+    return plain(state, ""), tensors
+
+
+def join_tensors(plain: Any, read: Callable[[str], Tensor]) -> Any:
+    """The inverse of `split_tensors`; tuples come back as lists."""
+    if isinstance(plain, dict):
+        if set(plain) == {TENSOR_KEY}:
+            return read(plain[TENSOR_KEY])
+        return {key: join_tensors(item, read) for key, item in plain.items()}
+    if isinstance(plain, list):
+        return [join_tensors(item, read) for item in plain]
+    return plain
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that a kill in between leaves a leftover, never a part that looks whole."""
+    leftover = path.with_name(f"{path.name}.removed")
+    path.rename(leftover)
+    shutil.rmtree(leftover)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
