@@ -1,0 +1,1 @@
+"""Raw text to memory-mapped tokens to the batches of a step."""

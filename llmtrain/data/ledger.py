@@ -1,0 +1,116 @@
+"""The account of every document, byte and token that data preparation reads or makes.
+
+Bytes are UTF-8 bytes of text (of a bad row: of the row as it stands in the file). What is read is either
+bad, or dropped by a named step, or kept in a split; `check` holds the two sides against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Split = Literal["train", "eval"]
+SPLITS: tuple[Split, ...] = ("train", "eval")
+
+
+@dataclass
+class Tally:
+    """So many documents or rows, of so many bytes together."""
+
+    documents: int = 0
+    bytes: int = 0
+
+    def add(self, num_bytes: int) -> None:
+        self.documents += 1
+        self.bytes += num_bytes
+
+
+@dataclass
+class TokenTally:
+    """The tokens of one split, by where they come from."""
+
+    tokens: int = 0  # all: text, bos and eos
+    text_tokens: int = 0  # what the tokenizer made of the text itself
+    unknown_tokens: int = 0  # text tokens that are the tokenizer's unknown token
+    added_tokens: int = 0  # put around documents: bos, eos
+    unpredicted_tokens: int = 0  # the first token of each document, which nothing before it predicts
+
+
+@dataclass
+class SourceLedger:
+    """The account of one source."""
+
+    path: str
+    files: int = 0
+    files_not_read: dict[str, int] = field(default_factory=dict)  # suffix -> files passed over in a folder
+    text_field: str | None = None  # the field of rows that holds the text; None: text files
+    read: Tally = field(default_factory=Tally)  # everything below together
+    bad_rows: dict[str, Tally] = field(default_factory=dict)  # reason -> rows skipped
+    dropped: dict[str, Tally] = field(default_factory=dict)  # step -> documents dropped
+    kept: dict[Split, Tally] = field(default_factory=lambda: {split: Tally() for split in SPLITS})
+    tokens: dict[Split, TokenTally] = field(default_factory=lambda: {split: TokenTally() for split in SPLITS})
+
+    def bad_row(self, reason: str, num_bytes: int) -> None:
+        """Account for a row that could not be read."""
+        self.read.add(num_bytes)
+        self.bad_rows.setdefault(reason, Tally()).add(num_bytes)
+
+    def drop(self, step: str, num_bytes: int) -> None:
+        """Account for a document, read before, that a step leaves out."""
+        self.dropped.setdefault(step, Tally()).add(num_bytes)
+
+    def check(self) -> None:
+        """Raises AssertionError where documents, bytes or tokens do not add up."""
+        parts = [*self.bad_rows.values(), *self.dropped.values(), *self.kept.values()]
+        for unit, read, found in (
+            ("documents", self.read.documents, sum(part.documents for part in parts)),
+            ("bytes", self.read.bytes, sum(part.bytes for part in parts)),
+        ):
+            if read != found:
+                raise AssertionError(f"{self.path}: {read} {unit} read, but {found} kept, dropped or bad")
+        for split, tally in self.tokens.items():
+            if tally.tokens != tally.text_tokens + tally.added_tokens:
+                raise AssertionError(
+                    f"{self.path}: {tally.tokens} {split} tokens stored, but {tally.text_tokens} made of text "
+                    f"and {tally.added_tokens} added"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> SourceLedger:
+        """The account that `to_dict` wrote."""
+        return cls(
+            path=tree["path"],
+            files=tree["files"],
+            files_not_read=dict(tree["files_not_read"]),
+            text_field=tree["text_field"],
+            read=Tally(**tree["read"]),
+            bad_rows={reason: Tally(**tally) for reason, tally in tree["bad_rows"].items()},
+            dropped={step: Tally(**tally) for step, tally in tree["dropped"].items()},
+            kept={split: Tally(**tree["kept"][split]) for split in SPLITS},
+            tokens={split: TokenTally(**tree["tokens"][split]) for split in SPLITS},
+        )
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The accounts of all sources of a run."""
+
+    train: Sequence[SourceLedger]
+    eval: Sequence[SourceLedger]  # empty where the held-out documents are a split of `train`
+
+    def check(self) -> None:
+        """Raises AssertionError where a source's account does not add up."""
+        for source in (*self.train, *self.eval):
+            source.check()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "train": [source.to_dict() for source in self.train],
+            "eval": [source.to_dict() for source in self.eval],
+        }

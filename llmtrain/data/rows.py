@@ -1,0 +1,169 @@
+"""A source -> its documents, one at a time, each byte accounted for in the ledger.
+
+A text file is one document; of anything else, each row is one, its text in one field.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import zstandard
+
+from llmtrain.config import Source
+from llmtrain.data.files import TEXT_SUFFIXES, Files, HubDataset, file_kind, resolve
+from llmtrain.data.formats import READERS, BadRow, Row, Rows, read_hub
+from llmtrain.data.ledger import SourceLedger
+from llmtrain.data.text import LARGE_CHARS, Document, FileText, InvalidUtf8, decoded_chunks
+
+TEXT_FIELDS = ("text", "content", "extract", "body", "document", "article", "passage", "raw_content")
+"""Fields that are taken for the text where the source names none."""
+
+Slice = tuple[Fraction, Fraction]
+WHOLE: Slice = (Fraction(0), Fraction(1))
+
+
+def iter_documents(source: Source, on_bad_row: Literal["error", "skip"], ledger: SourceLedger) -> Iterator[Document]:
+    """The documents of a source that have text; everything else is counted in the ledger.
+
+    Raises ValueError, one line, for a source that is missing, empty or unreadable, for a row that is bad
+    (unless `on_bad_row` is skip), and where no field, or more than one, can be taken for the text.
+    """
+    location = resolve(source)
+    if isinstance(location, Files):
+        ledger.files = len(location.paths)
+        ledger.files_not_read = dict(location.not_read)
+    num_documents = 0
+    for item in _items(source, location, ledger):
+        if isinstance(item, BadRow):
+            if on_bad_row == "error":
+                raise ValueError(f"{item.message}; mend it, or set data.on_bad_row=skip")
+            ledger.bad_row(item.reason, item.num_bytes)
+            continue
+        ledger.read.add(item.num_bytes)
+        if isinstance(item.text, str) and (not item.text or item.text.isspace()):
+            ledger.drop("empty", item.num_bytes)
+            continue
+        num_documents += 1
+        yield item
+    if not num_documents:
+        raise ValueError(f"{source.path}: no document with text ({_what_was_read(ledger)})")
+
+
+def _items(source: Source, location: Files | HubDataset, ledger: SourceLedger) -> Iterator[Document | BadRow]:
+    """Every document and bad row of a source, in order."""
+    part = _parse_slice(source.slice)
+    if isinstance(location, HubDataset):
+        yield from _row_documents(_rows_within(partial(read_hub, location, source), part), source, ledger)
+        return
+    for path in location.paths:
+        kind = file_kind(path)
+        assert kind is not None, path
+        try:
+            if kind in TEXT_SUFFIXES:
+                yield _text_document(path, part)
+            else:
+                yield from _row_documents(_rows_within(partial(READERS[kind], path), part), source, ledger)
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+            raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def _text_document(path: Path, part: Slice) -> Document | BadRow:
+    """A text file as one document, read anew for each use where it is too large to hold."""
+    held: list[str] = []
+    num_chars = num_bytes = 0
+    try:
+        for chunk in decoded_chunks(path):
+            num_chars += len(chunk)
+            num_bytes += len(chunk.encode())
+            if num_chars <= LARGE_CHARS:
+                held.append(chunk)
+            else:
+                held.clear()
+    except InvalidUtf8 as error:
+        return BadRow("invalid UTF-8", str(error), path.stat().st_size)
+    start, end = _within(num_chars, part)
+    if num_chars <= LARGE_CHARS or start == end:
+        text = "".join(held)[start:end]
+        return Document(text, str(path), len(text.encode()))
+    large = FileText(path, start, end)
+    if part != WHOLE:
+        num_bytes = sum(len(chunk.encode()) for chunk in large.chunks())
+    return Document(large, str(path), num_bytes)
+
+
+def _row_documents(rows: Rows, source: Source, ledger: SourceLedger) -> Iterator[Document | BadRow]:
+    for row in rows:
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        if ledger.text_field is None:
+            ledger.text_field = source.text_field or _recognise(row)
+        yield _row_document(row, ledger.text_field)
+
+
+def _row_document(row: Row, text_field: str) -> Document | BadRow:
+    if text_field not in row.fields:
+        message = f"{row.where}: no field {text_field!r}, only {_names(row.fields)}"
+        return BadRow("no text field", message, 0)
+    text = row.fields[text_field]
+    if not isinstance(text, str):
+        message = f"{row.where}: field {text_field!r} holds {type(text).__name__}, not a string"
+        return BadRow("text is not a string", message, 0)
+    try:
+        num_bytes = len(text.encode())
+    except UnicodeEncodeError as error:
+        message = f"{row.where}: field {text_field!r} is not valid Unicode at character {error.start}"
+        return BadRow("invalid UTF-8", message, len(text.encode(errors="surrogatepass")))
+    return Document(text, row.where, num_bytes)
+
+
+def _recognise(row: Row) -> str:
+    """The one field of a source's first row that is known to hold text."""
+    known = [name for name in TEXT_FIELDS if isinstance(row.fields.get(name), str)]
+    if len(known) == 1:
+        return known[0]
+    fault = f"fields {' and '.join(known)} could each be the text" if known else "no field is known to hold the text"
+    raise ValueError(f"{row.where}: {fault}; set the source's text_field to one of {_names(row.fields)}")
+
+
+def _parse_slice(text: str | None) -> Slice:
+    """`0%:90%` -> exact fractions."""
+    if text is None:
+        return WHOLE
+    low, high = (Fraction(bound.removesuffix("%")) / 100 for bound in text.split(":"))
+    if not low < high <= 1:
+        raise ValueError(f"slice {text!r} is not a range within 0%:100%")
+    return low, high
+
+
+def _within(total: int, part: Slice) -> tuple[int, int]:
+    """[start, end) of a part of `total` things."""
+    return int(total * part[0]), int(total * part[1])
+
+
+def _rows_within(read: Callable[[], Rows], part: Slice) -> Rows:
+    """The rows that `read()` gives, or a part of them, for which they are counted first."""
+    if part == WHOLE:
+        yield from read()
+        return
+    start, end = _within(sum(1 for _ in read()), part)
+    for number, row in enumerate(read()):
+        if start <= number < end:
+            yield row
+        if number >= end:
+            return
+
+
+def _names(fields: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, fields)) or "(none)"
+
+
+def _what_was_read(ledger: SourceLedger) -> str:
+    """The account of a source without documents, for the message."""
+    bad = sum(tally.documents for tally in ledger.bad_rows.values())
+    return f"{ledger.read.documents} read, of which {bad} bad and {ledger.read.documents - bad} empty"

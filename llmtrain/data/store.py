@@ -1,0 +1,244 @@
+"""The token store: the tokens of one source in flat files, memory-mapped, opened in constant time.
+
+A store is a folder. For each split it holds `tokens` (uint16 or uint32, documents end to end), `offsets`
+(int64, where each document ends) and `bytes` (int64, UTF-8 length of each document). `store.json` says
+that it is finished, and for which tokenizer and source. While it is built, the files only grow, and
+`journal` says how far they can be trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from llmtrain.data.ledger import SPLITS, Split
+
+FORMAT = 1
+META = "store.json"
+JOURNAL = "journal"
+LOCK = "lock"
+
+Array = np.ndarray[Any, Any]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """One split of a finished store."""
+
+    path: Path  # the store's folder
+    split: Split
+    tokens: Array  # (num_tokens,) unsigned, memory-mapped
+    document_offsets: (
+        Array  # (num_documents + 1,) int64, memory-mapped: document i is tokens[offsets[i]:offsets[i + 1]]
+    )
+    document_bytes: Array  # (num_documents,) int64, memory-mapped
+    num_bytes: int  # UTF-8 bytes of all documents
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.document_bytes)
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a folder is a finished store."""
+    return (Path(path).expanduser() / META).is_file()
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What `store.json` says. Raises ValueError where it is not that of a store, or of another format."""
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        found = meta["format"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ValueError(f"{path / META}: not the description of a token store; delete the folder to rebuild") from None
+    if found != FORMAT:
+        raise ValueError(f"{path}: a store of format {found}, this version reads format {FORMAT}; rebuild it")
+    assert isinstance(meta, dict)
+    return meta
+
+
+def open_store(path: Path, split: Split) -> TokenStore:
+    """One split of a finished store; no data is read, only the files' sizes are checked.
+
+    Raises ValueError where the store is torn.
+    """
+    meta = read_meta(path)
+    sizes, dtype = meta["splits"][split], np.dtype(meta["dtype"])
+    return TokenStore(
+        path=path,
+        split=split,
+        tokens=_map(path / f"{split}.tokens", dtype, sizes["tokens"]),
+        document_offsets=_map(path / f"{split}.offsets", np.dtype(np.int64), sizes["documents"] + 1),
+        document_bytes=_map(path / f"{split}.bytes", np.dtype(np.int64), sizes["documents"]),
+        num_bytes=sizes["bytes"],
+    )
+
+
+def _map(path: Path, dtype: np.dtype[Any], length: int) -> Array:
+    size = _size(path)
+    if size != length * dtype.itemsize:
+        raise ValueError(
+            f"{path}: {size} bytes where {META} says {length * dtype.itemsize}; delete the folder to rebuild"
+        )
+    if not length:
+        return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
+    return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, report: Report) -> Iterator[None]:
+    """Hold a store's lock; whoever comes second waits here, and the system frees the lock of a process that dies."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"{folder}: another process builds this store; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass
+class Written:
+    """How much of one split is in its files."""
+
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0
+    text_tokens: int = 0  # tokens, less those put around documents
+    unknown_tokens: int = 0
+
+
+@dataclass
+class Progress:
+    """How far a build has come: its journal's last line."""
+
+    pieces: int = 0  # of the source's documents, in order, both splits together
+    splits: dict[Split, Written] = field(default_factory=lambda: {split: Written() for split in SPLITS})
+
+
+class StoreWriter:
+    """Appends to the files of an unfinished store, from where its journal says that they are whole.
+
+    Used as a context manager, under `exclusive`.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
+        self._folder, self._dtype = folder, dtype
+        self.progress = _recover(folder, dtype)
+        self._files: dict[str, BinaryIO] = {}
+        for name, size in _file_sizes(self.progress, dtype).items():
+            (folder / name).touch()
+            os.truncate(folder / name, size)  # lengthens a new `offsets` file by its leading zero
+            self._files[name] = (folder / name).open("ab")
+        self._journal = (folder / JOURNAL).open("w", encoding="utf-8")
+        self._write_journal()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in (*self._files.values(), self._journal):
+            with contextlib.suppress(OSError):  # a full disk was raised by the write or flush that met it
+                file.close()
+
+    def write_tokens(self, split: Split, ids: Array, num_text_tokens: int, num_unknown_tokens: int) -> None:
+        """Append tokens to the split's open document."""
+        self._files[f"{split}.tokens"].write(ids.astype(self._dtype, copy=False).data)
+        written = self.progress.splits[split]
+        written.tokens += len(ids)
+        written.text_tokens += num_text_tokens
+        written.unknown_tokens += num_unknown_tokens
+
+    def end_document(self, split: Split, num_bytes: int) -> None:
+        """Close the split's open document; `num_bytes` is its length as UTF-8."""
+        written = self.progress.splits[split]
+        written.documents += 1
+        written.bytes += num_bytes
+        self._files[f"{split}.offsets"].write(np.int64(written.tokens).tobytes())
+        self._files[f"{split}.bytes"].write(np.int64(num_bytes).tobytes())
+
+    def flush(self, num_pieces: int) -> None:
+        """Make all that was written durable, and note that it holds the first `num_pieces` pieces of the source."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self.progress.pieces = num_pieces
+        self._write_journal()
+
+    def finish(self, meta: Mapping[str, Any]) -> None:
+        """Turn what was flushed into a finished store, described by `meta`."""
+        splits = {
+            split: {"tokens": written.tokens, "documents": written.documents, "bytes": written.bytes}
+            for split, written in self.progress.splits.items()
+        }
+        text = json.dumps({"format": FORMAT, "dtype": self._dtype.name, "splits": splits, **meta}, indent=1)
+        unfinished = self._folder / f"{META}.unfinished"
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(self._folder / META)
+        _sync_folder(self._folder)
+        (self._folder / JOURNAL).unlink()
+
+    def _write_journal(self) -> None:
+        self._journal.write(json.dumps(asdict(self.progress)) + "\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Delete what a build has left, but the lock, on which others may wait."""
+    for name in (*_file_sizes(Progress(), np.dtype(np.uint16)), JOURNAL, f"{META}.unfinished"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _file_sizes(progress: Progress, dtype: np.dtype[Any]) -> dict[str, int]:
+    """Name -> bytes of every data file at a point of the build."""
+    sizes = {}
+    for split, written in progress.splits.items():
+        sizes[f"{split}.tokens"] = written.tokens * dtype.itemsize
+        sizes[f"{split}.offsets"] = (written.documents + 1) * 8
+        sizes[f"{split}.bytes"] = written.documents * 8
+    return sizes
+
+
+def _recover(folder: Path, dtype: np.dtype[Any]) -> Progress:
+    """The last point in the journal up to which every file is whole."""
+    path = folder / JOURNAL
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for line in reversed(lines):
+        try:
+            tree = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a kill tore this line; the one before stands
+        progress = Progress(tree["pieces"], {split: Written(**tree["splits"][split]) for split in SPLITS})
+        found = {name: _size(folder / name) for name in _file_sizes(progress, dtype)}
+        if all(found[name] >= size for name, size in _file_sizes(progress, dtype).items()):
+            return progress
+    return Progress()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,210 @@
+"""The token stores of a run: each source's, found or built, shared by all runs that agree on its content."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from llmtrain.config import CleanConfig, DataConfig, Source
+from llmtrain.data.build import Clean, Plan, build_store
+from llmtrain.data.clean import Cleaner
+from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
+from llmtrain.data.ledger import Ledger, SourceLedger, Split
+from llmtrain.data.store import FORMAT, Report, TokenStore, exclusive, is_store, open_store, read_meta
+from llmtrain.data.text import Document
+from llmtrain.data.tokenize import TextEncoder, tokenizer_fingerprint
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The stores of a run, one a source, in the order of the configuration, and the account of all."""
+
+    train: list[TokenStore]
+    eval: list[TokenStore]  # empty where nothing is held out
+    ledger: Ledger
+
+
+def build_stores(data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, report: Report) -> Stores:
+    """The token stores of a run's sources: found, or built by this process while others wait for it.
+
+    Raises ValueError, one line, for bad input, a store of another tokenizer, an empty split or a full disk.
+    """
+    binding = _Tokenizer(tokenizer.name_or_path, tokenizer_fingerprint(tokenizer), TextEncoder(tokenizer))
+    eval_fraction = data.eval_fraction if data.eval is None else 0.0
+    train_folders = _train_folders(data, eval_fraction, binding, report)
+    train = [open_store(folder, "train") for folder in train_folders]
+    for index, store in enumerate(train):
+        if not store.num_tokens:
+            raise ValueError(f"data.train[{index}]={data.train[index].path}: no document is left to train on")
+    if data.eval is None:
+        eval_folders: list[Path] = []
+        held_out = [open_store(folder, "eval") for folder in train_folders] if eval_fraction else []
+        _require_held_out(data, train, held_out, report)
+    else:
+        eval_folders = _eval_folders(data, data.eval, binding, report)
+        held_out = [open_store(folder, _held_out_split(folder)) for folder in eval_folders]
+    ledger = Ledger([_read_ledger(folder) for folder in train_folders], [_read_ledger(path) for path in eval_folders])
+    ledger.check()
+    return Stores(train, held_out, ledger)
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """Where stores are kept: `data.cache_dir`, else `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
+    return Path(data.cache_dir or os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain").expanduser()
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """What ties a store to a tokenizer."""
+
+    name: str
+    fingerprint: str
+    encoder: TextEncoder
+
+
+def _train_folders(data: DataConfig, eval_fraction: float, binding: _Tokenizer, report: Report) -> list[Path]:
+    """The store of each training source, finished."""
+    cleaner = Cleaner(data.clean, data.train, data.on_bad_row)
+    folders: list[Path] = []
+    for index, source in enumerate(data.train):
+        key = f"data.train[{index}]"
+        if is_store(source.path):
+            folders.append(_given_store(key, source, data, binding))
+            continue
+        content = {
+            "earlier": [source_fingerprint(each) for each in data.train[:index]] if cleaner.spans_sources else [],
+            "clean": data.clean.model_dump(),
+            "decontaminate": [source_fingerprint(Source(path=path)) for path in data.clean.decontaminate],
+            "eval_fraction": eval_fraction,
+            "on_bad_row": data.on_bad_row,
+        }
+        folders.append(
+            _find_or_build(key, source, content, partial(cleaner.clean, index), cache_folder(data), binding, report)
+        )
+    return folders
+
+
+def _eval_folders(data: DataConfig, sources: Sequence[Source], binding: _Tokenizer, report: Report) -> list[Path]:
+    """The store of each held-out source, finished; they are read as they are, without cleaning."""
+    content = {
+        "earlier": [],
+        "clean": CleanConfig().model_dump(),
+        "decontaminate": [],
+        "eval_fraction": 0.0,
+        "on_bad_row": data.on_bad_row,
+    }
+    return [
+        _given_store(f"data.eval[{index}]", source, data, binding)
+        if is_store(source.path)
+        else _find_or_build(f"data.eval[{index}]", source, content, _keep_all, cache_folder(data), binding, report)
+        for index, source in enumerate(sources)
+    ]
+
+
+def _keep_all(documents: Iterator[Document], ledger: SourceLedger) -> Iterator[Document]:
+    """No cleaning."""
+    return documents
+
+
+def _find_or_build(
+    key: str,
+    source: Source,
+    content: Mapping[str, Any],
+    clean: Clean,
+    cache: Path,
+    binding: _Tokenizer,
+    report: Report,
+) -> Path:
+    """The folder of a source's store; `content` is what decides the store's content beside source and tokenizer."""
+    read = source_fingerprint(source)
+    name = fingerprint({"format": FORMAT, "source": read, "tokenizer": binding.fingerprint, **content})
+    folder = cache / f"{_slug(source.path)}-{name}"
+    if is_store(folder):
+        return folder
+    plan = Plan(
+        key=key,
+        source=source,
+        source_fingerprint=read,
+        clean=clean,
+        eval_fraction=content["eval_fraction"],
+        on_bad_row=content["on_bad_row"],
+        meta={
+            "source": source.model_dump(),
+            "source_fingerprint": read,
+            "revision": resolved_revision(source),
+            "tokenizer": {"name": binding.name, "fingerprint": binding.fingerprint},
+            **content,
+        },
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"data.cache_dir={cache}: cannot be written ({error.strerror}); name another folder") from None
+    with exclusive(folder, report):
+        if not is_store(folder):
+            build_store(plan, folder, binding.encoder, report)
+    return folder
+
+
+def _given_store(key: str, source: Source, data: DataConfig, binding: _Tokenizer) -> Path:
+    """A store that the configuration names itself.
+
+    Raises ValueError where it is of another tokenizer, or where options ask for what only a build can do.
+    """
+    path = Path(source.path).expanduser()
+    meta = read_meta(path)
+    built_for = meta["tokenizer"]
+    if built_for["fingerprint"] != binding.fingerprint:
+        raise ValueError(
+            f"{key}={path}: a store of the tokenizer {built_for['name']} ({built_for['fingerprint'][:8]}), "
+            f"not of {binding.name} ({binding.fingerprint[:8]}); build it anew from its text"
+        )
+    reading = source.model_dump(exclude={"path", "weight"})
+    changed = [name for name, value in reading.items() if value != Source.model_fields[name].default]
+    if changed:
+        raise ValueError(f"{key}={path}: a store is used as it is: {', '.join(changed)} would do nothing")
+    if key.startswith("data.train"):
+        if data.clean != CleanConfig():
+            raise ValueError(f"{key}={path}: a store is used as it is: data.clean would do nothing")
+        split_asked = data.eval is None and "eval_fraction" in data.model_fields_set
+        if split_asked and data.eval_fraction != meta["eval_fraction"]:
+            raise ValueError(
+                f"{key}={path}: a store built with data.eval_fraction={meta['eval_fraction']}, "
+                f"not {data.eval_fraction}; leave it out, or build the store anew from its text"
+            )
+    return path
+
+
+def _held_out_split(folder: Path) -> Split:
+    """What an evaluation source's store holds out: its held-out split where it has one, else all of it."""
+    return "eval" if read_meta(folder)["splits"]["eval"]["documents"] else "train"
+
+
+def _require_held_out(data: DataConfig, train: list[TokenStore], held_out: list[TokenStore], report: Report) -> None:
+    """Raises ValueError where a share was to be held out and no document fell into it."""
+    empty = [index for index, store in enumerate(held_out) if not store.num_tokens]
+    if held_out and len(empty) == len(held_out):
+        num_documents = sum(store.num_documents for store in train)
+        raise ValueError(
+            f"data.eval_fraction={data.eval_fraction} holds out none of {num_documents} documents; raise it, "
+            "give data.eval, or set it to 0 (a single text file can be split by `slice: 0%:90%` and `90%:100%`)"
+        )
+    for index in empty:
+        report(f"data.train[{index}] ({data.train[index].path}): no document of it is held out")
+
+
+def _read_ledger(folder: Path) -> SourceLedger:
+    return SourceLedger.from_dict(read_meta(folder)["ledger"])
+
+
+def _slug(path: str) -> str:
+    """A readable start for a folder's name."""
+    words = re.findall(r"[A-Za-z0-9]+", Path(path).name) or ["store"]
+    return "-".join(words)[:40].lower()

@@ -1,0 +1,144 @@
+"""Text -> token ids, in parallel.
+
+A document's ids are what its tokenizer gives with its own special tokens (a BOS if it adds one), and the
+EOS at the end where there is one. Text that spells a special token stays text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llmtrain.data.ledger import Split
+from llmtrain.data.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
+
+Ids = np.ndarray[Any, Any]
+
+PROBE = "a b"
+SPACE_CUT_SAMPLE_CHARS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document, or a part of a long one."""
+
+    text: str
+    split: Split
+    first: bool  # starts its document
+    last: bool  # ends its document
+    document_bytes: int  # UTF-8 bytes of the whole document
+
+
+def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder or on the hub.
+
+    Raises ValueError where there is none, or none that the `tokenizers` library runs.
+    """
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    local = Path(path).expanduser()
+    if looks_local and not local.is_dir():
+        raise ValueError(f"tokenizer.path={path}: no such folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(local) if local.is_dir() else path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # transformers raises its own and its libraries' errors, of many classes
+        reason = " ".join(str(error).split())
+        raise ValueError(f"tokenizer.path={path}: no tokenizer can be loaded: {reason}") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(
+            f"tokenizer.path={path}: {type(tokenizer).__name__} is not run by the `tokenizers` library; "
+            "convert it to a tokenizer.json first"
+        )
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """32 hexadecimal digits that stand for the ids a tokenizer gives to documents."""
+    encoder = TextEncoder(tokenizer)
+    hasher = blake2b(encoder.backend.to_str().encode(), digest_size=16)
+    hasher.update(repr((encoder.prefix, encoder.suffix)).encode())
+    return hasher.hexdigest()
+
+
+class TextEncoder:
+    """Turns texts into ids, many at a time, on all cores.
+
+    `prefix` and `suffix` are the ids that belong around each document: BOS, EOS.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ValueError(f"{type(tokenizer).__name__} is not run by the `tokenizers` library")
+        self.backend: Tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: ours to change
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True
+        self.prefix, self.suffix = _around(self.backend)
+        if tokenizer.eos_token_id is not None and self.suffix[-1:] != (tokenizer.eos_token_id,):
+            self.suffix += (tokenizer.eos_token_id,)
+        self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        unknown = tokenizer.unk_token_id
+        self.unknown_id: int | None = None if unknown in (*self.prefix, *self.suffix) else unknown
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, nothing put around them."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
+
+    def encode_ahead(self, batches: Iterable[Sequence[Piece]]) -> Iterator[tuple[Sequence[Piece], list[Ids]]]:
+        """Each batch with the ids of its texts, in order; the next two are encoded while the caller works and reads.
+
+        Encoding itself runs without Python's lock, so it overlaps with reading and with making arrays.
+        """
+        waiting: deque[tuple[Sequence[Piece], Future[list[Ids]]]] = deque()
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            for batch in batches:
+                waiting.append((batch, pool.submit(self.encode, [piece.text for piece in batch])))
+                if len(waiting) > 2:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+
+    def can_cut(self, sample: str) -> bool:
+        """Whether texts may be encoded in pieces: tried at every line cut of a sample, and at many space cuts."""
+        sample = sample[: 2 * PIECE_CHARS]
+        return all(
+            self._equal_in_pieces(text, [found.start() for found in cut.finditer(text)])
+            for text, cut in ((sample, LINE_CUT), (sample[:SPACE_CUT_SAMPLE_CHARS], SPACE_CUT))
+        )
+
+    def _equal_in_pieces(self, text: str, cuts: Sequence[int]) -> bool:
+        whole, *pieces = self.encode([text, *(text[start:end] for start, end in pairwise([0, *cuts, len(text)]))])
+        return np.array_equal(whole, np.concatenate(pieces))
+
+
+def batch_chars() -> int:
+    """Characters of a batch: half a megabyte a core, so that long pieces keep every core busy too."""
+    return max(1, len(os.sched_getaffinity(0))) << 19
+
+
+def _around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a tokenizer puts before and after a text.
+
+    Raises ValueError where what it puts there depends on the text.
+    """
+    plain, full = (backend.encode(PROBE, add_special_tokens=special).ids for special in (False, True))
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return tuple(full[:start]), tuple(full[start + len(plain) :])
+    raise ValueError("the tokenizer changes a text's own ids when it adds special tokens: it cannot be used here")
