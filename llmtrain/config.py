@@ -279,6 +279,21 @@ class PretrainConfig(Section):
         return self
 
 
+    def features(self) -> dict[str, bool]:
+        """The features that not every engine has, and whether this run asks for them."""
+        return {
+            "muon": self.optim.name == "muon",
+            "l1": self.optim.l1 > 0,
+            "ema": self.train.ema_decay is not None,
+            "fp16": self.train.precision == "fp16",
+            "bf16": self.train.precision == "bf16",
+            "compile": self.train.compile,
+            "activation_checkpointing": self.train.activation_checkpointing,
+            "best_checkpoint": self.checkpoint.best,
+            "spike_rollback": self.train.spike_factor is not None,
+        }
+
+
 class SpecialTokens(Section):
     bos: str = "<|bos|>"
     """Starts every document."""

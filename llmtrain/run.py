@@ -1,10 +1,11 @@
-"""The folder of a run: whose it is, what was asked for, on what it ran."""
+"""The folder of a run: whose it is, what was asked for, on what it ran, and the model that came out."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config import RunConfig, Section, read_yaml, save_config
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from llmtrain.config import PretrainConfig, RunConfig, Section, read_yaml, save_config
+from llmtrain.models.card import model_card
+from llmtrain.models.export import export_model, push_model
+from llmtrain.train.checkpoint import Checkpoint
 
 # What may differ when a run is continued; anything else makes it another run.
 MAY_CHANGE = (
@@ -68,6 +75,48 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
         **facts,
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def export_run(
+    folder: Path,
+    config: PretrainConfig,
+    shape: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: Checkpoint,
+) -> Path:
+    """Write `model/` from a checkpoint: its average where the run keeps one, in bf16 where it was trained so.
+
+    Raises ValueError where `log.push_to_hub` is set and the hub refuses.
+    """
+    weights = checkpoint.read_all("model")
+    if config.train.ema_decay is not None:
+        weights |= checkpoint.read_all("ema")
+    final, partial = folder / "model", folder / "model.partial"
+    card = model_card(
+        config=config.model_dump(),
+        ledger=json.loads((folder / "ledger.json").read_text(encoding="utf-8")),
+        values=_last_values(folder / "metrics.jsonl", checkpoint.step),
+        versions=dict(_versions()),
+        num_parameters=sum(tensor.numel() for tensor in weights.values()),
+    )
+    for leftover in (partial, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    export_model(partial, shape, weights, tokenizer, dtype=dtype, card=card)
+    partial.rename(final)
+    if config.log.push_to_hub is not None:
+        push_model(final, config.log.push_to_hub)
+    return final
+
+
+def _last_values(metrics: Path, step: int) -> dict[str, float]:
+    """The last of each value in `metrics.jsonl` up to a step."""
+    values: dict[str, float] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["step"] <= step:
+            values |= row
+    return values
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -18,7 +18,8 @@ from llmtrain.models.attention import ATTENTION, plan_segments
 from llmtrain.models.lm_head import CausalLMLoss
 
 LENGTHS = (5, 3, 8, 8)
-TOLERANCE = 1e-3  # of the spread of the logits, in fp32; a leak is off by more than a hundredth
+PACKING_TOLERANCE = 1e-4  # of the spread of the logits, in fp32; a leak is off by a hundredth or more
+HEAD_TOLERANCE = 1e-6  # the same arithmetic on both sides; a softcap of 30 on logits of a new model is off by 1e-4
 
 
 def with_loss(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int) -> CausalLMLoss:
@@ -42,7 +43,7 @@ def with_loss(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int)
             ) from error
         spread = float((singles - singles.mean(-1, keepdim=True)).abs().max())
         worst = float((packed - singles).abs().max())
-        if not worst <= TOLERANCE * spread:
+        if not worst <= PACKING_TOLERANCE * spread:
             raise ValueError(
                 f"{model.config.model_type}: packed documents are not computed as they are one by one (logits "
                 f"differ by {worst:.2g} of {spread:.2g}), so this architecture cannot be trained on packs"
@@ -92,4 +93,4 @@ def _head_projects(model: PreTrainedModel, batch: PackedTokens, logits: Float[Te
         input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], segments=segments, use_cache=False
     ).last_hidden_state[0]
     difference = model.get_output_embeddings()(hidden).float() - logits
-    return bool(difference.abs().max() <= TOLERANCE * logits.abs().max())
+    return bool(difference.abs().max() <= HEAD_TOLERANCE * logits.abs().max())

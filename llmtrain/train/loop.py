@@ -81,7 +81,7 @@ class Loop(Generic[BatchType]):
         """Train until the source is finished, patience is out, or a signal asks to stop; save in each case."""
         self._guard = StepGuard(self.train.max_nonfinite_steps, self.train.spike_factor)
         self._saved_step, self._session_start = -1, time.perf_counter()
-        if (latest := self.checkpoints.latest()) is not None:
+        if (latest := self.checkpoints.latest(self.runtime)) is not None:
             self._restore(latest)
             self.log.say(f"resumed at step {self.progress.step} from {latest.path}")
         self.log.resume_at(self.progress.step)
@@ -220,7 +220,7 @@ class Loop(Generic[BatchType]):
 
     def _roll_back(self, loss: float) -> None:
         """Back to the last checkpoint, with the samples of the step that spiked on the skip-list."""
-        checkpoint = self.checkpoints.latest()
+        checkpoint = self.checkpoints.latest(self.runtime)
         assert checkpoint is not None, "a run that may roll back saves at its start"
         line = f"step {self.progress.step}: loss {loss:.4f} is a spike (mean {self._guard.mean / self._guard.weight:.4f})"
         source, train_seconds = self.source.skip_last(checkpoint.state["source"]), self.progress.train_seconds

@@ -1,0 +1,125 @@
+"""Raw text to a pretrained model: `python recipes/pretrain.py CONFIG.yaml [key=value ...]`.
+
+The same command runs on one process, and on several under `accelerate launch --config_file
+recipes/accelerate/cpu.yaml recipes/pretrain.py CONFIG.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from llmtrain.cli.recipe import run_recipe
+from llmtrain.config import PretrainConfig
+from llmtrain.data.stores import build_stores
+from llmtrain.data.plan import plan_data
+from llmtrain.data.tokenize import load_tokenizer
+from llmtrain.device import attention_kernel, peak_flops, peak_memory_bytes
+from llmtrain.eval.held_out import HeldOut
+from llmtrain.models.load import flops_per_token, load_model, parameters_by_role
+from llmtrain.models.selfcheck import with_loss
+from llmtrain.objective import LossOptions
+from llmtrain.objectives.next_token import NextToken
+from llmtrain.run import export_run, open_run, record_run
+from llmtrain.train.checkpoint import Checkpoints
+from llmtrain.train.guard import StopSignal
+from llmtrain.train.loop import Loop
+from llmtrain.train.metrics import RunLog
+from llmtrain.train.optim import Ema, make_optimizer
+from llmtrain.train.runtime import Runtime
+from llmtrain.train.schedule import make_schedule
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main(config: PretrainConfig) -> None:
+    """Build the parts, run the loop, export the model."""
+    folder = open_run(config.run, config)
+    stop = StopSignal()
+    runtime = Runtime(
+        precision=config.train.precision,
+        max_grad_norm=config.optim.max_grad_norm,
+        seed=config.run.seed,
+        timeout_minutes=config.log.timeout_minutes,
+        trackers=config.log.trackers,
+        project=config.log.project,
+        run_dir=folder,
+    )
+    runtime.require(config.features())
+    dtype = DTYPES[config.train.precision]
+
+    tokenizer_path = config.tokenizer.path or config.model.path
+    assert tokenizer_path is not None
+    tokenizer = load_tokenizer(tokenizer_path, config.tokenizer.revision, config.model.trust_remote_code)
+    shape = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
+    model = shape.to(runtime.device)
+    kernel = config.model.attention
+    kernel = attention_kernel(runtime.device, dtype) if kernel == "auto" else kernel
+    module = with_loss(model, kernel, config.data.max_seq_len)
+
+    stores = build_stores(config.data, tokenizer, report=runtime.say)
+    plan = plan_data(config.data, config.train, config.eval, stores.train, stores.eval, seed=config.run.seed)
+    flops, peak = flops_per_token(model, plan.mean_segment_tokens), peak_flops(runtime.device, dtype)
+    facts = {"device": str(runtime.device), "engine": runtime.engine, "world_size": runtime.world_size}
+    facts |= {"attention": kernel, "peak_flops": peak[0], "peak_flops_source": peak[1]}
+    if runtime.is_main:
+        record_run(folder, config, facts)
+        (folder / "ledger.json").write_text(json.dumps(stores.ledger.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    if config.train.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.train.compile:
+        model.base_model.compile()
+    ema = None if config.train.ema_decay is None else Ema(module, config.train.ema_decay)
+    module, optimizer = runtime.prepare(module, make_optimizer(parameters_by_role(model), config.optim))
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
+    held_out = HeldOut(
+        fetch=plan.eval_pack,
+        num_packs=plan.num_eval_packs,
+        bytes_per_token=plan.eval_bytes_per_token,
+        packs_per_microbatch=plan.packs_per_microbatch,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        device=runtime.device,
+        sum_over_ranks=runtime.sum_floats,
+    )
+    log = RunLog(
+        folder,
+        is_main=runtime.is_main,
+        num_steps=plan.num_steps,
+        flops_per_token=flops,
+        peak_flops=peak[0] * runtime.world_size,
+        track=runtime.track,
+        memory_bytes=lambda: peak_memory_bytes(runtime.device),
+    )
+    with log:
+        outcome = Loop(
+            runtime=runtime,
+            model=module,
+            optimizer=optimizer,
+            objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
+            source=plan.batches(runtime.rank, runtime.world_size),
+            schedule=make_schedule(config.optim, plan.num_steps),
+            evaluate=held_out if plan.num_eval_packs else None,
+            checkpoints=checkpoints,
+            log=log,
+            stop=stop,
+            train=config.train,
+            eval=config.eval,
+            checkpoint=config.checkpoint,
+            logging=config.log,
+            l1=config.optim.l1,
+            ema=ema,
+        ).run()
+    if outcome != "interrupted":
+        best = checkpoints.best(runtime) if config.checkpoint.export_best else None
+        checkpoint = best or checkpoints.latest(runtime)
+        assert checkpoint is not None
+        if runtime.is_main:
+            runtime.say(f"{outcome}: {export_run(folder, config, model.config, tokenizer, checkpoint)}")
+    runtime.finish()
+
+
+if __name__ == "__main__":
+    run_recipe(PretrainConfig, main)

@@ -1,0 +1,133 @@
+"""Packed losses and gradients against `transformers`' own, one document at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from llmtrain.batch import IGNORE_INDEX, PackedTokens
+from llmtrain.device import AttentionKernel
+from llmtrain.models.attention import ATTENTION
+from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.selfcheck import with_loss
+
+VOCAB = 96
+LENGTHS = (7, 7, 1, 12, 4)
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 4, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": 4, "query_pre_attn_scalar": 8},
+    "mistral": {"sliding_window": 4},
+    "phi3": {},
+    "olmo2": {},
+    "smollm3": {},
+    "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.2},
+    "cohere": {},
+    "gpt2": {},
+    "gpt_neox": {},
+}
+
+
+def make_model(architecture: str) -> PreTrainedModel:
+    blank = AutoConfig.for_model(architecture)
+    known = {*blank.to_dict(), *blank.attribute_map}
+    fields = {name: value for name, value in SMALL.items() if name in known} | ARCHITECTURES[architecture]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **fields), attn_implementation=ATTENTION)
+    with torch.no_grad():
+        for parameter in model.parameters():  # weights large enough for a leak to show
+            parameter.mul_(2.0) if parameter.ndim > 1 else None
+    return model.eval()
+
+
+def documents() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, VOCAB, (length,), generator=generator) for length in LENGTHS]
+
+
+def packed(texts: list[torch.Tensor]) -> PackedTokens:
+    labels = [torch.cat([text[1:], torch.tensor([IGNORE_INDEX])]) for text in texts]
+    return PackedTokens(
+        input_ids=torch.cat(texts),
+        labels=torch.cat(labels),
+        position_ids=torch.cat([torch.arange(len(text)) for text in texts]),
+        segment_lengths=tuple(len(text) for text in texts),
+        num_trained=sum(len(text) - 1 for text in texts),
+        sample_ids=(0,),
+    )
+
+
+def stock_loss(model: PreTrainedModel, text: torch.Tensor) -> torch.Tensor:
+    """The summed loss of one document as `transformers` computes it, with its eager attention."""
+    if len(text) == 1:
+        return model(input_ids=text[None]).logits.sum() * 0.0
+    return model(input_ids=text[None], labels=text[None]).loss * (len(text) - 1)
+
+
+def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kernel", ["segments", "mask"])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_packed_loss_and_gradients_equal_one_by_one(architecture: str, kernel: AttentionKernel) -> None:
+    model, texts = make_model(architecture), documents()
+    module = with_loss(model, kernel, max_seq_len=64)
+    model.eval()
+    loss = module(packed(texts)).objective
+    loss.backward()
+    ours = gradients(model)
+
+    model.zero_grad()
+    model.set_attn_implementation("eager")
+    reference = sum((stock_loss(model, text) for text in texts), torch.zeros(()))
+    reference.backward()
+    theirs = gradients(model)
+    torch.testing.assert_close(loss.detach(), reference.detach(), rtol=1e-5, atol=1e-4)
+    assert ours.keys() == theirs.keys()
+    for name, grad in theirs.items():
+        assert (ours[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6, name
+
+
+def test_losses_of_documents_do_not_depend_on_their_pack() -> None:
+    model, texts = make_model("llama"), documents()
+    module = CausalLMLoss(model, "segments", own_logits=False)
+    together = module(packed(texts)).cross_entropy
+    apart = sum(module(packed([text])).cross_entropy for text in texts if len(text) > 1)
+    torch.testing.assert_close(together, apart)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    model, texts = make_model("llama"), documents()
+    module = CausalLMLoss(model, "segments", own_logits=False)
+    model.train()
+    module(packed(texts)).objective.backward()
+    stored = gradients(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module(packed(texts)).objective.backward()
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(grad, stored[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "bloom", "falcon"])
+def test_architectures_that_cannot_be_packed_are_refused_by_name(architecture: str) -> None:
+    config = AutoConfig.for_model(architecture, vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    with pytest.raises((ValueError, KeyError), match=f"{architecture}|{ATTENTION}"):
+        with_loss(AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION), "segments", 64)

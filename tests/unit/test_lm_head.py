@@ -1,0 +1,66 @@
+"""The chunked loss against torch's own cross-entropy, value and gradient."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from llmtrain.models import lm_head
+from llmtrain.models.lm_head import LossHead, logits_loss
+from llmtrain.objective import LossOptions
+
+TOKENS, HIDDEN, VOCAB = 150, 12, 33
+
+
+def parts(bias: bool) -> tuple[torch.Tensor, LossHead, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(TOKENS, HIDDEN, requires_grad=True), LossHead(HIDDEN, VOCAB, bias=bias), torch.randint(VOCAB, (TOKENS,))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_chunked_loss_and_gradients_equal_autograd(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, smoothing: float, z_loss: float
+) -> None:
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 64 * VOCAB)  # three chunks, the last one short
+    hidden, head, labels = parts(bias)
+    options = LossOptions(smoothing, z_loss)
+    ours = head(hidden, labels, options)
+    (ours.objective * 0.37).backward()
+    grads = [hidden.grad, *(parameter.grad for parameter in head.parameters())]
+    hidden.grad = None
+    head.zero_grad()
+
+    logits = nn.functional.linear(hidden, head.weight, head.bias)
+    reference = cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+    reference = reference + z_loss * (logits.logsumexp(-1) ** 2).sum()
+    (reference * 0.37).backward()
+    torch.testing.assert_close(ours.objective, reference.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.cross_entropy, cross_entropy(logits, labels, reduction="sum").detach())
+    for ours_grad, grad in zip(grads, [hidden.grad, *(p.grad for p in head.parameters())], strict=True):
+        torch.testing.assert_close(ours_grad, grad, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_loss_from_logits_is_the_same_function() -> None:
+    hidden, head, labels = parts(True)
+    options = LossOptions(0.2, 1e-3)
+    torch.testing.assert_close(
+        logits_loss(head(hidden), labels, options).objective, head(hidden, labels, options).objective
+    )
+
+
+def test_no_trained_token_gives_a_zero_that_reaches_every_parameter() -> None:
+    hidden, head, labels = parts(True)
+    loss = head(hidden[:0], labels[:0])
+    assert loss.objective.item() == 0.0
+    loss.objective.backward()
+    assert hidden.grad is not None and not hidden.grad.any()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in head.parameters())
+
+
+def test_a_frozen_head_passes_its_gradient_on_and_gets_none() -> None:
+    hidden, head, labels = parts(False)
+    head.weight.requires_grad_(False)
+    head(hidden, labels).objective.backward()
+    assert hidden.grad is not None and hidden.grad.any() and head.weight.grad is None

@@ -1,0 +1,38 @@
+"""Learning rates at the steps where they are known by hand."""
+
+import pytest
+
+from llmtrain.config import OptimConfig
+from llmtrain.train.schedule import SHAPES, make_schedule
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_warmup_rises_in_a_straight_line_to_the_peak(shape: str) -> None:
+    schedule = make_schedule(OptimConfig(schedule=shape, warmup_steps=4), 100)
+    assert [schedule(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "wsd"])
+def test_decay_ends_at_the_floor_on_the_last_step_and_never_below(shape: str) -> None:
+    schedule = make_schedule(OptimConfig(schedule=shape, warmup_steps=10, min_lr_ratio=0.1), 100)
+    values = [schedule(step) for step in range(10, 100)]
+    assert values[-1] == pytest.approx(0.1)
+    assert values == sorted(values, reverse=True)
+    assert schedule(500) == pytest.approx(0.1)
+
+
+def test_cosine_is_half_way_down_in_the_middle() -> None:
+    schedule = make_schedule(OptimConfig(schedule="cosine", warmup_steps=0, min_lr_ratio=0.0), 101)
+    assert schedule(50) == pytest.approx(0.5)
+    assert schedule(25) == pytest.approx(0.5 * (1 + 2**-0.5))
+
+
+def test_wsd_is_level_until_its_decay() -> None:
+    config = OptimConfig(schedule="wsd", warmup_steps=0, decay_fraction=0.2, min_lr_ratio=0.0)
+    schedule = make_schedule(config, 101)
+    assert schedule(79) == pytest.approx(1.0)
+    assert schedule(90) == pytest.approx(0.5)
+
+
+def test_one_step_is_a_schedule_too() -> None:
+    assert make_schedule(OptimConfig(warmup_steps=0), 1)(0) == pytest.approx(1.0)
