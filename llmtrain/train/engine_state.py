@@ -1,48 +1,224 @@
-"""Parameters and optimizer state by parameter name, in full, under every engine: what a checkpoint holds."""
+"""Parameters and optimizer state by parameter name, in full, under every engine: what a checkpoint holds.
+
+DeepSpeed keeps fp32 weights and optimizer state in flat partitions. Its public `safe_get_full_*` and
+`safe_set_full_*` reach single parameters in them; what they leave to us in 0.19.8 uses private names, in
+`_Zero12` and `_Zero3` below and nowhere else:
+
+- states of ZeRO-1/2 are linked to parameters after the first parameter group stepped, so the other groups' are
+  missing: `_link` links them again;
+- optimizer state does not exist before the first step: `_fill_state` makes it;
+- setting fp32 weights leaves the model's own copy as it was: `refresh` brings it up to date.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+Read = Callable[[str], dict[str, Tensor]]
 
-def named_state(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Each parameter and persistent buffer: `param`, and its optimizer state under the optimizer's own keys."""
+
+def named_state(model: nn.Module, optimizer: Optimizer, is_main: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """One process, DDP, FSDP2: each parameter and persistent buffer under `param`, with its optimizer state.
+
+    Collective under FSDP2. Ranks other than the main one get empty dictionaries.
+    """
     for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        yield name, {"param": parameter.detach()} | {key: value.detach() for key, value in state.items()}
-    for name, buffer in persistent_buffers(model):
-        yield name, {"param": buffer}
+        state = {"param": parameter} | optimizer.state.get(parameter, {})
+        full = {key: whole(value) for key, value in state.items()}
+        yield name, {key: value.detach().cpu() for key, value in full.items()} if is_main else {}
+    yield from _named_buffers(model, is_main)
 
 
 @torch.no_grad()
-def load_named_state(model: nn.Module, optimizer: Optimizer, read: Callable[[str], dict[str, Tensor]]) -> None:
-    """Set parameters, buffers and optimizer state to what `read(name)` gives; the groups' settings stay."""
+def load_named_state(model: nn.Module, optimizer: Optimizer, read: Read) -> None:
+    """Set parameters, buffers and optimizer state to what `read(name)` gives; the groups' settings stay.
+
+    Raises ValueError where a shape differs.
+    """
     index_of = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     states: dict[int, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
         saved = read(name)
-        _copy(name, saved.pop("param"), parameter)
+        value = saved.pop("param")
+        _check_shape(name, value, parameter.shape)
+        parameter.copy_(_sharded_like(parameter, value))
         if saved:
-            states[index_of[id(parameter)]] = saved
-    for name, buffer in persistent_buffers(model):
-        _copy(name, read(name)["param"], buffer)
+            states[index_of[id(parameter)]] = {key: _sharded_like(parameter, state) for key, state in saved.items()}
+    _load_buffers(model, read)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def zero_named_state(engine: Any, is_main: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The same under ZeRO, gathered one parameter at a time. Collective."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    from deepspeed.zero import GatheredParameters
+
+    partitions = _partitions(engine)
+    for name, parameter in engine.module.named_parameters():
+        full: dict[str, Tensor] = {}
+        if parameter.requires_grad:
+            full["param"] = safe_get_full_fp32_param(parameter)
+            for key, value in partitions.state_of(parameter).items():
+                full[key] = safe_get_full_optimizer_state(parameter, key) if value.dim() else value
+        else:
+            with GatheredParameters([parameter], enabled=partitions.shards_parameters):
+                full["param"] = parameter.detach().clone()
+        yield name, {key: value.detach().cpu() for key, value in full.items()} if is_main else {}
+    yield from _named_buffers(engine.module, is_main)
+
+
+@torch.no_grad()
+def load_zero_named_state(engine: Any, read: Read) -> None:
+    """Set what `zero_named_state` gives. Collective; every rank reads."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    partitions = _partitions(engine)
+    partitions.optimizer.state.clear()
+    for name, parameter in engine.module.named_parameters():
+        saved = read(name)
+        value = saved.pop("param").to(engine.device)
+        _check_shape(name, value, partitions.full_shape(parameter))
+        if parameter.requires_grad:
+            partitions.make_state(parameter, saved)
+            safe_set_full_fp32_param(parameter, value)
+            for key, state in saved.items():
+                if state.dim():
+                    safe_set_full_optimizer_state(parameter, state.to(engine.device), key)
+        partitions.set_model_copy(parameter, value)
+    _load_buffers(engine.module, read)
+    partitions.refresh()
+
+
+class _Partitions(Protocol):
+    """Where a ZeRO stage keeps its fp32 weights and optimizer state."""
+
+    optimizer: Optimizer  # the one inside, over flat partitions
+    shards_parameters: bool
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]: ...
+    def make_state(self, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None: ...
+    def full_shape(self, parameter: nn.Parameter) -> torch.Size: ...
+    def set_model_copy(self, parameter: nn.Parameter, value: Tensor) -> None: ...
+    def refresh(self) -> None: ...
+
+
+def _partitions(engine: Any) -> _Partitions:
+    return _Zero3(engine.optimizer) if engine.zero_optimization_stage() == 3 else _Zero12(engine.optimizer)
+
+
+class _Zero12:
+    """ZeRO-1 and -2: one flat fp32 partition a parameter group; the model's copy is whole on every rank."""
+
+    shards_parameters = False
+
+    def __init__(self, zero: Any) -> None:
+        self._zero, self.optimizer = zero, zero.optimizer
+        groups, flats = zero.bit16_groups, zero.single_partition_of_fp32_groups
+        self._flat_of = {id(p): flat for group, flat in zip(groups, flats, strict=True) for p in group}
+        self._link()
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return dict(self.optimizer.state.get(self._flat_of[id(parameter)], {}))
+
+    def make_state(self, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None:
+        flat = self._flat_of[id(parameter)]
+        if saved and flat not in self.optimizer.state:
+            self.optimizer.state[flat] = _fill_state(flat, saved)
+            self._link()
+
+    def full_shape(self, parameter: nn.Parameter) -> torch.Size:
+        return parameter.shape
+
+    def set_model_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.copy_(value)
+
+    def refresh(self) -> None:
+        """Nothing is left to do: every model copy was set."""
+
+    def _link(self) -> None:
+        if all(flat in self.optimizer.state for flat in self._flat_of.values()):
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+
+class _Zero3:
+    """ZeRO-3: one flat fp32 partition a sub-group of parameters; the model's copy is sharded too."""
+
+    shards_parameters = True
+
+    def __init__(self, zero: Any) -> None:
+        self._zero, self.optimizer = zero, zero.optimizer
+        groups, flats = zero.fp16_groups, zero.fp32_partitioned_groups_flat
+        self._flat_of = {id(p): flat for group, flat in zip(groups, flats, strict=True) for p in group}
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return dict(self.optimizer.state.get(self._flat_of[id(parameter)], {}))
+
+    def make_state(self, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None:
+        flat = self._flat_of[id(parameter)]
+        if saved and flat not in self.optimizer.state:
+            self.optimizer.state[flat] = _fill_state(flat, saved)
+
+    def full_shape(self, parameter: nn.Parameter) -> torch.Size:
+        shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
+        return shape
+
+    def set_model_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0):
+            parameter.copy_(value)
+
+    def refresh(self) -> None:
+        """Bring the small parameters that stay gathered up to date, as DeepSpeed does after a step."""
+        if self._zero.persistent_parameters:
+            self._zero.persistent_parameters[0].all_gather(self._zero.persistent_parameters)
+
+
+def _fill_state(flat: Tensor, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Optimizer state of a flat partition in the shape of one parameter's: zeros to be set, scalars taken over."""
+    return {key: torch.zeros_like(flat) if value.dim() else value.clone() for key, value in saved.items()}
+
+
+def _named_buffers(model: nn.Module, is_main: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    for name, buffer in _persistent_buffers(model):
+        yield name, {"param": buffer.detach().cpu()} if is_main else {}
+
+
+def _load_buffers(model: nn.Module, read: Read) -> None:
+    for name, buffer in _persistent_buffers(model):
+        value = read(name)["param"]
+        _check_shape(name, value, buffer.shape)
+        buffer.copy_(value)
+
+
+def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The buffers that are part of a model's state dict."""
     saved = model.state_dict(keep_vars=True)
     return ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
 
 
-def _copy(name: str, saved: Tensor, target: Tensor) -> None:
-    if saved.shape != target.shape:
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor laid out as the parameter is; a scalar stays as it is."""
+    if isinstance(parameter, DTensor) and value.dim():
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value
+
+
+def _check_shape(name: str, saved: Tensor, expected: torch.Size) -> None:
+    if saved.shape != expected:
         raise ValueError(
-            f"checkpoint parameter {name} has shape {tuple(saved.shape)}, the model's has {tuple(target.shape)}: "
-            "the checkpoint is of another model"
+            f"parameter {name} has shape {tuple(saved.shape)} in the checkpoint and {tuple(expected)} in the model: "
+            "it is of another model"
         )
-    target.copy_(saved)

@@ -8,42 +8,69 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
+from transformers.integrations import unset_hf_deepspeed_config
 
 from llmtrain.objective import Counts, Metrics
 from llmtrain.train import engine_state
+from llmtrain.train.launch import check_deepspeed, check_environment
+from llmtrain.train.watchdog import Watchdog
 
 Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+ENGINES: tuple[Engine, ...] = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+ZERO_STAGES: dict[int, Engine] = {1: "zero1", 2: "zero2", 3: "zero3"}
+BACKSTOP_SECONDS = 60  # the process group's own timeout comes this much after the watchdog's, which can name ranks
+
+_FLAT = "it sees flat partitions there, not matrices"
+_SHARDED = "no rank holds whole weights there"
+_UNTESTED = "it is not tested there"
+
+# What works under which engine: None where it does, else why it is refused.
+CAPABILITIES: dict[str, dict[Engine, str | None]] = {
+    "muon": {"single": None, "ddp": None, "zero1": _FLAT, "zero2": _FLAT, "zero3": _FLAT, "fsdp2": _SHARDED},
+    "l1": {"single": None, "ddp": None, "zero1": _FLAT, "zero2": _FLAT, "zero3": _FLAT, "fsdp2": _SHARDED},
+    "ema": {"single": None, "ddp": None, "zero1": None, "zero2": None, "zero3": _SHARDED, "fsdp2": _SHARDED},
+    "compile": dict.fromkeys(ENGINES, None) | {"zero3": _UNTESTED, "fsdp2": _UNTESTED},
+    "activation_checkpointing": dict.fromkeys(ENGINES, None) | {"fsdp2": _UNTESTED},
+    "bf16": dict.fromkeys(ENGINES, None) | {"zero1": "DeepSpeed swaps in an optimizer that cannot skip a bad step"},
+    "fp16": dict.fromkeys(ENGINES, None) | {"fsdp2": _UNTESTED},
+    "best checkpoint": dict.fromkeys(ENGINES, None),
+    "spike rollback": dict.fromkeys(ENGINES, None),
+}
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What an optimizer step did."""
 
-    applied: bool  # False: loss or gradient was not finite, nothing changed
-    grad_norm: float  # global L2 norm before clipping
+    applied: bool  # False: a loss or gradient was not finite, and nothing changed
+    grad_norm: float  # global L2 norm before clipping; inf or nan where it was not applied
 
 
 class Runtime:
-    """One process among those that train together."""
+    """One process among those that train together. `engine`, `device`, `rank`, `world_size` are known here only."""
 
     def __init__(
         self,
         *,
-        precision: Literal["fp32", "bf16", "fp16"],
+        precision: Precision,
         max_grad_norm: float | None,
         seed: int,
         timeout_minutes: float,
@@ -51,20 +78,35 @@ class Runtime:
         project: str = "",
         run_dir: Path | None = None,
     ) -> None:
-        self._max_grad_norm, self._seed = max_grad_norm, seed
-        self._accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision,
-            gradient_accumulation_steps=1,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
-        )
-        self.engine: Engine = "ddp" if self._accelerator.distributed_type != DistributedType.NO else "single"
-        self.device = self._accelerator.device
+        """Join the other processes. Raises ValueError where the launch would quietly be something else."""
+        has_accelerator = torch.accelerator.is_available()
+        check_environment(os.environ, precision=precision, has_accelerator=has_accelerator)
+        _check_trackers(trackers)
+        self._precision, self._max_grad_norm, self._seed = precision, max_grad_norm, seed
+        self._timeout, self._run_dir = timedelta(minutes=timeout_minutes), run_dir
+        self._accelerator = self._join(has_accelerator, trackers)
+        self.engine: Engine = _engine(self._accelerator)
+        self.device: torch.device = self._accelerator.device
         self.rank, self.world_size = self._accelerator.process_index, self._accelerator.num_processes
         self.is_main = self.rank == 0
+        if precision == "fp16" and self.device.type == "cpu":
+            raise ValueError("train.precision=fp16 needs a GPU: a CPU would quietly train in fp32; use fp32 or bf16")
+        if self.engine in ZERO_STAGES.values():
+            self._configure_deepspeed()
         self._finite = torch.ones((), device=self.device)
+        self._watchdog = self._watch()
+        if trackers and self.is_main:
+            self._accelerator.init_trackers(project, init_kwargs=_tracker_settings(run_dir))
 
     def require(self, features: Mapping[str, bool]) -> None:
-        """Raise ValueError where a feature that is on does not work under this engine."""
+        """Raise ValueError where a feature that is on does not work under this engine or precision."""
+        for feature in (name for name, on in features.items() if on):
+            reason = CAPABILITIES[feature][self.engine]
+            if feature == "ema" and self.engine in ("zero1", "zero2") and self._precision != "fp32":
+                reason = f"the model's own weights are {self._precision} there, and the average would be of those"
+            if reason is not None:
+                able = [engine for engine in ENGINES if CAPABILITIES[feature][engine] is None]
+                raise ValueError(f"{feature} does not work under {self.engine}: {reason}; use {' or '.join(able)}")
 
     def say(self, line: str) -> None:
         """Print a line, once for all processes."""
@@ -73,13 +115,17 @@ class Runtime:
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Hand the model (one module that holds everything trainable) and its optimizer to the engine."""
+        self._arrive("prepare")
+        self._module = model
         prepared, wrapped = self._accelerator.prepare(model, optimizer)
+        if self._is_deepspeed:
+            for group in {prepared.data_parallel_group, prepared.seq_data_parallel_group}:
+                dist.distributed_c10d._set_pg_timeout(self._backstop, group)
         return prepared, wrapped
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        """The module that was prepared."""
-        unwrapped: nn.Module = self._accelerator.unwrap_model(model)
-        return unwrapped
+        """The module that was prepared as `model`."""
+        return self._module
 
     def seed_step(self, step: int) -> None:
         """Seed torch's generators (dropout) as a pure function of (seed, step, rank): nothing to save or restore."""
@@ -98,7 +144,8 @@ class Runtime:
         Raises ValueError where a total is zero: the step would train on nothing.
         """
         names = sorted(counts[0])
-        *totals, stops = self.sum_floats([*(sum(count[name] for count in counts) for name in names), float(stop)])
+        sums = [sum(count[name] for count in counts) for name in names]
+        *totals, stops = self._summed("the start of a step", [*sums, float(stop)])
         for name, total in zip(names, totals, strict=True):
             if total <= 0 and not stops:
                 raise ValueError(f"a step has no {name} to train on, over all ranks: look at the loss mask of the data")
@@ -110,18 +157,30 @@ class Runtime:
         Where any share of any rank is not finite the last one is made NaN on every rank, so that every gradient
         is, and every engine drops the step.
         """
+        self._arrive("backward")
         self._finite = self._finite * torch.isfinite(share.detach()).to(self._finite.dtype)
         if last:
             share = share * torch.where(self._reduced(self._finite, dist.ReduceOp.MIN) > 0, 1.0, math.nan)
             self._finite = torch.ones_like(self._finite)
+        scaled = share * self.world_size
+        if self._is_deepspeed:
+            engine: Any = model
+            engine.set_gradient_accumulation_boundary(last)
+            engine.backward(scaled, scale_wrt_gas=False)
+            return
         with nullcontext() if last else self._accelerator.no_sync(model):
-            self._accelerator.backward(share * self.world_size)
+            self._accelerator.backward(scaled)
 
     def step(self, model: nn.Module, optimizer: Optimizer) -> StepResult:
         """Clip and step, unless a gradient is not finite; gradients are gone after it in either case."""
+        self._arrive("step")
+        if self._is_deepspeed:
+            engine: Any = model
+            engine.step()  # clips by `gradient_clipping`, and skips by itself
+            return StepResult(engine.was_step_applied(), float(engine.get_global_grad_norm()))
         self._accelerator.unscale_gradients(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = engine_state.whole(get_total_norm([p.grad for p in parameters if p.grad is not None]))
         grad_norm = float(norm)
         applied = math.isfinite(grad_norm)
         if applied and self._max_grad_norm is not None and grad_norm > self._max_grad_norm:
@@ -133,47 +192,56 @@ class Runtime:
 
     def sum_metrics(self, metrics: Sequence[Metrics]) -> dict[str, float]:
         """Shares summed over microbatches and ranks."""
+        self._arrive("sum_metrics")
         names = sorted(metrics[0])
         sums = torch.stack([torch.stack([part[name].double() for part in metrics]).sum() for name in names])
         return dict(zip(names, self._reduced(sums, dist.ReduceOp.SUM).tolist(), strict=True))
 
     def sum_floats(self, values: Sequence[float]) -> list[float]:
         """Each value summed over ranks."""
-        summed: list[float] = self._reduced(self._tensor(values), dist.ReduceOp.SUM).tolist()
-        return summed
+        return self._summed("sum_floats", values)
 
     def gather_floats(self, values: Sequence[float]) -> list[list[float]]:
         """Every rank's values, in the order of ranks; equally many on each."""
-        mine = self._tensor(values)
-        if self.world_size == 1:
-            return [mine.tolist()]
-        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(rows, mine)
+        self._arrive("gather_floats")
+        mine = torch.tensor(values, dtype=torch.float64, device=self.device)
+        rows = [torch.empty_like(mine) for _ in range(self.world_size)] if self.world_size > 1 else [mine]
+        if self.world_size > 1:
+            dist.all_gather(rows, mine)
         return [row.tolist() for row in rows]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
-        return self.sum_floats([float(flag)])[0] > 0
+        return self._summed("any", [float(flag)])[0] > 0
 
     def barrier(self) -> None:
         """Wait for every rank."""
-        self.any(False)
+        self._summed("barrier", [0.0])
 
     def named_state(self, model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Every parameter and persistent buffer by name: `param`, and its optimizer state. Collective.
 
-        Full tensors on the CPU on the main process; the others walk along and get empty dictionaries.
+        Full tensors on the CPU, weights and state in fp32, on the main process; the others walk along and get
+        empty dictionaries.
         """
-        yield from engine_state.named_state(self.unwrap(model), optimizer)
+        self._arrive("named_state")
+        if self._is_deepspeed:
+            return engine_state.zero_named_state(model, self.is_main)
+        return engine_state.named_state(self._module, optimizer, self.is_main)
 
     def load_named_state(
         self, model: nn.Module, optimizer: Optimizer, read: Callable[[str], dict[str, Tensor]]
     ) -> None:
         """Set every parameter, buffer and optimizer state to what `read(name)` gives, to the bit. Collective."""
-        engine_state.load_named_state(self.unwrap(model), optimizer, read)
+        self._arrive("load_named_state")
+        if self._is_deepspeed:
+            engine_state.load_zero_named_state(model, read)
+        else:
+            engine_state.load_named_state(self._module, optimizer, read)
+        self.barrier()
 
     def scaler_state(self) -> dict[str, Any] | None:
-        """State of the fp16 loss scaler; None in other precisions."""
+        """State of the fp16 loss scaler; None in other precisions, and under DeepSpeed, which starts its scale anew."""
         return self._accelerator.scaler.state_dict() if self._accelerator.scaler is not None else None
 
     def load_scaler_state(self, state: Mapping[str, Any] | None) -> None:
@@ -182,16 +250,121 @@ class Runtime:
             self._accelerator.scaler.load_state_dict(dict(state))
 
     def track(self, row: Mapping[str, float], step: int) -> None:
-        """Send a row to the trackers."""
+        """Send a row of metrics to the trackers."""
+        if self.is_main:
+            self._accelerator.log(dict(row), step=step)
 
     def finish(self) -> None:
-        """Close the trackers and leave the process group."""
+        """Close the trackers and leave the other processes."""
+        if self._watchdog is not None:
+            self._watchdog.stop()
         self._accelerator.end_training()
 
-    def _tensor(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
+    @property
+    def _is_deepspeed(self) -> bool:
+        return self.engine in ZERO_STAGES.values()
+
+    @property
+    def _backstop(self) -> timedelta:
+        return self._timeout + timedelta(seconds=BACKSTOP_SECONDS)
+
+    def _join(self, has_accelerator: bool, trackers: Sequence[str]) -> Accelerator:
+        if not has_accelerator:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+        on_cpu_group = not has_accelerator and "LOCAL_RANK" in os.environ
+        deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+        if deepspeed:
+            os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
+        accelerator = Accelerator(
+            cpu=not has_accelerator and not deepspeed,
+            mixed_precision="no" if self._precision == "fp32" else self._precision,
+            gradient_accumulation_steps=1,
+            log_with=list(trackers),
+            project_dir=self._run_dir,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(backend="gloo" if on_cpu_group else None, timeout=self._backstop),
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            ],
+        )
+        unset_hf_deepspeed_config()  # else transformers would make models in shards, each with other weights
+        return accelerator
+
+    def _configure_deepspeed(self) -> None:
+        config = self._accelerator.state.deepspeed_plugin.deepspeed_config
+        check_deepspeed(config, max_grad_norm=self._max_grad_norm, precision=self._precision)
+        config["gradient_clipping"] = self._max_grad_norm or 0.0  # 0 is off
+        config["gradient_accumulation_steps"] = config["train_micro_batch_size_per_gpu"] = 1
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        if self._precision == "bf16":
+            config["bf16"]["check_grad_overflow"] = True  # else a step with non-finite gradients is applied
+
+    def _watch(self) -> Watchdog | None:
+        if self.world_size == 1:
+            return None
+        store = dist.distributed_c10d._get_default_store().clone()
+        watchdog = Watchdog(store, self.rank, self.world_size, self._timeout.total_seconds())
+        dist.barrier()  # every rank has published its count
+        return watchdog
+
+    def _arrive(self, place: str) -> None:
+        if self._watchdog is not None:
+            self._watchdog.arrive(place)
+
+    def _summed(self, place: str, values: Sequence[float]) -> list[float]:
+        self._arrive(place)
+        summed: list[float] = self._reduced(
+            torch.tensor(values, dtype=torch.float64, device=self.device), dist.ReduceOp.SUM
+        ).tolist()
+        return summed
 
     def _reduced(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         if self.world_size > 1:
             dist.all_reduce(tensor, op)
         return tensor
+
+
+def capability_table() -> str:
+    """CAPABILITIES as a Markdown table, for the documentation."""
+    lines = ["| | " + " | ".join(ENGINES) + " |", "|---" * (len(ENGINES) + 1) + "|"]
+    for feature, cells in CAPABILITIES.items():
+        lines.append(f"| {feature} | " + " | ".join("yes" if cells[e] is None else "no" for e in ENGINES) + " |")
+    reasons = [
+        f"- {feature} under {e}: {cells[e]}." for feature, cells in CAPABILITIES.items() for e in ENGINES if cells[e]
+    ]
+    return "\n".join([*lines, "", *reasons, "- ema under zero1 and zero2 needs train.precision=fp32.", ""])
+
+
+def _engine(accelerator: Accelerator) -> Engine:
+    """What accelerate made of the launch. Raises ValueError for an engine that is not supported."""
+    kind = accelerator.distributed_type
+    if kind == DistributedType.NO:
+        return "single"
+    if kind == DistributedType.FSDP:
+        return "fsdp2"
+    if kind == DistributedType.DEEPSPEED:
+        stage = accelerator.state.deepspeed_plugin.zero_stage
+        if stage not in ZERO_STAGES:
+            raise ValueError(
+                f"zero_stage: {stage} in DeepSpeed's configuration is not supported: use 1, 2 or 3, or DDP"
+            )
+        return ZERO_STAGES[stage]
+    if kind in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU):
+        return "ddp"
+    raise ValueError(f"accelerate's distributed_type {kind.value} is not supported: use one of {', '.join(ENGINES)}")
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    for tracker in trackers:
+        if find_spec(tracker) is None:
+            raise ValueError(f"log.trackers names {tracker}, which is not installed: pip install {tracker}")
+
+
+def _tracker_settings(run_dir: Path | None) -> dict[str, dict[str, Any]]:
+    """Where each tracker writes: into the run's folder, unless its own environment says otherwise.
+
+    Weights & Biases goes offline where no key is set, since it would wait for one to be typed.
+    """
+    if "WANDB_API_KEY" not in os.environ and not (Path.home() / ".netrc").exists():
+        os.environ.setdefault("WANDB_MODE", "offline")
+    folder = str(run_dir or ".")
+    return {"wandb": {"dir": folder}, "mlflow": {"logging_dir": f"{folder}/mlruns"}}
