@@ -186,8 +186,8 @@ class OptimConfig(Section):
     """Clip the gradient's global norm (GPT-3: 1.0); None: off."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "cosine"
     """Learning rate after warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
-    """Steps of linear warm-up from zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of linear warm-up from zero; None: a twentieth of all steps, at most 2000 (Llama 2 and 3 use 2000)."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Last share of the steps in which `wsd` decays (Hagele et al. 2024: 0.2)."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -274,8 +274,12 @@ class PretrainConfig(Section):
             raise ValueError("checkpoint.export_best and eval.patience need checkpoint.best=true")
         if train.spike_factor is not None and self.checkpoint.every is None:
             raise ValueError("train.spike_factor rolls back to a checkpoint: give checkpoint.every")
-        if self.optim.schedule == "wsd" and train.steps and self.optim.warmup_steps > train.steps:
-            raise ValueError("optim.warmup_steps is larger than train.steps")
+        if train.steps is not None and (self.optim.warmup_steps or 0) >= train.steps:
+            raise ValueError(
+                f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={train.steps}"
+            )
+        if self.log.profile is not None and not 1 <= self.log.profile[0] <= self.log.profile[1]:
+            raise ValueError(f"log.profile={self.log.profile}: give the first and the last step, from 1")
         return self
 
 

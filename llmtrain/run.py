@@ -62,8 +62,17 @@ def open_run(run: RunConfig, config: Section) -> Path:
 
 
 def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
-    """Write `config.yaml`, resolved, and `environment.json`: versions, machine, command line and `facts`."""
+    """Write `config.yaml`, resolved, and `environment.json`: versions, machine, command line and `facts`.
+
+    Raises ValueError where a hub repository has moved on since the run started.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "environment.json").exists():
+        started = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        for section in ("model", "tokenizer"):
+            then, now = (values.get(f"{section}_revision") for values in (started, facts))
+            if then != now:
+                raise ValueError(f"the hub's {section} was at {then} when this run started: set {section}.revision={then}")
     save_config(config, folder / "config.yaml")
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -17,6 +17,7 @@ from llmtrain.data.plan import plan_data
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.device import attention_kernel, peak_flops, peak_memory_bytes
 from llmtrain.eval.held_out import HeldOut
+from llmtrain.models.attention import compile_model
 from llmtrain.models.load import flops_per_token, load_model, parameters_by_role
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import LossOptions
@@ -27,6 +28,7 @@ from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Loop
 from llmtrain.train.metrics import RunLog
 from llmtrain.train.optim import Ema, make_optimizer
+from llmtrain.train.profile import StepProfiler
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
 
@@ -62,7 +64,7 @@ def main(config: PretrainConfig) -> None:
     plan = plan_data(config.data, config.train, config.eval, stores.train, stores.eval, seed=config.run.seed)
     flops, peak = flops_per_token(model, plan.mean_segment_tokens), peak_flops(runtime.device, dtype)
     facts = {"device": str(runtime.device), "engine": runtime.engine, "world_size": runtime.world_size}
-    facts |= {"attention": kernel, "peak_flops": peak[0], "peak_flops_source": peak[1]}
+    facts |= {"model_revision": model.config._commit_hash, "attention": kernel, "peak_flops": peak[0], "peak_flops_source": peak[1]}
     if runtime.is_main:
         record_run(folder, config, facts)
         (folder / "ledger.json").write_text(json.dumps(stores.ledger.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -70,7 +72,7 @@ def main(config: PretrainConfig) -> None:
     if config.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.train.compile:
-        model.base_model.compile()
+        compile_model(model)
     ema = None if config.train.ema_decay is None else Ema(module, config.train.ema_decay)
     module, optimizer = runtime.prepare(module, make_optimizer(parameters_by_role(model), config.optim))
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
@@ -105,6 +107,7 @@ def main(config: PretrainConfig) -> None:
             checkpoints=checkpoints,
             log=log,
             stop=stop,
+            profiler=StepProfiler(config.log.profile, folder / "profile", runtime.rank),
             train=config.train,
             eval=config.eval,
             checkpoint=config.checkpoint,

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int32
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from llmtrain.device import AttentionKernel
 
@@ -158,6 +158,12 @@ def _within_window(mask: Bool[Tensor, "q k"], sliding_window: int | None) -> Boo
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:
     """`transformers` builds no mask for this attention: the bounds come as `segments`."""
+
+
+def compile_model(model: PreTrainedModel) -> None:
+    """Compile the decoder in place, attention left out: its loop over segments is another graph for each batch."""
+    AttentionInterface.register(ATTENTION, torch.compiler.disable(segment_attention))
+    model.base_model.compile()
 
 
 AttentionInterface.register(ATTENTION, segment_attention)

@@ -21,6 +21,7 @@ from llmtrain.objective import BatchSource, Objective
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StepGuard, StopSignal
 from llmtrain.train.metrics import RunLog
+from llmtrain.train.profile import StepProfiler
 from llmtrain.train.optim import Ema, shrink_l1
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import Schedule
@@ -69,6 +70,7 @@ class Loop(Generic[BatchType]):
     checkpoints: Checkpoints
     log: RunLog
     stop: StopSignal
+    profiler: StepProfiler
     train: TrainConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
@@ -102,7 +104,9 @@ class Loop(Generic[BatchType]):
                 self._save()
             if self.eval.patience is not None and self.progress.evaluations_since_best >= self.eval.patience:
                 return "stopped early"
+            self.profiler.before_step(self.progress.step + 1)
             outcome = self._step()
+            self.profiler.after_step(self.progress.step)
             if outcome is not None:
                 return outcome
 
@@ -124,7 +128,9 @@ class Loop(Generic[BatchType]):
         )
         if stop:
             self.source.load_state_dict(before)
-            self.log.say(f"{self.stop.requested or 'a signal on another rank'}: stopping after {self.progress.step} steps")
+            self.log.say(
+                f"{self.stop.requested or 'a signal on another rank'}: stopping after {self.progress.step} steps"
+            )
             return "interrupted"
         metrics = []
         for i, batch in enumerate(microbatches):
@@ -150,7 +156,10 @@ class Loop(Generic[BatchType]):
         progress.tokens += int(totals["tokens"])
         seconds = time.perf_counter() - started
         progress.train_seconds += seconds
-        self._window_tokens, self._window_seconds = self._window_tokens + totals["tokens"], self._window_seconds + seconds
+        self._window_tokens, self._window_seconds = (
+            self._window_tokens + totals["tokens"],
+            self._window_seconds + seconds,
+        )
         if progress.step % self.logging.every == 0:
             self._log_step(values, self.optimizer.param_groups[0]["lr"], result.grad_norm)
         return None
@@ -222,7 +231,9 @@ class Loop(Generic[BatchType]):
         """Back to the last checkpoint, with the samples of the step that spiked on the skip-list."""
         checkpoint = self.checkpoints.latest(self.runtime)
         assert checkpoint is not None, "a run that may roll back saves at its start"
-        line = f"step {self.progress.step}: loss {loss:.4f} is a spike (mean {self._guard.mean / self._guard.weight:.4f})"
+        line = (
+            f"step {self.progress.step}: loss {loss:.4f} is a spike (mean {self._guard.mean / self._guard.weight:.4f})"
+        )
         source, train_seconds = self.source.skip_last(checkpoint.state["source"]), self.progress.train_seconds
         self._restore(checkpoint)
         self.source.load_state_dict(source)

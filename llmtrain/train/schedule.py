@@ -30,15 +30,20 @@ def _wsd(progress: float, config: OptimConfig) -> float:
     return 1.0 - (1.0 - config.min_lr_ratio) * decayed
 
 
+WARMUP_FRACTION = 0.05
+MAX_DEFAULT_WARMUP_STEPS = 2000
+
 SHAPES = {"constant": _constant, "linear": _linear, "cosine": _cosine, "wsd": _wsd}
 
 
 def make_schedule(config: OptimConfig, num_steps: int) -> Schedule:
-    """Linear warm-up over `warmup_steps`, then the configured shape down to the last of `num_steps`.
+    """Linear warm-up, then the configured shape down to the last of `num_steps`.
 
     `wsd`'s decay is a fraction of all steps; the other shapes run from the end of the warm-up.
     """
-    warmup, shape = config.warmup_steps, SHAPES[config.schedule]
+    shape, warmup = SHAPES[config.schedule], config.warmup_steps
+    if warmup is None:
+        warmup = min(int(WARMUP_FRACTION * num_steps), MAX_DEFAULT_WARMUP_STEPS)
     start = 0 if config.schedule == "wsd" else min(warmup, num_steps)
 
     def schedule(step: int) -> float:
