@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -293,8 +294,8 @@ class PretrainConfig(Section):
             "bf16": self.train.precision == "bf16",
             "compile": self.train.compile,
             "activation_checkpointing": self.train.activation_checkpointing,
-            "best_checkpoint": self.checkpoint.best,
-            "spike_rollback": self.train.spike_factor is not None,
+            "best checkpoint": self.checkpoint.best,
+            "spike rollback": self.train.spike_factor is not None,
         }
 
 
@@ -398,7 +399,7 @@ def iter_keys(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, Fi
 
 def help_text(schema: type[Section]) -> str:
     """What `--help` prints: every key with its type, default and meaning."""
-    lines = [schema.__doc__ or "", "", "usage: CONFIG.yaml [key=value ...]", ""]
+    lines = [schema.__doc__ or "", "", "Arguments: CONFIG.yaml [key=value ...], a key with dots, a value in YAML. The keys:", ""]
     for key, field in iter_keys(schema):
         default = "required" if field.is_required() else f"default {yaml_scalar(field.default)}"
         lines += [f"{key}  ({_type_name(field)}; {default})", f"    {field.description or ''}"]
@@ -416,13 +417,22 @@ def _section_of(field: FieldInfo) -> type[Section] | None:
 
 
 def _type_name(field: FieldInfo) -> str:
-    annotation = field.annotation
-    options = [option for option in get_args(annotation) if option is not type(None)] or [annotation]
-    names: list[str] = []
-    for option in options:
-        inner = get_args(option)[0] if hasattr(option, "__metadata__") else option
-        names.append(repr(inner) if isinstance(inner, str) else str(getattr(inner, "__name__", inner)))
-    return "|".join(names)
+    """A field's type as a user writes it: `int`, `'auto'|'never'`, `list[Source]`."""
+    return "|".join(name for name in _type_names(field.annotation) if name != "NoneType")
+
+
+def _type_names(annotation: Any) -> list[str]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _type_names(get_args(annotation)[0])
+    if origin is Literal:
+        return [repr(choice) for choice in get_args(annotation)]
+    if origin in (Union, UnionType):
+        return [name for option in get_args(annotation) for name in _type_names(option)]
+    if origin is None:
+        return [annotation.__name__ if isinstance(annotation, type) else str(annotation)]
+    inner = ", ".join("|".join(_type_names(argument)) for argument in get_args(annotation))
+    return [f"{origin.__name__}[{inner}]"]
 
 
 def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -36,6 +36,8 @@ MAY_CHANGE = (
     "checkpoint",
     "log",
 )
+# Facts that a continued run must find unchanged.
+PINNED = ("model_revision", "tokenizer_fingerprint")
 PACKAGES = ("llmtrain", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors")
 
 
@@ -64,15 +66,18 @@ def open_run(run: RunConfig, config: Section) -> Path:
 def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
     """Write `config.yaml`, resolved, and `environment.json`: versions, machine, command line and `facts`.
 
-    Raises ValueError where a hub repository has moved on since the run started.
+    Raises ValueError where the model or tokenizer behind a path is no longer the one the run started with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "environment.json").exists():
         started = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        for section in ("model", "tokenizer"):
-            then, now = (values.get(f"{section}_revision") for values in (started, facts))
+        for name in PINNED:
+            then, now = (values.get(name) for values in (started, facts))
             if then != now:
-                raise ValueError(f"the hub's {section} was at {then} when this run started: set {section}.revision={then}")
+                raise ValueError(
+                    f"run.dir={folder}: {name.replace('_', ' ')} was {then} when this run started and is {now} now: "
+                    "bring back what it started with (model.revision, tokenizer.revision), or start another run"
+                )
     save_config(config, folder / "config.yaml")
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -14,11 +14,11 @@ from llmtrain.cli.recipe import run_recipe
 from llmtrain.config import PretrainConfig
 from llmtrain.data.stores import build_stores
 from llmtrain.data.plan import plan_data
-from llmtrain.data.tokenize import load_tokenizer
+from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.device import attention_kernel, peak_flops, peak_memory_bytes
 from llmtrain.eval.held_out import HeldOut
 from llmtrain.models.attention import compile_model
-from llmtrain.models.load import flops_per_token, load_model, parameters_by_role
+from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
@@ -64,7 +64,8 @@ def main(config: PretrainConfig) -> None:
     plan = plan_data(config.data, config.train, config.eval, stores.train, stores.eval, seed=config.run.seed)
     flops, peak = flops_per_token(model, plan.mean_segment_tokens), peak_flops(runtime.device, dtype)
     facts = {"device": str(runtime.device), "engine": runtime.engine, "world_size": runtime.world_size}
-    facts |= {"model_revision": model.config._commit_hash, "attention": kernel, "peak_flops": peak[0], "peak_flops_source": peak[1]}
+    facts |= {"model_revision": hub_commit(model.config), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    facts |= {"attention": kernel, "peak_flops": peak[0], "peak_flops_source": peak[1]}
     if runtime.is_main:
         record_run(folder, config, facts)
         (folder / "ledger.json").write_text(json.dumps(stores.ledger.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -122,6 +122,12 @@ def flops_per_token(model: PreTrainedModel, context: float) -> float:
     return 6 * weights + attention_flops_per_token(model.config, context)
 
 
+def hub_commit(shape: PreTrainedConfig) -> str | None:
+    """The commit of the hub repository that a model's configuration came from; None for a local or new one."""
+    commit: str | None = vars(shape).get("_commit_hash")
+    return commit
+
+
 def head_dim(shape: PreTrainedConfig) -> int:
     """Width of one attention head."""
     explicit = shape.to_dict().get("head_dim")
