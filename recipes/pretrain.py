@@ -104,6 +104,7 @@ def main(config: PretrainConfig) -> None:
             objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
             source=plan.batches(runtime.rank, runtime.world_size),
             schedule=make_schedule(config.optim, plan.num_steps),
+            num_steps=plan.num_steps,
             evaluate=held_out if plan.num_eval_packs else None,
             checkpoints=checkpoints,
             log=log,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 WRAPPER_PREFIX = "model."  # CausalLMLoss holds the model under this name
 
@@ -41,7 +42,9 @@ def export_model(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         do_sample=True,
     )
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
+    logging.enable_progress_bar()
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

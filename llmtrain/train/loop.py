@@ -66,6 +66,7 @@ class Loop(Generic[BatchType]):
     objective: Objective[BatchType]
     source: BatchSource[BatchType]
     schedule: Schedule
+    num_steps: int
     evaluate: Evaluate | None
     checkpoints: Checkpoints
     log: RunLog
@@ -112,7 +113,9 @@ class Loop(Generic[BatchType]):
 
     def _due(self, every: int | None, *, at_start: bool) -> bool:
         step = self.progress.step
-        return at_start if step == 0 else every is not None and step % every == 0
+        if step == 0:
+            return at_start
+        return step == self.num_steps or (every is not None and step % every == 0)
 
     def _step(self) -> Outcome | None:
         """One optimizer step; None where the run goes on."""
