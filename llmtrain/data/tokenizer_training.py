@@ -79,22 +79,24 @@ def train_tokenizer(config: TokenizerTrainConfig, say: Say) -> None:
     num_bytes = sum(source.num_bytes for source in sources)
     if num_bytes == sum(source.held_out_bytes for source in sources):
         raise ValueError(f"every document is held out (eval_fraction={config.eval_fraction}): none is left to train on")
+    measured = [_measure(source, tokenizer) for source in sources]
+    vocab_size = tokenizer.get_vocab_size()
     report = {
         "config": config.model_dump(exclude={"output"}),
-        "vocab_size": tokenizer.get_vocab_size(),
-        "sources": [_measure(source, tokenizer) for source in sources],
+        "vocab_size": vocab_size,
+        "sources": measured,
         "tokenizers": tokenizers.__version__,
     }
     _write(folder, tokenizer, config, report)
-    for source in report["sources"]:
+    for source in measured:
         say(_summary(source))
-    if report["vocab_size"] < config.vocab_size:
+    if vocab_size < config.vocab_size:
         say(
             f"the text has too few pairs seen {config.min_frequency} times to fill vocab_size={config.vocab_size}: "
-            f"the vocabulary is {report['vocab_size']}"
+            f"the vocabulary is {vocab_size}"
         )
     say(
-        f"{folder}: {report['vocab_size']} tokens, learnt from {_megabytes(num_bytes)} in {trained_seconds:.1f} s, "
+        f"{folder}: {vocab_size} tokens, learnt from {_megabytes(num_bytes)} in {trained_seconds:.1f} s, "
         f"{time.perf_counter() - started:.1f} s in all"
     )
 
@@ -146,7 +148,9 @@ def _holds_this(folder: Path, config: TokenizerTrainConfig) -> bool:
     try:
         there = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"output={folder} is not empty and holds no tokenizer of ours: choose another folder") from None
+        raise ValueError(
+            f"output={folder} is not empty and holds no tokenizer of ours: choose another folder"
+        ) from None
     here = config.model_dump(exclude={"output"})
     different = [key for key in here if here[key] != there.get(key)]
     if different:
