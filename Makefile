@@ -1,0 +1,37 @@
+# Each target sets up .venv first, and again whenever pyproject.toml or constraints.txt changes.
+PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3))
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help venv demo test check soak
+
+help:
+	@echo "make demo    train a tokenizer and a small model on Python's own library, about 5 minutes"
+	@echo "make test    the quick tests"
+	@echo "make check   lint, format, types"
+	@echo "make soak    the long tests and the benchmarks"
+	@echo "make venv    only set up .venv"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setting up .venv (a few minutes)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python recipes/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests -q -m 'not soak'
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest tests -q -m soak
+	set -e; for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark; done
