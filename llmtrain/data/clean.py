@@ -1,28 +1,39 @@
-"""Optional cleaning: documents in, fewer documents out, each drop counted by the step that made it."""
+"""Optional cleaning: documents in, fewer documents out, each drop counted by the step that made it.
+
+Every step sees a document piece by piece, so one that is too large for memory is cleaned like any other.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
 
 from llmtrain.config import CleanConfig, Source
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.rows import iter_documents
-from llmtrain.data.text import Document
+from llmtrain.data.ngrams import Hashes, WordHashes, ngram_hashes
+from llmtrain.data.rows import iter_documents, iter_texts
+from llmtrain.data.text import Document, cut_pieces
 
-Step = tuple[str, Callable[[Document], bool]]
-"""Its name in the ledger, and whether it drops a document."""
+Drops = Callable[[Document], bool]
+"""Whether a step drops a document."""
+
+NUM_PERMUTATIONS = 128
+"""Hashes of a MinHash signature (datasketch's default); the standard error of the estimate is at most 0.045."""
+SHINGLE_WORDS = 5
+"""Words of a shingle, of which documents are compared as sets (GPT-3, appendix A, and most since use 5)."""
 
 
 class Cleaner:
     """Cleans a run's sources in order; a duplicate is one of any document of this source or one before it."""
 
     def __init__(self, config: CleanConfig, sources: Sequence[Source], on_bad_row: Literal["error", "skip"]) -> None:
-        self._sources, self._on_bad_row = sources, on_bad_row
+        self._config, self._sources, self._on_bad_row = config, sources, on_bad_row
         self._num_seen = 0  # sources whose documents went through the steps
-        self._config = config
-        self._steps: list[Step] | None = None  # made on first use: a run that finds its stores needs none
+        self._steps: dict[str, Drops] | None = None  # made on first use: a run that finds its stores needs none
 
     @property
     def spans_sources(self) -> bool:
@@ -32,27 +43,150 @@ class Cleaner:
     def clean(self, index: int, documents: Iterator[Document], ledger: SourceLedger) -> Iterator[Document]:
         """The documents of source number `index` that every step lets through.
 
-        Sources before it whose stores were found, and so were not cleaned in this process, are read first.
+        Sources before it that were not cleaned in this process, because their stores were found, are read first.
+        Raises ValueError where `datasketch` is missing or an evaluation file cannot be read.
         """
         if self._steps is None:
             self._steps = _steps(self._config)
         if self.spans_sources:
             for source in self._sources[self._num_seen : index]:
                 unused = SourceLedger(path=source.path)
-                deque(self._kept(iter_documents(source, self._on_bad_row, unused), unused), maxlen=0)
+                deque(_kept(iter_documents(source, self._on_bad_row, unused), self._steps, unused), maxlen=0)
             self._num_seen = index + 1
-        yield from self._kept(documents, ledger)
-
-    def _kept(self, documents: Iterator[Document], ledger: SourceLedger) -> Iterator[Document]:
-        assert self._steps is not None
-        for document in documents:
-            dropped_by = next((name for name, drops in self._steps if drops(document)), None)
-            if dropped_by is None:
-                yield document
-            else:
-                ledger.drop(dropped_by, document.num_bytes)
+        yield from _kept(documents, self._steps, ledger)
 
 
-def _steps(config: CleanConfig) -> list[Step]:
-    """The steps that are on, in the order of the configuration."""
-    return []
+def _kept(documents: Iterator[Document], steps: dict[str, Drops], ledger: SourceLedger) -> Iterator[Document]:
+    for document in documents:
+        dropped_by = next((name for name, drops in steps.items() if drops(document)), None)
+        if dropped_by is None:
+            yield document
+        else:
+            ledger.drop(dropped_by, document.num_bytes)
+
+
+def _steps(config: CleanConfig) -> dict[str, Drops]:
+    """The steps that are on, by the name of their option, in the configuration's order."""
+    steps: dict[str, Drops] = {}
+    max_chars = config.max_chars
+    if config.min_chars:
+        steps["min_chars"] = lambda document: document.num_chars < config.min_chars
+    if max_chars is not None:
+        steps["max_chars"] = lambda document: document.num_chars > max_chars
+    if config.min_alpha_fraction:
+        steps["min_alpha_fraction"] = lambda document: alpha_fraction(document) < config.min_alpha_fraction
+    if config.max_line_repeat_fraction < 1:
+        limit = config.max_line_repeat_fraction
+        steps["max_line_repeat_fraction"] = lambda document: line_repeat_fraction(document) > limit
+    if config.exact_dedup:
+        steps["exact_dedup"] = ExactDuplicates()
+    if config.near_dedup is not None:
+        steps["near_dedup"] = NearDuplicates(config.near_dedup)
+    if config.decontaminate:
+        steps["decontaminate"] = Contaminated(config.decontaminate, config.decontaminate_ngram)
+    return steps
+
+
+def alpha_fraction(document: Document) -> float:
+    """The share of letters among the characters that are not white space."""
+    letters = visible = 0
+    for piece in document.pieces():
+        letters += sum(map(str.isalpha, piece))
+        visible += len(piece) - sum(map(str.isspace, piece))
+    return letters / visible if visible else 0.0
+
+
+def line_repeat_fraction(document: Document) -> float:
+    """The share of lines, blank ones aside, that repeat an earlier line; memory grows with the lines of a document."""
+    seen: set[bytes] = set()
+    num_lines = 0
+    for line in _lines(document.pieces()):
+        stripped = line.strip()
+        if stripped:
+            num_lines += 1
+            seen.add(blake2b(stripped.encode(), digest_size=8).digest())
+    return (num_lines - len(seen)) / num_lines if num_lines else 0.0
+
+
+def _lines(pieces: Iterator[str]) -> Iterator[str]:
+    """The lines of a text whose pieces may end within one."""
+    unfinished: list[str] = []
+    for piece in pieces:
+        *finished, rest = piece.split("\n")
+        for line in finished:
+            yield "".join([*unfinished, line])
+            unfinished = []
+        unfinished.append(rest)
+    yield "".join(unfinished)
+
+
+class ExactDuplicates:
+    """Drops a document whose whole text was seen before; keeps 16 bytes of hash (about 80 of memory) for each."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def __call__(self, document: Document) -> bool:
+        digest = document.digest()
+        if digest in self._seen:
+            return True
+        self._seen.add(digest)
+        return False
+
+
+class NearDuplicates:
+    """Drops a document whose shingles' estimated Jaccard similarity to an earlier one reaches a threshold.
+
+    MinHash signatures, looked up by locality-sensitive hashing (Broder 1997; Leskovec et al., chapter 3).
+    About 3 KB of memory for each document kept.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        try:
+            from datasketch import MinHash, MinHashLSH
+        except ImportError:
+            raise ValueError("data.clean.near_dedup needs datasketch: pip install 'llmtrain[clean]'") from None
+        self._threshold = threshold
+        # The shingles are hashed already, so that MinHash has to take their low 32 bits as they are.
+        self._empty = MinHash(num_perm=NUM_PERMUTATIONS, seed=1, hashfunc=int)
+        self._index = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS)
+        self._signatures: list[Any] = []
+        self._words = WordHashes()
+
+    def __call__(self, document: Document) -> bool:
+        signature = self._empty.copy()
+        has_shingles = False
+        for shingles in ngram_hashes(document.pieces(), SHINGLE_WORDS, self._words):
+            signature.update_batch((np.unique(shingles) >> np.uint64(32)).tolist())
+            has_shingles = True
+        if not has_shingles:
+            return False  # too short to compare: exact_dedup is for those
+        similar = (self._signatures[key] for key in self._index.query(signature))
+        if any(signature.jaccard(earlier) >= self._threshold for earlier in similar):
+            return True
+        self._index.insert(len(self._signatures), signature)
+        self._signatures.append(signature)
+        return False
+
+
+class Contaminated:
+    """Drops a document that shares an n-gram of words with any text of the evaluation files.
+
+    Texts of fewer than n words cannot be found.
+    """
+
+    def __init__(self, paths: Sequence[str], n: int) -> None:
+        self._n, self._words = n, WordHashes()
+        found: list[Hashes] = []
+        for path in paths:
+            for text in iter_texts(path):
+                found += ngram_hashes(cut_pieces([text]), n, self._words)
+        if not found:
+            raise ValueError(f"data.clean.decontaminate={list(paths)}: no text in them is {n} words long")
+        self._evaluated = set(np.concatenate(found).tolist())
+
+    def __call__(self, document: Document) -> bool:
+        return any(
+            not self._evaluated.isdisjoint(hashes.tolist())
+            for hashes in ngram_hashes(document.pieces(), self._n, self._words)
+        )

@@ -38,7 +38,11 @@ def iter_documents(source: Source, on_bad_row: Literal["error", "skip"], ledger:
         ledger.files = len(location.paths)
         ledger.files_not_read = dict(location.not_read)
     num_documents = 0
-    for item in _items(source, location, ledger):
+    for item in _items(source, location):
+        if isinstance(item, Row):
+            if ledger.text_field is None:
+                ledger.text_field = source.text_field or _recognise(item)
+            item = _row_document(item, ledger.text_field)
         if isinstance(item, BadRow):
             if on_bad_row == "error":
                 raise ValueError(f"{item.message}; mend it, or set data.on_bad_row=skip")
@@ -54,11 +58,37 @@ def iter_documents(source: Source, on_bad_row: Literal["error", "skip"], ledger:
         raise ValueError(f"{source.path}: no document with text ({_what_was_read(ledger)})")
 
 
-def _items(source: Source, location: Files | HubDataset, ledger: SourceLedger) -> Iterator[Document | BadRow]:
-    """Every document and bad row of a source, in order."""
+def iter_texts(path: str) -> Iterator[str]:
+    """Every string in files of any kind that is read, whatever its field: what evaluation files hold.
+
+    Raises ValueError as `iter_documents` does; bad rows are errors.
+    """
+    source = Source(path=path)
+    for item in _items(source, resolve(source)):
+        if isinstance(item, BadRow):
+            raise ValueError(item.message)
+        if isinstance(item, Row):
+            yield from _strings(item.fields)
+        else:
+            yield "".join(item.pieces())
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _strings(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _strings(value)
+
+
+def _items(source: Source, location: Files | HubDataset) -> Iterator[Document | Row | BadRow]:
+    """Every text file, row and bad row of a source, in order."""
     part = _parse_slice(source.slice)
     if isinstance(location, HubDataset):
-        yield from _row_documents(_rows_within(partial(read_hub, location, source), part), source, ledger)
+        yield from _rows_within(partial(read_hub, location, source), part)
         return
     for path in location.paths:
         kind = file_kind(path)
@@ -67,7 +97,7 @@ def _items(source: Source, location: Files | HubDataset, ledger: SourceLedger) -
             if kind in TEXT_SUFFIXES:
                 yield _text_document(path, part)
             else:
-                yield from _row_documents(_rows_within(partial(READERS[kind], path), part), source, ledger)
+                yield from _rows_within(partial(READERS[kind], path), part)
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             raise ValueError(f"{path}: cannot be read ({error})") from None
 
@@ -94,16 +124,6 @@ def _text_document(path: Path, part: Slice) -> Document | BadRow:
     if part != WHOLE:
         num_bytes = sum(len(chunk.encode()) for chunk in large.chunks())
     return Document(large, str(path), num_bytes)
-
-
-def _row_documents(rows: Rows, source: Source, ledger: SourceLedger) -> Iterator[Document | BadRow]:
-    for row in rows:
-        if isinstance(row, BadRow):
-            yield row
-            continue
-        if ledger.text_field is None:
-            ledger.text_field = source.text_field or _recognise(row)
-        yield _row_document(row, ledger.text_field)
 
 
 def _row_document(row: Row, text_field: str) -> Document | BadRow:

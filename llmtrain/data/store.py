@@ -143,7 +143,7 @@ class StoreWriter:
             (folder / name).touch()
             os.truncate(folder / name, size)  # lengthens a new `offsets` file by its leading zero
             self._files[name] = (folder / name).open("ab")
-        self._journal = (folder / JOURNAL).open("w", encoding="utf-8")
+        self._journal = (folder / JOURNAL).open("ab")
         self._write_journal()
 
     def __enter__(self) -> StoreWriter:
@@ -195,7 +195,7 @@ class StoreWriter:
         (self._folder / JOURNAL).unlink()
 
     def _write_journal(self) -> None:
-        self._journal.write(json.dumps(asdict(self.progress)) + "\n")
+        self._journal.write(b"\n" + json.dumps(asdict(self.progress)).encode())  # a torn line before stays apart
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
@@ -219,11 +219,11 @@ def _file_sizes(progress: Progress, dtype: np.dtype[Any]) -> dict[str, int]:
 def _recover(folder: Path, dtype: np.dtype[Any]) -> Progress:
     """The last point in the journal up to which every file is whole."""
     path = folder / JOURNAL
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     for line in reversed(lines):
         try:
             tree = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             continue  # a kill tore this line; the one before stands
         progress = Progress(tree["pieces"], {split: Written(**tree["splits"][split]) for split in SPLITS})
         found = {name: _size(folder / name) for name in _file_sizes(progress, dtype)}

@@ -57,6 +57,10 @@ class Document:
     where: str
     num_bytes: int  # as UTF-8
 
+    @property
+    def num_chars(self) -> int:
+        return len(self.text) if isinstance(self.text, str) else self.text.end - self.text.start
+
     def pieces(self) -> Iterator[str]:
         """The text in order; one piece unless it is long."""
         if isinstance(self.text, FileText):

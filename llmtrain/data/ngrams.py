@@ -1,0 +1,51 @@
+"""Hashes of word n-grams, for finding texts that share some of them.
+
+Words are runs of letters, digits and underscores, lowercased; punctuation and spacing do not count. The
+hashes are equal in every process. Two different n-grams collide with a chance of 2^-64.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+
+WORD = re.compile(r"\w+")
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""Base of the polynomial that joins words' hashes: odd, so that no bit of a word is lost."""
+MAX_REMEMBERED_WORDS = 1 << 20
+
+
+class WordHashes(dict[str, int]):
+    """word -> 64-bit hash, computed once while it is remembered."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= MAX_REMEMBERED_WORDS:
+            self.clear()
+        value = self[word] = int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
+        return value
+
+
+def ngram_hashes(pieces: Iterable[str], n: int, words: WordHashes) -> Iterator[Hashes]:
+    """The hashes of all n-grams of a text given in pieces that cut no word, an array for each piece with any."""
+    carried = np.zeros(0, dtype=np.uint64)  # the last n - 1 words' hashes of the pieces before
+    for piece in pieces:
+        found = np.array([words[word] for word in WORD.findall(piece.lower())], dtype=np.uint64)
+        run = np.concatenate([carried, found])
+        if len(run) >= n:
+            yield _join(run, n)
+        carried = run[len(run) - min(n - 1, len(run)) :]
+
+
+def _join(run: Hashes, n: int) -> Hashes:
+    """Hashes of the n-grams of a run of words' hashes."""
+    count = len(run) - n + 1
+    joined = np.zeros(count, dtype=np.uint64)
+    for offset in range(n):
+        joined = joined * MULTIPLIER + run[offset : offset + count]  # modulo 2^64
+    return joined
