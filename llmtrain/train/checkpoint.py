@@ -62,7 +62,7 @@ class Checkpoints:
         `state` holds plain values, and tensors at any depth; `extra` further kinds of named tensors. Raises
         CheckpointError on every rank where the disk is full or fails: the partial one is gone, the last good stays.
         """
-        final = self._folder / f"step-{step:08d}"
+        final = self._path(step)
         named_state, error = runtime.named_state(model, optimizer), None
         if runtime.is_main:
             error = _write(final, step, named_state, state, extra, best)
@@ -74,7 +74,7 @@ class Checkpoints:
                 "untouched: free space on the disk, or move run.dir"
             )
         if runtime.is_main:
-            self._prune()
+            self._prune(step, runtime.say)
         return final
 
     def latest(self, runtime: Runtime) -> Checkpoint | None:
@@ -86,39 +86,47 @@ class Checkpoints:
         return self._newest(runtime, best_only=True)
 
     def _newest(self, runtime: Runtime, best_only: bool) -> Checkpoint | None:
-        step = -1.0
-        if runtime.is_main:
-            self._remove_leftovers()
-            for path in reversed(self._paths()):
-                try:
-                    found = Checkpoint(path)
-                    if best_only and not found.is_best:
-                        continue
-                    found.verify()
-                except ValueError as error:
-                    runtime.say(f"{error}; the checkpoint before it is used")
-                    continue
-                step = found.step
-                break
-        step = max(row[0] for row in runtime.gather_floats([step]))
-        return Checkpoint(self._folder / f"step-{int(step):08d}") if step >= 0 else None
+        step, num_bad = self._search(runtime.say, best_only) if runtime.is_main else (None, 0)
+        (found, bad), *_ = runtime.gather_floats([-1 if step is None else step, num_bad])  # the main process's
+        if found >= 0:
+            return Checkpoint(self._path(int(found)))
+        if bad:
+            raise ValueError(f"no checkpoint in {self._folder} is whole: remove the folder to start from the beginning")
+        return None
+
+    def _search(self, say: Callable[[str], None], best_only: bool) -> tuple[int | None, int]:
+        """(step of the newest that verifies, how many did not)."""
+        num_bad = 0
+        for path in self._folder.glob("step-*.*"):  # what a killed save or removal left behind
+            shutil.rmtree(path)
+        for path in reversed(self._paths()):
+            try:
+                checkpoint = Checkpoint(path)
+                if checkpoint.is_best or not best_only:
+                    checkpoint.verify()
+                    return checkpoint.step, num_bad
+            except ValueError as error:
+                say(f"{error}; it is passed over for the one before it")
+                num_bad += 1
+        return None, num_bad
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}"
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*[0-9]"))
+        return sorted(path for path in self._folder.glob("step-*") if not path.suffix)
 
-    def _prune(self) -> None:
-        paths = self._paths()
+    def _prune(self, step: int, say: Callable[[str], None]) -> None:
+        """Remove what need not be kept now that `step` is saved, later steps included: the run went back."""
+        paths = [path for path in self._paths() if path <= self._path(step)]
         kept = set(paths[-self._keep :])
         if self._keep_best:
-            kept.update([path for path in paths if Checkpoint(path).is_best][-1:])
-        for path in paths:
-            if path not in kept:
+            kept.update([path for path in paths if _is_best(path)][-1:])
+        for path in set(self._paths()) - kept:
+            try:
                 _remove(path)
-
-    def _remove_leftovers(self) -> None:
-        for suffix in ("partial", "removed"):
-            for path in self._folder.glob(f"step-*.{suffix}"):
-                shutil.rmtree(path)
+            except OSError as error:
+                say(f"cannot remove the old checkpoint {path}: {error}")
 
 
 class Checkpoint:
@@ -132,6 +140,10 @@ class Checkpoint:
             self.is_best: bool = manifest["best"]
             self._files: dict[str, dict[str, Any]] = manifest["files"]
             self._tensors: dict[str, dict[str, str]] = manifest["tensors"]
+            self._state_keys: dict[str, list[str]] = {}  # of the optimizer, by parameter
+            for full in self._tensors.get("optimizer", {}):
+                name, key = full.rsplit(STATE_SEPARATOR, 1)
+                self._state_keys.setdefault(name, []).append(key)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"checkpoint {path} has no good manifest.json ({error})") from None
 
@@ -162,9 +174,9 @@ class Checkpoint:
 
     def read_parameter(self, name: str) -> dict[str, Tensor]:
         """A parameter under `param`, and its optimizer state by key: what `Runtime.load_named_state` asks for."""
-        prefix = f"{name}{STATE_SEPARATOR}"
-        state = {key.removeprefix(prefix): key for key in self._tensors.get("optimizer", {}) if key.startswith(prefix)}
-        return {"param": self.read("model", name)} | {key: self.read("optimizer", full) for key, full in state.items()}
+        keys = self._state_keys.get(name, [])
+        state = {key: self.read("optimizer", f"{name}{STATE_SEPARATOR}{key}") for key in keys}
+        return {"param": self.read("model", name)} | state
 
     def verify(self) -> None:
         """Compare every file with the manifest. Raises ValueError naming the first that differs."""
@@ -268,6 +280,13 @@ class _Writer:
         self._files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def _is_best(path: Path) -> bool:
+    try:
+        return Checkpoint(path).is_best
+    except ValueError:  # torn
+        return False
+
+
 def split_tensors(state: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
     """A state as plain JSON values with a mark in place of each tensor, and the tensors by their dotted place.
 
@@ -277,7 +296,7 @@ def split_tensors(state: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
 
     def plain(value: Any, place: str) -> Any:
         if isinstance(value, Tensor):
-            tensors[place] = value
+            tensors[place] = value.detach().clone()  # a view of its own: safetensors refuses shared memory
             return {TENSOR_KEY: place}
         if isinstance(value, Mapping):
             if not all(isinstance(key, str) for key in value):

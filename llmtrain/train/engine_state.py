@@ -1,13 +1,13 @@
 """Parameters and optimizer state by parameter name, in full, under every engine: what a checkpoint holds.
 
 DeepSpeed keeps fp32 weights and optimizer state in flat partitions. Its public `safe_get_full_*` and
-`safe_set_full_*` reach single parameters in them; what they leave to us in 0.19.8 uses private names, in
-`_Zero12` and `_Zero3` below and nowhere else:
+`safe_set_full_*` reach single parameters in them. What they leave to us in 0.19.8 needs private names, in
+`_Zero12`, `_Zero3` and `_Flats` below and nowhere else:
 
-- states of ZeRO-1/2 are linked to parameters after the first parameter group stepped, so the other groups' are
-  missing: `_link` links them again;
-- optimizer state does not exist before the first step: `_fill_state` makes it;
-- setting fp32 weights leaves the model's own copy as it was: `refresh` brings it up to date.
+- ZeRO-1/2 link optimizer state to parameters once the first parameter group has stepped, so that of the other
+  groups is missing: `_link` links it again;
+- optimizer state does not exist before the first step: `make_state` makes it;
+- setting fp32 weights leaves the model's own copy as it was: `set_model_copy` and `refresh` bring it up to date.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, read: Read) -> None
 
 def zero_named_state(engine: Any, is_main: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The same under ZeRO, gathered one parameter at a time. Collective."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-    from deepspeed.zero import GatheredParameters
 
     partitions = _partitions(engine)
     for name, parameter in engine.module.named_parameters():
@@ -65,7 +65,7 @@ def zero_named_state(engine: Any, is_main: bool) -> Iterator[tuple[str, dict[str
         if parameter.requires_grad:
             full["param"] = safe_get_full_fp32_param(parameter)
             for key, value in partitions.state_of(parameter).items():
-                full[key] = safe_get_full_optimizer_state(parameter, key) if value.dim() else value
+                full[key] = safe_get_full_optimizer_state(parameter, key) if value.dim() else value.clone()
         else:
             with GatheredParameters([parameter], enabled=partitions.shards_parameters):
                 full["param"] = parameter.detach().clone()
@@ -79,13 +79,12 @@ def load_zero_named_state(engine: Any, read: Read) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     partitions = _partitions(engine)
-    partitions.optimizer.state.clear()
+    partitions.make_state(read)
     for name, parameter in engine.module.named_parameters():
         saved = read(name)
         value = saved.pop("param").to(engine.device)
         _check_shape(name, value, partitions.full_shape(parameter))
         if parameter.requires_grad:
-            partitions.make_state(parameter, saved)
             safe_set_full_fp32_param(parameter, value)
             for key, state in saved.items():
                 if state.dim():
@@ -98,18 +97,17 @@ def load_zero_named_state(engine: Any, read: Read) -> None:
 class _Partitions(Protocol):
     """Where a ZeRO stage keeps its fp32 weights and optimizer state."""
 
-    optimizer: Optimizer  # the one inside, over flat partitions
     shards_parameters: bool
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]: ...
-    def make_state(self, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None: ...
+    def make_state(self, read: Read) -> None: ...
     def full_shape(self, parameter: nn.Parameter) -> torch.Size: ...
     def set_model_copy(self, parameter: nn.Parameter, value: Tensor) -> None: ...
     def refresh(self) -> None: ...
 
 
 def _partitions(engine: Any) -> _Partitions:
-    return _Zero3(engine.optimizer) if engine.zero_optimization_stage() == 3 else _Zero12(engine.optimizer)
+    return _Zero3(engine) if engine.zero_optimization_stage() == 3 else _Zero12(engine)
 
 
 class _Zero12:
@@ -117,19 +115,18 @@ class _Zero12:
 
     shards_parameters = False
 
-    def __init__(self, zero: Any) -> None:
-        self._zero, self.optimizer = zero, zero.optimizer
-        groups, flats = zero.bit16_groups, zero.single_partition_of_fp32_groups
-        self._flat_of = {id(p): flat for group, flat in zip(groups, flats, strict=True) for p in group}
-        self._link()
+    def __init__(self, engine: Any) -> None:
+        self._zero = engine.optimizer
+        self._flats = _Flats(engine, self._zero.bit16_groups, self._zero.single_partition_of_fp32_groups)
+        if self._flats.have_state():
+            self._link()
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        return dict(self.optimizer.state.get(self._flat_of[id(parameter)], {}))
+        return self._flats.state_of(parameter)
 
-    def make_state(self, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None:
-        flat = self._flat_of[id(parameter)]
-        if saved and flat not in self.optimizer.state:
-            self.optimizer.state[flat] = _fill_state(flat, saved)
+    def make_state(self, read: Read) -> None:
+        self._flats.make_state(read)
+        if self._flats.have_state():
             self._link()
 
     def full_shape(self, parameter: nn.Parameter) -> torch.Size:
@@ -142,9 +139,8 @@ class _Zero12:
         """Nothing is left to do: every model copy was set."""
 
     def _link(self) -> None:
-        if all(flat in self.optimizer.state for flat in self._flat_of.values()):
-            self._zero._hp_optimizer_states_linked = False
-            self._zero._lazy_init_hp_params_optimizer_state()
+        self._zero._hp_optimizer_states_linked = False
+        self._zero._lazy_init_hp_params_optimizer_state()
 
 
 class _Zero3:
@@ -152,25 +148,22 @@ class _Zero3:
 
     shards_parameters = True
 
-    def __init__(self, zero: Any) -> None:
-        self._zero, self.optimizer = zero, zero.optimizer
-        groups, flats = zero.fp16_groups, zero.fp32_partitioned_groups_flat
-        self._flat_of = {id(p): flat for group, flat in zip(groups, flats, strict=True) for p in group}
+    def __init__(self, engine: Any) -> None:
+        self._zero = engine.optimizer
+        self._flats = _Flats(engine, self._zero.fp16_groups, self._zero.fp32_partitioned_groups_flat)
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        return dict(self.optimizer.state.get(self._flat_of[id(parameter)], {}))
+        return self._flats.state_of(parameter)
 
-    def make_state(self, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None:
-        flat = self._flat_of[id(parameter)]
-        if saved and flat not in self.optimizer.state:
-            self.optimizer.state[flat] = _fill_state(flat, saved)
+    def make_state(self, read: Read) -> None:
+        self._flats.make_state(read)
 
     def full_shape(self, parameter: nn.Parameter) -> torch.Size:
         shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
         return shape
 
     def set_model_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
         with GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(value)
@@ -181,9 +174,30 @@ class _Zero3:
             self._zero.persistent_parameters[0].all_gather(self._zero.persistent_parameters)
 
 
-def _fill_state(flat: Tensor, saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Optimizer state of a flat partition in the shape of one parameter's: zeros to be set, scalars taken over."""
-    return {key: torch.zeros_like(flat) if value.dim() else value.clone() for key, value in saved.items()}
+class _Flats:
+    """The flat fp32 partitions of this rank, the parameters each is of, and the optimizer's state for it."""
+
+    def __init__(self, engine: Any, groups: list[list[nn.Parameter]], flats: list[Tensor]) -> None:
+        self._state = engine.optimizer.optimizer.state
+        self._names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+        self._groups = list(zip(groups, flats, strict=True))
+        self._flat_of = {id(parameter): flat for group, flat in self._groups for parameter in group}
+
+    def have_state(self) -> bool:
+        """False before the first step, and after loading a checkpoint of before it."""
+        return all(self._state.get(flat) for _, flat in self._groups)
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return dict(self._state.get(self._flat_of[id(parameter)], {}))
+
+    def make_state(self, read: Read) -> None:
+        """State in the shape of the saved one, for every partition: zeros to be set, and its scalars."""
+        self._state.clear()
+        for group, flat in self._groups:
+            saved = read(self._names[id(group[0])])
+            del saved["param"]
+            if saved:
+                self._state[flat] = {k: torch.zeros_like(flat) if v.dim() else v.clone() for k, v in saved.items()}
 
 
 def _named_buffers(model: nn.Module, is_main: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:

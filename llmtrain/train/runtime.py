@@ -24,7 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from transformers.integrations import unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llmtrain.objective import Counts, Metrics
 from llmtrain.train import engine_state
@@ -279,7 +279,7 @@ class Runtime:
             cpu=not has_accelerator and not deepspeed,
             mixed_precision="no" if self._precision == "fp32" else self._precision,
             gradient_accumulation_steps=1,
-            log_with=list(trackers),
+            log_with=list(trackers) or None,
             project_dir=self._run_dir,
             kwargs_handlers=[
                 InitProcessGroupKwargs(backend="gloo" if on_cpu_group else None, timeout=self._backstop),
@@ -301,7 +301,7 @@ class Runtime:
     def _watch(self) -> Watchdog | None:
         if self.world_size == 1:
             return None
-        store = dist.distributed_c10d._get_default_store().clone()
+        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         watchdog = Watchdog(store, self.rank, self.world_size, self._timeout.total_seconds())
         dist.barrier()  # every rank has published its count
         return watchdog

@@ -29,7 +29,11 @@ def launch(
         options = ["--config_file", str(file), "--num_processes", str(num_processes), "--main_process_port", "0"]
         command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=LIMIT_SECONDS, env=clean_environment() | dict(environment or {})
+        command,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        env=clean_environment() | dict(environment or {}),
     )
 
 

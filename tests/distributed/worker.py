@@ -70,7 +70,9 @@ class NanGradient(torch.autograd.Function):
         return gradient * float("nan")
 
 
-def train(runtime: Runtime, model: nn.Module, optimizer: Optimizer, first: int, last: int, mean_of_means: bool) -> list[bool]:
+def train(
+    runtime: Runtime, model: nn.Module, optimizer: Optimizer, first: int, last: int, mean_of_means: bool
+) -> list[bool]:
     """Steps `first` to `last`; whether each was applied."""
     applied = []
     for step in range(first, last):
@@ -97,6 +99,13 @@ def full_state(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> dict
     """Weights and optimizer state by name, on the main process."""
     state = runtime.named_state(model, optimizer)
     return {f"{name}/{key}": value.clone() for name, tensors in state for key, value in tensors.items()}
+
+
+def local_parameters(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> int:
+    """How many parameters this rank's optimizer updates."""
+    if runtime.engine == "zero3":
+        return sum(parameter.ds_tensor.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -145,7 +154,7 @@ def main() -> None:
         "world_size": runtime.world_size,
         "model_class": type(model).__name__,
         "num_parameters": sum(tensor.numel() for name, tensor in final.items() if name.endswith("/param")),
-        "num_optimized_here": sum(p.numel() for group in optimizer.param_groups for p in group["params"]),
+        "num_parameters_here": local_parameters(runtime, model, optimizer),
         "applied": applied,
         "restored_to_the_bit": same(before_saving, restored),
         "resumed_to_the_bit": same(final, again),

@@ -1,0 +1,335 @@
+"""Checkpoints: what is saved comes back to the bit, and nothing that goes wrong loses the last good one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from llmtrain.train import checkpoint as checkpoint_module
+from llmtrain.train.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from llmtrain.train.runtime import Runtime
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Runtime(precision="fp32", max_grad_norm=None, seed=0, timeout_minutes=1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+@pytest.fixture
+def optimizer(model: nn.Module) -> Optimizer:
+    optimizer = AdamW([{"params": [p], "lr": 0.1} for p in model.parameters()])
+    train(model, optimizer, 3)
+    return optimizer
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> Checkpoints:
+    prepared = runtime.prepare(model, optimizer)
+    assert prepared[0] is model
+    return Checkpoints(tmp_path / "checkpoints", keep=2, keep_best=True)
+
+
+def train(model: nn.Module, optimizer: Optimizer, num_steps: int) -> None:
+    for step in range(num_steps):
+        model(torch.randn(4, 6, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def snapshot(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    named = runtime.named_state(model, optimizer)
+    return {f"{name}/{key}": value.clone() for name, tensors in named for key, value in tensors.items()}
+
+
+def test_weights_buffers_and_optimizer_state_come_back_to_the_bit(checkpoints, runtime, model, optimizer) -> None:
+    checkpoints.save(runtime, 3, model, optimizer, {}, extra={})
+    saved = snapshot(runtime, model, optimizer)
+    train(model, optimizer, 2)
+    wanted = snapshot(runtime, model, optimizer)
+
+    runtime.load_named_state(model, optimizer, checkpoints.latest(runtime).read_parameter)
+
+    restored = snapshot(runtime, model, optimizer)
+    assert restored.keys() == saved.keys() and "1.running_mean/param" in saved and "0.weight/exp_avg_sq" in saved
+    assert all(torch.equal(restored[key], saved[key]) and restored[key].dtype == saved[key].dtype for key in saved)
+    train(model, optimizer, 2)
+    went_on = snapshot(runtime, model, optimizer)
+    assert all(torch.equal(went_on[key], wanted[key]) for key in wanted)
+
+
+def test_a_checkpoint_of_before_the_first_step_takes_the_optimizer_state_away(runtime, tmp_path) -> None:
+    model = nn.Linear(2, 2)
+    _, optimizer = runtime.prepare(model, AdamW(model.parameters()))
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
+    checkpoints.save(runtime, 0, model, optimizer, {}, extra={})
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert optimizer.state
+
+    runtime.load_named_state(model, optimizer, checkpoints.latest(runtime).read_parameter)
+
+    assert not optimizer.state
+
+
+def test_state_keeps_plain_values_and_tensors_at_any_depth(checkpoints, runtime, model, optimizer) -> None:
+    base = torch.arange(6, dtype=torch.int64)
+    state = {
+        "step": 7,
+        "best_loss": float("inf"),
+        "third": 1 / 3,
+        "none": None,
+        "source": {"cursor": [1, {"experience": base[:3]}], "flags": torch.tensor([True, False]), "tail": base[2:]},
+    }
+    checkpoints.save(runtime, 1, model, optimizer, state, extra={})
+
+    read = checkpoints.latest(runtime).state
+
+    assert {key: read[key] for key in ("step", "best_loss", "third", "none")} == {
+        key: state[key] for key in ("step", "best_loss", "third", "none")
+    }
+    assert torch.equal(read["source"]["cursor"][1]["experience"], base[:3])
+    assert torch.equal(read["source"]["tail"], base[2:])
+    assert read["source"]["flags"].dtype == torch.bool
+
+
+def test_a_state_that_json_would_change_is_refused(checkpoints, runtime, model, optimizer) -> None:
+    with pytest.raises(TypeError, match=r"state source: keys must be strings"):
+        checkpoints.save(runtime, 1, model, optimizer, {"source": {3: "x"}}, extra={})
+    with pytest.raises(TypeError, match=r"state a\.0: set"):
+        checkpoints.save(runtime, 1, model, optimizer, {"a": [{1}]}, extra={})
+
+
+def test_further_kinds_are_read_by_name(checkpoints, runtime, model, optimizer) -> None:
+    ema = {name: p.detach() * 2 for name, p in model.named_parameters()}
+    checkpoints.save(runtime, 1, model, optimizer, {}, extra={"ema": ema})
+
+    latest = checkpoints.latest(runtime)
+
+    assert latest.kinds == ["model", "optimizer", "ema"]
+    assert all(torch.equal(tensor, ema[name]) for name, tensor in latest.read_all("ema").items())
+    assert latest.names("ema") == list(ema)
+
+
+def test_large_states_are_written_in_pieces(checkpoints, runtime, model, optimizer, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "PIECE_BYTES", 100)
+    path = checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+    assert len(list(path.glob("model-*.safetensors"))) > 2
+    saved = snapshot(runtime, model, optimizer)
+    read = {name: checkpoints.latest(runtime).read("model", name) for name in ("0.weight", "2.bias")}
+    assert all(torch.equal(read[name], saved[f"{name}/param"]) for name in read)
+
+
+def test_the_newest_and_the_best_are_kept(checkpoints, runtime, model, optimizer) -> None:
+    for step, best in [(1, True), (2, True), (3, False), (4, False), (5, False)]:
+        checkpoints.save(runtime, step, model, optimizer, {}, extra={}, best=best)
+    assert steps(checkpoints) == [2, 4, 5]
+    assert checkpoints.latest(runtime).step == 5
+    assert checkpoints.best(runtime).step == 2
+
+
+def test_the_best_may_be_among_the_newest(checkpoints, runtime, model, optimizer) -> None:
+    for step, best in [(1, False), (2, True), (3, False)]:
+        checkpoints.save(runtime, step, model, optimizer, {}, extra={}, best=best)
+    assert steps(checkpoints) == [2, 3]
+
+
+def test_no_checkpoint_is_none(checkpoints, runtime, model, optimizer) -> None:
+    assert checkpoints.latest(runtime) is None
+    checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+    assert checkpoints.best(runtime) is None
+
+
+def truncate(path: Path) -> None:
+    file = path / "optimizer-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    file = path / "model-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def remove_a_file(path: Path) -> None:
+    (path / "state.json").unlink()
+
+
+def edit_the_state(path: Path) -> None:
+    file = path / "state.json"
+    file.write_text(file.read_text().replace("20", "30"))
+
+
+def empty_the_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove_a_file, edit_the_state, empty_the_manifest])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(
+    damage, checkpoints, runtime, model, optimizer, capsys
+) -> None:
+    checkpoints.save(runtime, 10, model, optimizer, {"step": 10}, extra={})
+    damage(checkpoints.save(runtime, 20, model, optimizer, {"step": 20}, extra={}))
+
+    assert checkpoints.latest(runtime).state == {"step": 10}
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and "step-00000020" in lines[0] and "the one before" in lines[0]
+
+
+def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over(checkpoints, runtime, model, optimizer) -> None:
+    flip_a_bit(checkpoints.save(runtime, 10, model, optimizer, {}, extra={}))
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+        checkpoints.latest(runtime)
+
+
+def test_a_damaged_later_checkpoint_never_displaces_a_good_one(runtime, tmp_path, model, optimizer) -> None:
+    runtime.prepare(model, optimizer)
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
+    empty_the_manifest(checkpoints.save(runtime, 20, model, optimizer, {}, extra={}))
+    checkpoints.save(runtime, 15, model, optimizer, {}, extra={})
+    assert steps(checkpoints) == [15]
+
+
+def test_a_step_saved_again_replaces_the_one_before(checkpoints, runtime, model, optimizer) -> None:
+    checkpoints.save(runtime, 5, model, optimizer, {"turn": 1}, extra={})
+    checkpoints.save(runtime, 5, model, optimizer, {"turn": 2}, extra={})
+    assert checkpoints.latest(runtime).state == {"turn": 2}
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_else(
+    tmp_path, runtime, model, optimizer, full_disk
+) -> None:
+    runtime.prepare(model, optimizer)
+    checkpoints = Checkpoints(full_disk, keep=2, keep_best=False)
+    checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+    filler = full_disk / "filler"
+    fill(filler)
+
+    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*step-00000002.*No space left"):
+        checkpoints.save(runtime, 2, model, optimizer, {}, extra={})
+
+    assert sorted(path.name for path in full_disk.iterdir()) == ["filler", "step-00000001"]
+    assert checkpoints.latest(runtime).step == 1
+    filler.unlink()
+    checkpoints.save(runtime, 2, model, optimizer, {}, extra={})
+    assert checkpoints.latest(runtime).step == 2
+
+
+def fill(file: Path) -> None:
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as opened:
+        while True:
+            opened.write(b"\0" * 4096)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB of its own; skipped where one may not be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_file_that_may_not_grow_leaves_the_last_good_checkpoint(checkpoints, runtime, model, optimizer) -> None:
+    checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="File too large"):
+            checkpoints.save(runtime, 2, model, optimizer, {}, extra={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert steps(checkpoints) == [1]
+
+
+SAVE_FOREVER = """
+import sys
+from pathlib import Path
+import torch
+from llmtrain.train.checkpoint import Checkpoints
+from llmtrain.train.runtime import Runtime
+
+runtime = Runtime(precision="fp32", max_grad_norm=None, seed=0, timeout_minutes=1)
+model = torch.nn.Linear(512, 512)
+model, optimizer = runtime.prepare(model, torch.optim.AdamW(model.parameters()))
+checkpoints = Checkpoints(Path(sys.argv[1]), keep=2, keep_best=False)
+latest = checkpoints.latest(runtime)
+step = latest.step if latest else 0
+print("ready", flush=True)
+while True:
+    step += 1
+    torch.nn.init.constant_(model.weight, step)
+    checkpoints.save(runtime, step, model, optimizer, {"step": step}, extra={})
+    print(step, flush=True)
+"""
+
+
+def test_kill_dash_nine_inside_a_save_leaves_a_whole_checkpoint(tmp_path, runtime) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    last, torn = 0, 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        saved = [int(process.stdout.readline()) for _ in range(moments.randint(1, 3))]
+        partial = tmp_path / f"step-{saved[-1] + 1:08d}.partial"
+        wanted = moments.choice(["model-00001.safetensors", "state.json"])
+        while not (partial / wanted).exists() and not (tmp_path / f"step-{saved[-1] + 2:08d}.partial").exists():
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        torn += bool(list(tmp_path.glob("*.partial")))
+
+        latest = Checkpoints(tmp_path, keep=2, keep_best=False).latest(runtime)
+
+        assert latest is not None and latest.step >= saved[-1] > last
+        assert latest.state == {"step": latest.step}
+        assert torch.equal(latest.read("model", "weight"), torch.full((512, 512), float(latest.step)))
+        assert not list(tmp_path.glob("*.partial"))
+        last = latest.step
+    assert torn, "no kill came inside a save"
+
+
+def test_the_manifest_lists_every_file(checkpoints, runtime, model, optimizer) -> None:
+    path = checkpoints.save(runtime, 1, model, optimizer, {"t": torch.ones(1)}, extra={})
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert {file.name for file in path.iterdir()} == set(manifest["files"]) | {"manifest.json"}
+    assert not list(path.glob("*.pt")) and not list(path.glob("*.pkl"))
+    Checkpoint(path).verify()
+
+
+def steps(checkpoints: Checkpoints) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in checkpoints._paths()]
