@@ -37,7 +37,7 @@ MAY_CHANGE = (
     "log",
 )
 # Facts that a continued run must find unchanged.
-PINNED = ("model_revision", "tokenizer_fingerprint")
+PINNED = ("model_revision", "tokenizer_fingerprint", "stores")
 PACKAGES = ("llmtrain", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors")
 
 
@@ -76,7 +76,7 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
             if then != now:
                 raise ValueError(
                     f"run.dir={folder}: {name.replace('_', ' ')} was {then} when this run started and is {now} now: "
-                    "bring back what it started with (model.revision, tokenizer.revision), or start another run"
+                    "bring back what it started with (model.revision, tokenizer.revision, the data), or start another run"
                 )
     save_config(config, folder / "config.yaml")
     environment = {
@@ -89,6 +89,12 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
         **facts,
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+    """Write `ledger.json`: where every byte and token of the data went, and how much of it was trained on."""
+    text = json.dumps({**data, "training": training}, indent=2)
+    (folder / "ledger.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 def export_run(

@@ -6,8 +6,6 @@ recipes/accelerate/cpu.yaml recipes/pretrain.py CONFIG.yaml`.
 
 from __future__ import annotations
 
-import json
-
 import torch
 
 from llmtrain.cli.recipe import run_recipe
@@ -22,7 +20,7 @@ from llmtrain.models.load import flops_per_token, hub_commit, load_model, parame
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
-from llmtrain.run import export_run, open_run, record_run
+from llmtrain.run import export_run, open_run, record_ledger, record_run
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Loop
@@ -54,8 +52,8 @@ def main(config: PretrainConfig) -> None:
     tokenizer_path = config.tokenizer.path or config.model.path
     assert tokenizer_path is not None
     tokenizer = load_tokenizer(tokenizer_path, config.tokenizer.revision, config.model.trust_remote_code)
-    shape = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
-    model = shape.to(runtime.device)
+    model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
+    model.to(runtime.device)
     kernel = config.model.attention
     kernel = attention_kernel(runtime.device, dtype) if kernel == "auto" else kernel
     module = with_loss(model, kernel, config.data.max_seq_len)
@@ -65,28 +63,20 @@ def main(config: PretrainConfig) -> None:
     flops, peak = flops_per_token(model, plan.mean_segment_tokens), peak_flops(runtime.device, dtype)
     facts = {"device": str(runtime.device), "engine": runtime.engine, "world_size": runtime.world_size}
     facts |= {"model_revision": hub_commit(model.config), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    facts["stores"] = [store.path.name for store in (*stores.train, *stores.eval)]
     facts |= {"attention": kernel, "peak_flops": peak[0], "peak_flops_source": peak[1]}
     if runtime.is_main:
         record_run(folder, config, facts)
-        (folder / "ledger.json").write_text(json.dumps(stores.ledger.to_dict(), indent=2) + "\n", encoding="utf-8")
+        record_ledger(folder, stores.ledger.to_dict(), plan.account(0, 0, 0))
 
     if config.train.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if config.train.compile:
         compile_model(model)
     ema = None if config.train.ema_decay is None else Ema(module, config.train.ema_decay)
     module, optimizer = runtime.prepare(module, make_optimizer(parameters_by_role(model), config.optim))
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
-    held_out = HeldOut(
-        fetch=plan.eval_pack,
-        num_packs=plan.num_eval_packs,
-        bytes_per_token=plan.eval_bytes_per_token,
-        packs_per_microbatch=plan.packs_per_microbatch,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        device=runtime.device,
-        sum_over_ranks=runtime.sum_floats,
-    )
+    held_out = HeldOut(plan, runtime.rank, runtime.world_size, runtime.device, runtime.sum_floats)
     log = RunLog(
         folder,
         is_main=runtime.is_main,
@@ -96,27 +86,32 @@ def main(config: PretrainConfig) -> None:
         track=runtime.track,
         memory_bytes=lambda: peak_memory_bytes(runtime.device),
     )
+    source = plan.batches(runtime.rank, runtime.world_size)
+    loop = Loop(
+        runtime=runtime,
+        model=module,
+        optimizer=optimizer,
+        objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
+        source=source,
+        schedule=make_schedule(config.optim, plan.num_steps),
+        num_steps=plan.num_steps,
+        evaluate=held_out if plan.num_eval_packs else None,
+        checkpoints=checkpoints,
+        log=log,
+        stop=stop,
+        profiler=StepProfiler(config.log.profile, folder / "profile", runtime.rank),
+        train=config.train,
+        eval=config.eval,
+        checkpoint=config.checkpoint,
+        logging=config.log,
+        l1=config.optim.l1,
+        ema=ema,
+    )
     with log:
-        outcome = Loop(
-            runtime=runtime,
-            model=module,
-            optimizer=optimizer,
-            objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
-            source=plan.batches(runtime.rank, runtime.world_size),
-            schedule=make_schedule(config.optim, plan.num_steps),
-            num_steps=plan.num_steps,
-            evaluate=held_out if plan.num_eval_packs else None,
-            checkpoints=checkpoints,
-            log=log,
-            stop=stop,
-            profiler=StepProfiler(config.log.profile, folder / "profile", runtime.rank),
-            train=config.train,
-            eval=config.eval,
-            checkpoint=config.checkpoint,
-            logging=config.log,
-            l1=config.optim.l1,
-            ema=ema,
-        ).run()
+        outcome = loop.run()
+    if runtime.is_main:
+        account = plan.account(loop.progress.step, loop.progress.tokens, source.num_skipped)
+        record_ledger(folder, stores.ledger.to_dict(), account)
     if outcome != "interrupted":
         best = checkpoints.best(runtime) if config.checkpoint.export_best else None
         checkpoint = best or checkpoints.latest(runtime)

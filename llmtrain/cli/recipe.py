@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -20,6 +21,9 @@ def run_recipe(schema: type[Config], main: Callable[[Config], None]) -> None:
     if "--help" in argv or "-h" in argv:
         print(help_text(schema))
         return
+    for library in ("accelerate", "deepspeed", "torch", "transformers"):
+        # What a library will change in its next version is for us to mend, not for the user to read.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}\b")
     try:
         main(load_config(schema, argv))
     except ValueError as error:

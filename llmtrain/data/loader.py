@@ -66,6 +66,11 @@ class StoredBatches:
         self._step = 0
         self._skip_list: list[int] = []
 
+    @property
+    def num_skipped(self) -> int:
+        """Samples on the skip-list."""
+        return len(self._skip_list)
+
     def next_step(self) -> list[PackedTokens] | None:
         """This rank's microbatches of the next step; None after the last."""
         if self._step == self._num_steps:

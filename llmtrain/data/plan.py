@@ -55,6 +55,23 @@ class DataPlan:
             index -= count
         raise IndexError(index)
 
+    def account(self, step: int, tokens_trained: int, skipped_samples: int) -> dict[str, float | int]:
+        """What `ledger.json` says of training: `tokens_trained` so far against those an epoch can train on.
+
+        Within its document each token but the first is predicted; without isolation, each but a store's first.
+        """
+        unpredicted = sum(store.num_documents if self.isolate_documents else 1 for store in self.train)
+        return {
+            "steps": step,
+            "steps_planned": self.num_steps,
+            "packs_per_step": self.packs_per_step,
+            "packs_per_epoch": self.order.epoch_size,
+            "tokens_per_epoch": sum(store.num_tokens for store in self.train) - unpredicted,
+            "tokens_trained": tokens_trained,
+            "epochs": step * self.packs_per_step / self.order.epoch_size,
+            "skipped_samples": skipped_samples,
+        }
+
     @property
     def eval_bytes_per_token(self) -> float:
         return sum(store.num_bytes for store in self.eval) / sum(store.num_tokens for store in self.eval)

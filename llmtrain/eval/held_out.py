@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llmtrain.data.loader import microbatches
-from llmtrain.data.pack import Pack
+from llmtrain.data.plan import DataPlan
 
 Sums = Callable[[list[float]], list[float]]
 """Sums each number over all ranks."""
@@ -21,12 +21,9 @@ Sums = Callable[[list[float]], list[float]]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The packs of an evaluation and how to run them; calling it evaluates a model."""
+    """The held-out packs of a plan, shared among ranks; calling it evaluates a model."""
 
-    fetch: Callable[[int], Pack]
-    num_packs: int
-    bytes_per_token: float
-    packs_per_microbatch: int
+    plan: DataPlan
     rank: int
     world_size: int
     device: torch.device
@@ -36,12 +33,13 @@ class HeldOut:
     def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """`eval_loss` (nats per predicted token) and `eval_bits_per_byte`; None if asked to stop.
 
-        Bytes are those of the evaluated share of the documents, in proportion to tokens where not all are taken.
+        Bytes are those of the evaluated share of the documents, in proportion to tokens where not all are taken. A
+        tokenizer without BOS leaves the first token of each document unpredicted: its bytes count, its bits do not.
         """
         total_loss = torch.zeros((), dtype=torch.float64)
         num_predicted = num_tokens = 0
-        packs = range(self.num_packs)
-        for batch in microbatches(packs, self.fetch, self.packs_per_microbatch, self.rank, self.world_size):
+        packs, plan = range(self.plan.num_eval_packs), self.plan
+        for batch in microbatches(packs, plan.eval_pack, plan.packs_per_microbatch, self.rank, self.world_size):
             if should_stop():
                 return None
             total_loss += model(batch.to(self.device)).cross_entropy.cpu().double()
@@ -49,4 +47,4 @@ class HeldOut:
             num_tokens += batch.input_ids.numel() if batch.sample_ids else 0
         loss, predicted, tokens = self.sum_over_ranks([float(total_loss), num_predicted, num_tokens])
         bits = loss / math.log(2)
-        return {"eval_loss": loss / predicted, "eval_bits_per_byte": bits / (tokens * self.bytes_per_token)}
+        return {"eval_loss": loss / predicted, "eval_bits_per_byte": bits / (tokens * plan.eval_bytes_per_token)}

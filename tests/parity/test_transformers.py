@@ -120,7 +120,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     module(packed(texts)).objective.backward()
     stored = gradients(model)
     model.zero_grad()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     module(packed(texts)).objective.backward()
     for name, grad in gradients(model).items():
         torch.testing.assert_close(grad, stored[name], rtol=1e-5, atol=1e-6)
