@@ -34,12 +34,13 @@ DATASHEET_PEAKS = {
 def attention_kernel(device: torch.device, dtype: torch.dtype) -> AttentionKernel:
     """The attention that `model.attention: auto` means: varlen on CUDA in half precision, segments elsewhere.
 
-    varlen_attn needs an NVIDIA GPU of compute capability 8.0 or newer and fp16 or bf16; XLA needs static shapes.
+    varlen_attn, with the arguments of torch 2.13, needs an NVIDIA GPU of compute capability 8.0 or newer and fp16 or
+    bf16; XLA needs static shapes.
     """
     if device.type == "xla":
         return "mask"
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
-        if torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= "2.10":
+        if torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= "2.13":
             return "varlen"
     return "segments"
 
