@@ -69,7 +69,7 @@ class ModelConfig(Section):
     dropout: Fraction = 0.0
     """Dropout probability, written to every dropout field the architecture has; refused where it has none."""
     attention: Literal["auto", "segments", "varlen", "mask"] = "auto"
-    """Attention within documents: SDPA per segment, torch's varlen kernel (CUDA), or one block mask; auto: by device."""
+    """Attention within documents: SDPA per segment, torch's varlen kernel (CUDA), one block mask; auto: by device."""
     trust_remote_code: bool = False
     """Run model code that the hub repository brings. Off unless you have read it."""
 
@@ -95,7 +95,7 @@ class CleanConfig(Section):
     exact_dedup: bool = False
     """Drop documents whose text was seen before in any source."""
     near_dedup: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Drop documents whose estimated Jaccard similarity to an earlier one is at least this (0.8 is usual); None: off."""
+    """Drop documents at least this similar to an earlier one (estimated Jaccard; 0.8 is usual); None: off."""
     decontaminate: list[str] = []
     """Evaluation files: a document that shares an n-gram of words with any of them is dropped."""
     decontaminate_ngram: Positive = 13
@@ -161,7 +161,7 @@ class TrainConfig(Section):
     max_nonfinite_steps: Positive = 10
     """Stop after this many steps in a row with a non-finite loss or gradient; each is skipped and counted."""
     spike_factor: Annotated[float, Field(gt=1)] | None = None
-    """Roll back to the last checkpoint and skip the batch when the loss passes this multiple of its running mean; None: off."""
+    """Loss over its running mean from which a run rolls back to its last checkpoint and skips the batch; None: off."""
 
 
 class OptimConfig(Section):
@@ -283,7 +283,6 @@ class PretrainConfig(Section):
             raise ValueError(f"log.profile={self.log.profile}: give the first and the last step, from 1")
         return self
 
-
     def features(self) -> dict[str, bool]:
         """The features that not every engine has, and whether this run asks for them."""
         return {
@@ -399,7 +398,8 @@ def iter_keys(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, Fi
 
 def help_text(schema: type[Section]) -> str:
     """What `--help` prints: every key with its type, default and meaning."""
-    lines = [schema.__doc__ or "", "", "Arguments: CONFIG.yaml [key=value ...], a key with dots, a value in YAML. The keys:", ""]
+    usage = "Arguments: CONFIG.yaml [key=value ...], a key with dots, a value in YAML. The keys:"
+    lines = [schema.__doc__ or "", "", usage, ""]
     for key, field in iter_keys(schema):
         default = "required" if field.is_required() else f"default {yaml_scalar(field.default)}"
         lines += [f"{key}  ({_type_name(field)}; {default})", f"    {field.description or ''}"]
@@ -459,7 +459,7 @@ def _explain(schema: type[Section], fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key} is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    if not key or fault["type"] == "value_error" and not location:
+    if not key or (fault["type"] == "value_error" and not location):
         return message
     given = fault["input"]
     shown = f"={given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""

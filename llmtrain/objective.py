@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from torch import Tensor, nn
 
 Batch = TypeVar("Batch")
-Batch_co = TypeVar("Batch_co", covariant=True)
 Batch_contra = TypeVar("Batch_contra", contravariant=True)
 
 Counts = Mapping[str, float]
@@ -27,10 +26,10 @@ Metrics = Mapping[str, Tensor]
 """Shares (scalar, detached) whose sum over the microbatches and ranks of a step is the step's value."""
 
 
-class BatchSource(Protocol[Batch_co]):
+class BatchSource(Protocol[Batch]):
     """Where a step's microbatches come from: a stored dataset, or rollouts made on demand."""
 
-    def next_step(self) -> list[Batch_co] | None:
+    def next_step(self) -> list[Batch] | None:
         """This rank's microbatches of one optimizer step, as many as on every other rank; None: finished."""
         ...
 

@@ -76,7 +76,7 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
             if then != now:
                 raise ValueError(
                     f"run.dir={folder}: {name.replace('_', ' ')} was {then} when this run started and is {now} now: "
-                    "bring back what it started with (model.revision, tokenizer.revision, the data), or start another run"
+                    "bring back what it started with (model.revision, tokenizer.revision, data), or start another run"
                 )
     save_config(config, folder / "config.yaml")
     environment = {

@@ -10,8 +10,8 @@ import torch
 
 from llmtrain.cli.recipe import run_recipe
 from llmtrain.config import PretrainConfig
-from llmtrain.data.stores import build_stores
 from llmtrain.data.plan import plan_data
+from llmtrain.data.stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.device import attention_kernel, peak_flops, peak_memory_bytes
 from llmtrain.eval.held_out import HeldOut
@@ -53,10 +53,9 @@ def main(config: PretrainConfig) -> None:
     assert tokenizer_path is not None
     tokenizer = load_tokenizer(tokenizer_path, config.tokenizer.revision, config.model.trust_remote_code)
     model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
-    model.to(runtime.device)
     kernel = config.model.attention
     kernel = attention_kernel(runtime.device, dtype) if kernel == "auto" else kernel
-    module = with_loss(model, kernel, config.data.max_seq_len)
+    module = with_loss(model, kernel, config.data.max_seq_len, runtime.device)
 
     stores = build_stores(config.data, tokenizer, report=runtime.say)
     plan = plan_data(config.data, config.train, config.eval, stores.train, stores.eval, seed=config.run.seed)
@@ -74,7 +73,7 @@ def main(config: PretrainConfig) -> None:
     if config.train.compile:
         compile_model(model)
     ema = None if config.train.ema_decay is None else Ema(module, config.train.ema_decay)
-    module, optimizer = runtime.prepare(module, make_optimizer(parameters_by_role(model), config.optim))
+    prepared, optimizer = runtime.prepare(module, make_optimizer(parameters_by_role(model), config.optim))
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
     held_out = HeldOut(plan, runtime.rank, runtime.world_size, runtime.device, runtime.sum_floats)
     log = RunLog(
@@ -89,7 +88,7 @@ def main(config: PretrainConfig) -> None:
     source = plan.batches(runtime.rank, runtime.world_size)
     loop = Loop(
         runtime=runtime,
-        model=module,
+        model=prepared,
         optimizer=optimizer,
         objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
         source=source,

@@ -1,6 +1,6 @@
 """Held-out loss over stored packs, in nats per token, and bits per byte, which no tokenizer can flatter.
 
-    bits_per_byte = summed loss / ln 2 / bytes of the documents
+bits_per_byte = summed loss / ln 2 / bytes of the documents
 """
 
 from __future__ import annotations

@@ -88,16 +88,16 @@ def _by_runs(
 ) -> Float[Tensor, "1 tokens heads value_dim"]:
     outputs, start = [], 0
     for count, length in segments.runs:
-        batched = [
+        q, k, v = (
             tensor[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
             for tensor in (query, key, value)
-        ]  # (segments, heads, tokens, head_dim), views
+        )  # (segments, heads, tokens, head_dim), views
         mask = None
         if sliding_window is not None and length > sliding_window:
             causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
             mask = _within_window(causal, sliding_window)
         output = scaled_dot_product_attention(
-            *batched, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))  # (tokens, heads, value_dim)
         start += count * length
@@ -109,10 +109,13 @@ def _varlen(
 ) -> Float[Tensor, "1 tokens heads value_dim"]:
     from torch.nn.attention.varlen import varlen_attn  # newer than the oldest torch we support
 
-    flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (tokens, heads, head_dim)
+    assert segments.cu_seqlens is not None
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, head_dim)
     window = (sliding_window - 1 if sliding_window is not None else -1, 0)
     output = varlen_attn(
-        *flat,
+        q,
+        k,
+        v,
         segments.cu_seqlens,
         segments.cu_seqlens,
         segments.max_length,
@@ -121,6 +124,7 @@ def _varlen(
         window_size=window,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    assert isinstance(output, Tensor)
     return output.unsqueeze(0)
 
 

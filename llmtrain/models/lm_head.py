@@ -136,7 +136,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return objective, cross_entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_objective: Tensor, _: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_objective: Tensor, _: Tensor) -> Any:
         hidden_dtype, weight_dtype = ctx.dtypes
         grads = [None if grad is None else grad * grad_objective for grad in ctx.saved_tensors]
         dtypes = (hidden_dtype, weight_dtype, weight_dtype)

@@ -115,10 +115,11 @@ def flops_per_token(model: PreTrainedModel, context: float) -> float:
 
     The input embedding is a look-up and counts nothing, unless its weight is also the output head's.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
     weights = sum(parameter.numel() for parameter in model.parameters())
-    if head is None or head.weight is not embedding.weight:
-        weights -= embedding.weight.numel()
+    if head is None or head.weight is not embedding:
+        weights -= embedding.numel()
     return 6 * weights + attention_flops_per_token(model.config, context)
 
 
@@ -139,6 +140,7 @@ def _field(shape: PreTrainedConfig, name: str) -> int:
 
 
 def _pretrained_config(config: ModelConfig) -> PreTrainedConfig:
+    assert config.path is not None
     try:
         shape = AutoConfig.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -178,9 +180,7 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
         raise ValueError(f"model.config: {_first_line(error)}") from None
 
 
-def _check(
-    shape: PreTrainedConfig, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int
-) -> None:
+def _check(shape: PreTrainedConfig, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> None:
     values = shape.to_dict()
     if experts := [name for name in EXPERT_FIELDS if (values.get(name) or 0) > 1]:
         raise ValueError(

@@ -22,18 +22,19 @@ PACKING_TOLERANCE = 1e-4  # of the spread of the logits, in fp32; a leak is off 
 HEAD_TOLERANCE = 1e-6  # the same arithmetic on both sides; a softcap of 30 on logits of a new model is off by 1e-4
 
 
-def with_loss(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int) -> CausalLMLoss:
-    """Wrap a model for training, on whatever device it is, after comparing it with itself.
+def with_loss(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int, device: torch.device) -> CausalLMLoss:
+    """Move a model to its device and wrap it for training, after comparing it with itself.
 
     Takes the chunked head where it gives the loss of the model's own logits, the model's own logits elsewhere.
     Raises ValueError, naming the architecture, for a model whose packed logits differ from one-by-one logits.
     """
     lengths = tuple(min(length, max_seq_len) for length in LENGTHS)
     check_kernel: AttentionKernel = "segments" if kernel == "varlen" else kernel  # the check runs in fp32
+    nn.Module.to(model, device)  # the model's own `to` is not typed
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        batch = _probe(lengths, model.config.vocab_size, model.device)
+        batch = _probe(lengths, model.config.vocab_size, device)
         try:
             singles, packed = _stock_logits(model, batch), _packed_logits(model, batch, check_kernel)
         except (KeyError, AttributeError, TypeError) as error:  # how models that bypass the interface fail

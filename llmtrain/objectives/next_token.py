@@ -1,6 +1,6 @@
 """Next-token prediction: pretraining and SFT differ only in which labels are trained.
 
-    loss = sum over trained tokens of -log p(token | the document so far) / number of trained tokens
+loss = sum over trained tokens of -log p(token | the document so far) / number of trained tokens
 """
 
 from __future__ import annotations

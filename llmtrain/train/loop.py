@@ -21,8 +21,8 @@ from llmtrain.objective import BatchSource, Objective
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StepGuard, StopSignal
 from llmtrain.train.metrics import RunLog
-from llmtrain.train.profile import StepProfiler
 from llmtrain.train.optim import Ema, shrink_l1
+from llmtrain.train.profile import StepProfiler
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import Schedule
 

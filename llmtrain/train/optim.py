@@ -43,6 +43,11 @@ def make_optimizer(parameters: Mapping[Role, Sequence[nn.Parameter]], config: Op
     return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=_has_fused(groups[0]["params"][0]))
 
 
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def _has_fused(parameter: Tensor) -> bool:
     return parameter.device.type in ("cpu", "cuda", "mps")
 
@@ -79,7 +84,7 @@ class Muon(Optimizer):
         by_shape = sorted(parameters, key=lambda parameter: tuple(parameter.shape))
         for shape, same in groupby(by_shape, key=lambda parameter: parameter.shape):
             batch = list(same)
-            grads = [parameter.grad for parameter in batch]
+            grads = [_grad(parameter) for parameter in batch]
             buffers = [self._buffer(parameter) for parameter in batch]
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             nesterov = torch._foreach_lerp(grads, buffers, momentum)
@@ -93,7 +98,7 @@ class Muon(Optimizer):
         beta1, beta2 = group["betas"]
         adamw(
             parameters,
-            [parameter.grad for parameter in parameters],
+            [_grad(parameter) for parameter in parameters],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -141,7 +146,10 @@ def orthogonalise(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor
 
 @torch.no_grad()
 def shrink_l1(optimizer: Optimizer, l1: float) -> None:
-    """One proximal step of l1 * |w| on the decayed groups: w = sign(w) * max(|w| - lr * l1, 0) (Parikh and Boyd 2014)."""
+    """One proximal step of l1 * |w| on the decayed groups (Parikh and Boyd 2014, section 6.5.2).
+
+    w = sign(w) * max(|w| - lr * l1, 0)
+    """
     for group in optimizer.param_groups:
         if group["decayed"]:
             for parameter in group["params"]:

@@ -49,7 +49,9 @@ def make_model(architecture: str) -> PreTrainedModel:
     known = {*blank.to_dict(), *blank.attribute_map}
     fields = {name: value for name, value in SMALL.items() if name in known} | ARCHITECTURES[architecture]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **fields), attn_implementation=ATTENTION)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, **fields), attn_implementation=ATTENTION
+    )
     with torch.no_grad():
         for parameter in model.parameters():  # weights large enough for a leak to show
             parameter.mul_(2.0) if parameter.ndim > 1 else None
@@ -88,7 +90,7 @@ def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_packed_loss_and_gradients_equal_one_by_one(architecture: str, kernel: AttentionKernel) -> None:
     model, texts = make_model(architecture), documents()
-    module = with_loss(model, kernel, max_seq_len=64)
+    module = with_loss(model, kernel, 64, torch.device("cpu"))
     model.eval()
     loss = module(packed(texts)).objective
     loss.backward()
@@ -128,6 +130,10 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("architecture", ["mamba", "bloom", "falcon"])
 def test_architectures_that_cannot_be_packed_are_refused_by_name(architecture: str) -> None:
-    config = AutoConfig.for_model(architecture, vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    config = AutoConfig.for_model(
+        architecture, vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
     with pytest.raises((ValueError, KeyError), match=f"{architecture}|{ATTENTION}"):
-        with_loss(AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION), "segments", 64)
+        with_loss(
+            AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION), "segments", 64, torch.device("cpu")
+        )

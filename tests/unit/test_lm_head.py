@@ -14,7 +14,11 @@ TOKENS, HIDDEN, VOCAB = 150, 12, 33
 
 def parts(bias: bool) -> tuple[torch.Tensor, LossHead, torch.Tensor]:
     torch.manual_seed(0)
-    return torch.randn(TOKENS, HIDDEN, requires_grad=True), LossHead(HIDDEN, VOCAB, bias=bias), torch.randint(VOCAB, (TOKENS,))
+    return (
+        torch.randn(TOKENS, HIDDEN, requires_grad=True),
+        LossHead(HIDDEN, VOCAB, bias=bias),
+        torch.randint(VOCAB, (TOKENS,)),
+    )
 
 
 @pytest.mark.parametrize("bias", [False, True])

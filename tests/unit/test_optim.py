@@ -35,7 +35,9 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
     values = torch.linalg.svdvals(orthogonalise(batch))
     assert values.min() > 0.6 and values.max() < 1.3
     left, _, right = torch.linalg.svd(batch, full_matrices=False)
-    assert torch.nn.functional.cosine_similarity(orthogonalise(batch).flatten(1), (left @ right).flatten(1)).min() > 0.95
+    assert (
+        torch.nn.functional.cosine_similarity(orthogonalise(batch).flatten(1), (left @ right).flatten(1)).min() > 0.95
+    )
 
 
 def test_batched_muon_equals_one_matrix_at_a_time() -> None:

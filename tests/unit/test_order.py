@@ -1,6 +1,7 @@
 """The order of samples: a permutation, a pure function, a mixture that keeps its proportions."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -20,7 +21,7 @@ def test_permutation_depends_on_its_key_and_moves_most_indices() -> None:
 
 def test_neighbours_are_not_kept_together() -> None:
     order = [permuted_index(i, 4096, key=3) for i in range(4096)]
-    steps = [abs(a - b) for a, b in zip(order, order[1:], strict=False)]
+    steps = [abs(a - b) for a, b in pairwise(order)]
     assert 1100 < sum(steps) / len(steps) < 1600  # a uniform permutation's mean is size / 3
 
 

@@ -24,7 +24,12 @@ def plan(train: list[TokenStore], held_out: list[TokenStore], **changes: object)
     settings = {"epochs": 1.0, "global_batch_tokens": 32, "microbatch_tokens": 16} | changes
     tokens = settings.pop("eval_tokens", None)
     return plan_data(
-        data, TrainConfig.model_validate(settings), EvalConfig.model_validate({"tokens": tokens}), train, held_out, seed=1
+        data,
+        TrainConfig.model_validate(settings),
+        EvalConfig.model_validate({"tokens": tokens}),
+        train,
+        held_out,
+        seed=1,
     )
 
 
