@@ -83,9 +83,9 @@ def _build(plan: Plan, folder: Path, encoder: TextEncoder, report: Report) -> No
                 writer.flush(num_pieces)
                 unit_bytes = 0
         writer.flush(num_pieces)
+        _account(writer, encoder, ledger)
         if source_fingerprint(plan.source) != plan.source_fingerprint:
             raise ValueError(f"{source}: its files changed while they were read; start again")
-        _account(writer, encoder, ledger)
         writer.finish({**plan.meta, "ledger": ledger.to_dict()})
     report(f"{source}: {_summary(ledger)}")
 

@@ -16,7 +16,7 @@ from llmtrain.config import CleanConfig, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.ngrams import Hashes, WordHashes, ngram_hashes
 from llmtrain.data.rows import iter_documents, iter_texts
-from llmtrain.data.text import Document, cut_pieces
+from llmtrain.data.text import PIECE_CHARS, Document, cut_pieces
 
 Drops = Callable[[Document], bool]
 """Whether a step drops a document."""
@@ -180,7 +180,7 @@ class Contaminated:
         found: list[Hashes] = []
         for path in paths:
             for text in iter_texts(path):
-                found += ngram_hashes(cut_pieces([text]), n, self._words)
+                found += ngram_hashes(cut_pieces([text], PIECE_CHARS), n, self._words)
         if not found:
             raise ValueError(f"data.clean.decontaminate={list(paths)}: no text in them is {n} words long")
         self._evaluated = set(np.concatenate(found).tolist())

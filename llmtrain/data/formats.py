@@ -5,6 +5,7 @@ A row that cannot be read is yielded as a `BadRow`, so that the caller decides w
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -46,8 +47,9 @@ def read_jsonl(path: Path) -> Rows:
     """The objects of a file of JSON lines; blank lines are no rows."""
     with open_binary(path) as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _parse_row(line, f"{path}:{number}")
+            row = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
+            if row:
+                yield _parse_row(row, f"{path}:{number}")
 
 
 def read_json(path: Path) -> Rows:

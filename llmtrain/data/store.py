@@ -100,13 +100,20 @@ def _map(path: Path, dtype: np.dtype[Any], length: int) -> Array:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, report: Report) -> Iterator[None]:
-    """Hold a store's lock; whoever comes second waits here, and the system frees the lock of a process that dies."""
+    """Hold a store's lock; whoever comes second waits here, and the system frees the lock of a process that dies.
+
+    Raises ValueError where the file system has no locks.
+    """
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             report(f"{folder}: another process builds this store; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: this file system cannot lock files ({error.strerror}); set data.cache_dir to one that can"
+            ) from None
         yield
 
 

@@ -64,8 +64,8 @@ class Document:
     def pieces(self) -> Iterator[str]:
         """The text in order; one piece unless it is long."""
         if isinstance(self.text, FileText):
-            return cut_pieces(self.text.chunks())
-        return cut_pieces([self.text])
+            return cut_pieces(self.text.chunks(), PIECE_CHARS)
+        return cut_pieces([self.text], PIECE_CHARS)
 
     def digest(self) -> bytes:
         """16 bytes that stand for the whole text."""
@@ -75,7 +75,7 @@ class Document:
         return hasher.digest()
 
 
-def cut_pieces(chunks: Iterable[str], piece_chars: int = PIECE_CHARS) -> Iterator[str]:
+def cut_pieces(chunks: Iterable[str], piece_chars: int) -> Iterator[str]:
     """Strings -> pieces of `piece_chars` to twice that, whose places depend on the joined text alone.
 
     A stretch without a line break or single space to cut at stays whole, however long it is.
