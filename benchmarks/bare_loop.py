@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -100,9 +101,8 @@ def new_module(config: PretrainConfig) -> tuple[CausalLMLoss, Optimizer]:
     assert config.tokenizer.path is not None
     tokenizer = load_tokenizer(config.tokenizer.path)
     model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
-    return with_loss(model, "segments", config.data.max_seq_len, torch.device("cpu")), make_optimizer(
-        parameters_by_role(model), config.optim
-    )
+    module = with_loss(model, "segments", config.data.max_seq_len, torch.device("cpu"))
+    return module, make_optimizer(parameters_by_role(model), config.optim)
 
 
 def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Module, nn.Module]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,5 +54,5 @@ def run_python(arguments: Sequence[str | Path]) -> Measured:
 
 def tokens_per_second(seconds: Sequence[float], tokens_per_window: int) -> float:
     """The median speed of the windows between clock readings; the first window, which warms up, is left out."""
-    windows = [after - before for before, after in zip(seconds[1:], seconds[2:], strict=False)]
+    windows = [after - before for before, after in pairwise(seconds[1:])]
     return tokens_per_window / statistics.median(windows)
