@@ -1,6 +1,6 @@
 """What one process of the engine tests does: train a tiny tied Llama, with two bad steps, save, go back, go on.
 
-Writes `rank0.json` with what it saw and the final state under `final/`, both into the folder given.
+Writes what it saw (`seen.json`) and full states (`final`, `resumed`, `ema`, `muon`) into the folder given.
 """
 
 from __future__ import annotations
@@ -8,23 +8,29 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.runtime import Runtime
+from llmtrain.config import OptimConfig
+from llmtrain.train.checkpoint import Checkpoint, Checkpoints
+from llmtrain.train.optim import Ema, shrink_l1
+from llmtrain.train.optim import make_optimizer as make_muon
+from llmtrain.train.runtime import CAPABILITIES, Runtime
 
 STEPS, SAVED_STEP = 20, 10
 TRAINED_TOKENS = ((25, 5), (4, 1))  # by rank of two, by microbatch: 5:1 and more between any two
 NAN_LOSS_STEP, NAN_GRADIENT_STEP = 4, 13
 MAX_GRAD_NORM = 0.5
+TIMEOUT_MINUTES = 2.0
 
 
 def make_model() -> nn.Module:
@@ -71,7 +77,13 @@ class NanGradient(torch.autograd.Function):
 
 
 def train(
-    runtime: Runtime, model: nn.Module, optimizer: Optimizer, first: int, last: int, mean_of_means: bool
+    runtime: Runtime,
+    model: nn.Module,
+    optimizer: Optimizer,
+    first: int,
+    last: int,
+    mean_of_means: bool = False,
+    ema: Ema | None = None,
 ) -> list[bool]:
     """Steps `first` to `last`; whether each was applied."""
     applied = []
@@ -83,16 +95,21 @@ def train(
         for i, (ids, num_trained, is_marked) in enumerate(batches):
             logits = model(input_ids=ids).logits[0, :num_trained].float()
             loss = cross_entropy(logits, ids[0, 1 : num_trained + 1], reduction="sum")
-            denominator = num_trained * 4 if mean_of_means else totals["tokens"]
-            share = loss / denominator
+            share = loss / (4 * num_trained if mean_of_means else totals["tokens"])
             if is_marked and step == NAN_LOSS_STEP:
                 share = share * float("nan")
             if is_marked and step == NAN_GRADIENT_STEP:
                 share = NanGradient.apply(share)
             runtime.backward(model, share, last=i == len(batches) - 1)
-        result = runtime.step(model, optimizer)
-        applied.append(result.applied)
+        applied.append(runtime.step(model, optimizer).applied)
+        if ema is not None and applied[-1]:
+            ema.update(step + 1)
     return applied
+
+
+def save_named(runtime: Runtime, folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
+    if runtime.is_main:
+        save_file(tensors, folder / f"{name}.safetensors")
 
 
 def full_state(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -112,55 +129,104 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+def muon_step(runtime: Runtime) -> dict[str, Tensor]:
+    """Weights after one step of Muon with L1: float noise grows too fast for more to be compared."""
+    model = make_model()
+    roles = {
+        "hidden": [p for p in model.parameters() if p.dim() > 1],
+        "vector": [p for p in model.parameters() if p.dim() == 1],
+    }
+    model, optimizer = runtime.prepare(model, make_muon(roles, OptimConfig(name="muon", l1=0.1)))
+    train(runtime, model, optimizer, 0, 1)
+    shrink_l1(optimizer, 0.1)
+    return full_state(runtime, model, optimizer)
+
+
+def pg_timeouts(runtime: Runtime, model: nn.Module) -> list[float]:
+    """Seconds after which the collectives of each process group give up."""
+    if runtime.world_size == 1:
+        return []
+    groups = [dist.group.WORLD]
+    if runtime.engine.startswith("zero"):
+        groups += [model.data_parallel_group, model.seq_data_parallel_group]
+    return [group._get_backend(runtime.device).options._timeout.total_seconds() for group in groups]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--resume", type=Path, help="folder of another run of this script, to go on from")
+    parser.add_argument("--only-resume", action="store_true")
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--mean-of-means", action="store_true")
-    parser.add_argument("--resume", type=Path, nargs="*", default=[])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
     arguments = parser.parse_args()
+    folder: Path = arguments.folder
 
-    runtime = Runtime(precision="fp32", max_grad_norm=MAX_GRAD_NORM, seed=1, timeout_minutes=1)
-    model = make_model()
-    model, optimizer = runtime.prepare(model, make_optimizer(model))
-    checkpoints = Checkpoints(arguments.folder / "checkpoints", keep=2, keep_best=False)
-    checkpoints.save(runtime, 0, model, optimizer, {}, extra={})
+    runtime = Runtime(
+        precision=arguments.precision, max_grad_norm=MAX_GRAD_NORM, seed=1, timeout_minutes=TIMEOUT_MINUTES
+    )
+    inner = make_model()
+    if arguments.checkpointing:
+        inner.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments.compile:
+        inner.compile(backend="aot_eager")
+    ema = Ema(inner, 0.9) if CAPABILITIES["ema"][runtime.engine] is None else None
+    model, optimizer = runtime.prepare(inner, make_optimizer(inner))
+    model.train()
+    save = partial(save_named, runtime, folder)
+    folder.mkdir(parents=True, exist_ok=True)
 
-    applied = train(runtime, model, optimizer, 0, SAVED_STEP, arguments.mean_of_means)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2, keep_best=False)
+    start = checkpoints.save(runtime, 0, model, optimizer, {}, extra={})
+    if arguments.resume is not None:
+        latest = Checkpoints(arguments.resume / "checkpoints", keep=2, keep_best=False).latest(runtime)
+        assert latest is not None and latest.step == SAVED_STEP
+        runtime.load_named_state(model, optimizer, latest.read_parameter)
+        train(runtime, model, optimizer, SAVED_STEP, STEPS)
+        save("resumed", full_state(runtime, model, optimizer))
+        runtime.load_named_state(model, optimizer, Checkpoint(start).read_parameter)
+    if arguments.only_resume:
+        runtime.finish()
+        return
+
+    applied = train(runtime, model, optimizer, 0, SAVED_STEP, arguments.mean_of_means, ema)
     before_saving = full_state(runtime, model, optimizer)
     checkpoints.save(runtime, SAVED_STEP, model, optimizer, {"step": SAVED_STEP}, extra={})
-    applied += train(runtime, model, optimizer, SAVED_STEP, STEPS, arguments.mean_of_means)
+    applied += train(runtime, model, optimizer, SAVED_STEP, STEPS, arguments.mean_of_means, ema)
     final = full_state(runtime, model, optimizer)
+    save("final", final)
+    if ema is not None:
+        save("ema", ema.average)
+        ema.swap()
+        ema.swap()
+        assert same(final, full_state(runtime, model, optimizer))
 
     latest = checkpoints.latest(runtime)
     assert latest is not None
     runtime.load_named_state(model, optimizer, latest.read_parameter)
     restored = full_state(runtime, model, optimizer)
     train(runtime, model, optimizer, SAVED_STEP, STEPS, arguments.mean_of_means)
-    again = full_state(runtime, model, optimizer)
+    rolled_back = full_state(runtime, model, optimizer)
 
-    if runtime.is_main:
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        save_file(final, arguments.folder / "final.safetensors")
-    for i, folder in enumerate(arguments.resume):
-        other = Checkpoints(folder / "checkpoints", keep=2, keep_best=False).latest(runtime)
-        assert other is not None
-        runtime.load_named_state(model, optimizer, other.read_parameter)
-        train(runtime, model, optimizer, SAVED_STEP, STEPS, arguments.mean_of_means)
-        resumed = full_state(runtime, model, optimizer)
-        if runtime.is_main:
-            save_file(resumed, arguments.folder / f"resumed{i}.safetensors")
     seen = {
         "engine": runtime.engine,
         "world_size": runtime.world_size,
         "model_class": type(model).__name__,
-        "num_parameters": sum(tensor.numel() for name, tensor in final.items() if name.endswith("/param")),
+        "num_parameters": sum(parameter.numel() for parameter in make_model().parameters()),
         "num_parameters_here": local_parameters(runtime, model, optimizer),
+        "timeouts": pg_timeouts(runtime, model),
         "applied": applied,
         "restored_to_the_bit": same(before_saving, restored),
-        "resumed_to_the_bit": same(final, again),
+        "rolled_back_to_the_bit": same(final, rolled_back),
+        "gathered": runtime.gather_floats([runtime.rank, 0.5]),
+        "any": runtime.any(runtime.rank == runtime.world_size - 1),
     }
+    if CAPABILITIES["muon"][runtime.engine] is None:
+        save("muon", muon_step(runtime))
     if runtime.is_main:
-        (arguments.folder / "rank0.json").write_text(json.dumps(seen), encoding="utf-8")
+        (folder / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
     runtime.finish()
 
 

@@ -1,0 +1,161 @@
+"""Two real processes under each engine train the weights of one, resume each other, skip bad steps together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch import launch
+from safetensors.torch import load_file
+from torch import Tensor
+
+WORKER = Path(__file__).with_name("worker.py")
+CONFIGS = {"single": None, "ddp": "cpu", "zero1": "zero1", "zero2": "cpu_zero2", "zero3": "cpu_zero3"}
+FEATURES = {
+    "ddp": ["--compile"],
+    "zero1": ["--compile", "--checkpointing"],
+    "zero2": ["--compile", "--checkpointing"],
+    "zero3": ["--checkpointing"],
+}
+RESUMED_FROM = {"ddp": "single", "zero3": "ddp", "zero2": "zero3", "zero1": "zero2"}
+DISTRIBUTED = list(RESUMED_FROM)
+TOLERANCE = 1e-6
+
+pytestmark = pytest.mark.timeout(900)  # a test may be the first to ask for a run, and for those that one resumes
+
+Runs = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The folder of a full run of the worker under an engine; each is made once, when it is first asked for."""
+
+    @cache
+    def run(engine: str) -> Path:
+        folder = tmp_path_factory.mktemp("runs") / engine
+        resume = ["--resume", str(run(RESUMED_FROM[engine]))] if engine in RESUMED_FROM else []
+        work(engine, folder, *resume, *FEATURES.get(engine, []))
+        return folder
+
+    return run
+
+
+def work(engine: str, folder: Path, *options: str) -> Path:
+    done = launch(WORKER, [str(folder), *options], config=CONFIGS[engine])
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return folder
+
+
+def seen(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "seen.json").read_text(encoding="utf-8"))
+
+
+def difference(one: Path, other: Path, *, only: str = "") -> float:
+    """The largest absolute difference between two saved states."""
+    left, right = load_file(one), load_file(other)
+    assert left.keys() == right.keys()
+    assert all(left[key].dtype == right[key].dtype for key in left)
+    return max(float((left[key] - right[key]).abs().max()) for key in left if key.endswith(only))
+
+
+@pytest.mark.parametrize("engine", DISTRIBUTED)
+def test_the_engine_is_the_one_that_was_asked_for(runs: Runs, engine: str) -> None:
+    run = seen(runs(engine))
+    assert (run["engine"], run["world_size"]) == (engine, 2)
+    assert run["model_class"] == ("DistributedDataParallel" if engine == "ddp" else "DeepSpeedEngine")
+    if engine == "ddp":
+        assert run["num_parameters_here"] == run["num_parameters"]
+    else:
+        assert run["num_parameters_here"] <= 0.51 * run["num_parameters"]
+
+
+@pytest.mark.parametrize("engine", DISTRIBUTED)
+def test_two_processes_train_the_weights_of_one(runs: Runs, engine: str) -> None:
+    assert difference(runs(engine) / "final.safetensors", runs("single") / "final.safetensors") < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def wrong(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process that goes on from ZeRO-1's checkpoint, and then trains anew on the mean of microbatch means."""
+    folder = tmp_path_factory.mktemp("runs") / "wrong"
+    return work("single", folder, "--resume", str(runs("zero1")), "--mean-of-means")
+
+
+def test_a_mean_of_means_would_be_noticed(runs: Runs, wrong: Path) -> None:
+    gap = difference(wrong / "final.safetensors", runs("single") / "final.safetensors", only="/param")
+    assert gap > 1000 * TOLERANCE
+
+
+def test_one_process_resumes_a_sharded_run(runs: Runs, wrong: Path) -> None:
+    assert difference(wrong / "resumed.safetensors", runs("single") / "final.safetensors") < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ["single", *DISTRIBUTED])
+def test_a_bad_step_is_skipped_on_every_rank_and_no_other_is(runs: Runs, engine: str) -> None:
+    applied = seen(runs(engine))["applied"]
+    assert [step for step, was_applied in enumerate(applied) if not was_applied] == [4, 13]
+
+
+@pytest.mark.parametrize("engine", ["single", *DISTRIBUTED])
+def test_going_back_to_a_checkpoint_is_exact_to_the_bit(runs: Runs, engine: str) -> None:
+    run = seen(runs(engine))
+    assert run["restored_to_the_bit"]
+    assert run["rolled_back_to_the_bit"]
+
+
+@pytest.mark.parametrize("engine", DISTRIBUTED)
+def test_a_checkpoint_of_another_engine_is_resumed(runs: Runs, engine: str) -> None:
+    assert difference(runs(engine) / "resumed.safetensors", runs("single") / "final.safetensors") < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+def test_a_new_process_of_the_same_engine_resumes_to_the_bit(runs: Runs, tmp_path: Path, engine: str) -> None:
+    options = ["--resume", str(runs(engine)), "--only-resume", *FEATURES[engine]]
+    resumed = work(engine, tmp_path, *options)
+    assert difference(resumed / "resumed.safetensors", runs(engine) / "final.safetensors") == 0.0
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
+def test_the_average_of_the_weights_is_that_of_one_process(runs: Runs, engine: str) -> None:
+    assert difference(runs(engine) / "ema.safetensors", runs("single") / "ema.safetensors") < TOLERANCE
+
+
+def test_a_step_of_muon_with_l1_is_that_of_one_process(runs: Runs) -> None:
+    assert difference(runs("ddp") / "muon.safetensors", runs("single") / "muon.safetensors") < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", DISTRIBUTED)
+def test_every_process_group_has_our_timeout(runs: Runs, engine: str) -> None:
+    timeouts = seen(runs(engine))["timeouts"]
+    assert timeouts and set(timeouts) == {2 * 60.0 + 60.0}
+
+
+@pytest.mark.parametrize("engine", DISTRIBUTED)
+def test_ranks_exchange_numbers(runs: Runs, engine: str) -> None:
+    run = seen(runs(engine))
+    assert run["gathered"] == [[0.0, 0.5], [1.0, 0.5]]
+    assert run["any"]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+def test_in_bf16_weights_follow_those_in_fp32_and_bad_steps_are_skipped(
+    runs: Runs, tmp_path: Path, engine: str
+) -> None:
+    run = work(engine, tmp_path, "--precision", "bf16")
+    assert [step for step, was_applied in enumerate(seen(run)["applied"]) if not was_applied] == [4, 13]
+    assert seen(run)["rolled_back_to_the_bit"]
+    start = weights(runs("single") / "checkpoints" / "step-00000000" / "model-00001.safetensors")
+    exact, rounded = weights(runs("single") / "final.safetensors"), weights(run / "final.safetensors")
+    moved = sum(float((exact[name] - start[name]).abs().sum()) for name in start)
+    apart = sum(float((exact[name] - rounded[name]).abs().sum()) for name in start)
+    assert all(tensor.dtype.itemsize == 4 for tensor in rounded.values())
+    assert apart < 0.1 * moved
+
+
+def weights(file: Path) -> dict[str, Tensor]:
+    tensors = load_file(file)
+    return {name.removesuffix("/param"): t for name, t in tensors.items() if "/" not in name or name.endswith("/param")}

@@ -1,0 +1,112 @@
+"""What a launch becomes: refused with the mend where it would fall back, ended with a name where a rank is stuck."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from launch import ROOT, clean_environment, launch
+
+START = """
+from llmtrain.train.runtime import Runtime
+runtime = Runtime(precision="fp32", max_grad_norm=1.0, seed=0, timeout_minutes={minutes})
+"""
+STALL = (
+    START.format(minutes=0.05)
+    + """
+import signal
+runtime.barrier()
+runtime.sum_floats([1.0])
+if runtime.rank == 1:
+    signal.pause()
+runtime.barrier()
+"""
+)
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from llmtrain.train.engine_state import load_named_state, named_state
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 2))
+fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+optimizer = torch.optim.AdamW([{"params": [p], "lr": 0.1} for p in model.parameters()])
+
+def train(num_steps):
+    for step in range(num_steps):
+        model(torch.randn(3, 6, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+def snapshot(is_main):
+    return {f"{n}/{k}": v.clone() for n, t in named_state(model, optimizer, is_main) for k, v in t.items()}
+
+train(2)
+saved = {name: {k: v.clone() for k, v in tensors.items()} for name, tensors in named_state(model, optimizer, True)}
+assert saved["0.weight"]["param"].shape == saved["0.weight"]["exp_avg"].shape == (7, 6)
+assert isinstance(model[0].weight, DTensor) and model[0].weight.to_local().shape[0] < 7
+assert bool(snapshot(dist.get_rank() == 0)) == (dist.get_rank() == 0)
+train(2)
+wanted = snapshot(True)
+load_named_state(model, optimizer, lambda name: dict(saved[name]))
+assert all(torch.equal(value, saved[key.split("/")[0]][key.split("/")[1]]) for key, value in snapshot(True).items())
+train(2)
+assert all(torch.equal(value, wanted[key]) for key, value in snapshot(True).items())
+print("sharded state is exact")
+"""
+
+
+def script(folder: Path, code: str) -> Path:
+    file = folder / "script.py"
+    file.write_text(code, encoding="utf-8")
+    return file
+
+
+def test_a_stuck_rank_is_named(tmp_path: Path) -> None:
+    done = launch(script(tmp_path, STALL), [], config="cpu")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: waited")]
+    assert len(lines) == 1
+    assert "in barrier for rank 1 (last seen in sum_floats)" in lines[0] and "log.timeout_minutes" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [
+        (["--cpu", "--num_processes", "2"], "several processes were asked for and one was started"),
+        (["--config_file", str(ROOT / "recipes/accelerate/fsdp2.yaml"), "--num_processes", "2"], "FSDP needs a GPU"),
+    ],
+)
+def test_a_launch_that_would_fall_back_is_refused(tmp_path: Path, options: list[str], mend: str) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", "0"]
+    file = script(tmp_path, START.format(minutes=1))
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=120, env=clean_environment())
+    assert done.returncode != 0
+    assert f"ValueError: {mend}" in done.stderr
+
+
+def test_state_that_fsdp2_shards_is_saved_whole_and_restored_to_the_bit(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    file = script(tmp_path, SHARDED)
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=120, env=clean_environment())
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("sharded state is exact") == 2
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_our_configurations(file: Path) -> None:
+    config = load_config_from_file(str(file))
+    wanted = {"cpu": "MULTI_GPU", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(file.stem, "DEEPSPEED")
+    assert config.distributed_type == wanted
+    assert not config.use_cpu
+    if wanted == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == int(file.stem[-1])
