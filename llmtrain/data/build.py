@@ -35,13 +35,14 @@ class Plan:
     key: str  # where the configuration names the source, for messages
     source: Source
     source_fingerprint: str
+    folder: Path
     clean: Clean
     eval_fraction: float
     on_bad_row: Literal["error", "skip"]
     meta: dict[str, Any]  # written to store.json
 
 
-def build_store(plan: Plan, folder: Path, encoder: TextEncoder, report: Report) -> None:
+def build_store(plan: Plan, encoder: TextEncoder, report: Report) -> None:
     """Build a store in its folder, whose lock the caller holds.
 
     What was made durable before a kill is not tokenized again; reading and cleaning are repeated, since
@@ -49,27 +50,27 @@ def build_store(plan: Plan, folder: Path, encoder: TextEncoder, report: Report) 
     what it wrote, and for a full disk, keeping it.
     """
     try:
-        _build(plan, folder, encoder, report)
+        _build(plan, encoder, report)
     except ValueError:
-        discard_unfinished(folder)
+        discard_unfinished(plan.folder)
         raise
     except OSError as error:
         if not is_disk_full(error):
             raise
         raise ValueError(
-            f"{folder}: the disk is full; free some space or move data.cache_dir, then start again: "
+            f"{plan.folder}: the disk is full; free some space or move data.cache_dir, then start again: "
             "the build goes on from its last whole unit"
         ) from None
 
 
-def _build(plan: Plan, folder: Path, encoder: TextEncoder, report: Report) -> None:
+def _build(plan: Plan, encoder: TextEncoder, report: Report) -> None:
     source = f"{plan.key} ({plan.source.path})"
     ledger = SourceLedger(path=plan.source.path)
     documents = plan.clean(iter_documents(plan.source, plan.on_bad_row, ledger), ledger)
     pieces = _pieces(documents, encoder, plan.eval_fraction, ledger, report)
-    with StoreWriter(folder, encoder.dtype) as writer:
+    with StoreWriter(plan.folder, encoder.dtype) as writer:
         num_pieces = writer.progress.pieces
-        report(f"{source}: {'tokenizing' if not num_pieces else 'going on with an interrupted build'} in {folder}")
+        report(f"{source}: {'tokenizing' if not num_pieces else 'going on with an interrupted build'} in {plan.folder}")
         clock = _Clock(source, report)
         unit_bytes = 0
         for batch, ids_of_batch in encoder.encode_ahead(_batches(islice(pieces, num_pieces, None))):

@@ -180,7 +180,7 @@ def _rows_within(read: Callable[[], Rows], part: Slice) -> Rows:
 
 
 def _names(fields: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, fields)) or "(none)"
+    return ", ".join(map(repr, fields)) or "none"
 
 
 def _what_was_read(ledger: SourceLedger) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmtrain.config import CleanConfig, DataConfig, Source
-from llmtrain.data.build import Clean, Plan, build_store
+from llmtrain.data.build import Clean, Plan, build_store, eval_share
 from llmtrain.data.clean import Cleaner
 from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
+from llmtrain.data.rows import iter_documents
 from llmtrain.data.store import FORMAT, Report, TokenStore, exclusive, is_store, open_store, read_meta
 from llmtrain.data.text import Document
 from llmtrain.data.tokenize import TextEncoder, tokenizer_fingerprint
@@ -70,13 +71,13 @@ class _Tokenizer:
 
 
 def _train_folders(data: DataConfig, eval_fraction: float, binding: _Tokenizer, report: Report) -> list[Path]:
-    """The store of each training source, finished."""
+    """The store of each training source, finished; every source is looked up before the first is read."""
     cleaner = Cleaner(data.clean, data.train, data.on_bad_row)
-    folders: list[Path] = []
+    wanted: list[Path | Plan] = []
     for index, source in enumerate(data.train):
         key = f"data.train[{index}]"
         if is_store(source.path):
-            folders.append(_given_store(key, source, data, binding))
+            wanted.append(_given_store(key, source, data, binding))
             continue
         content = {
             "earlier": [source_fingerprint(each) for each in data.train[:index]] if cleaner.spans_sources else [],
@@ -85,10 +86,10 @@ def _train_folders(data: DataConfig, eval_fraction: float, binding: _Tokenizer, 
             "eval_fraction": eval_fraction,
             "on_bad_row": data.on_bad_row,
         }
-        folders.append(
-            _find_or_build(key, source, content, partial(cleaner.clean, index), cache_folder(data), binding, report)
-        )
-    return folders
+        wanted.append(_plan(key, source, content, partial(cleaner.clean, index), cache_folder(data), binding))
+    if eval_fraction and any(isinstance(want, Plan) and not is_store(want.folder) for want in wanted):
+        _require_some_to_hold_out(data)
+    return [want if isinstance(want, Path) else _find_or_build(want, binding.encoder, report) for want in wanted]
 
 
 def _eval_folders(data: DataConfig, sources: Sequence[Source], binding: _Tokenizer, report: Report) -> list[Path]:
@@ -100,12 +101,15 @@ def _eval_folders(data: DataConfig, sources: Sequence[Source], binding: _Tokeniz
         "eval_fraction": 0.0,
         "on_bad_row": data.on_bad_row,
     }
-    return [
-        _given_store(f"data.eval[{index}]", source, data, binding)
-        if is_store(source.path)
-        else _find_or_build(f"data.eval[{index}]", source, content, _keep_all, cache_folder(data), binding, report)
-        for index, source in enumerate(sources)
-    ]
+    folders = []
+    for index, source in enumerate(sources):
+        key = f"data.eval[{index}]"
+        if is_store(source.path):
+            folders.append(_given_store(key, source, data, binding))
+        else:
+            plan = _plan(key, source, content, _keep_all, cache_folder(data), binding)
+            folders.append(_find_or_build(plan, binding.encoder, report))
+    return folders
 
 
 def _keep_all(documents: Iterator[Document], ledger: SourceLedger) -> Iterator[Document]:
@@ -113,25 +117,15 @@ def _keep_all(documents: Iterator[Document], ledger: SourceLedger) -> Iterator[D
     return documents
 
 
-def _find_or_build(
-    key: str,
-    source: Source,
-    content: Mapping[str, Any],
-    clean: Clean,
-    cache: Path,
-    binding: _Tokenizer,
-    report: Report,
-) -> Path:
-    """The folder of a source's store; `content` is what decides the store's content beside source and tokenizer."""
+def _plan(key: str, source: Source, content: Mapping[str, Any], clean: Clean, cache: Path, binding: _Tokenizer) -> Plan:
+    """How a source's store is built; `content` is what decides it beside source and tokenizer."""
     read = source_fingerprint(source)
     name = fingerprint({"format": FORMAT, "source": read, "tokenizer": binding.fingerprint, **content})
-    folder = cache / f"{_slug(source.path)}-{name}"
-    if is_store(folder):
-        return folder
-    plan = Plan(
+    return Plan(
         key=key,
         source=source,
         source_fingerprint=read,
+        folder=cache / f"{_slug(source.path)}-{name}",
         clean=clean,
         eval_fraction=content["eval_fraction"],
         on_bad_row=content["on_bad_row"],
@@ -143,14 +137,22 @@ def _find_or_build(
             **content,
         },
     )
+
+
+def _find_or_build(plan: Plan, encoder: TextEncoder, report: Report) -> Path:
+    """A planned store's folder, finished by this process or another."""
+    if is_store(plan.folder):
+        return plan.folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        plan.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"data.cache_dir={cache}: cannot be written ({error.strerror}); name another folder") from None
-    with exclusive(folder, report):
-        if not is_store(folder):
-            build_store(plan, folder, binding.encoder, report)
-    return folder
+        raise ValueError(
+            f"data.cache_dir: {plan.folder} cannot be made ({error.strerror}); name another folder"
+        ) from None
+    with exclusive(plan.folder, report):
+        if not is_store(plan.folder):
+            build_store(plan, encoder, report)
+    return plan.folder
 
 
 def _given_store(key: str, source: Source, data: DataConfig, binding: _Tokenizer) -> Path:
@@ -187,14 +189,35 @@ def _held_out_split(folder: Path) -> Split:
     return "eval" if read_meta(folder)["splits"]["eval"]["documents"] else "train"
 
 
+def _require_some_to_hold_out(data: DataConfig) -> None:
+    """Raises ValueError, before anything is tokenized, where no document's hash falls into the held-out share.
+
+    Reads no further than the first document that does: some 1 / eval_fraction documents.
+    """
+    smallest = 1.0
+    num_documents = 0
+    for source in data.train:
+        if is_store(source.path):
+            return
+        for document in iter_documents(source, data.on_bad_row, SourceLedger(path=source.path)):
+            num_documents += 1
+            smallest = min(smallest, eval_share(document))
+            if smallest < data.eval_fraction:
+                return
+    raise ValueError(
+        f"data.eval_fraction={data.eval_fraction} holds out none of {num_documents} documents; set it above "
+        f"{smallest:.3g}, or to 0, or give data.eval (of a single text file, `slice: 90%:100%` for instance)"
+    )
+
+
 def _require_held_out(data: DataConfig, train: list[TokenStore], held_out: list[TokenStore], report: Report) -> None:
     """Raises ValueError where a share was to be held out and no document fell into it."""
     empty = [index for index, store in enumerate(held_out) if not store.num_tokens]
     if held_out and len(empty) == len(held_out):
         num_documents = sum(store.num_documents for store in train)
         raise ValueError(
-            f"data.eval_fraction={data.eval_fraction} holds out none of {num_documents} documents; raise it, "
-            "give data.eval, or set it to 0 (a single text file can be split by `slice: 0%:90%` and `90%:100%`)"
+            f"data.eval_fraction={data.eval_fraction} holds out none of the {num_documents} documents that cleaning "
+            "left; raise it, give data.eval, or set it to 0"
         )
     for index in empty:
         report(f"data.train[{index}] ({data.train[index].path}): no document of it is held out")

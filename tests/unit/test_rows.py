@@ -146,7 +146,7 @@ def test_empty_documents_are_left_out_and_counted(tmp_path: Path):
         (b"[1]", "not an object", ":2: a row must be a JSON object, not list"),
         (b'{"text": "\xff"}', "invalid UTF-8", ":2: invalid UTF-8 at byte 10 of the line"),
         (b'{"text": "\\ud800"}', "invalid UTF-8", ":2: field 'text' is not valid Unicode at character 0"),
-        (b'{"title": "x"}', "no text field", ":2: no field 'text', only title"),
+        (b'{"title": "x"}', "no text field", ":2: no field 'text', only 'title'"),
         (b'{"text": 5}', "text is not a string", ":2: field 'text' holds int, not a string"),
         (b'{"text": null}', "text is not a string", ":2: field 'text' holds NoneType, not a string"),
     ],
@@ -202,7 +202,7 @@ def test_invalid_utf8_in_a_csv_file_is_a_bad_row(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"title": "t", "summary": "s"}, "no field is known to hold the text; .* one of title, summary"),
+        ({"title": "t", "summary": "s"}, "no field is known to hold the text; .* one of 'title', 'summary'"),
         ({"text": "t", "content": "c"}, "fields text and content could each be the text"),
     ],
 )

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -337,10 +338,22 @@ def test_held_out_sources_are_read_whole_and_nothing_is_held_out_of_training(tmp
     assert [source.path for source in stores.ledger.eval] == [str(held_out)]
 
 
-def test_a_share_that_holds_out_nothing_says_what_to_do(tmp_path: Path):
-    path = write_rows(tmp_path / "a.jsonl", TEXTS[:1])
-    with pytest.raises(ValueError, match=r"data\.eval_fraction=0\.01 holds out none of 1 documents; raise it"):
+def test_a_share_that_holds_out_nothing_says_which_would_before_anything_is_tokenized(tmp_path: Path):
+    path = write_rows(tmp_path / "a.jsonl", TEXTS[:3])
+    with pytest.raises(ValueError, match=r"data\.eval_fraction=0\.01 holds out none of 3 documents") as raised:
         build_stores(config(tmp_path, path, eval_fraction=0.01), byte_level_bpe(), report=silent)
+    assert not (tmp_path / "cache").exists()
+    enough = float(re.findall(r"set it above (0\.\d+)", str(raised.value))[0]) + 0.001
+    stores = build_stores(config(tmp_path, path, eval_fraction=enough), byte_level_bpe(), report=silent)
+    assert stores.eval[0].num_documents == 1
+
+
+def test_held_out_documents_that_are_all_cleaned_away_are_an_error(tmp_path: Path):
+    kept = [text for text in TEXTS if build.eval_share(build.Document(text, "x", 0)) >= 0.2]
+    held_out = [f"{i}" for i in range(100)]  # some of these fall into the held-out share, and all are too short
+    path = write_rows(tmp_path / "a.jsonl", kept + held_out)
+    with pytest.raises(ValueError, match=r"holds out none of the .* documents that cleaning left"):
+        build_stores(config(tmp_path, path, clean=CleanConfig(min_chars=10)), byte_level_bpe(), report=silent)
 
 
 def test_no_share_means_no_held_out_stores(tmp_path: Path):
