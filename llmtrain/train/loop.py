@@ -87,7 +87,7 @@ class Loop(Generic[BatchType]):
         if (latest := self.checkpoints.latest(self.runtime)) is not None:
             self._restore(latest)
             self.log.say(f"resumed at step {self.progress.step} from {latest.path}")
-        self.log.resume_at(self.progress.step)
+        self.log.resume_at(self.progress.step, self.progress.evaluated_step)
         self._elapsed_before = self.progress.elapsed_seconds
         self._window_tokens, self._window_seconds = 0.0, 0.0
         outcome = self._run()
@@ -241,5 +241,5 @@ class Loop(Generic[BatchType]):
         self._restore(checkpoint)
         self.source.load_state_dict(source)
         self.progress.train_seconds = train_seconds
-        self.log.resume_at(self.progress.step)
+        self.log.resume_at(self.progress.step, self.progress.evaluated_step)
         self.log.say(f"{line}; rolled back to step {self.progress.step}, its samples are skipped from now on")

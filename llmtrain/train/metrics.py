@@ -53,11 +53,13 @@ class RunLog:
         if self._progress is not None:
             self._progress.stop()
 
-    def resume_at(self, step: int) -> None:
-        """Drop rows of steps that will be run again."""
+    def resume_at(self, step: int, evaluated_step: int) -> None:
+        """Drop training rows after `step` and evaluation rows after `evaluated_step`: those will come again."""
         if self._is_main and self._metrics_path.exists():
-            rows = [line for line in self._metrics_path.read_text().splitlines() if _step_of(line) <= step]
-            self._metrics_path.write_text("".join(f"{row}\n" for row in rows))
+            lines, partial = self._metrics_path.read_text().splitlines(), self._metrics_path.with_suffix(".partial")
+            kept = [line for line in lines if _is_past(line, step, evaluated_step)]
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.replace(self._metrics_path)  # at once: a kill in between keeps the rows
 
     def say(self, text: str) -> None:
         """A line for the terminal and the log file."""
@@ -103,11 +105,12 @@ class RunLog:
         self._track(row, int(row["step"]))
 
 
-def _step_of(line: str) -> int:
+def _is_past(line: str, step: int, evaluated_step: int) -> bool:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # the last line of a killed run may be torn
-        return 2**62
+        row = json.loads(line)
+        return row["step"] <= (evaluated_step if "eval_loss" in row else step)
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be torn
+        return False
 
 
 def _clock(seconds: float) -> str:
