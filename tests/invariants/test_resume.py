@@ -1,0 +1,167 @@
+"""A run that was killed and resumed is, to the bit, the run that was left alone.
+
+Kill moments are drawn uniformly over the time that a run takes, start-up and export included. A moment is
+carried over to a resumed process as how far the run had come by then: the last step logged, and the seconds since.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from bisect import bisect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import (
+    Started,
+    metrics,
+    run,
+    start,
+    write_config,
+    write_corpus,
+    write_tokenizer,
+)
+
+from llmtrain.train.checkpoint import Checkpoint
+
+NUM_STEPS = 40
+OF_THE_CLOCK = ("elapsed_seconds", "train_seconds", "tokens_per_second", "mfu", "memory_bytes")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer and two sources."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_tokenizer(folder / "tokenizer")
+    write_corpus(folder / "a.jsonl", seed=1)
+    write_corpus(folder / "b.jsonl", seed=2, num_documents=80)
+    return folder
+
+
+def write_run(inputs: Path, folder: Path, optimizer: str) -> Path:
+    """A configuration with everything that has a state to lose."""
+    return write_config(
+        folder,
+        inputs / "tokenizer",
+        [{"path": str(inputs / "a.jsonl"), "weight": 3}, {"path": str(inputs / "b.jsonl"), "weight": 1}],
+        model={"dropout": 0.1},
+        train={"steps": NUM_STEPS, "ema_decay": 0.9},
+        optim={"name": optimizer, "warmup_steps": 5, "lr": 0.01},
+        eval={"every": 6},
+        checkpoint={"every": 5, "keep": 2, "best": True, "export_best": True},
+    )
+
+
+def steps_logged(folder: Path) -> int:
+    """The last step with a training row."""
+    return max((row["step"] for row in metrics(folder) if "loss" in row), default=0)
+
+
+def timed_run(config: Path) -> list[float]:
+    """Run from start to end; the seconds at which it started (0), logged each step, and ended."""
+    folder, started = config.parent / "run", time.monotonic()
+    process, times = start(config), [0.0]
+    for step in range(1, NUM_STEPS + 1):
+        assert process.wait_until(lambda step=step: steps_logged(folder) >= step)
+        times.append(time.monotonic() - started)
+    ended = process.wait()
+    assert ended.code == 0, ended.err
+    return [*times, time.monotonic() - started]
+
+
+def brought_to(config: Path, times: Sequence[float], moment: float) -> Started:
+    """The run, started and let run until it has come as far as at `moment` of `times`."""
+    step = bisect(times, moment) - 1
+    process = start(config)
+    process.wait_until(lambda: steps_logged(config.parent / "run") >= step)
+    process.run_for(moment - times[step])
+    return process
+
+
+def kill_at(config: Path, times: Sequence[float], moment: float) -> None:
+    while brought_to(config, times, moment).kill().code == 0:
+        moment *= 0.9  # it had finished before the moment
+
+
+def kill_in_save(config: Path, times: Sequence[float], moment: float) -> None:
+    """Kill inside the first save after `moment` that can be hit."""
+    folder = config.parent / "run" / "checkpoints"
+    while True:
+        process = brought_to(config, times, moment)
+        assert process.wait_until(lambda: any(folder.glob("step-*.partial"))), "no save is left to be killed in"
+        process.kill()
+        if any(folder.glob("step-*.partial")):
+            return
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal metrics but for the clock, equal checkpoints, equal exported models."""
+    assert plain_metrics(one) == plain_metrics(other)
+    names = sorted(path.name for path in (one / "checkpoints").iterdir())
+    assert names == sorted(path.name for path in (other / "checkpoints").iterdir())
+    for name in names:
+        assert_same_checkpoint(Checkpoint(one / "checkpoints" / name), Checkpoint(other / "checkpoints" / name))
+    assert (one / "model/model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
+
+
+def plain_metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{name: value for name, value in row.items() if name not in OF_THE_CLOCK} for row in rows]
+
+
+def assert_same_checkpoint(one: Checkpoint, other: Checkpoint) -> None:
+    assert set(one.kinds) == set(other.kinds) == {"model", "optimizer", "ema"}
+    assert one.is_best == other.is_best
+    for kind in one.kinds:
+        mine, theirs = one.read_all(kind), other.read_all(kind)
+        assert mine.keys() == theirs.keys()
+        for name, tensor in mine.items():
+            assert torch.equal(tensor, theirs[name]), (one.path, kind, name)
+    assert plain_state(one) == plain_state(other)
+
+
+def plain_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    state = checkpoint.state
+    for name in ("elapsed_seconds", "train_seconds"):
+        del state["progress"][name]
+    return state
+
+
+def kill_and_compare(inputs: Path, folder: Path, optimizer: str, seed: int, num_kills: int, num_in_save: int) -> None:
+    """A run left alone against one that is killed `num_kills` times, `num_in_save` of them inside a save."""
+    print(f"kill moments drawn from seed {seed}")
+    drawn = random.Random(seed)
+    alone, killed = write_run(inputs, folder / "alone", optimizer), write_run(inputs, folder / "killed", optimizer)
+    times = timed_run(alone)
+    moments = [(drawn.uniform(0, times[-1]), kill_at) for _ in range(num_kills - num_in_save)]
+    moments += [(drawn.uniform(0, times[-10]), kill_in_save) for _ in range(num_in_save)]
+    for moment, kill in sorted(moments, key=lambda pair: pair[0]):
+        print(f"{kill.__name__} {moment:.2f} s of {times[-1]:.2f} s")
+        kill(killed, times, moment)
+    ended = run(killed)
+    assert ended.code == 0, ended.err
+    assert_same_run(alone.parent / "run", killed.parent / "run")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_killed_three_times_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path, optimizer: str) -> None:
+    kill_and_compare(inputs, tmp_path, optimizer, random.SystemRandom().randrange(2**32), num_kills=3, num_in_save=1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_killed_ten_times_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path, optimizer: str) -> None:
+    kill_and_compare(inputs, tmp_path, optimizer, random.SystemRandom().randrange(2**32), num_kills=10, num_in_save=2)
+
+
+def test_the_comparison_sees_another_dropout_seed(inputs: Path, tmp_path: Path) -> None:
+    one, other = write_run(inputs, tmp_path / "one", "adamw"), write_run(inputs, tmp_path / "other", "adamw")
+    assert run(one, "train.steps=6").code == run(other, "train.steps=6", "model.dropout=0.11").code == 0
+    with pytest.raises(AssertionError):
+        assert_same_run(one.parent / "run", other.parent / "run")
