@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -13,26 +14,38 @@ LIMIT_SECONDS = 240  # DeepSpeed builds an extension of about a minute when it f
 
 
 def launch(
-    script: Path,
-    arguments: Sequence[str],
-    *,
-    config: str | None,
-    num_processes: int = 2,
-    environment: Mapping[str, str] | None = None,
+    script: Path, arguments: Sequence[str], *, config: str | None, num_processes: int = 2
 ) -> subprocess.CompletedProcess[str]:
     """Run a script under recipes/accelerate/CONFIG.yaml; None: in one process, without a launcher."""
-    command = [sys.executable, str(script), *arguments]
-    if config is not None:
-        file = ROOT / "recipes" / "accelerate" / f"{config}.yaml"
-        options = ["--config_file", str(file), "--num_processes", str(num_processes), "--main_process_port", "0"]
-        command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        env=clean_environment() | dict(environment or {}),
-    )
+    if config is None:
+        return run([sys.executable, str(script), *arguments])
+    file = ROOT / "recipes" / "accelerate" / f"{config}.yaml"
+    return accelerate(["--config_file", str(file), "--num_processes", str(num_processes)], script, arguments)
+
+
+def accelerate(options: Sequence[str], script: Path, arguments: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch OPTIONS SCRIPT ARGUMENTS`, on a free port."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    return run([*launcher, *options, str(script), *arguments])
+
+
+def torchrun(script: Path) -> subprocess.CompletedProcess[str]:
+    """Two processes without accelerate."""
+    return run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)])
+
+
+def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command; where it takes too long, end it with every process it started, and raise TimeoutExpired."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=clean_environment(), start_new_session=True
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def clean_environment() -> dict[str, str]:

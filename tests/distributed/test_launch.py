@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from launch import ROOT, clean_environment, launch
+from launch import ROOT, accelerate, launch, torchrun
 
 START = """
 from llmtrain.train.runtime import Runtime
@@ -87,17 +85,13 @@ def test_a_stuck_rank_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_launch_that_would_fall_back_is_refused(tmp_path: Path, options: list[str], mend: str) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", "0"]
-    file = script(tmp_path, START.format(minutes=1))
-    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=120, env=clean_environment())
+    done = accelerate(options, script(tmp_path, START.format(minutes=1)))
     assert done.returncode != 0
     assert f"ValueError: {mend}" in done.stderr
 
 
 def test_state_that_fsdp2_shards_is_saved_whole_and_restored_to_the_bit(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    file = script(tmp_path, SHARDED)
-    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=120, env=clean_environment())
+    done = torchrun(script(tmp_path, SHARDED))
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("sharded state is exact") == 2
 
