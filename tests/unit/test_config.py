@@ -1,0 +1,167 @@
+"""The schema of a run: what it refuses and how it says so, overrides, and what `--help` lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llmtrain.config import (
+    PretrainConfig,
+    Source,
+    TokenizerTrainConfig,
+    help_text,
+    iter_keys,
+    load_config,
+    save_config,
+    validate,
+)
+
+LEAST: dict[str, Any] = {
+    "run": {"dir": "runs/x"},
+    "tokenizer": {"path": "tok"},
+    "data": {"train": "a.txt"},
+    "train": {"steps": 1000},
+}
+
+
+@pytest.fixture
+def least(tmp_path: Path) -> str:
+    """A YAML file with what is required and nothing else."""
+    path = tmp_path / "least.yaml"
+    path.write_text(yaml.safe_dump(LEAST))
+    return str(path)
+
+
+def test_what_is_required_is_enough(least: str) -> None:
+    config = load_config(PretrainConfig, [least])
+    assert config.data.train == [Source(path="a.txt")]
+    assert config.train.steps == 1000
+
+
+def test_overrides_are_parsed_by_key_and_type(least: str) -> None:
+    overrides = [
+        "optim.lr=1e-4",
+        "train.compile=true",
+        "checkpoint.every=null",
+        "data.train=[b.txt, {path: c.txt, text_field: body}]",
+        "model.config.num_hidden_layers=8",
+        "run.dir=runs/a=b",
+    ]
+    config = load_config(PretrainConfig, [least, *overrides])
+    assert config.optim.lr == 1e-4
+    assert config.train.compile is True
+    assert config.checkpoint.every is None
+    assert config.data.train == [Source(path="b.txt"), Source(path="c.txt", text_field="body")]
+    assert config.model.config == {"num_hidden_layers": 8}
+    assert config.run.dir == "runs/a=b"
+
+
+def test_the_last_override_of_a_key_counts(least: str) -> None:
+    assert load_config(PretrainConfig, [least, "train.steps=5000", "train.steps=700"]).train.steps == 700
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.learning_rate=1"], "unknown key optim.learning_rate: the nearest is optim."),
+        (["train.step=5"], "unknown key train.step: the nearest is train.steps"),
+        (["checkpoints.every=5"], "unknown key checkpoints: the nearest is checkpoint"),
+        (["data.clean.min_char=5"], "unknown key data.clean.min_char: the nearest is data.clean.min_chars"),
+        (
+            ["data.train=[{path: a.txt, wieght: 1}]"],
+            "unknown key data.train.0.wieght: the nearest is data.train.0.weight",
+        ),
+        (["optim.lr=-1"], "optim.lr=-1: input should be greater than 0"),
+        (["optim.lr=fast"], "optim.lr='fast': input should be a valid number"),
+        (["optim.beta1=1"], "optim.beta1=1: input should be less than 1"),
+        (["train.precision=fp8"], "train.precision='fp8': input should be 'fp32', 'bf16' or 'fp16'"),
+        (["data.eval_fraction=1.5"], "data.eval_fraction=1.5: input should be less than 1"),
+        (["train.epochs=2"], "give exactly one of train.steps and train.epochs"),
+        (["train.steps=null"], "give exactly one of train.steps and train.epochs"),
+        (["data.max_seq_len=1000"], "train.global_batch_tokens=65536 is not a multiple of data.max_seq_len=1000"),
+        (["train.microbatch_tokens=512"], "train.microbatch_tokens=512 is smaller than one pack"),
+        (["tokenizer.path=null"], "a new model needs tokenizer.path"),
+        (["model.path=m", "model.preset=1m"], "model.preset and model.config must not be given"),
+        (["data.eval=b.txt", "data.eval_fraction=0.1"], "give data.eval or data.eval_fraction, not both"),
+        (["data.eval_fraction=0", "eval.patience=3"], "need held-out data"),
+        (["eval.patience=3"], "need checkpoint.best=true"),
+        (["checkpoint.export_best=true"], "need checkpoint.best=true"),
+        (["train.spike_factor=2", "checkpoint.every=null"], "train.spike_factor rolls back to a checkpoint"),
+        (["optim.warmup_steps=1000"], "optim.warmup_steps=1000 leaves nothing of train.steps=1000"),
+        (["data.train=[{path: a.txt, weight: 1}, b.txt]"], "give every source a weight, or none"),
+        (["data.train=[]"], "data.train: names no source"),
+        (["log.profile=[5, 2]"], "log.profile=[5, 2]: give the first and the last step"),
+        (["run.dir=null"], "run.dir=None: input should be a valid string"),
+        (["steps"], "override 'steps' is not of the form key=value"),
+        (["train.steps=[1"], "override 'train.steps=[1': the value is not valid YAML"),
+        (["run.dir.x=1"], "override run.dir.x: run.dir is not a section"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_key(least: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_config(PretrainConfig, [least, *overrides])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_fault_is_told_at_once(least: str) -> None:
+    with pytest.raises(ValueError, match=r"optim\.lr.*unknown key log\.evry"):
+        load_config(PretrainConfig, [least, "optim.lr=0", "log.evry=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: [", "line 1"),
+        ("- a\n- b", "holds no sections"),
+        ("", "holds no sections"),
+        ("run: {dir: x}\n\trun: 1", "line 2"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(PretrainConfig, [str(path)])
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("argv", [[], ["optim.lr=1"]])
+def test_a_command_without_a_file_tells_the_usage(argv: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"usage: CONFIG\.yaml"):
+        load_config(PretrainConfig, argv)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ValueError, match=r"cannot read the configuration nowhere\.yaml"):
+        load_config(PretrainConfig, ["nowhere.yaml"])
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match=r"run is missing; data is missing; train is missing"):
+        validate(PretrainConfig, {})
+
+
+def test_a_saved_configuration_loads_as_itself(least: str, tmp_path: Path) -> None:
+    config = load_config(PretrainConfig, [least, "data.train=[{path: b.txt, weight: 2.5}]", "optim.l1=1e-6"])
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(PretrainConfig, [str(tmp_path / "saved.yaml")]) == config
+
+
+@pytest.mark.parametrize("schema", [PretrainConfig, TokenizerTrainConfig])
+def test_help_lists_every_key_with_its_meaning(schema: type[PretrainConfig] | type[TokenizerTrainConfig]) -> None:
+    text = help_text(schema)
+    for key, field in iter_keys(schema):
+        assert f"{key}  (" in text, key
+        assert field.description, f"{key} has no meaning"
+    for name, field in Source.model_fields.items():
+        assert f"{name}  (" in text, f"a source's {name}"
+        assert field.description
+
+
+def test_there_are_at_most_120_keys() -> None:
+    keys = {key for schema in (PretrainConfig, TokenizerTrainConfig) for key, _ in iter_keys(schema)}
+    assert len(keys) + len(Source.model_fields) <= 120
