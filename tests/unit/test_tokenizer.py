@@ -171,7 +171,9 @@ def test_text_cannot_be_merged_into_a_special_token(tmp_path: Path) -> None:
 def test_the_report_tells_bytes_per_token_of_each_source(tmp_path: Path) -> None:
     options = config(tmp_path)
     prose = tmp_path / "prose.jsonl"
-    prose.write_text("".join(json.dumps({"text": f"The {i}th sentence is plain prose. " * 4}) + "\n" for i in range(100)))
+    prose.write_text(
+        "".join(json.dumps({"text": f"The {i}th sentence is plain prose. " * 4}) + "\n" for i in range(100))
+    )
     sources = [{"path": options.sources[0].path}, {"path": str(prose)}]
     tokenizer = trained(config(tmp_path, sources=sources))
     report = json.loads((Path(options.output) / "training.json").read_text())
