@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ CAPABILITIES: dict[str, dict[Engine, str | None]] = {
     "compile": dict.fromkeys(ENGINES, None) | {"zero3": _UNTESTED, "fsdp2": _UNTESTED},
     "activation_checkpointing": dict.fromkeys(ENGINES, None) | {"fsdp2": _UNTESTED},
     "bf16": dict.fromkeys(ENGINES, None) | {"zero1": "DeepSpeed swaps in an optimizer that cannot skip a bad step"},
-    "fp16": dict.fromkeys(ENGINES, None) | {"fsdp2": _UNTESTED},
+    "fp16": dict.fromkeys(ENGINES, _UNTESTED) | {"single": None, "ddp": None},
     "best checkpoint": dict.fromkeys(ENGINES, None),
     "spike rollback": dict.fromkeys(ENGINES, None),
 }
@@ -94,7 +95,11 @@ class Runtime:
         if self.engine in ZERO_STAGES.values():
             self._configure_deepspeed()
         self._finite = torch.ones((), device=self.device)
-        self._watchdog = self._watch()
+        self._watchdog: Watchdog | None = None
+        if self.world_size > 1:
+            store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+            self._watchdog = Watchdog(store, self.rank, self.world_size, self._timeout.total_seconds())
+            self.barrier()  # from here on every rank has published its count
         if trackers and self.is_main:
             self._accelerator.init_trackers(project, init_kwargs=_tracker_settings(run_dir))
 
@@ -116,8 +121,9 @@ class Runtime:
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Hand the model (one module that holds everything trainable) and its optimizer to the engine."""
         self._arrive("prepare")
-        self._module = model
         prepared, wrapped = self._accelerator.prepare(model, optimizer)
+        self._optimizer = optimizer  # `wrapped` without accelerate's wrapper
+        self._module: nn.Module = prepared if self.engine == "fsdp2" else model
         if self._is_deepspeed:
             for group in {prepared.data_parallel_group, prepared.seq_data_parallel_group}:
                 dist.distributed_c10d._set_pg_timeout(self._backstop, group)
@@ -178,14 +184,16 @@ class Runtime:
             engine: Any = model
             engine.step()  # clips by `gradient_clipping`, and skips by itself
             return StepResult(engine.was_step_applied(), float(engine.get_global_grad_norm()))
-        self._accelerator.unscale_gradients(optimizer)
+        scaler = self._accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self._optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = engine_state.whole(get_total_norm([p.grad for p in parameters if p.grad is not None]))
         grad_norm = float(norm)
         applied = math.isfinite(grad_norm)
         if applied and self._max_grad_norm is not None and grad_norm > self._max_grad_norm:
             clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
-        if applied or self._accelerator.scaler is not None:  # the scaler skips by itself, and lowers its scale
+        if applied or scaler is not None:  # the scaler skips by itself, and lowers its scale
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return StepResult(applied, grad_norm)
@@ -241,7 +249,7 @@ class Runtime:
         self.barrier()
 
     def scaler_state(self) -> dict[str, Any] | None:
-        """State of the fp16 loss scaler; None in other precisions, and under DeepSpeed, which starts its scale anew."""
+        """State of the fp16 loss scaler; None in other precisions."""
         return self._accelerator.scaler.state_dict() if self._accelerator.scaler is not None else None
 
     def load_scaler_state(self, state: Mapping[str, Any] | None) -> None:
@@ -290,6 +298,7 @@ class Runtime:
         return accelerator
 
     def _configure_deepspeed(self) -> None:
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # its own calls
         config = self._accelerator.state.deepspeed_plugin.deepspeed_config
         check_deepspeed(config, max_grad_norm=self._max_grad_norm, precision=self._precision)
         config["gradient_clipping"] = self._max_grad_norm or 0.0  # 0 is off
@@ -297,14 +306,6 @@ class Runtime:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         if self._precision == "bf16":
             config["bf16"]["check_grad_overflow"] = True  # else a step with non-finite gradients is applied
-
-    def _watch(self) -> Watchdog | None:
-        if self.world_size == 1:
-            return None
-        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-        watchdog = Watchdog(store, self.rank, self.world_size, self._timeout.total_seconds())
-        dist.barrier()  # every rank has published its count
-        return watchdog
 
     def _arrive(self, place: str) -> None:
         if self._watchdog is not None:

@@ -43,7 +43,11 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         try:
             stdout, stderr = process.communicate(timeout=LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()  # the launcher ends its workers, which have sessions of their own
+            try:
+                process.communicate(timeout=LIMIT_SECONDS)
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 

@@ -96,6 +96,25 @@ def test_a_step_that_is_not_finite_changes_nothing_and_leaves_no_gradient(spoil,
     assert state(runtime, model, optimizer)["weight/step"] == 2
 
 
+def test_a_loss_scaler_skips_an_overflow_lowers_its_scale_and_is_restored() -> None:
+    runtime = make_runtime()
+    runtime._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # what accelerate makes for fp16
+    model, optimizer = prepared(runtime)
+    before = weight(model)
+    runtime.backward(model, model(torch.tensor([1e38, 0.0, 0.0])).sum(), last=True)
+    assert not runtime.step(model, optimizer).applied
+    assert weight(model) == before
+    runtime.backward(model, model(torch.tensor([0.5, 0.0, 0.0])).sum(), last=True)
+    result = runtime.step(model, optimizer)
+    assert result.applied and result.grad_norm == 0.5
+    assert weight(model) == pytest.approx([0.5, 1.0, 1.0])
+    saved = runtime.scaler_state()
+    assert saved is not None and saved["scale"] == 512.0
+    runtime._accelerator.scaler.update(4.0)
+    runtime.load_scaler_state(saved)
+    assert runtime._accelerator.scaler.get_scale() == 512.0
+
+
 def state(runtime: Runtime, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{n}/{k}": value for n, tensors in runtime.named_state(model, optimizer) for k, value in tensors.items()}
 
