@@ -83,7 +83,7 @@ class Loop(Generic[BatchType]):
     def run(self) -> Outcome:
         """Train until the source is finished, patience is out, or a signal asks to stop; save in each case."""
         self._guard = StepGuard(self.train.max_nonfinite_steps, self.train.spike_factor)
-        self._saved_step, self._session_start = -1, time.perf_counter()
+        self._saved, self._session_start = (-1, -1), time.perf_counter()
         if (latest := self.checkpoints.latest(self.runtime)) is not None:
             self._restore(latest)
             self.log.say(f"resumed at step {self.progress.step} from {latest.path}")
@@ -91,8 +91,8 @@ class Loop(Generic[BatchType]):
         self._elapsed_before = self.progress.elapsed_seconds
         self._window_tokens, self._window_seconds = 0.0, 0.0
         outcome = self._run()
-        if outcome != "interrupted":
-            self._evaluate()
+        if outcome != "interrupted" and not self._evaluate():
+            outcome = "interrupted"  # the last evaluation is owed to whoever resumes
         self._save()
         return outcome
 
@@ -145,6 +145,7 @@ class Loop(Generic[BatchType]):
 
         progress = self.progress
         progress.step += 1
+        progress.tokens += int(totals["tokens"]) if result.applied else 0
         if not result.applied:
             sample_ids = [sample_id for batch in microbatches for sample_id in batch.sample_ids]
             self.log.say(self._guard.skipped(progress.step, f"{min(sample_ids)} to {max(sample_ids)}"))
@@ -156,7 +157,6 @@ class Loop(Generic[BatchType]):
                 shrink_l1(self.optimizer, self.l1)
             if self.ema is not None:
                 self.ema.update(progress.step)
-        progress.tokens += int(totals["tokens"])
         seconds = time.perf_counter() - started
         progress.train_seconds += seconds
         self._window_tokens, self._window_seconds = (
@@ -180,11 +180,11 @@ class Loop(Generic[BatchType]):
         times = {"elapsed_seconds": progress.elapsed_seconds, "train_seconds": progress.train_seconds}
         return {"step": progress.step, **times}
 
-    def _evaluate(self) -> None:
-        """Held-out values of the weights that would be exported; the best are saved at once."""
+    def _evaluate(self) -> bool:
+        """Held-out values of the weights that would be exported, the best saved at once; False where interrupted."""
         progress = self.progress
         if self.evaluate is None or progress.evaluated_step == progress.step:
-            return
+            return True
         self.model.eval()
         if self.ema is not None:
             self.ema.swap()
@@ -193,7 +193,7 @@ class Loop(Generic[BatchType]):
             self.ema.swap()
         self.model.train()
         if values is None:
-            return
+            return False
         progress.evaluated_step = progress.step
         self.log.eval_row(self._row() | values)
         if values["eval_loss"] < progress.best_loss:
@@ -202,9 +202,10 @@ class Loop(Generic[BatchType]):
                 self._save(best=True)
         else:
             progress.evaluations_since_best += 1
+        return True
 
     def _save(self, best: bool = False) -> None:
-        if self._saved_step == self.progress.step:
+        if self._saved == (self.progress.step, self.progress.evaluated_step):
             return
         self._row()  # brings elapsed_seconds up to date
         state = {
@@ -217,7 +218,7 @@ class Loop(Generic[BatchType]):
         self.checkpoints.save(
             self.runtime, self.progress.step, self.model, self.optimizer, state, extra=extra, best=best
         )
-        self._saved_step = self.progress.step
+        self._saved = (self.progress.step, self.progress.evaluated_step)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.runtime.load_named_state(self.model, self.optimizer, checkpoint.read_parameter)
@@ -228,7 +229,7 @@ class Loop(Generic[BatchType]):
         self.source.load_state_dict(state["source"])
         self._guard.load_state_dict(state["guard"])
         self.runtime.load_scaler_state(state["scaler"])
-        self._saved_step = self.progress.step
+        self._saved = (self.progress.step, self.progress.evaluated_step)
 
     def _roll_back(self, loss: float) -> None:
         """Back to the last checkpoint, with the samples of the step that spiked on the skip-list."""
