@@ -63,8 +63,8 @@ def steps_logged(folder: Path) -> int:
 
 def timed_run(config: Path) -> list[float]:
     """Run from start to end; the seconds at which it started (0), logged each step, and ended."""
-    folder, started = config.parent / "run", time.monotonic()
-    process, times = start(config), [0.0]
+    folder, process = config.parent / "run", start(config)
+    started, times = time.monotonic(), [0.0]
     for step in range(1, NUM_STEPS + 1):
         assert process.wait_until(lambda step=step: steps_logged(folder) >= step)
         times.append(time.monotonic() - started)
@@ -73,25 +73,29 @@ def timed_run(config: Path) -> list[float]:
     return [*times, time.monotonic() - started]
 
 
-def brought_to(config: Path, times: Sequence[float], moment: float) -> Started:
-    """The run, started and let run until it has come as far as at `moment` of `times`."""
-    step = bisect(times, moment) - 1
+def started_and_brought_to(config: Path, step: int) -> Started:
     process = start(config)
     process.wait_until(lambda: steps_logged(config.parent / "run") >= step)
-    process.run_for(moment - times[step])
     return process
 
 
 def kill_at(config: Path, times: Sequence[float], moment: float) -> None:
-    while brought_to(config, times, moment).kill().code == 0:
-        moment *= 0.9  # it had finished before the moment
+    """Kill the run when it has come as far as it was at `moment` of `times`."""
+    step = bisect(times, moment) - 1
+    seconds = moment - times[step]
+    while True:
+        process = started_and_brought_to(config, step)
+        process.run_for(seconds)
+        if process.kill().code != 0:
+            return
+        seconds /= 2  # it had finished before the moment
 
 
 def kill_in_save(config: Path, times: Sequence[float], moment: float) -> None:
-    """Kill inside the first save after `moment` that can be hit."""
+    """Kill the run inside the first save after `moment` that can be hit."""
     folder = config.parent / "run" / "checkpoints"
     while True:
-        process = brought_to(config, times, moment)
+        process = started_and_brought_to(config, bisect(times, moment) - 1)
         assert process.wait_until(lambda: any(folder.glob("step-*.partial"))), "no save is left to be killed in"
         process.kill()
         if any(folder.glob("step-*.partial")):
