@@ -102,9 +102,13 @@ def _map(path: Path, dtype: np.dtype[Any], length: int) -> Array:
 def exclusive(folder: Path, report: Report) -> Iterator[None]:
     """Hold a store's lock; whoever comes second waits here, and the system frees the lock of a process that dies.
 
-    Raises ValueError where the file system has no locks.
+    Raises ValueError where the folder cannot be written or its file system has no locks.
     """
-    with (folder / LOCK).open("w") as file:
+    try:
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written ({error.strerror}); set data.cache_dir to another") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

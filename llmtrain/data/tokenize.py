@@ -25,7 +25,8 @@ from llmtrain.data.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
 
 Ids = np.ndarray[Any, Any]
 
-PROBE = "a b"
+UNUSUAL = "\U0010fffd"
+"""A character for private use, which no vocabulary of characters has."""
 SPACE_CUT_SAMPLE_CHARS = 1 << 14
 
 
@@ -92,10 +93,20 @@ class TextEncoder:
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         unknown = tokenizer.unk_token_id
         self.unknown_id: int | None = None if unknown in (*self.prefix, *self.suffix) else unknown
+        self._known: set[str] = set()
+        self._drops_unknown = _ids_or_none(self.backend, UNUSUAL) == []
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text, nothing put around them."""
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        """The ids of each text, nothing put around them.
+
+        Raises ValueError for text that the tokenizer fails on, or would leave out without a trace.
+        """
+        if self._drops_unknown:
+            self._require_known(texts)
+        try:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises no narrower class
+            raise ValueError(f"the tokenizer cannot encode this text: {' '.join(str(error).split())}") from None
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def encode_ahead(self, batches: Iterable[Sequence[Piece]]) -> Iterator[tuple[Sequence[Piece], list[Ids]]]:
@@ -115,12 +126,30 @@ class TextEncoder:
                 yield done, future.result()
 
     def can_cut(self, sample: str) -> bool:
-        """Whether texts may be encoded in pieces: tried at every line cut of a sample, and at many space cuts."""
+        """Whether texts may be encoded in pieces: tried at every line cut of a sample, and at many space cuts.
+
+        Each kind is also tried where the other stands in the sample, which may have one kind only.
+        """
         sample = sample[: 2 * PIECE_CHARS]
-        return all(
-            self._equal_in_pieces(text, [found.start() for found in cut.finditer(text)])
-            for text, cut in ((sample, LINE_CUT), (sample[:SPACE_CUT_SAMPLE_CHARS], SPACE_CUT))
+        short = sample[:SPACE_CUT_SAMPLE_CHARS]
+        trials = (
+            (sample, LINE_CUT),
+            (short.replace(" ", "\n"), LINE_CUT),
+            (short, SPACE_CUT),
+            (short.replace("\n", " "), SPACE_CUT),
         )
+        return all(self._equal_in_pieces(text, [found.start() for found in cut.finditer(text)]) for text, cut in trials)
+
+    def _require_known(self, texts: Sequence[str]) -> None:
+        """Raises ValueError for a character, white space aside, that has no token at all."""
+        for text in texts:
+            for char in set(text) - self._known:
+                if not char.isspace() and not _ids_or_none(self.backend, char):
+                    raise ValueError(
+                        f"the tokenizer has no token for {char!r} (U+{ord(char):04X}) and no unknown token, so it "
+                        "would vanish; give the tokenizer an unknown token, or train it on all characters"
+                    )
+                self._known.add(char)
 
     def _equal_in_pieces(self, text: str, cuts: Sequence[int]) -> bool:
         whole, *pieces = self.encode([text, *(text[start:end] for start, end in pairwise([0, *cuts, len(text)]))])
@@ -137,8 +166,20 @@ def _around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     Raises ValueError where what it puts there depends on the text.
     """
-    plain, full = (backend.encode(PROBE, add_special_tokens=special).ids for special in (False, True))
+    texts = (backend.decode([token_id]) for token_id in sorted(backend.get_vocab(with_added_tokens=False).values()))
+    probe = next((text for text in texts if text and _ids_or_none(backend, text)), None)
+    if probe is None:
+        raise ValueError("the tokenizer gives no ids to the text of any of its tokens: it cannot be used here")
+    plain, full = (backend.encode(probe, add_special_tokens=special).ids for special in (False, True))
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
             return tuple(full[:start]), tuple(full[start + len(plain) :])
     raise ValueError("the tokenizer changes a text's own ids when it adds special tokens: it cannot be used here")
+
+
+def _ids_or_none(backend: Tokenizer, text: str) -> list[int] | None:
+    """The ids of a text; None where the tokenizer fails on it."""
+    try:
+        return list(backend.encode(text, add_special_tokens=False).ids)
+    except Exception:  # the library raises no narrower class
+        return None

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
-from tokenizers import processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from llmtrain.data.text import cut_pieces
 from llmtrain.data.tokenize import Piece, TextEncoder, load_tokenizer, tokenizer_fingerprint
@@ -128,3 +129,53 @@ def test_a_folder_without_a_tokenizer_is_one_clear_line(tmp_path: Path):
     with pytest.raises(ValueError, match="no tokenizer can be loaded") as raised:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def characters(text: str, unknown: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer with a token for each character of a text, and an unknown token or none."""
+    vocab = {char: i for i, char in enumerate(sorted(set(text)))}
+    if unknown:
+        vocab[unknown] = len(vocab)
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=unknown))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unknown)
+
+
+def test_a_character_that_would_vanish_is_an_error_that_names_it():
+    encoder = TextEncoder(characters(WORDS, unknown=None))
+    assert len(encoder.encode([WORDS])[0]) == len(WORDS)
+    with pytest.raises(ValueError, match=r"no token for 'ß' \(U\+00DF\) and no unknown token"):
+        encoder.encode([WORDS, "the ß"])
+
+
+def test_what_is_put_around_texts_is_found_for_a_vocabulary_without_latin_letters():
+    tokenizer = characters("αβγ", unknown=None)
+    tokenizer.add_special_tokens({"bos_token": "<bos>", "eos_token": "<eos>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    assert document_ids(TextEncoder(tokenizer), "βα") == [tokenizer.bos_token_id, 1, 0, tokenizer.eos_token_id]
+
+
+def test_a_character_that_becomes_the_unknown_token_is_none_that_vanishes():
+    encoder = TextEncoder(characters(WORDS, unknown="<unk>"))
+    assert encoder.encode(["theß"])[0].tolist()[-1] == encoder.unknown_id
+
+
+def test_a_text_that_the_tokenizer_fails_on_is_one_clear_line():
+    backend = Tokenizer(models.WordLevel(vocab={"a": 0, "b": 1}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    encoder = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=backend))
+    with pytest.raises(ValueError, match="the tokenizer cannot encode this text: WordLevel error"):
+        encoder.encode(["a c"])
+
+
+def test_a_sample_with_lines_only_still_tells_whether_spaces_can_be_cut():
+    assert TextEncoder(byte_level_bpe()).can_cut("word\n" * 100)
+    across_spaces = byte_level_bpe()
+    across_spaces.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "merged_with_previous"), pre_tokenizers.ByteLevel(use_regex=False)]
+    )
+    across_spaces.backend_tokenizer.train_from_iterator(
+        ["word word word"], trainers.BpeTrainer(vocab_size=300, show_progress=False)
+    )
+    assert not TextEncoder(across_spaces).can_cut("word\n" * 100)
