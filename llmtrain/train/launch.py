@@ -13,13 +13,13 @@ def check_environment(environment: Mapping[str, str], *, precision: str, has_acc
 
     `precision` is train.precision (fp32, bf16, fp16); `has_accelerator`: whether torch sees a GPU or the like.
     """
-    deepspeed, fsdp = _is_on(environment, "ACCELERATE_USE_DEEPSPEED"), _is_on(environment, "ACCELERATE_USE_FSDP")
-    if _is_on(environment, "ACCELERATE_USE_CPU") and deepspeed:
+    deepspeed, fsdp = is_on(environment, "ACCELERATE_USE_DEEPSPEED"), is_on(environment, "ACCELERATE_USE_FSDP")
+    if is_on(environment, "ACCELERATE_USE_CPU") and deepspeed:
         raise ValueError(
             "accelerate would train with plain DDP: with DeepSpeed, use_cpu must be false (it runs on a CPU all the "
             "same, see recipes/accelerate/cpu_zero2.yaml)"
         )
-    if fsdp and (not has_accelerator or _is_on(environment, "ACCELERATE_USE_CPU")):
+    if fsdp and (not has_accelerator or is_on(environment, "ACCELERATE_USE_CPU")):
         raise ValueError(
             "FSDP needs a GPU: accelerate would train each process alone; on a CPU use "
             "recipes/accelerate/cpu_zero3.yaml"
@@ -49,13 +49,28 @@ def check_environment(environment: Mapping[str, str], *, precision: str, has_acc
             f"mixed_precision: {theirs} in accelerate's configuration, but train.precision is {precision}: remove it "
             f"there, or set train.precision"
         )
-    if _is_on(environment, "ACCELERATE_DEEPSPEED_ZERO3_INIT"):
+    if is_on(environment, "ACCELERATE_DEEPSPEED_ZERO3_INIT"):
         raise ValueError("zero3_init_flag: true draws other initial weights than one process would: set it to false")
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "NO")
     if backend.upper() != "NO":
         raise ValueError(f"dynamo_backend: {backend} in accelerate's configuration: use train.compile instead")
-    if _is_on(environment, "FSDP_ACTIVATION_CHECKPOINTING"):
+    if is_on(environment, "FSDP_ACTIVATION_CHECKPOINTING"):
         raise ValueError("fsdp_activation_checkpointing: true: use train.activation_checkpointing instead")
+
+
+def check_outcome(environment: Mapping[str, str], *, engine: str, world_size: int) -> None:
+    """Raise ValueError where accelerate made something else of the launch, for a reason not foreseen above."""
+    asked = int(environment.get("WORLD_SIZE", "1"))
+    if asked != world_size:
+        raise ValueError(
+            f"{asked} processes were started, but this one trains in a group of {world_size}: accelerate did not take "
+            "the launch; use a configuration of recipes/accelerate"
+        )
+    if is_on(environment, "ACCELERATE_USE_DEEPSPEED") != engine.startswith("zero"):
+        raise ValueError(
+            f"the launch asked for DeepSpeed or did not, and accelerate made {engine} of it: use a configuration of "
+            "recipes/accelerate"
+        )
 
 
 def check_deepspeed(config: Mapping[str, object], *, max_grad_norm: float | None, precision: str) -> None:
@@ -89,7 +104,8 @@ def check_deepspeed(config: Mapping[str, object], *, max_grad_norm: float | None
             raise ValueError(f"DeepSpeed's configuration has a section {section_name}: remove it, {ours} decides")
 
 
-def _is_on(environment: Mapping[str, str], name: str) -> bool:
+def is_on(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a switch of the launcher is set."""
     return environment.get(name, "false").lower() in ("true", "1", "yes")
 
 

@@ -29,7 +29,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llmtrain.objective import Counts, Metrics
 from llmtrain.train import engine_state
-from llmtrain.train.launch import check_deepspeed, check_environment
+from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, is_on
 from llmtrain.train.watchdog import Watchdog
 
 Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
@@ -90,6 +90,7 @@ class Runtime:
         self.device: torch.device = self._accelerator.device
         self.rank, self.world_size = self._accelerator.process_index, self._accelerator.num_processes
         self.is_main = self.rank == 0
+        check_outcome(os.environ, engine=self.engine, world_size=self.world_size)
         if precision == "fp16" and self.device.type == "cpu":
             raise ValueError("train.precision=fp16 needs a GPU: a CPU would quietly train in fp32; use fp32 or bf16")
         if self.engine in ZERO_STAGES.values():
@@ -101,7 +102,7 @@ class Runtime:
             self._watchdog = Watchdog(store, self.rank, self.world_size, self._timeout.total_seconds())
             self.barrier()  # from here on every rank has published its count
         if trackers and self.is_main:
-            self._accelerator.init_trackers(project, init_kwargs=_tracker_settings(run_dir))
+            self._accelerator.init_trackers(project, init_kwargs=_tracker_settings(trackers, run_dir or Path()))
 
     def require(self, features: Mapping[str, bool]) -> None:
         """Raise ValueError where a feature that is on does not work under this engine or precision."""
@@ -260,7 +261,7 @@ class Runtime:
     def track(self, row: Mapping[str, float], step: int) -> None:
         """Send a row of metrics to the trackers."""
         if self.is_main:
-            self._accelerator.log(dict(row), step=step)
+            self._accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
 
     def finish(self) -> None:
         """Close the trackers and leave the other processes."""
@@ -280,7 +281,7 @@ class Runtime:
         if not has_accelerator:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
         on_cpu_group = not has_accelerator and "LOCAL_RANK" in os.environ
-        deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+        deepspeed = is_on(os.environ, "ACCELERATE_USE_DEEPSPEED")
         if deepspeed:
             os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
         accelerator = Accelerator(
@@ -356,16 +357,15 @@ def _engine(accelerator: Accelerator) -> Engine:
 
 def _check_trackers(trackers: Sequence[str]) -> None:
     for tracker in trackers:
-        if find_spec(tracker) is None:
+        spec = find_spec(tracker)
+        if spec is None or spec.origin is None:  # a folder of that name is no package
             raise ValueError(f"log.trackers names {tracker}, which is not installed: pip install {tracker}")
 
 
-def _tracker_settings(run_dir: Path | None) -> dict[str, dict[str, Any]]:
-    """Where each tracker writes: into the run's folder, unless its own environment says otherwise.
-
-    Weights & Biases goes offline where no key is set, since it would wait for one to be typed.
-    """
-    if "WANDB_API_KEY" not in os.environ and not (Path.home() / ".netrc").exists():
-        os.environ.setdefault("WANDB_MODE", "offline")
-    folder = str(run_dir or ".")
-    return {"wandb": {"dir": folder}, "mlflow": {"logging_dir": f"{folder}/mlruns"}}
+def _tracker_settings(trackers: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Settings that make trackers write into the run's folder, unless their own environment says otherwise."""
+    if "wandb" in trackers and "WANDB_API_KEY" not in os.environ and not (Path.home() / ".netrc").exists():
+        os.environ.setdefault("WANDB_MODE", "offline")  # else it would wait for a key to be typed
+    if "mlflow" in trackers:
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+    return {"wandb": {"dir": str(folder)}}

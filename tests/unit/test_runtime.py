@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.train import runtime as runtime_module
-from llmtrain.train.launch import check_deepspeed, check_environment
+from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome
 from llmtrain.train.runtime import CAPABILITIES, ENGINES, Engine, Runtime, capability_table
 
 
@@ -196,15 +196,23 @@ def test_a_tracker_that_is_not_installed_is_refused() -> None:
         make_runtime(trackers=["no_such_tracker"])
 
 
+def test_a_folder_named_like_a_tracker_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_tracker").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="some_tracker, which is not installed"):
+        make_runtime(trackers=["some_tracker"])
+
+
 def test_rows_reach_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     runtime = make_runtime(trackers=["tensorboard"], project="mine", run_dir=tmp_path)
-    runtime.track({"loss": 2.5}, step=10)
+    runtime.track({"step": 10, "loss": 2.5}, step=10)
     runtime.track({"loss": 1.5}, step=20)
     runtime.finish()
     events = EventAccumulator(str(tmp_path / "mine"))
     events.Reload()
+    assert events.Tags()["scalars"] == ["loss"]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 2.5), (20, 1.5)]
 
 
@@ -235,6 +243,16 @@ def test_a_launch_that_would_fall_back_is_refused(environment: dict[str, str], m
 @pytest.mark.parametrize("environment", [{}, LAUNCHER, SPAWNED, SPAWNED | {"ACCELERATE_USE_DEEPSPEED": "true"}])
 def test_a_plain_launch_is_fine(environment: dict[str, str]) -> None:
     check_environment(environment, precision="bf16", has_accelerator=False)
+
+
+def test_what_accelerate_made_of_a_launch_is_checked() -> None:
+    zero = SPAWNED | {"ACCELERATE_USE_DEEPSPEED": "true"}
+    check_outcome({}, engine="single", world_size=1)
+    check_outcome(zero, engine="zero2", world_size=2)
+    with pytest.raises(ValueError, match="2 processes were started, but this one trains in a group of 1"):
+        check_outcome(SPAWNED, engine="single", world_size=1)
+    with pytest.raises(ValueError, match="accelerate made ddp of it"):
+        check_outcome(zero, engine="ddp", world_size=2)
 
 
 def test_fsdp1_is_refused() -> None:
