@@ -18,7 +18,7 @@ from llmtrain.data.files import open_binary
 CHUNK_BYTES = 1 << 20
 LARGE_CHARS = 4 << 20
 """A text file longer than this is not held in memory."""
-PIECE_CHARS = 1 << 17
+PIECE_CHARS = 1 << 15
 """Pieces are at least this long, and at most twice, as long as the text has a place to cut."""
 
 LINE_CUT = re.compile(r"(?<=\S\n)(?=\S)")
