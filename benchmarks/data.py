@@ -56,9 +56,7 @@ def main() -> None:
 
     opened = worker("open", tokenizer, work).last_json()
     print(f"first open_store of 1e9 tokens: {opened['open_ms']:.2f} ms")
-    print(
-        f"first batch at step 100,000: one {opened['one_s']:.3f} s, mixture {opened['mixture_s']:.3f} s"
-    )
+    print(f"first batch at step 100,000: one {opened['one_s']:.3f} s, mixture {opened['mixture_s']:.3f} s")
     result = {
         "tokenize_vs_bare": round(ours / bare, 3),
         "peak_mb_10mb": round(small / MEGABYTE, 1),
