@@ -107,4 +107,7 @@ def summary() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; `make demo` goes on from the last checkpoint")

@@ -26,7 +26,7 @@ MAX_PIECE_CHARS = 1024
 is slow, nor exhaust the regex engine's backtracking (Oniguruma gives up after ten million steps)."""
 
 MODEL_MAX_LENGTH = 1 << 20
-"""Tokens; the tokenizer sets no limit of its own, and a model's export writes the model's."""
+"""Tokens; a tokenizer has no limit of its own, and a length that is no 64-bit integer trips other libraries."""
 
 
 def split_pattern(split_digits: bool) -> str:

@@ -1,0 +1,99 @@
+"""The commands that README and docs show: their files exist, and their configurations are valid as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmtrain.config import PretrainConfig, Section, TokenizerTrainConfig, load_config
+from llmtrain.train.runtime import CAPABILITIES, ENGINES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / "tokenizer" / "README.md"]
+YAMLS = sorted(path for folder in ("recipes/configs", "tokenizer") for path in (ROOT / folder).glob("*.yaml"))
+SCHEMAS: dict[str, type[Section]] = {
+    "recipes/pretrain.py": PretrainConfig,
+    "tokenizer/train.py": TokenizerTrainConfig,
+}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Each shown command as words: continued lines joined, comments and leading VAR=value left out."""
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True) if _is_command(line) else []
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words = words[1:]
+        if words:
+            yield words
+
+
+def _is_command(line: str) -> bool:
+    return re.match(r"(\$ )?([A-Z_]+=\S* )*(python|accelerate launch|make) ", line) is not None
+
+
+def block_commands(page: Path) -> list[list[str]]:
+    """The commands in a page's code blocks."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [words for block in blocks for words in commands(block)]
+
+
+SHOWN = [(page, words) for page in PAGES for words in block_commands(page)]
+SHOWN += [
+    (path, words)
+    for path in YAMLS
+    for words in commands("\n".join(line.lstrip("# ") for line in path.read_text().splitlines() if line[:1] == "#"))
+]
+
+
+@pytest.mark.parametrize(("page", "words"), SHOWN, ids=[f"{page.name}: {' '.join(words)}" for page, words in SHOWN])
+def test_a_shown_command_would_start(page: Path, words: list[str]) -> None:
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        return
+    if words[:2] == ["python", "-m"]:
+        name = words[2].replace(".", "/")
+        assert words[2] in {"pytest", "venv", "pip"} or (ROOT / f"{name}.py").exists()
+        return
+    script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    launcher, arguments = words[:script], words[script + 1 :]
+    assert (ROOT / words[script]).is_file()
+    for word in launcher:
+        assert not word.endswith(".yaml") or (ROOT / word).is_file(), word
+    if words[script] in SCHEMAS and arguments != ["--help"]:
+        config, *overrides = arguments
+        load_config(SCHEMAS[words[script]], [str(ROOT / config), *overrides])
+
+
+def test_the_first_page_shows_commands() -> None:
+    assert [words for page, words in SHOWN if page.name == "README.md" and "recipes/pretrain.py" in words]
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
+def test_a_configuration_of_ours_is_valid(path: Path) -> None:
+    is_tokenizer = path.parent.name == "tokenizer" or path.stem.endswith("_tokenizer")
+    load_config(TokenizerTrainConfig if is_tokenizer else PretrainConfig, [str(path)])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def engine_table() -> str:
+    """The engines' table of docs/pretrain.md, from the one that decides."""
+    lines = [f"| | {' | '.join(ENGINES)} |", f"|---{'|---' * len(ENGINES)}|"]
+    for feature, reasons in CAPABILITIES.items():
+        cells = ["yes" if reasons[engine] is None else "no" for engine in ENGINES]
+        lines.append(f"| {feature.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_engines_is_the_one_that_decides() -> None:
+    table = engine_table()
+    assert table in (ROOT / "docs" / "pretrain.md").read_text(), f"docs/pretrain.md should hold:\n{table}"
