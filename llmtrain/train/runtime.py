@@ -230,8 +230,8 @@ class Runtime:
     def named_state(self, model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Every parameter and persistent buffer by name: `param`, and its optimizer state. Collective.
 
-        Full tensors on the CPU, weights and state in fp32, on the main process; the others walk along and get
-        empty dictionaries.
+        Full tensors on the CPU on the main process, trained weights and their state in fp32, frozen weights as the
+        engine holds them; the others walk along and get empty dictionaries.
         """
         self._arrive("named_state")
         if self._is_deepspeed:

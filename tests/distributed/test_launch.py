@@ -13,7 +13,7 @@ from llmtrain.train.runtime import Runtime
 runtime = Runtime(precision="fp32", max_grad_norm=1.0, seed=0, timeout_minutes={minutes})
 """
 STALL = (
-    START.format(minutes=0.05)
+    START.format(minutes=0.1)
     + """
 import signal
 runtime.barrier()

@@ -34,7 +34,7 @@ TIMEOUT_MINUTES = 2.0
 
 
 def make_model() -> nn.Module:
-    """A Llama with tied embeddings, the same on every rank."""
+    """A Llama with tied embeddings, a frozen weight and a buffer to save, the same on every rank."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=48,
@@ -45,13 +45,21 @@ def make_model() -> nn.Module:
         tie_word_embeddings=True,
         use_cache=False,
     )
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model.model.norm.weight.requires_grad_(False).mul_(1.5)
+    model.register_buffer("saved", torch.tensor([3.0, 4.0]))
+    return model
+
+
+def trainable(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices and vectors."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() == 1]
 
 
 def make_optimizer(model: nn.Module) -> Optimizer:
     """AdamW over two parameter groups: matrices are decayed, vectors are not."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
+    matrices, vectors = trainable(model)
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
 
@@ -121,7 +129,7 @@ def full_state(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> dict
 def local_parameters(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> int:
     """How many parameters this rank's optimizer updates."""
     if runtime.engine == "zero3":
-        return sum(parameter.ds_tensor.numel() for parameter in model.parameters())
+        return sum(p.ds_tensor.numel() for p in model.parameters() if p.requires_grad)
     return sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
 
 
@@ -132,13 +140,12 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def muon_step(runtime: Runtime) -> dict[str, Tensor]:
     """Weights after one step of Muon with L1: float noise grows too fast for more to be compared."""
     model = make_model()
-    roles = {
-        "hidden": [p for p in model.parameters() if p.dim() > 1],
-        "vector": [p for p in model.parameters() if p.dim() == 1],
-    }
-    model, optimizer = runtime.prepare(model, make_muon(roles, OptimConfig(name="muon", l1=0.1)))
+    matrices, vectors = trainable(model)
+    config = OptimConfig(name="muon", l1=0.1)
+    muon = make_muon({"hidden": matrices, "vector": vectors}, config)
+    model, optimizer = runtime.prepare(model, muon)
     train(runtime, model, optimizer, 0, 1)
-    shrink_l1(optimizer, 0.1)
+    shrink_l1(optimizer, config.l1)
     return full_state(runtime, model, optimizer)
 
 
@@ -214,7 +221,7 @@ def main() -> None:
         "engine": runtime.engine,
         "world_size": runtime.world_size,
         "model_class": type(model).__name__,
-        "num_parameters": sum(parameter.numel() for parameter in make_model().parameters()),
+        "num_parameters": sum(p.numel() for group in trainable(make_model()) for p in group),
         "num_parameters_here": local_parameters(runtime, model, optimizer),
         "timeouts": pg_timeouts(runtime, model),
         "applied": applied,
