@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from llmtrain.config import PretrainConfig, RunConfig, Section, read_yaml, save_config
@@ -38,13 +39,14 @@ MAY_CHANGE = (
 )
 # Facts that a continued run must find unchanged.
 PINNED = ("model_revision", "tokenizer_fingerprint", "stores")
+UNFINISHED = "config.yaml.partial"  # all that a run leaves that is stopped while it makes its folder
 PACKAGES = ("llmtrain", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors")
 
 
 def open_run(run: RunConfig, config: Section) -> Path:
     """The run's folder, made if need be and checked to hold this run or nothing.
 
-    Raises ValueError where the folder holds another run, or files that are no run at all.
+    Raises ValueError where the folder holds another run, or files that are no run at all, or cannot be written.
     """
     folder = Path(run.dir)
     saved = folder / "config.yaml"
@@ -58,8 +60,11 @@ def open_run(run: RunConfig, config: Section) -> Path:
                 f"run.dir={folder} holds another run ({key} is {there!r} there and {here!r} here): "
                 "choose another folder, or remove that one"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {UNFINISHED}):
         raise ValueError(f"run.dir={folder} is not empty and holds no run: choose another folder")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"run.dir={folder}: {existing} is not a folder that you may write to: choose another one")
     return folder
 
 
@@ -78,7 +83,8 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
                     f"run.dir={folder}: {name.replace('_', ' ')} was {then} when this run started and is {now} now: "
                     "bring back what it started with (model.revision, tokenizer.revision, data), or start another run"
                 )
-    save_config(config, folder / "config.yaml")
+    save_config(config, folder / UNFINISHED)
+    (folder / UNFINISHED).rename(folder / "config.yaml")  # whole or not at all: it says whose the folder is
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -88,13 +94,12 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
         "packages": dict(_versions()),
         **facts,
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / "environment.json", environment)
 
 
 def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
     """Write `ledger.json`: where every byte and token of the data went, and how much of it was trained on."""
-    text = json.dumps({**data, "training": training}, indent=2)
-    (folder / "ledger.json").write_text(f"{text}\n", encoding="utf-8")
+    _write_json(folder / "ledger.json", {**data, "training": training})
 
 
 def export_run(
@@ -106,7 +111,7 @@ def export_run(
 ) -> Path:
     """Write `model/` from a checkpoint: its average where the run keeps one, in bf16 where it was trained so.
 
-    Raises ValueError where `log.push_to_hub` is set and the hub refuses.
+    Raises ValueError where the disk is full, or `log.push_to_hub` is set and the hub refuses.
     """
     weights = checkpoint.read_all("model")
     if config.train.ema_decay is not None:
@@ -119,14 +124,27 @@ def export_run(
         versions=dict(_versions()),
         num_parameters=sum(tensor.numel() for tensor in weights.values()),
     )
-    for leftover in (partial, final):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    export_model(partial, shape, weights, tokenizer, dtype=dtype, card=card)
+    try:
+        export_model(partial, shape, weights, tokenizer, dtype=dtype, card=card)
+    except (OSError, SafetensorError) as error:  # a full disk, mostly
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ValueError(
+            f"cannot write the model {final}: {error}; {checkpoint.path} holds it: free space on the disk, start again"
+        ) from None
+    shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     if config.log.push_to_hub is not None:
         push_model(final, config.log.push_to_hub)
     return final
+
+
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    partial.rename(path)
 
 
 def _last_values(metrics: Path, step: int) -> dict[str, float]:

@@ -6,9 +6,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from llmtrain.config import Section, help_text, load_config
+from llmtrain.data.files import is_disk_full
 
 Config = TypeVar("Config", bound=Section)
 
@@ -16,7 +17,7 @@ EXIT_USER_ERROR = 2
 
 
 def run_recipe(schema: type[Config], main: Callable[[Config], None]) -> None:
-    """Parse `sys.argv` and run `main`; a ValueError is told in one line, since it is the user's to mend."""
+    """Parse `sys.argv` and run `main`; a ValueError or a full disk is told in one line: it is the user's to mend."""
     argv = sys.argv[1:]
     if "--help" in argv or "-h" in argv:
         print(help_text(schema))
@@ -27,9 +28,20 @@ def run_recipe(schema: type[Config], main: Callable[[Config], None]) -> None:
     try:
         main(load_config(schema, argv))
     except ValueError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        prefix = f"[rank {rank}] " if rank else ""
-        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
+        _refuse(str(error))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _refuse(f"the disk is full ({error.filename or error}): free some space and start again")
+
+
+def _refuse(reason: str) -> NoReturn:
+    """Say in one line why this rank stops, and stop."""
+    rank = int(os.environ.get("RANK", "0"))
+    prefix = f"[rank {rank}] " if rank else ""
+    print(f"{prefix}error: {reason}", file=sys.stderr, flush=True)
+    if "WORLD_SIZE" in os.environ:
         # Past a failed rank the others may wait in a collective for good, so nothing is torn down in order.
         sys.stdout.flush()
-        os._exit(EXIT_USER_ERROR) if "WORLD_SIZE" in os.environ else sys.exit(EXIT_USER_ERROR)
+        os._exit(EXIT_USER_ERROR)
+    sys.exit(EXIT_USER_ERROR)
