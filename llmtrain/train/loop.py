@@ -86,7 +86,8 @@ class Loop(Generic[BatchType]):
         self._saved, self._session_start = (-1, -1), time.perf_counter()
         if (latest := self.checkpoints.latest(self.runtime)) is not None:
             self._restore(latest)
-            self.log.say(f"resumed at step {self.progress.step} from {latest.path}")
+            left = self.num_steps - self.progress.step
+            self.log.say(f"resumed at step {self.progress.step} from {latest.path}, {left} steps left")
         self.log.resume_at(self.progress.step, self.progress.evaluated_step)
         self._elapsed_before = self.progress.elapsed_seconds
         self._window_tokens, self._window_seconds = 0.0, 0.0
