@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ def open_large(tokenizer: str, folder: str) -> dict[str, float]:
 
 
 def main() -> None:
+    tasks: dict[str, Callable[..., Any]] = {"speed": speed, "build": build, "open": open_large}
     task, *arguments = sys.argv[1:]
-    print(json.dumps({"speed": speed, "build": build, "open": open_large}[task](*arguments)))
+    print(json.dumps(tasks[task](*arguments)))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Measured:
         return json.loads(self.stdout.splitlines()[-1])
 
 
-def run_python(arguments: Sequence[str | Path]) -> Measured:
+def run_python(arguments: Sequence[str | Path | int]) -> Measured:
     """Run `python ARGUMENTS` in the repository's folder, and measure its largest resident set.
 
     Linux counts what the parent held when it started the child, so a caller must stay small: no torch in it.

@@ -1,11 +1,12 @@
 """One run of `transformers.Trainer` for `pretrain.py`, set up as one who knows it would.
 
-    python benchmarks/trainer_peer.py [--show] CONFIG MICROBATCH_TOKENS
+    python benchmarks/trainer_peer.py rows|documents|show CONFIG MICROBATCH_TOKENS
 
 It takes the model, the token store and the optimizer's settings of one of our configurations. Rows are the store's
-tokens, cut every `max_seq_len` with no padding, held in memory as tensors; attention is SDPA without a mask; AdamW
-is fused; nothing is evaluated, saved or reported; rows come from the main process, since workers would only take
-cores from the arithmetic. The last line is JSON: the clock at the start and after each step, and the last loss.
+tokens, cut every `max_seq_len` with no padding, held in memory as tensors; attention is SDPA, causal over each row
+(`rows`) or, by positions that restart, over each document (`documents`); AdamW is fused; nothing is evaluated, saved
+or reported; rows come from the main process, since workers would only take cores from the arithmetic. The last line
+is JSON: the clock after each step, and the last loss. `show` prints the configuration instead.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config import PretrainConfig, load_config
 from llmtrain.data.store import TokenStore
 from llmtrain.data.stores import build_stores
@@ -30,35 +33,40 @@ from llmtrain.models.load import load_model
 
 
 class Rows(Dataset[dict[str, Tensor]]):
-    """The tokens of a store in rows of `max_seq_len`; the last, shorter row is left out."""
+    """The tokens of a store in rows of `max_seq_len`; the last, shorter row is left out.
 
-    def __init__(self, store: TokenStore, max_seq_len: int) -> None:
-        whole = store.num_tokens // max_seq_len * max_seq_len
-        self._rows = torch.from_numpy(store.tokens[:whole].astype("int64")).view(-1, max_seq_len)
+    With `isolate_documents`, positions restart at each document, whose first token is not predicted.
+    """
+
+    def __init__(self, store: TokenStore, max_seq_len: int, isolate_documents: bool) -> None:
+        num_tokens = store.num_tokens // max_seq_len * max_seq_len
+        tokens = store.tokens[:num_tokens].astype(np.int64)
+        columns = {"input_ids": tokens, "labels": tokens}
+        if isolate_documents:
+            index = np.arange(num_tokens)
+            document = np.searchsorted(store.document_offsets, index, side="right") - 1
+            start = np.maximum(store.document_offsets[document], index // max_seq_len * max_seq_len)
+            labels = np.where(index == start, IGNORE_INDEX, tokens)
+            columns |= {"labels": labels, "position_ids": index - start}
+        self._rows = {name: torch.from_numpy(column).view(-1, max_seq_len) for name, column in columns.items()}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows["input_ids"])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self._rows[index], "labels": self._rows[index]}
+        return {name: rows[index] for name, rows in self._rows.items()}
 
 
 def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Rows of equal length as one batch."""
-    stacked = torch.stack([row["input_ids"] for row in rows])
-    return {"input_ids": stacked, "labels": stacked}
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class Clock(TrainerCallback):
-    """Reads the clock at the start and after each optimizer step."""
+    """Reads the clock after each optimizer step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
-    ) -> None:
-        self.seconds.append(time.perf_counter())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
         self.seconds.append(time.perf_counter())
@@ -107,13 +115,13 @@ def new_model(config: PretrainConfig) -> PreTrainedModel:
 
 
 def main() -> None:
-    show = sys.argv[1] == "--show"
-    path, microbatch_tokens = sys.argv[-2:]
+    task, path, microbatch_tokens = sys.argv[1:]
+    assert task in ("rows", "documents", "show"), task
     config = load_config(PretrainConfig, [path])
     model = new_model(config)
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(config, int(microbatch_tokens), Path(folder))
-        if show:
+        if task == "show":
             print(json.dumps(arguments.to_dict(), indent=1, default=str))
             print(model.config.to_json_string())
             return
@@ -123,7 +131,7 @@ def main() -> None:
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=Rows(stores.train[0], config.data.max_seq_len),
+            train_dataset=Rows(stores.train[0], config.data.max_seq_len, isolate_documents=task == "documents"),
             data_collator=collate,
             callbacks=[clock],
         )
