@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -66,8 +66,8 @@ class ModelConfig(Section):
     """`transformers` model type of a new model: llama, qwen3, gemma2, gpt2, ..."""
     config: dict[str, Any] = {}
     """Fields of the architecture's own configuration, over the preset: `model.config.num_hidden_layers=8`."""
-    dropout: Fraction = 0.0
-    """Dropout probability, written to every dropout field the architecture has; refused where it has none."""
+    dropout: Fraction | None = None
+    """Dropout of every kind the architecture has, refused where it has none; None: as its configuration says."""
     attention: Literal["auto", "segments", "varlen", "mask"] = "auto"
     """Attention within documents: SDPA per segment, torch's varlen kernel (CUDA), one block mask; auto: by device."""
     trust_remote_code: bool = False
@@ -275,13 +275,44 @@ class PretrainConfig(Section):
             raise ValueError("checkpoint.export_best and eval.patience need checkpoint.best=true")
         if train.spike_factor is not None and self.checkpoint.every is None:
             raise ValueError("train.spike_factor rolls back to a checkpoint: give checkpoint.every")
-        if train.steps is not None and (self.optim.warmup_steps or 0) >= train.steps:
-            raise ValueError(
-                f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={train.steps}"
-            )
+        self._refuse_idle_keys()
         if self.log.profile is not None and not 1 <= self.log.profile[0] <= self.log.profile[1]:
             raise ValueError(f"log.profile={self.log.profile}: give the first and the last step, from 1")
         return self
+
+    def _refuse_idle_keys(self) -> None:
+        """Raise ValueError for a key that differs from its default and would do nothing."""
+        optim, data, has_hub_model = self.optim, self.data, self.model.path is not None
+        evaluates = data.eval is not None or data.eval_fraction > 0
+        keys = dict(iter_keys(type(self)))
+        idle = {
+            "optim.muon_lr": (optim.name != "muon", "optim.name=muon"),
+            "optim.momentum": (optim.name != "muon", "optim.name=muon"),
+            "optim.decay_fraction": (optim.schedule != "wsd", "optim.schedule=wsd"),
+            "optim.min_lr_ratio": (optim.schedule == "constant", "a schedule that decays"),
+            "log.project": (not self.log.trackers, "log.trackers"),
+            "model.revision": (not has_hub_model, "model.path"),
+            "model.architecture": (has_hub_model, "a new model: no model.path"),
+            "eval.tokens": (not evaluates, "held-out data"),
+            "data.clean.decontaminate_ngram": (not data.clean.decontaminate, "data.clean.decontaminate"),
+        }
+        for key, (is_idle, needs) in idle.items():
+            if is_idle and keys[key].default != self._value(key):
+                raise ValueError(f"{key} does nothing without {needs}: remove it")
+        if data.eval is not None and any(source.weight is not None for source in data.eval):
+            raise ValueError("data.eval: weights do nothing there, every held-out token counts: remove them")
+
+    def _value(self, key: str) -> Any:
+        """The value of a dotted key."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value
+
+    @property
+    def exports_best(self) -> bool:
+        """Whether `model/` is made from the best checkpoint instead of the last."""
+        return self.checkpoint.export_best or self.eval.patience is not None
 
     def features(self) -> dict[str, bool]:
         """The features that not every engine has, and whether this run asks for them."""
@@ -401,9 +432,16 @@ def help_text(schema: type[Section]) -> str:
     usage = "Arguments: CONFIG.yaml [key=value ...], a key with dots, a value in YAML. The keys:"
     lines = [schema.__doc__ or "", "", usage, ""]
     for key, field in iter_keys(schema):
-        default = "required" if field.is_required() else f"default {yaml_scalar(field.default)}"
-        lines += [f"{key}  ({_type_name(field)}; {default})", f"    {field.description or ''}"]
+        lines += _help_lines(key, field)
+    lines += ["", "A source is a path, or a mapping of these keys:", ""]
+    for name, field in Source.model_fields.items():
+        lines += _help_lines(name, field)
     return "\n".join(lines)
+
+
+def _help_lines(key: str, field: FieldInfo) -> list[str]:
+    default = "required" if field.is_required() else f"default {yaml_scalar(field.default)}"
+    return [f"{key}  ({_type_name(field)}; {default})", f"    {field.description or ''}"]
 
 
 def yaml_scalar(value: Any) -> str:
@@ -454,6 +492,8 @@ def _explain(schema: type[Section], fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         known = [name for name, _ in iter_keys(schema)]
         known += sorted({name.rsplit(".", 1)[0] for name in known if "." in name})
+        if any(part.isdigit() for part in location):  # a key of one of several sources
+            known = [".".join([*location[:-1], name]) for name in Source.model_fields]
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         return f"unknown key {key}: the nearest is {nearest[0]}" if nearest else f"unknown key {key}"
     if fault["type"] == "missing":

@@ -5,6 +5,7 @@ Everything else asks here, so a choice is made in one place and can be told to t
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from typing import Literal
@@ -31,18 +32,32 @@ DATASHEET_PEAKS = {
 }
 
 
-def attention_kernel(device: torch.device, dtype: torch.dtype) -> AttentionKernel:
-    """The attention that `model.attention: auto` means: varlen on CUDA in half precision, segments elsewhere.
+def attention_kernel(
+    asked: Literal["auto", "segments", "varlen", "mask"], device: torch.device, dtype: torch.dtype, dropout: float
+) -> AttentionKernel:
+    """The attention kernel of a run; `auto` is varlen where it runs, segments elsewhere.
 
-    varlen_attn, with the arguments of torch 2.13, needs an NVIDIA GPU of compute capability 8.0 or newer and fp16 or
-    bf16; XLA needs static shapes.
+    varlen_attn, with the arguments of torch 2.13, needs an NVIDIA GPU of compute capability 8.0 or newer, fp16 or
+    bf16, and has no dropout. Raises ValueError where varlen is asked for and cannot run.
     """
-    if device.type == "xla":
-        return "mask"
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
-        if torch.cuda.get_device_capability(device) >= (8, 0) and torch.__version__ >= "2.13":
-            return "varlen"
-    return "segments"
+    obstacle = _varlen_obstacle(device, dtype, dropout)
+    if asked == "auto":
+        return "varlen" if obstacle is None else "segments"
+    if asked == "varlen" and obstacle is not None:
+        raise ValueError(f"model.attention=varlen {obstacle}: use segments or auto")
+    return asked
+
+
+def _varlen_obstacle(device: torch.device, dtype: torch.dtype, dropout: float) -> str | None:
+    if device.type != "cuda":
+        return f"needs an NVIDIA GPU, this is {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"needs compute capability 8.0, {torch.cuda.get_device_name(device)} has less"
+    if torch.__version__ < "2.13":
+        return f"needs torch 2.13, this is {torch.__version__}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "needs train.precision bf16 or fp16"
+    return "has no dropout" if dropout else None
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
@@ -50,7 +65,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, peak in DATASHEET_PEAKS.items():
-            if known in name:
+            if re.search(rf"\b{known}\b", name):
                 return (peak, f"data sheet of {known}, bf16") if dtype != torch.float32 else _measured(device, dtype)
     return _measured(device, dtype)
 
@@ -77,5 +92,5 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -127,7 +127,9 @@ def export_run(
     shutil.rmtree(partial, ignore_errors=True)
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     try:
-        export_model(partial, shape, weights, tokenizer, dtype=dtype, card=card)
+        export_model(
+            partial, shape, weights, tokenizer, dtype=dtype, card=card, trust_remote_code=config.model.trust_remote_code
+        )
     except (OSError, SafetensorError) as error:  # a full disk, mostly
         shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(

@@ -6,8 +6,6 @@ recipes/accelerate/cpu.yaml recipes/pretrain.py CONFIG.yaml`.
 
 from __future__ import annotations
 
-import torch
-
 from llmtrain.cli.recipe import run_recipe
 from llmtrain.config import PretrainConfig
 from llmtrain.data.plan import plan_data
@@ -16,7 +14,7 @@ from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.device import attention_kernel, peak_flops, peak_memory_bytes
 from llmtrain.eval.held_out import HeldOut
 from llmtrain.models.attention import compile_model
-from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
+from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_model, parameters_by_role
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
@@ -30,43 +28,57 @@ from llmtrain.train.profile import StepProfiler
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def main(config: PretrainConfig) -> None:
     """Build the parts, run the loop, export the model."""
     folder = open_run(config.run, config)
-    stop = StopSignal()
     runtime = Runtime(
         precision=config.train.precision,
         max_grad_norm=config.optim.max_grad_norm,
         seed=config.run.seed,
         timeout_minutes=config.log.timeout_minutes,
         trackers=config.log.trackers,
-        project=config.log.project,
         run_dir=folder,
     )
     runtime.require(config.features())
-    dtype = DTYPES[config.train.precision]
 
-    tokenizer_path = config.tokenizer.path or config.model.path
-    assert tokenizer_path is not None
-    tokenizer = load_tokenizer(tokenizer_path, config.tokenizer.revision, config.model.trust_remote_code)
+    model_path, revision = config.model.path, config.model.revision
+    tokenizer = load_tokenizer(
+        config.tokenizer.path or model_path or "", config.tokenizer.revision or revision, config.model.trust_remote_code
+    )
     model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
-    kernel = config.model.attention
-    kernel = attention_kernel(runtime.device, dtype) if kernel == "auto" else kernel
+    dropout = attention_dropout(model.config)
+    kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, dropout)
     module = with_loss(model, kernel, config.data.max_seq_len, runtime.device)
 
     stores = build_stores(config.data, tokenizer, report=runtime.say)
-    plan = plan_data(config.data, config.train, config.eval, stores.train, stores.eval, seed=config.run.seed)
-    flops, peak = flops_per_token(model, plan.mean_segment_tokens), peak_flops(runtime.device, dtype)
-    facts = {"device": str(runtime.device), "engine": runtime.engine, "world_size": runtime.world_size}
-    facts |= {"model_revision": hub_commit(model.config), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
-    facts["stores"] = [store.path.name for store in (*stores.train, *stores.eval)]
-    facts |= {"attention": kernel, "peak_flops": peak[0], "peak_flops_source": peak[1]}
+    plan = plan_data(
+        config.data,
+        config.train,
+        config.eval,
+        stores.train,
+        stores.eval,
+        seed=config.run.seed,
+        world_size=runtime.world_size,
+    )
+    schedule = make_schedule(config.optim, plan.num_steps)
+    profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, plan.num_steps)
+    peak, peak_source = peak_flops(runtime.device, runtime.dtype)
     if runtime.is_main:
+        facts = {
+            "device": str(runtime.device),
+            "engine": runtime.engine,
+            "world_size": runtime.world_size,
+            "attention": kernel,
+            "whole_logits": module.own_logits,
+            "peak_flops": peak,
+            "peak_flops_source": peak_source,
+            "model_revision": hub_commit(model.config),
+            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+            "stores": [store.path.name for store in (*stores.train, *stores.eval)],
+        }
         record_run(folder, config, facts)
-        record_ledger(folder, stores.ledger.to_dict(), plan.account(0, 0, 0))
+    runtime.start_trackers(config.log.project)
 
     if config.train.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -76,29 +88,29 @@ def main(config: PretrainConfig) -> None:
     prepared, optimizer = runtime.prepare(module, make_optimizer(parameters_by_role(model), config.optim))
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
     held_out = HeldOut(plan, runtime.rank, runtime.world_size, runtime.device, runtime.sum_floats)
+    source = plan.batches(runtime.rank, runtime.world_size)
     log = RunLog(
         folder,
         is_main=runtime.is_main,
         num_steps=plan.num_steps,
-        flops_per_token=flops,
-        peak_flops=peak[0] * runtime.world_size,
+        flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
+        peak_flops=peak * runtime.world_size,
         track=runtime.track,
         memory_bytes=lambda: peak_memory_bytes(runtime.device),
     )
-    source = plan.batches(runtime.rank, runtime.world_size)
     loop = Loop(
         runtime=runtime,
         model=prepared,
         optimizer=optimizer,
         objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
         source=source,
-        schedule=make_schedule(config.optim, plan.num_steps),
+        schedule=schedule,
         num_steps=plan.num_steps,
         evaluate=held_out if plan.num_eval_packs else None,
         checkpoints=checkpoints,
         log=log,
-        stop=stop,
-        profiler=StepProfiler(config.log.profile, folder / "profile", runtime.rank),
+        stop=StopSignal(),
+        profiler=profiler,
         train=config.train,
         eval=config.eval,
         checkpoint=config.checkpoint,
@@ -112,8 +124,7 @@ def main(config: PretrainConfig) -> None:
         account = plan.account(loop.progress.step, loop.progress.tokens, source.num_skipped)
         record_ledger(folder, stores.ledger.to_dict(), account)
     if outcome != "interrupted":
-        best = checkpoints.best(runtime) if config.checkpoint.export_best else None
-        checkpoint = best or checkpoints.latest(runtime)
+        checkpoint = checkpoints.best(runtime) if config.exports_best else checkpoints.latest(runtime)
         assert checkpoint is not None
         if runtime.is_main:
             runtime.say(f"{outcome}: {export_run(folder, config, model.config, tokenizer, checkpoint)}")

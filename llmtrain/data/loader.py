@@ -73,7 +73,7 @@ class StoredBatches:
 
     def next_step(self) -> list[PackedTokens] | None:
         """This rank's microbatches of the next step; None after the last."""
-        if self._step == self._num_steps:
+        if self._step >= self._num_steps:
             return None
         sample_ids = self._sample_ids(self._step)
         self._step += 1

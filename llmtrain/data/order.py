@@ -1,4 +1,4 @@
-"""Which pack comes when: a pure function of (seed, position), in constant memory.
+"""Which pack comes when: a pure function of (seed, position), in memory that does not grow with the data.
 
 A *position* counts packs since the start of training, over all ranks and epochs. Nothing here knows of
 ranks, workers or restarts, so resuming needs no more than the position, and another world size with
@@ -22,7 +22,7 @@ def permuted_index(index: int, size: int, key: int) -> int:
 
     A balanced Feistel network over the smallest even number of bits that holds `size`, walked until
     it lands inside (cycle walking: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
-    The domain is less than four times `size`, so the walk takes under four rounds on average.
+    The domain is at most four times `size`, so the walk takes four rounds or fewer on average.
     """
     assert 0 <= index < size, (index, size)
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from llmtrain.config import DataConfig, EvalConfig, TrainConfig
 from llmtrain.data.loader import StoredBatches
@@ -92,19 +93,25 @@ def plan_data(
     eval_stores: Sequence[TokenStore],
     *,
     seed: int,
+    world_size: int,
 ) -> DataPlan:
     """Fix the order and the number of steps of a run.
 
-    Raises ValueError where a weighted source or the whole is smaller than one pack of tokens to train on.
+    Raises ValueError where a step has fewer packs than there are ranks, so that some would train on nothing.
     """
     num_packs = [num_stream_packs(store.num_tokens, data.max_seq_len) for store in train_stores]
     weights = [source.weight for source in data.train if source.weight is not None]
     packs_per_step = train.global_batch_tokens // data.max_seq_len
+    if packs_per_step < world_size:
+        raise ValueError(
+            f"train.global_batch_tokens={train.global_batch_tokens} is {packs_per_step} packs of data.max_seq_len="
+            f"{data.max_seq_len} for {world_size} processes: raise it to at least {world_size * data.max_seq_len}"
+        )
     order = SampleOrder(num_packs, weights or None, seed)
     num_steps = train.steps
     if num_steps is None:
         assert train.epochs is not None
-        num_steps = math.ceil(train.epochs * order.epoch_size / packs_per_step)
+        num_steps = math.ceil(Fraction(str(train.epochs)) * order.epoch_size / packs_per_step)
     num_eval_packs = sum(num_stream_packs(store.num_tokens, data.max_seq_len) for store in eval_stores)
     if evaluation.tokens is not None:
         num_eval_packs = min(num_eval_packs, math.ceil(evaluation.tokens / data.max_seq_len))

@@ -68,13 +68,13 @@ def segment_attention(
         raise ValueError(f"{type(module).__name__} does not pass document bounds to its attention: not supported")
     if foreign := [name for name in ("s_aux", "position_bias", "alibi") if unused.get(name) is not None]:
         raise ValueError(f"{type(module).__name__} uses {foreign[0]} in its attention: not supported")
-    if softcap is not None or segments.mask is not None:
-        mask = segments.mask if segments.mask is not None else _block_mask(segments, query.device)
-        mask = _within_window(mask, sliding_window)
+    if segments.mask is not None:
+        mask = _within_window(segments.mask, sliding_window)
         return _masked(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2), None
-    if segments.cu_seqlens is not None and dropout == 0.0:
+    if segments.cu_seqlens is not None and softcap is None:
+        assert dropout == 0.0, "refused at start-up"
         return _varlen(query, key, value, segments, scaling, sliding_window), None
-    return _by_runs(query, key, value, segments, scaling, dropout, sliding_window), None
+    return _by_runs(query, key, value, segments, scaling, dropout, sliding_window, softcap), None
 
 
 def _by_runs(
@@ -85,6 +85,7 @@ def _by_runs(
     scaling: float | None,
     dropout: float,
     sliding_window: int | None,
+    softcap: float | None,
 ) -> Float[Tensor, "1 tokens heads value_dim"]:
     outputs, start = [], 0
     for count, length in segments.runs:
@@ -93,12 +94,15 @@ def _by_runs(
             for tensor in (query, key, value)
         )  # (segments, heads, tokens, head_dim), views
         mask = None
-        if sliding_window is not None and length > sliding_window:
+        if softcap is not None or (sliding_window is not None and length > sliding_window):
             causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
             mask = _within_window(causal, sliding_window)
-        output = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
-        )
+        if mask is None:
+            output = scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
+            )
+        else:
+            output = _masked(q, k, v, mask, scaling, dropout, softcap)
         outputs.append(output.transpose(1, 2).flatten(0, 1))  # (tokens, heads, value_dim)
         start += count * length
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
@@ -110,7 +114,8 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn  # newer than the oldest torch we support
 
     assert segments.cu_seqlens is not None
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, head_dim)
+    # Under autocast rotary embeddings leave queries and keys in fp32, and this kernel is not on autocast's list.
+    q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))  # (tokens, heads, head_dim)
     window = (sliding_window - 1 if sliding_window is not None else -1, 0)
     output = varlen_attn(
         q,
@@ -129,14 +134,14 @@ def _varlen(
 
 
 def _masked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch kv_heads tokens head_dim"],
+    value: Float[Tensor, "batch kv_heads tokens value_dim"],
     mask: Bool[Tensor, "tokens tokens"],
     scaling: float | None,
     dropout: float,
     softcap: float | None,
-) -> Float[Tensor, "1 heads tokens value_dim"]:
+) -> Float[Tensor, "batch heads tokens value_dim"]:
     if softcap is None:
         return scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=True
@@ -149,13 +154,6 @@ def _masked(
     return torch.dropout(weights, dropout, dropout > 0.0) @ value
 
 
-def _block_mask(segments: Segments, device: torch.device) -> Bool[Tensor, "tokens tokens"]:
-    lengths = [length for count, length in segments.runs for _ in range(count)]
-    mask = plan_segments(lengths, "mask", device).mask
-    assert mask is not None
-    return mask
-
-
 def _within_window(mask: Bool[Tensor, "q k"], sliding_window: int | None) -> Bool[Tensor, "q k"]:
     return mask if sliding_window is None else mask.triu(1 - sliding_window)
 
@@ -165,7 +163,7 @@ def _no_mask(*_args: Any, **_kwargs: Any) -> None:
 
 
 def compile_model(model: PreTrainedModel) -> None:
-    """Compile the decoder in place, attention left out: its loop over segments is another graph for each batch."""
+    """Compile the decoder's layers in place, attention left out: it is another graph for each batch's segments."""
     AttentionInterface.register(ATTENTION, torch.compiler.disable(segment_attention))
     model.base_model.compile()
 

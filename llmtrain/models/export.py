@@ -22,6 +22,7 @@ def export_model(
     *,
     dtype: torch.dtype,
     card: str,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write weights (by the names of CausalLMLoss), tokenizer, generation config and model card.
 
@@ -30,8 +31,13 @@ def export_model(
     shape = copy.deepcopy(shape)
     shape.use_cache = True
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, attn_implementation="eager", dtype=dtype)
-    named = {name.removeprefix(WRAPPER_PREFIX): tensor.to(dtype) for name, tensor in weights.items()}
+        model = AutoModelForCausalLM.from_config(
+            shape, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    named = {
+        name.removeprefix(WRAPPER_PREFIX): tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in weights.items()
+    }
     missing, unexpected = model.load_state_dict(named, strict=False, assign=True)
     model.tie_weights()
     left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]

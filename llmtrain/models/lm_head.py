@@ -7,6 +7,7 @@ as a module, with its own parameters, so engines that shard parameters gather th
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class LossHead(nn.Linear):
         """Logits without `labels`; with them, the summed loss of `hidden` (tokens, hidden) at every token."""
         if labels is None:
             return super().forward(hidden)
-        return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, self.weight, self.bias, labels, options))
+        needed = torch.is_grad_enabled()  # a Function is told that its inputs need gradients even where none are taken
+        return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, self.weight, self.bias, labels, options, needed))
 
 
 class CausalLMLoss(nn.Module):
@@ -45,6 +47,7 @@ class CausalLMLoss(nn.Module):
         """`own_logits`: take the model's own logits, for heads that do more than project (softcaps, scales)."""
         super().__init__()
         self.model = model
+        self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
         self.own_logits = own_logits
         if not own_logits:
@@ -85,6 +88,14 @@ def logits_loss(
     return TokenLoss(objective.sum(), cross_entropy.detach().sum())
 
 
+def _gradient_precision(hidden: Tensor) -> AbstractContextManager[object]:
+    """Autocast as it is, but not in fp16: these products come before the loss scale, and would over- or underflow."""
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """logits = hidden @ weight.T + bias, then `logits_loss`, with the gradients taken in the forward pass."""
 
@@ -96,9 +107,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias: Float[Tensor, " vocab"] | None,
         labels: Int[Tensor, " tokens"],
         options: LossOptions,
+        needed: bool,
     ) -> tuple[Tensor, Tensor]:
         smoothing, z_loss = options.label_smoothing, options.z_loss
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        need_hidden, need_weight, need_bias = (needed and need for need in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
@@ -124,12 +136,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if smoothing:
                 grad -= smoothing / weight.shape[0]
             grad.scatter_add_(-1, targets, torch.full_like(log_z, smoothing - 1))
-            if grad_hidden is not None:
-                grad_hidden[chunk] = grad @ weight
-            if grad_weight is not None:
-                grad_weight += grad.t() @ hidden[chunk]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
+            with _gradient_precision(hidden):
+                # Engines without autocast hold hidden states and weights in half precision.
+                grad = grad.to(hidden.dtype) if hidden.dtype == torch.bfloat16 else grad
+                if grad_hidden is not None:
+                    grad_hidden[chunk] = grad @ weight.to(grad.dtype)
+                if grad_weight is not None:
+                    grad_weight += grad.t() @ hidden[chunk].to(grad.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(cross_entropy)
@@ -140,4 +155,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.dtypes
         grads = [None if grad is None else grad * grad_objective for grad in ctx.saved_tensors]
         dtypes = (hidden_dtype, weight_dtype, weight_dtype)
-        return *(g if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)), None, None
+        return *(g if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)), None, None, None

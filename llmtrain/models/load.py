@@ -61,7 +61,8 @@ def load_model(
     """
     shape = _pretrained_config(config) if config.path else _new_config(config, tokenizer, max_seq_len)
     _check(shape, config, tokenizer, max_seq_len)
-    _set_dropout(shape, config.dropout)
+    if config.dropout is not None:
+        _set_dropout(shape, config.dropout)
     if config.path is None:
         torch.manual_seed(seed)
         try:
@@ -123,6 +124,12 @@ def flops_per_token(model: PreTrainedModel, context: float) -> float:
     return 6 * weights + attention_flops_per_token(model.config, context)
 
 
+def attention_dropout(shape: PreTrainedConfig) -> float:
+    """The dropout that a model's attention applies in training; 0 where its configuration names none."""
+    values = shape.to_dict()
+    return max(values.get(name) or 0.0 for name in ("attention_dropout", "attn_pdrop"))
+
+
 def hub_commit(shape: PreTrainedConfig) -> str | None:
     """The commit of the hub repository that a model's configuration came from; None for a local or new one."""
     commit: str | None = vars(shape).get("_commit_hash")
@@ -169,8 +176,8 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
     if config.preset is not None:
         if config.preset not in PRESETS:
             raise ValueError(f"model.preset={config.preset!r}: there are {', '.join(PRESETS)}")
-        preset = dict(zip(SHAPE_FIELDS, PRESETS[config.preset], strict=True))
-        preset["head_dim"] = preset["hidden_size"] // preset["num_attention_heads"]
+        preset = dict(zip(SHAPE_FIELDS, PRESETS[config.preset], strict=True)) | config.config
+        preset.setdefault("head_dim", preset["hidden_size"] // preset["num_attention_heads"])
         fields |= {name: value for name, value in preset.items() if name in known}
     elif not config.config:
         raise ValueError("model: give model.path, model.preset or fields in model.config")
@@ -192,7 +199,7 @@ def _check(shape: PreTrainedConfig, config: ModelConfig, tokenizer: PreTrainedTo
             f"the tokenizer has {len(tokenizer)} tokens but the model only {shape.vocab_size} embeddings: "
             + ("take the model's own tokenizer" if config.path else "raise model.config.vocab_size")
         )
-    positions = getattr(shape, "max_position_embeddings", None)  # absent where positions are unbounded
+    positions = values.get(shape.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
     if positions is not None and max_seq_len > positions:
         raise ValueError(f"data.max_seq_len={max_seq_len} is longer than the model's {positions} positions")
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from llmtrain.batch import PackedTokens
 from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import ATTENTION, plan_segments
-from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.lm_head import CausalLMLoss, LossHead
 
 LENGTHS = (5, 3, 8, 8)
 PACKING_TOLERANCE = 1e-4  # of the spread of the logits, in fp32; a leak is off by a hundredth or more
@@ -49,7 +49,8 @@ def with_loss(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int,
                 f"{model.config.model_type}: packed documents are not computed as they are one by one (logits "
                 f"differ by {worst:.2g} of {spread:.2g}), so this architecture cannot be trained on packs"
             )
-        own_logits = type(model.get_output_embeddings()) is not nn.Linear or not _head_projects(model, batch, packed)
+        head_is_linear = type(model.get_output_embeddings()) in (nn.Linear, LossHead)
+        own_logits = not head_is_linear or not _head_projects(model, batch, packed, check_kernel)
     model.train(was_training)
     return CausalLMLoss(model, kernel, own_logits)
 
@@ -87,9 +88,11 @@ def _packed_logits(
     return outputs.logits[0].float()
 
 
-def _head_projects(model: PreTrainedModel, batch: PackedTokens, logits: Float[Tensor, "tokens vocab"]) -> bool:
+def _head_projects(
+    model: PreTrainedModel, batch: PackedTokens, logits: Float[Tensor, "tokens vocab"], kernel: AttentionKernel
+) -> bool:
     """Whether the head is a plain projection of the last hidden state, and so can run in chunks."""
-    segments = plan_segments(batch.segment_lengths, "segments", batch.input_ids.device)
+    segments = plan_segments(batch.segment_lengths, kernel, batch.input_ids.device)
     hidden = model.base_model(
         input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], segments=segments, use_cache=False
     ).last_hidden_state[0]

@@ -97,6 +97,10 @@ class Checkpoints:
     def _search(self, say: Callable[[str], None], best_only: bool) -> tuple[int | None, int]:
         """(step of the newest that verifies, how many did not)."""
         num_bad = 0
+        for path in self._folder.glob("step-*.removed"):
+            final = path.with_suffix("")
+            if path.with_suffix(".partial").exists() and not final.exists():  # killed while replacing it
+                path.rename(final)
         for path in self._folder.glob("step-*.*"):  # what a killed save or removal left behind
             shutil.rmtree(path)
         for path in reversed(self._paths()):
@@ -256,9 +260,11 @@ class _Writer:
         manifest = {"format": FORMAT, "step": step, "best": best, "files": self._files, "tensors": self._tensors}
         self._write("manifest.json", json.dumps(manifest, indent=1).encode())
         _sync_folder(self._partial)
-        if self._final.exists():  # torn, or written before the run went back to an earlier step
-            _remove(self._final)
+        replaced = self._final.with_suffix(".removed")
+        if self._final.exists():  # torn, or written before this step was evaluated, or the run went back
+            self._final.rename(replaced)
         self._partial.rename(self._final)
+        shutil.rmtree(replaced, ignore_errors=True)
         _sync_folder(self._final.parent)
 
     def discard(self) -> None:

@@ -13,7 +13,7 @@ SPIKE_MEAN_DECAY = 0.98
 class StopSignal:
     """SIGTERM or SIGUSR1 sets `requested`; the loop sees it at the next step, saves and returns.
 
-    A second signal of the same kind acts as it would have without us.
+    More of them change nothing: launchers and schedulers may each send their own.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,6 @@ class StopSignal:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
-        signal.signal(number, self._previous[signal.Signals(number)])
 
     def restore(self) -> None:
         """Put the handlers back that were there before."""

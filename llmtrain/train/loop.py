@@ -6,7 +6,6 @@ owes is that a step is the same however it is split, and that a run resumes as i
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,8 @@ from llmtrain.train.optim import Ema, shrink_l1
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import Schedule
+
+MAX_ROLLBACKS = 3  # to one checkpoint; a spike that comes back whatever the data is has another cause
 
 Outcome = Literal["finished", "stopped early", "interrupted"]
 
@@ -52,7 +53,7 @@ class Progress:
     train_seconds: float = 0.0  # inside optimizer steps, data included
     elapsed_seconds: float = 0.0  # since the start, restarts included
     evaluated_step: int = -1
-    best_loss: float = math.inf
+    best_loss: float | None = None
     evaluations_since_best: int = 0
 
 
@@ -84,14 +85,18 @@ class Loop(Generic[BatchType]):
         """Train until the source is finished, patience is out, or a signal asks to stop; save in each case."""
         self._guard = StepGuard(self.train.max_nonfinite_steps, self.train.spike_factor)
         self._saved, self._session_start = (-1, -1), time.perf_counter()
+        self._rollbacks = 0
         if (latest := self.checkpoints.latest(self.runtime)) is not None:
             self._restore(latest)
             left = self.num_steps - self.progress.step
+            if left < 0:
+                raise ValueError(f"the run is at step {self.progress.step} already, past its {self.num_steps} steps")
             self.log.say(f"resumed at step {self.progress.step} from {latest.path}, {left} steps left")
         self.log.resume_at(self.progress.step, self.progress.evaluated_step)
         self._elapsed_before = self.progress.elapsed_seconds
         self._window_tokens, self._window_seconds = 0.0, 0.0
         outcome = self._run()
+        self.profiler.close()
         if outcome != "interrupted" and not self._evaluate():
             outcome = "interrupted"  # the last evaluation is owed to whoever resumes
         self._save()
@@ -149,8 +154,10 @@ class Loop(Generic[BatchType]):
         progress.tokens += int(totals["tokens"]) if result.applied else 0
         if not result.applied:
             sample_ids = [sample_id for batch in microbatches for sample_id in batch.sample_ids]
-            self.log.say(self._guard.skipped(progress.step, f"{min(sample_ids)} to {max(sample_ids)}"))
+            named = f"{min(sample_ids)} to {max(sample_ids)}" if sample_ids else "of other ranks"
+            self.log.say(self._guard.skipped(progress.step, named))
         elif self._guard.spiked(values["loss"]):
+            progress.train_seconds += time.perf_counter() - started
             self._roll_back(values["loss"])
             return None
         else:
@@ -160,11 +167,9 @@ class Loop(Generic[BatchType]):
                 self.ema.update(progress.step)
         seconds = time.perf_counter() - started
         progress.train_seconds += seconds
-        self._window_tokens, self._window_seconds = (
-            self._window_tokens + totals["tokens"],
-            self._window_seconds + seconds,
-        )
-        if progress.step % self.logging.every == 0:
+        self._window_tokens += totals["tokens"]
+        self._window_seconds += seconds
+        if progress.step % self.logging.every == 0 or progress.step == self.num_steps:
             self._log_step(values, self.optimizer.param_groups[0]["lr"], result.grad_norm)
         return None
 
@@ -197,9 +202,9 @@ class Loop(Generic[BatchType]):
             return False
         progress.evaluated_step = progress.step
         self.log.eval_row(self._row() | values)
-        if values["eval_loss"] < progress.best_loss:
+        if progress.best_loss is None or values["eval_loss"] < progress.best_loss:
             progress.best_loss, progress.evaluations_since_best = values["eval_loss"], 0
-            if self.checkpoint.best and progress.step > 0:
+            if self.checkpoint.best:
                 self._save(best=True)
         else:
             progress.evaluations_since_best += 1
@@ -219,7 +224,7 @@ class Loop(Generic[BatchType]):
         self.checkpoints.save(
             self.runtime, self.progress.step, self.model, self.optimizer, state, extra=extra, best=best
         )
-        self._saved = (self.progress.step, self.progress.evaluated_step)
+        self._saved, self._rollbacks = (self.progress.step, self.progress.evaluated_step), 0
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.runtime.load_named_state(self.model, self.optimizer, checkpoint.read_parameter)
@@ -236,9 +241,14 @@ class Loop(Generic[BatchType]):
         """Back to the last checkpoint, with the samples of the step that spiked on the skip-list."""
         checkpoint = self.checkpoints.latest(self.runtime)
         assert checkpoint is not None, "a run that may roll back saves at its start"
-        line = (
-            f"step {self.progress.step}: loss {loss:.4f} is a spike (mean {self._guard.mean / self._guard.weight:.4f})"
-        )
+        mean = self._guard.mean / self._guard.weight
+        line = f"step {self.progress.step}: loss {loss:.4f} is a spike (mean {mean:.4f})"
+        self._rollbacks += 1
+        if self._rollbacks > MAX_ROLLBACKS:
+            raise ValueError(
+                f"{line}, after {MAX_ROLLBACKS} rollbacks to step {checkpoint.step}: it is not this data; lower "
+                "optim.lr or raise train.spike_factor"
+            )
         source, train_seconds = self.source.skip_last(checkpoint.state["source"]), self.progress.train_seconds
         self._restore(checkpoint)
         self.source.load_state_dict(source)

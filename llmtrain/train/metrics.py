@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ class RunLog:
         """Drop training rows after `step` and evaluation rows after `evaluated_step`: those will come again."""
         if self._is_main and self._metrics_path.exists():
             lines, partial = self._metrics_path.read_text().splitlines(), self._metrics_path.with_suffix(".partial")
-            kept = [line for line in lines if _is_past(line, step, evaluated_step)]
+            kept = [line for line in lines if _is_kept(line, step, evaluated_step)]
             partial.write_text("".join(f"{line}\n" for line in kept))
             partial.replace(self._metrics_path)  # at once: a kill in between keeps the rows
 
@@ -101,16 +102,21 @@ class RunLog:
 
     def _write(self, row: Row) -> None:
         with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({name: _plain(value) for name, value in row.items()}, allow_nan=False) + "\n")
         self._track(row, int(row["step"]))
 
 
-def _is_past(line: str, step: int, evaluated_step: int) -> bool:
+def _is_kept(line: str, step: int, evaluated_step: int) -> bool:
     try:
         row = json.loads(line)
         return row["step"] <= (evaluated_step if "eval_loss" in row else step)
     except (ValueError, KeyError, TypeError):  # the last line of a killed run may be torn
         return False
+
+
+def _plain(value: float) -> float | None:
+    """A value that JSON has: it knows neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _clock(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -64,7 +64,9 @@ class Muon(Optimizer):
     def __init__(
         self, groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float, momentum: float
     ) -> None:
-        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "momentum": momentum, "muon": False})
+        # `fused` also tells Optimizer.load_state_dict to put `step` on the parameter's device.
+        defaults = {"lr": 0.0, "betas": betas, "eps": eps, "momentum": momentum, "muon": False}
+        super().__init__(groups, defaults | {"fused": _has_fused(groups[0]["params"][0])})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -103,7 +105,7 @@ class Muon(Optimizer):
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
-            fused=_has_fused(parameters[0]),
+            fused=group["fused"],
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
@@ -182,10 +184,6 @@ class Ema:
             kept = parameter.detach().clone()
             parameter.copy_(self.average[name])
             self.average[name] = kept.float()
-
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The average by parameter name."""
-        yield from self.average.items()
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -12,22 +12,31 @@ class StepProfiler:
     """Records the steps from `first` to `last`, both included and counted from 1, into `folder`.
 
     The trace opens in Perfetto or chrome://tracing; `rankN.summary.txt` lists the operators by their own time.
+    Where the run starts or ends inside the stretch, the trace holds what there was of it.
     """
 
-    def __init__(self, steps: Sequence[int] | None, folder: Path, rank: int) -> None:
+    def __init__(self, steps: Sequence[int] | None, folder: Path, rank: int, num_steps: int) -> None:
+        """Raises ValueError where the stretch begins after the run's last step."""
+        if steps is not None and steps[0] > num_steps:
+            raise ValueError(f"log.profile={list(steps)} begins after the run's {num_steps} steps")
         self._steps, self._folder, self._rank = steps, folder, rank
         self._profiler: profile | None = None
 
     def before_step(self, step: int) -> None:
         """Called with the number of the step to come."""
-        if self._steps is not None and self._profiler is None and step == self._steps[0]:
+        if self._steps is not None and self._profiler is None and self._steps[0] <= step <= self._steps[1]:
             activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
             self._profiler = profile(activities=[one for one in activities if one in supported_activities()])
             self._profiler.start()
 
     def after_step(self, step: int) -> None:
         """Called with the number of the step that is done."""
-        if self._steps is None or self._profiler is None or step != self._steps[1]:
+        if self._steps is not None and step >= self._steps[1]:
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace, if one is being recorded."""
+        if self._profiler is None:
             return
         self._profiler.stop()
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 ENGINES: tuple[Engine, ...] = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 ZERO_STAGES: dict[int, Engine] = {1: "zero1", 2: "zero2", 3: "zero3"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BACKSTOP_SECONDS = 60  # the process group's own timeout comes this much after the watchdog's, which can name ranks
 
 _FLAT = "it sees flat partitions there, not matrices"
@@ -50,7 +51,8 @@ CAPABILITIES: dict[str, dict[Engine, str | None]] = {
     "ema": {"single": None, "ddp": None, "zero1": None, "zero2": None, "zero3": _SHARDED, "fsdp2": _SHARDED},
     "compile": dict.fromkeys(ENGINES, None) | {"zero3": _UNTESTED, "fsdp2": _UNTESTED},
     "activation_checkpointing": dict.fromkeys(ENGINES, None) | {"fsdp2": _UNTESTED},
-    "bf16": dict.fromkeys(ENGINES, None) | {"zero1": "DeepSpeed swaps in an optimizer that cannot skip a bad step"},
+    "bf16": dict.fromkeys(ENGINES, None)
+    | {"fsdp2": _UNTESTED, "zero1": "DeepSpeed swaps in an optimizer that cannot skip a bad step"},
     "fp16": dict.fromkeys(ENGINES, _UNTESTED) | {"single": None, "ddp": None},
     "best checkpoint": dict.fromkeys(ENGINES, None),
     "spike rollback": dict.fromkeys(ENGINES, None),
@@ -76,7 +78,6 @@ class Runtime:
         seed: int,
         timeout_minutes: float,
         trackers: Sequence[str] = (),
-        project: str = "",
         run_dir: Path | None = None,
     ) -> None:
         """Join the other processes. Raises ValueError where the launch would quietly be something else."""
@@ -84,10 +85,12 @@ class Runtime:
         check_environment(os.environ, precision=precision, has_accelerator=has_accelerator)
         _check_trackers(trackers)
         self._precision, self._max_grad_norm, self._seed = precision, max_grad_norm, seed
-        self._timeout, self._run_dir = timedelta(minutes=timeout_minutes), run_dir
+        self._timeout = timedelta(minutes=timeout_minutes)
+        self._trackers, self._run_dir = trackers, run_dir
         self._accelerator = self._join(has_accelerator, trackers)
         self.engine: Engine = _engine(self._accelerator)
         self.device: torch.device = self._accelerator.device
+        self.dtype = DTYPES[precision]
         self.rank, self.world_size = self._accelerator.process_index, self._accelerator.num_processes
         self.is_main = self.rank == 0
         check_outcome(os.environ, engine=self.engine, world_size=self.world_size)
@@ -96,13 +99,20 @@ class Runtime:
         if self.engine in ZERO_STAGES.values():
             self._configure_deepspeed()
         self._finite = torch.ones((), device=self.device)
+        # Sums are taken in float64, which MPS lacks; one process needs no device for them.
+        self._sum_device = self.device if self.world_size > 1 else torch.device("cpu")
         self._watchdog: Watchdog | None = None
         if self.world_size > 1:
             store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
             self._watchdog = Watchdog(store, self.rank, self.world_size, self._timeout.total_seconds())
             self.barrier()  # from here on every rank has published its count
-        if trackers and self.is_main:
-            self._accelerator.init_trackers(project, init_kwargs=_tracker_settings(trackers, run_dir or Path()))
+
+    def start_trackers(self, project: str) -> None:
+        """Open the trackers, which write into the run's folder and so wait until it is known to be this run's."""
+        if self._trackers and self.is_main:
+            self._accelerator.init_trackers(
+                project, init_kwargs=_tracker_settings(self._trackers, self._run_dir or Path())
+            )
 
     def require(self, features: Mapping[str, bool]) -> None:
         """Raise ValueError where a feature that is on does not work under this engine or precision."""
@@ -203,7 +213,8 @@ class Runtime:
         """Shares summed over microbatches and ranks."""
         self._arrive("sum_metrics")
         names = sorted(metrics[0])
-        sums = torch.stack([torch.stack([part[name].double() for part in metrics]).sum() for name in names])
+        shares = torch.stack([torch.stack([part[name] for part in metrics]) for name in names])
+        sums = shares.to(self._sum_device).double().sum(dim=1)
         return dict(zip(names, self._reduced(sums, dist.ReduceOp.SUM).tolist(), strict=True))
 
     def sum_floats(self, values: Sequence[float]) -> list[float]:
@@ -213,7 +224,7 @@ class Runtime:
     def gather_floats(self, values: Sequence[float]) -> list[list[float]]:
         """Every rank's values, in the order of ranks; equally many on each."""
         self._arrive("gather_floats")
-        mine = torch.tensor(values, dtype=torch.float64, device=self.device)
+        mine = torch.tensor(values, dtype=torch.float64, device=self._sum_device)
         rows = [torch.empty_like(mine) for _ in range(self.world_size)] if self.world_size > 1 else [mine]
         if self.world_size > 1:
             dist.all_gather(rows, mine)
@@ -315,7 +326,7 @@ class Runtime:
     def _summed(self, place: str, values: Sequence[float]) -> list[float]:
         self._arrive(place)
         summed: list[float] = self._reduced(
-            torch.tensor(values, dtype=torch.float64, device=self.device), dist.ReduceOp.SUM
+            torch.tensor(values, dtype=torch.float64, device=self._sum_device), dist.ReduceOp.SUM
         ).tolist()
         return summed
 

@@ -37,18 +37,21 @@ SHAPES = {"constant": _constant, "linear": _linear, "cosine": _cosine, "wsd": _w
 
 
 def make_schedule(config: OptimConfig, num_steps: int) -> Schedule:
-    """Linear warm-up, then the configured shape down to the last of `num_steps`.
+    """Linear warm-up, then the configured shape, which would reach its end with the step after the last.
 
-    `wsd`'s decay is a fraction of all steps; the other shapes run from the end of the warm-up.
+    `wsd`'s decay is a fraction of all steps; the other shapes run from the end of the warm-up. Raises ValueError
+    where the warm-up is as long as the run.
     """
     shape, warmup = SHAPES[config.schedule], config.warmup_steps
     if warmup is None:
         warmup = min(int(WARMUP_FRACTION * num_steps), MAX_DEFAULT_WARMUP_STEPS)
-    start = 0 if config.schedule == "wsd" else min(warmup, num_steps)
+    if warmup >= num_steps:
+        raise ValueError(f"optim.warmup_steps={warmup} leaves nothing of the run's {num_steps} steps")
+    start = 0 if config.schedule == "wsd" else warmup
 
     def schedule(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        return shape(min(1.0, (step - start) / max(1, num_steps - 1 - start)), config)
+        return shape(min(1.0, (step - start) / (num_steps - start)), config)
 
     return schedule

@@ -30,6 +30,7 @@ def plan(train: list[TokenStore], held_out: list[TokenStore], **changes: object)
         train,
         held_out,
         seed=1,
+        world_size=1,
     )
 
 

@@ -206,7 +206,8 @@ def test_a_folder_named_like_a_tracker_is_not_taken_for_it(tmp_path: Path, monke
 def test_rows_reach_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    runtime = make_runtime(trackers=["tensorboard"], project="mine", run_dir=tmp_path)
+    runtime = make_runtime(trackers=["tensorboard"], run_dir=tmp_path)
+    runtime.start_trackers("mine")
     runtime.track({"step": 10, "loss": 2.5}, step=10)
     runtime.track({"loss": 1.5}, step=20)
     runtime.finish()
