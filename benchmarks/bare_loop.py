@@ -27,7 +27,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from llmtrain.batch import PackedTokens
-from llmtrain.config import PretrainConfig, load_config
+from llmtrain.config import PretrainConfig
+from llmtrain.config_file import load_config
 from llmtrain.data.loader import StoredBatches
 from llmtrain.data.plan import plan_data
 from llmtrain.data.stores import build_stores

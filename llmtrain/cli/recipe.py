@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from llmtrain.config import Section, help_text, load_config
+from llmtrain.config import Section
+from llmtrain.config_file import help_text, load_config
 from llmtrain.data.files import is_disk_full
 
 Config = TypeVar("Config", bound=Section)

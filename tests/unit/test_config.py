@@ -9,16 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llmtrain.config import (
-    PretrainConfig,
-    Source,
-    TokenizerTrainConfig,
-    help_text,
-    iter_keys,
-    load_config,
-    save_config,
-    validate,
-)
+from llmtrain.config import PretrainConfig, Source, TokenizerTrainConfig, iter_keys
+from llmtrain.config_file import help_text, load_config, save_config, validate
 
 LEAST: dict[str, Any] = {
     "run": {"dir": "runs/x"},

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config import PretrainConfig, Section, TokenizerTrainConfig, load_config
+from llmtrain.config import PretrainConfig, Section, TokenizerTrainConfig
+from llmtrain.config_file import load_config
 from llmtrain.train.runtime import CAPABILITIES, ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]

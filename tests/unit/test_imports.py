@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "batch": {"config"},
     "objective": {"config", "batch"},
     "device": {"config"},
-    "run": CONTRACTS | ROOMS,
+    "config_file": {"config"},
+    "run": CONTRACTS | ROOMS | {"config_file"},
     "train": CONTRACTS,
     "data": CONTRACTS,
     "models": CONTRACTS,
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "tune": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "preflight": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "report": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
-    "cli": CONTRACTS | ROOMS | {"run", "rollout", "eval", "tune", "preflight", "report"},
+    "cli": CONTRACTS | ROOMS | {"config_file", "run", "rollout", "eval", "tune", "preflight", "report"},
 }
 """What each room may import of llmtrain, besides itself. `run`: the folder of a run."""
 
