@@ -117,7 +117,9 @@ def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Mo
         timeout_minutes=config.log.timeout_minutes,
     )
     stores = build_stores(config.data, load_tokenizer(config.tokenizer.path), report=runtime.say)
-    plan = plan_data(config.data, config.train, config.eval, stores.train, stores.eval, seed=config.run.seed)
+    plan = plan_data(
+        config.data, config.train, config.eval, stores.train, stores.eval, seed=config.run.seed, world_size=1
+    )
     bare_module, bare_optimizer = new_module(config)
     bare_module.train()
     source = TakingTurns(
@@ -149,7 +151,7 @@ def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Mo
             checkpoints=Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best),
             log=log,
             stop=StopSignal(),
-            profiler=StepProfiler(None, folder, rank=0),
+            profiler=StepProfiler(None, folder, rank=0, num_steps=plan.num_steps),
             train=config.train,
             eval=config.eval,
             checkpoint=config.checkpoint,
