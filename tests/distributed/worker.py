@@ -16,17 +16,20 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.config import OptimConfig
+from llmtrain.models.attention import ATTENTION
+from llmtrain.models.selfcheck import with_loss
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.optim import Ema, shrink_l1
 from llmtrain.train.optim import make_optimizer as make_muon
 from llmtrain.train.runtime import CAPABILITIES, Runtime
 
 STEPS, SAVED_STEP = 20, 10
+NUM_TOKENS = 30
 TRAINED_TOKENS = ((25, 5), (4, 1))  # by rank of two, by microbatch: 5:1 and more between any two
 NAN_LOSS_STEP, NAN_GRADIENT_STEP = 4, 13
 MAX_GRAD_NORM = 0.5
@@ -34,7 +37,7 @@ TIMEOUT_MINUTES = 2.0
 
 
 def make_model() -> nn.Module:
-    """A Llama with tied embeddings, a frozen weight and a buffer to save, the same on every rank."""
+    """A Llama with tied embeddings, our loss inside, a frozen weight and a buffer to save, the same on every rank."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=48,
@@ -45,10 +48,10 @@ def make_model() -> nn.Module:
         tie_word_embeddings=True,
         use_cache=False,
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     model.model.norm.weight.requires_grad_(False).mul_(1.5)
     model.register_buffer("saved", torch.tensor([3.0, 4.0]))
-    return model
+    return with_loss(model, "segments", NUM_TOKENS, torch.device("cpu"))
 
 
 def trainable(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -64,12 +67,15 @@ def make_optimizer(model: nn.Module) -> Optimizer:
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
 
 
-def microbatches(step: int, rank: int, world_size: int) -> Iterator[tuple[Tensor, int, bool]]:
-    """(input_ids, tokens trained, first of the step) of a step; one process gets those of both ranks."""
+def microbatches(step: int, rank: int, world_size: int) -> Iterator[tuple[PackedTokens, bool]]:
+    """(microbatch, whether it is the one that goes bad) of a step; one process gets those of both ranks."""
     for owner in range(2) if world_size == 1 else [rank]:
         for i, num_trained in enumerate(TRAINED_TOKENS[owner]):
             generator = torch.Generator().manual_seed(1000 * step + 10 * owner + i)
-            yield torch.randint(0, 48, (1, 30), generator=generator), num_trained, owner == 1 and i == 0
+            ids = torch.randint(0, 48, (NUM_TOKENS + 1,), generator=generator)
+            labels = torch.where(torch.arange(NUM_TOKENS) < num_trained, ids[1:], IGNORE_INDEX)
+            positions, lengths = torch.arange(NUM_TOKENS), (NUM_TOKENS,)
+            yield PackedTokens(ids[:-1], labels, positions, lengths, num_trained, ()), owner == 1 and i == 0
 
 
 class NanGradient(torch.autograd.Function):
@@ -99,11 +105,9 @@ def train(
         batches = list(microbatches(step, runtime.rank, runtime.world_size))
         runtime.seed_step(step)
         runtime.set_lr(optimizer, [3e-3 * (1 + step % 3), 1e-3])
-        totals, _ = runtime.sum_counts([{"tokens": n} for _, n, _ in batches], False)
-        for i, (ids, num_trained, is_marked) in enumerate(batches):
-            logits = model(input_ids=ids).logits[0, :num_trained].float()
-            loss = cross_entropy(logits, ids[0, 1 : num_trained + 1], reduction="sum")
-            share = loss / (4 * num_trained if mean_of_means else totals["tokens"])
+        totals, _ = runtime.sum_counts([{"tokens": batch.num_trained} for batch, _ in batches], False)
+        for i, (batch, is_marked) in enumerate(batches):
+            share = model(batch).objective / (4 * batch.num_trained if mean_of_means else totals["tokens"])
             if is_marked and step == NAN_LOSS_STEP:
                 share = share * float("nan")
             if is_marked and step == NAN_GRADIENT_STEP:
@@ -176,7 +180,7 @@ def main() -> None:
     )
     inner = make_model()
     if arguments.checkpointing:
-        inner.gradient_checkpointing_enable({"use_reentrant": False})
+        inner.model.activation_checkpointing_enable({"use_reentrant": False})
     if arguments.compile:
         inner.compile(backend="aot_eager")
     ema = Ema(inner, 0.9) if CAPABILITIES["ema"][runtime.engine] is None else None
