@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path("runs/demo")
 RUN = DEMO / "pretrain"
 CORPUS = DEMO / "corpus"
-NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
-PROMPT = "def "
+NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+PROMPT = "def __init__(self"
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def write_corpus() -> None:
 
 
 def modules() -> Iterator[tuple[str, str]]:
-    """(path, source) of every module of the standard library, tests left out."""
+    """(path, source) of every module of the standard library; tests and tables of character codes are left out."""
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         relative = path.relative_to(library)
