@@ -34,7 +34,8 @@ MAY_CHANGE = (
     "train.activation_checkpointing",
     "train.max_nonfinite_steps",
     "train.spike_factor",
-    "eval",
+    "eval.every",
+    "eval.patience",
     "checkpoint",
     "log",
 )

@@ -161,6 +161,12 @@ class Started:
             assert self._process.pid is not None
             os.kill(self._process.pid, number)
 
+    def catches(self, number: signal.Signals) -> bool:
+        """Whether the process has put up a handler for a signal, as Linux tells."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8")
+        caught = int(status.split("SigCgt:")[1].split()[0], 16)
+        return bool(caught >> (number - 1) & 1)
+
     def kill(self) -> Ended:
         """`kill -9`, and how the process ended: before it, perhaps."""
         self.signal(signal.SIGKILL)

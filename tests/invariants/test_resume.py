@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from bisect import bisect
 from collections.abc import Sequence
@@ -169,3 +170,29 @@ def test_the_comparison_sees_another_dropout_seed(inputs: Path, tmp_path: Path) 
     assert run(one, "train.steps=6").code == run(other, "train.steps=6", "model.dropout=0.11").code == 0
     with pytest.raises(AssertionError):
         assert_same_run(one.parent / "run", other.parent / "run")
+
+
+def test_a_run_killed_while_it_tokenizes_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"kill moments drawn from seed {seed}")
+    drawn = random.Random(seed)
+    corpus = write_corpus(tmp_path / "large.jsonl", seed=3, num_documents=60_000)
+    alone, killed = (
+        write_config(tmp_path / name, inputs / "tokenizer", [corpus], train={"steps": 5}, eval={"tokens": 320})
+        for name in ("alone", "killed")
+    )
+    assert run(alone).code == 0
+    (built,), cache = alone.parent.glob("cache/*"), killed.parent / "cache"
+    seconds = (built / "store.json").stat().st_mtime - (built / "lock").stat().st_mtime
+    for _ in range(3):
+        process = start(killed)
+        assert process.wait_until(lambda: any(cache.glob("*/train.tokens")))
+        process.run_for(drawn.uniform(0, 0.7 * seconds))
+        assert process.kill().code == -signal.SIGKILL
+        assert not any(cache.glob("*/store.json"))
+    ended = run(killed)
+    assert ended.code == 0, ended.err
+    assert plain_metrics(alone.parent / "run") == plain_metrics(killed.parent / "run")
+    (rebuilt,) = cache.glob("*")
+    for name in ("train.tokens", "train.offsets", "eval.tokens", "eval.offsets"):
+        assert (built / name).read_bytes() == (rebuilt / name).read_bytes()

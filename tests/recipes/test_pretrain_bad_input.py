@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -26,6 +27,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(inputs: Path, tmp_path: Path) -> Path:
     return write_config(tmp_path / "given", inputs / "tokenizer", [inputs / "corpus.jsonl"])
+
+
+@pytest.fixture(autouse=True)
+def _no_library_says_more(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A library's warning would be a second line on stderr."""
+    yield
+    assert [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.WARNING] == []
 
 
 def assert_nothing_written(config: Path) -> None:
@@ -127,7 +135,6 @@ KEYS: dict[str, tuple[list[str], list[str]]] = {
         ["train.global_batch_tokens=100", "data.max_seq_len"],
     ),
     "a microbatch below a pack": (["train.microbatch_tokens=16"], ["train.microbatch_tokens=16", "data.max_seq_len"]),
-    "warm-up without end": (["optim.warmup_steps=10"], ["optim.warmup_steps=10", "train.steps=10"]),
     "the best of nothing": (["checkpoint.best=true", "data.eval_fraction=0"], ["checkpoint.best", "data.eval"]),
     "patience without the best": (["eval.patience=2"], ["eval.patience", "checkpoint.best"]),
     "a roll-back to nothing": (["train.spike_factor=2", "checkpoint.every=null"], ["train.spike_factor"]),
@@ -143,7 +150,6 @@ KEYS: dict[str, tuple[list[str], list[str]]] = {
     "no such tokenizer": (["tokenizer.path=/nowhere"], ["tokenizer.path=/nowhere"]),
     "no such model": (["model={path: /nowhere}"], ["model.path=/nowhere"]),
     "longer than the positions": (["model.config.max_position_embeddings=16"], ["data.max_seq_len=32", "16 positions"]),
-    "fewer embeddings than tokens": (["model.config.vocab_size=100"], ["259 tokens", "100", "model.config.vocab_size"]),
     "one source weighted of two": (
         ["data.train=[{path: a.txt, weight: 1}, b.txt]"],
         ["data.train", "every source a weight"],
@@ -157,6 +163,21 @@ def test_a_bad_key_is_named_with_what_to_do(config: Path, case: str) -> None:
     overrides, words = KEYS[case]
     line = refusal_of(config, *overrides)
     assert all(word in line for word in words), line
+
+
+@pytest.mark.xfail(strict=True, reason="transformers warns of the special tokens while the configuration is made")
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused_in_one_line(config: Path) -> None:
+    ended = run(config, "model.config.vocab_size=100")
+    assert (ended.code, ended.err) == (
+        2,
+        "error: the tokenizer has 259 tokens but the model only 100 embeddings: raise model.config.vocab_size\n",
+    )
+
+
+def test_a_warm_up_without_end_is_refused(config: Path) -> None:
+    line = refusal(config, "optim.warmup_steps=10")
+    assert "optim.warmup_steps=10" in line and "10 steps" in line
+    assert not (config.parent / "run").exists()
 
 
 def test_a_tokenizer_folder_without_a_tokenizer_is_named(config: Path, tmp_path: Path) -> None:

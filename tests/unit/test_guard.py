@@ -29,17 +29,10 @@ def test_a_signal_is_noted_by_name(stop: StopSignal, number: signal.Signals) -> 
     assert stop.requested == number.name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_second_signal_of_a_kind_acts_as_it_would_have_without_us(number: signal.Signals) -> None:
-    received: list[int] = []
-    before = signal.signal(number, lambda received_number, frame: received.append(received_number))
-    stop = StopSignal()
-    os.kill(os.getpid(), number)
-    assert received == []
-    os.kill(os.getpid(), number)
-    assert received == [number]
-    stop.restore()
-    signal.signal(number, before)
+def test_more_signals_change_nothing(stop: StopSignal) -> None:
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), number)
+    assert stop.requested is not None
 
 
 def test_restoring_puts_the_handlers_back() -> None:

@@ -157,7 +157,7 @@ class Run:
                 memory_bytes=lambda: 0,
             ),
             stop=self.stop,
-            profiler=StepProfiler(None, self.folder, rank=0),
+            profiler=StepProfiler(None, self.folder, rank=0, num_steps=self.num_steps),
             train=TrainConfig(steps=self.num_steps, **self.train),
             eval=EvalConfig(**self.eval),
             checkpoint=CheckpointConfig(**self.checkpoint),

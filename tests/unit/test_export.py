@@ -1,0 +1,174 @@
+"""The exported folder: what transformers loads from it is the model that was trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_run import MODEL, write_tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from llmtrain.batch import PackedTokens
+from llmtrain.config import ModelConfig
+from llmtrain.models.card import model_card
+from llmtrain.models.export import export_model
+from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.load import load_model
+from llmtrain.models.selfcheck import with_loss
+
+CARD = "---\nlibrary_name: transformers\n---\n"
+TOKENS = torch.tensor([256, *range(65, 91), 257])
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model as it was trained, and the folder it was exported to."""
+
+    trained: CausalLMLoss
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+def export(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32, **model: Any
+) -> Exported:
+    config = ModelConfig(**model)
+    trained = with_loss(load_model(config, tokenizer, max_seq_len=32, seed=0), "segments", 32, torch.device("cpu"))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained.parameters():  # away from an initialisation in which norms are all ones
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    weights = {name: parameter.detach().clone() for name, parameter in trained.named_parameters()}
+    shape = trained.model.config
+    export_model(folder / "model", shape, weights, tokenizer, dtype=dtype, card=CARD)
+    return Exported(trained, folder / "model")
+
+
+def loss_in_training(trained: CausalLMLoss) -> Tensor:
+    """Mean cross-entropy of TOKENS as the recipe computes it."""
+    labels = torch.cat([TOKENS[1:], torch.tensor([-100])])
+    num_trained = len(TOKENS) - 1
+    batch = PackedTokens(TOKENS, labels, torch.arange(len(TOKENS)), (len(TOKENS),), num_trained, (0,))
+    trained.eval()
+    with torch.no_grad():
+        return trained(batch).cross_entropy / num_trained
+
+
+def loss_as_loaded(folder: Path) -> Tensor:
+    """Mean cross-entropy of TOKENS as anyone computes it with transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(input_ids=TOKENS[None], labels=TOKENS[None]).loss
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "tied llama": {"config": MODEL},
+    "untied llama": {"config": {**MODEL, "tie_word_embeddings": False}},
+    "gpt2": {"architecture": "gpt2", "config": {"n_embd": 32, "n_layer": 2, "n_head": 2}},
+    "qwen3": {"architecture": "qwen3", "config": {**MODEL, "head_dim": 16}},
+    "gemma2": {"architecture": "gemma2", "config": {**MODEL, "head_dim": 16}},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loaded_model_has_the_loss_of_the_trained_one(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    exported = export(tmp_path, tokenizer, **MODELS[name])
+    torch.testing.assert_close(
+        loss_as_loaded(exported.folder), loss_in_training(exported.trained), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_bf16_weights_are_the_trained_ones_rounded(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    exported = export(tmp_path, tokenizer, torch.bfloat16, config=MODEL)
+    stored = load_file(exported.folder / "model.safetensors")
+    trained = {name.removeprefix("model."): p.detach() for name, p in exported.trained.named_parameters()}
+    assert stored.keys() == trained.keys()
+    for name, tensor in stored.items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, trained[name].bfloat16()), name
+    assert AutoModelForCausalLM.from_pretrained(exported.folder).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_stored_once(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, tied: bool) -> None:
+    exported = export(tmp_path, tokenizer, config={**MODEL, "tie_word_embeddings": tied})
+    assert ("lm_head.weight" in load_file(exported.folder / "model.safetensors")) != tied
+    loaded = AutoModelForCausalLM.from_pretrained(exported.folder)
+    shared = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert shared == tied
+
+
+def test_it_generates_with_a_cache_what_it_generates_without(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    folder = export(tmp_path, tokenizer, config=MODEL).folder
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.use_cache
+    prompt = AutoTokenizer.from_pretrained(folder)("abc", return_tensors="pt", return_token_type_ids=False)
+    cached, plain = (
+        model.generate(**prompt, max_new_tokens=12, do_sample=False, use_cache=use_cache) for use_cache in (True, False)
+    )
+    assert cached.shape[1] > prompt["input_ids"].shape[1] and torch.equal(cached, plain)
+
+
+def test_generation_stops_at_the_end_of_a_document(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    folder = export(tmp_path, tokenizer, config=MODEL).folder
+    settings = GenerationConfig.from_pretrained(folder)
+    assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (256, 257, 258)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[257] = 100 * model.model.norm.weight.sign()
+        prompt = TOKENS[None, :5]
+        hidden = model.model(prompt).last_hidden_state[0, -1]
+        model.get_output_embeddings().weight[257] = 100 * hidden
+        assert model.generate(prompt, max_new_tokens=9)[0, 5:].tolist() == [257]
+
+
+def test_the_tokenizer_comes_back(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    loaded = AutoTokenizer.from_pretrained(export(tmp_path, tokenizer, config=MODEL).folder)
+    text = "naïve 日本\n"
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert loaded.decode(loaded(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_weights_of_another_architecture_are_not_written(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, change: str
+) -> None:
+    exported = export(tmp_path, tokenizer, config=MODEL)
+    weights = {name: parameter.detach() for name, parameter in exported.trained.named_parameters()}
+    if change == "missing":
+        del weights["model.model.norm.weight"]
+    else:
+        weights["model.model.other.weight"] = torch.zeros(2)
+    with pytest.raises(AssertionError):
+        export_model(
+            tmp_path / "bad", exported.trained.model.config, weights, tokenizer, dtype=torch.float32, card=CARD
+        )
+    assert not (tmp_path / "bad").exists()
+
+
+def test_the_card_tells_data_values_settings_and_versions() -> None:
+    card = model_card(
+        config={"run": {"dir": "runs/mine/"}, "data": {"train": [{"path": "a.txt"}]}, "optim": {"lr": 0.1}},
+        ledger={"train": [{"path": "a.txt", "tokens": 7}]},
+        values={"step": 10, "eval_loss": 1.25},
+        versions={"torch": "2.13.0"},
+        num_parameters=1234,
+    )
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "transformers"
+    assert body.strip().startswith("# mine\n")
+    for said in ("1,234 parameters", "`a.txt`", "| eval_loss | 1.25 |", "tokens: 7", "lr: 0.1", "| torch | 2.13.0 |"):
+        assert said in body, said
