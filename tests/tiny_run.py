@@ -155,7 +155,7 @@ class Started:
         """Let the process run for a time, or to its end."""
         self._process.join(seconds)
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Send a signal, where the process still lives."""
         if self._process.is_alive():
             assert self._process.pid is not None
@@ -169,7 +169,7 @@ class Started:
 
     def kill(self) -> Ended:
         """`kill -9`, and how the process ended: before it, perhaps."""
-        self.signal(signal.SIGKILL)
+        self.send(signal.SIGKILL)
         return self.wait()
 
     def wait(self) -> Ended:
@@ -177,6 +177,7 @@ class Started:
         self._process.join(LIMIT_SECONDS)
         if self._process.exitcode is None:
             self._give_up()
+        assert self._process.exitcode is not None
         out, err = (self._output.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".out", ".err"))
         return Ended(self._process.exitcode, out, err)
 

@@ -43,7 +43,7 @@ def test_a_signal_in_training_saves_and_exits_within_a_step(
     )
     folder, process = tmp_path / "run", start(config)
     assert process.wait_until(lambda: steps_logged(folder) >= 3)
-    process.signal(number)
+    process.send(number)
     asked_at = steps_logged(folder)
     ended = process.wait()
     assert ended.code == 0 and ended.err == ""
@@ -72,7 +72,7 @@ def test_a_signal_while_evaluating_is_not_left_waiting(inputs: Path, tmp_path: P
         eval={"every": None},
     )
     folder, process = tmp_path / "run", evaluating(config)
-    process.signal(number)
+    process.send(number)
     ended = process.wait()
     assert ended.code == 0 and ended.err == ""
     assert f"{number.name}: stopping after 0 steps" in ended.out
