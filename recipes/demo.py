@@ -26,6 +26,7 @@ DEMO = Path("runs/demo")
 RUN = DEMO / "pretrain"
 CORPUS = DEMO / "corpus"
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+STOPPED = "stopped; `make demo` goes on from the last checkpoint"
 PROMPT = "def __init__(self"
 
 
@@ -43,6 +44,8 @@ def main() -> None:
     run("tokenizer/train.py", "recipes/configs/demo_tokenizer.yaml")
     heading("3. Pretraining: a Llama of 1.4 M parameters")
     run("recipes/pretrain.py", "recipes/configs/demo.yaml")
+    if not (RUN / "model").exists():  # a signal stopped it: saved, and no failure
+        sys.exit(STOPPED)
     heading("4. A continuation")
     run("-m", "llmtrain.cli.sample", str(RUN / "model"), PROMPT)
     heading("Summary")
@@ -110,4 +113,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("stopped; `make demo` goes on from the last checkpoint")
+        sys.exit(STOPPED)
