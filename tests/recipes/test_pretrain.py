@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_run import Ended, metrics, run_here, write_config, write_corpus, write_tokenizer
+from tiny_run import Ended, command, environment, metrics, run, run_here, write_config, write_corpus, write_tokenizer
 
 from llmtrain.train.checkpoint import Checkpoint
 
@@ -71,6 +72,16 @@ def test_a_run_leaves_its_folder_as_described(config: Path) -> None:
     losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
     assert losses[0] > losses[1] > losses[2]
     assert yaml.safe_load((folder / "config.yaml").read_text())["optim"]["beta2"] == 0.95
+
+
+def test_the_command_line_trains_what_runs_in_this_process_and_in_a_forked_one_train(config: Path) -> None:
+    ran(config, f"run.dir={config.parent}/here")
+    forked = run(config, f"run.dir={config.parent}/forked")
+    arguments = command(config, f"run.dir={config.parent}/alone")
+    alone = subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    assert (forked.code, forked.err) == (alone.returncode, alone.stderr) == (0, "")
+    for name in ("forked", "alone"):
+        assert_equal_weights(exported(config.parent / name), exported(config.parent / "here"))
 
 
 def test_the_ledger_says_what_was_trained_on(config: Path) -> None:
