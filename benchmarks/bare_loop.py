@@ -2,6 +2,8 @@
 
     python benchmarks/bare_loop.py CONFIG MICROBATCH_TOKENS
 
+The configuration's steps are replaced by NUM_BLOCKS blocks of BLOCK_STEPS.
+
 Our side is the real `Loop` and `Runtime` with its data, schedule, guard, log and checkpoints, as the recipe puts them
 together. The bare side has its own copy of the module and optimizer, and its batches lie in memory before the clock
 starts. Both run in one process and take turns every BLOCK_STEPS steps: whenever our loop asks for the first batch of
@@ -47,7 +49,8 @@ from llmtrain.train.profile import StepProfiler
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
 
-BLOCK_STEPS = 3
+BLOCK_STEPS = 2
+NUM_BLOCKS = 20
 
 
 def bare_loop(
@@ -163,15 +166,15 @@ def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Mo
 
 def main() -> None:
     path, microbatch_tokens = sys.argv[1:]
-    config = load_config(PretrainConfig, [path, f"train.microbatch_tokens={microbatch_tokens}"])
-    assert config.train.steps is not None and config.train.steps % BLOCK_STEPS == 0
+    steps = BLOCK_STEPS * NUM_BLOCKS
+    config = load_config(PretrainConfig, [path, f"train.microbatch_tokens={microbatch_tokens}", f"train.steps={steps}"])
     with tempfile.TemporaryDirectory() as folder:
         turns, ours, bare = train_both(config, Path(folder))
     our_seconds, bare_seconds = turns.our_seconds[1:], turns.bare_seconds[1:]
     pairs = zip(ours.parameters(), bare.parameters(), strict=True)
     block_tokens = BLOCK_STEPS * config.train.global_batch_tokens
     result = {
-        "steps": config.train.steps,
+        "steps": steps,
         "ours_tokens_per_second": block_tokens / statistics.median(our_seconds),
         "bare_tokens_per_second": block_tokens / statistics.median(bare_seconds),
         "ratios": [bare_time / our_time for our_time, bare_time in zip(our_seconds, bare_seconds, strict=True)],
