@@ -87,12 +87,12 @@ def _by_runs(
     sliding_window: int | None,
     softcap: float | None,
 ) -> Float[Tensor, "1 tokens heads value_dim"]:
-    outputs, start = [], 0
-    for count, length in segments.runs:
-        q, k, v = (
-            tensor[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
-            for tensor in (query, key, value)
-        )  # (segments, heads, tokens, head_dim), views
+    outputs = []
+    sizes = [count * length for count, length in segments.runs]
+    # One split, whose backward is one concatenation; a slice's backward would fill the whole length for each run.
+    parts = zip(*(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True)
+    for (count, length), run in zip(segments.runs, parts, strict=True):
+        q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in run)  # (segments, heads, tokens, _)
         mask = None
         if softcap is not None or (sliding_window is not None and length > sliding_window):
             causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
@@ -104,7 +104,6 @@ def _by_runs(
         else:
             output = _masked(q, k, v, mask, scaling, dropout, softcap)
         outputs.append(output.transpose(1, 2).flatten(0, 1))  # (tokens, heads, value_dim)
-        start += count * length
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
 
 

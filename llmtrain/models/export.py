@@ -51,6 +51,9 @@ def export_model(
     logging.disable_progress_bar()
     model.save_pretrained(folder)
     logging.enable_progress_bar()
+    positions = shape.to_dict().get("max_position_embeddings")
+    if positions is not None:
+        tokenizer.model_max_length = positions
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

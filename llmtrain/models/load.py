@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,12 @@ SHAPE_FIELDS = (
 )
 EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 DROPOUT_FIELDS = (
+    "activation_dropout",
+    "attention_probs_dropout_prob",
+    "embed_dropout",
+    "hidden_dropout_prob",
+    "mlp_dropout",
+    "resid_dropout",
     "attention_dropout",
     "attn_pdrop",
     "classifier_dropout_prob",
@@ -81,7 +88,7 @@ def load_model(
             dtype=torch.float32,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={config.path}: {_first_line(error)}") from None
+        raise ValueError(f"model.path={config.path}: {_one_line(error)}") from None
 
 
 def parameters_by_role(model: PreTrainedModel) -> dict[Role, list[nn.Parameter]]:
@@ -148,12 +155,14 @@ def _field(shape: PreTrainedConfig, name: str) -> int:
 
 def _pretrained_config(config: ModelConfig) -> PreTrainedConfig:
     assert config.path is not None
+    if config.path.startswith(("/", ".", "~")) and not Path(config.path).expanduser().is_dir():
+        raise ValueError(f"model.path={config.path}: no such folder")
     try:
         shape = AutoConfig.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={config.path}: {_first_line(error)}") from None
+        raise ValueError(f"model.path={config.path}: {_one_line(error)}") from None
     assert isinstance(shape, PreTrainedConfig)
     return shape
 
@@ -166,6 +175,8 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
     known = {*blank.to_dict(), *blank.attribute_map}
     if unknown := sorted(set(config.config) - known):
         raise ValueError(f"model.config.{unknown[0]}: {config.architecture} has no such field")
+    if "vocab_size" in config.config:  # before transformers warns of special tokens past its end
+        _check_vocabulary(tokenizer, config.config["vocab_size"], "raise model.config.vocab_size")
     fields: dict[str, Any] = {
         "vocab_size": -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
         "max_position_embeddings": max_seq_len,
@@ -184,24 +195,28 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
     try:
         return AutoConfig.for_model(config.architecture, **fields | config.config)
     except Exception as error:  # each architecture validates in its own way, with its own exception types
-        raise ValueError(f"model.config: {_first_line(error)}") from None
+        raise ValueError(f"model.config: {_one_line(error)}") from None
 
 
 def _check(shape: PreTrainedConfig, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> None:
     values = shape.to_dict()
-    if experts := [name for name in EXPERT_FIELDS if (values.get(name) or 0) > 1]:
+    nested = [values, *(value for value in values.values() if isinstance(value, dict))]
+    if experts := [part[name] for part in nested for name in EXPERT_FIELDS if (part.get(name) or 0) > 1]:
         raise ValueError(
-            f"{shape.model_type} is a mixture of {values[experts[0]]} experts, which is not supported yet: "
+            f"{shape.model_type} is a mixture of {experts[0]} experts, which is not supported yet: "
             "its balance loss would be missing"
         )
-    if len(tokenizer) > shape.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model only {shape.vocab_size} embeddings: "
-            + ("take the model's own tokenizer" if config.path else "raise model.config.vocab_size")
-        )
+    _check_vocabulary(tokenizer, shape.vocab_size, "take the model's own tokenizer")
     positions = values.get(shape.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
     if positions is not None and max_seq_len > positions:
         raise ValueError(f"data.max_seq_len={max_seq_len} is longer than the model's {positions} positions")
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, mend: str) -> None:
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model only {vocab_size} embeddings: {mend}"
+        )
 
 
 def _set_dropout(shape: PreTrainedConfig, dropout: float) -> None:
@@ -212,5 +227,5 @@ def _set_dropout(shape: PreTrainedConfig, dropout: float) -> None:
         setattr(shape, name, dropout)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

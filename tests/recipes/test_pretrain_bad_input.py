@@ -165,7 +165,6 @@ def test_a_bad_key_is_named_with_what_to_do(config: Path, case: str) -> None:
     assert all(word in line for word in words), line
 
 
-@pytest.mark.xfail(strict=True, reason="transformers warns of the special tokens while the configuration is made")
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused_in_one_line(config: Path) -> None:
     ended = run(config, "model.config.vocab_size=100")
     assert (ended.code, ended.err) == (
