@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .PHONY: help venv demo test check soak
 
 help:
-	@echo "make demo    train a tokenizer and a small model on Python's own library, about 5 minutes"
+	@echo "make demo    train a tokenizer and a small model on Python's own library, two minutes on two cores"
 	@echo "make test    the quick tests"
 	@echo "make check   lint, format, types"
 	@echo "make soak    the long tests and the benchmarks"
@@ -34,4 +34,7 @@ check: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest tests -q -m soak
-	set -e; for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark; done
+	$(BIN)/python benchmarks/pretrain.py
+	$(BIN)/python benchmarks/data.py
+	@if [ -n "$(SHAKESPEARE)" ]; then $(BIN)/python benchmarks/shakespeare.py "$(SHAKESPEARE)"; \
+	else echo "skipped benchmarks/shakespeare.py: make soak SHAKESPEARE=path/to/tinyshakespeare.txt"; fi

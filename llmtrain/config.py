@@ -353,6 +353,8 @@ class TokenizerTrainConfig(Section):
     """Share of documents held out to measure bytes per token."""
     max_bytes: Positive | None = None
     """Stop reading after this much text; None: read all."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A malformed or invalid row stops the training, or is skipped and counted."""
     min_frequency: Positive = 2
     """Least count of a pair for a merge."""
     split_digits: bool = True

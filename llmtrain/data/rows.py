@@ -45,7 +45,7 @@ def iter_documents(source: Source, on_bad_row: Literal["error", "skip"], ledger:
             item = _row_document(item, ledger.text_field)
         if isinstance(item, BadRow):
             if on_bad_row == "error":
-                raise ValueError(f"{item.message}; mend it, or set data.on_bad_row=skip")
+                raise ValueError(f"{item.message}; mend it, or set on_bad_row=skip (of `data`, in a recipe)")
             ledger.bad_row(item.reason, item.num_bytes)
             continue
         ledger.read.add(item.num_bytes)

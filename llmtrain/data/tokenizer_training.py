@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 from tokenizers import Tokenizer
@@ -40,15 +40,19 @@ class SourceText:
 
     source: Source
     eval_fraction: float
+    on_bad_row: Literal["error", "skip"] = "error"
     num_bytes: int = 0
     num_documents: int = 0
     num_held_out_documents: int = 0
     held_out: list[str] = field(default_factory=list)
     held_out_bytes: int = 0
 
+    def __post_init__(self) -> None:
+        self.ledger = SourceLedger(self.source.path)
+
     def pieces(self) -> Iterator[tuple[str, bool]]:
         """Each piece of text, counted, and whether its document is held out."""
-        for document in iter_documents(self.source, "error", SourceLedger(self.source.path)):
+        for document in iter_documents(self.source, self.on_bad_row, self.ledger):
             held_out = self.held_out_bytes < MAX_HELD_OUT_BYTES and eval_share(document) < self.eval_fraction
             self.num_documents += 1
             self.num_held_out_documents += held_out
@@ -73,7 +77,7 @@ def train_tokenizer(config: TokenizerTrainConfig, say: Say) -> None:
         return
     _check(config)
     started = time.perf_counter()
-    sources = [SourceText(source, config.eval_fraction) for source in config.sources]
+    sources = [SourceText(source, config.eval_fraction, config.on_bad_row) for source in config.sources]
     tokenizer = train_bpe(_training_text(sources, config.max_bytes, say), config)
     trained_seconds = time.perf_counter() - started
     num_bytes = sum(source.num_bytes for source in sources)
@@ -88,8 +92,10 @@ def train_tokenizer(config: TokenizerTrainConfig, say: Say) -> None:
         "tokenizers": tokenizers.__version__,
     }
     _write(folder, tokenizer, config, report)
-    for source in measured:
+    for text, source in zip(sources, measured, strict=True):
         say(_summary(source))
+        for reason, tally in text.ledger.bad_rows.items():
+            say(f"{text.source.path}: skipped {tally.documents} rows: {reason}")
     if vocab_size < config.vocab_size:
         say(
             f"the text has too few pairs seen {config.min_frequency} times to fill vocab_size={config.vocab_size}: "
