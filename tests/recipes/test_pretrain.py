@@ -6,27 +6,12 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_run import Ended, command, environment, metrics, run, run_here, write_config, write_corpus, write_tokenizer
+from tiny_run import Ended, command, environment, metrics, run, run_here
 
 from llmtrain.train.checkpoint import Checkpoint
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer and a corpus."""
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tokenizer(folder / "tokenizer")
-    write_corpus(folder / "corpus.jsonl", seed=1)
-    return folder
-
-
-@pytest.fixture
-def config(inputs: Path, tmp_path: Path) -> Path:
-    return write_config(tmp_path / "given", inputs / "tokenizer", [inputs / "corpus.jsonl"])
 
 
 def ran(config: Path, *overrides: str) -> Ended:
