@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
@@ -32,6 +32,8 @@ class Source(Section):
     """Share of the training mixture, relative to the other sources'; None: by size, every token once an epoch."""
     text_field: str | None = None
     """Field that holds the text; None: recognised (`text`, `content`, ...)."""
+    fields: dict[str, str] = {}
+    """Fields of instruction rows under other names: `{prompt: question, completion: answer}`; {}: recognised."""
     split: str = "train"
     """Split of a hub dataset."""
     subset: str | None = None
@@ -51,23 +53,52 @@ class RunConfig(Section):
     """`auto` continues the run in `run.dir` from its last good checkpoint; `never` refuses a folder in use."""
 
 
-class ModelConfig(Section):
-    path: str | None = None
-    """Folder or hub id of a model to continue from; None: a new model from `preset` or `config`."""
+class PretrainedModelConfig(Section):
+    path: str
+    """Folder, hub id, `.gguf` file, or `PACKAGE:FILE.gguf` of an installed Python package, of the model to train."""
     revision: str | None = None
     """Commit, tag or branch of the hub model; the commit it resolves to is recorded."""
-    preset: str | None = None
-    """Size preset of a new model: `1m`, `3m`, `10m`, `60m`, `125m`, `350m`, `1b`, `3b`, `7b` (Llama shapes)."""
-    architecture: str = "llama"
-    """`transformers` model type of a new model: llama, qwen3, gemma2, gpt2, ..."""
-    config: dict[str, Any] = {}
-    """Fields of the architecture's own configuration, over the preset: `model.config.num_hidden_layers=8`."""
     dropout: Fraction | None = None
     """Dropout of every kind the architecture has, refused where it has none; None: as its configuration says."""
     attention: Literal["auto", "segments", "varlen", "mask"] = "auto"
     """Attention within documents: SDPA per segment, torch's varlen kernel (CUDA), one block mask; auto: by device."""
     trust_remote_code: bool = False
     """Run model code that the hub repository brings. Off unless you have read it."""
+
+
+class ModelConfig(PretrainedModelConfig):
+    path: str | None = None  # type: ignore[assignment]
+    """Folder, hub id or `.gguf` file of a model to continue from; None: a new model from `preset` or `config`."""
+    preset: str | None = None
+    """Size preset of a new model: `1m`, `3m`, `10m`, `60m`, `125m`, `350m`, `1b`, `3b`, `7b` (Llama shapes)."""
+    architecture: str = "llama"
+    """`transformers` model type of a new model: llama, qwen3, gemma2, gpt2, ..."""
+    config: dict[str, Any] = {}
+    """Fields of the architecture's own configuration, over the preset: `model.config.num_hidden_layers=8`."""
+
+
+class TunedModelConfig(PretrainedModelConfig):
+    quantize: Literal["nf4"] | None = None
+    """Hold the frozen base in 4 bits (QLoRA, Dettmers et al. 2023); needs an adapter, CUDA, bitsandbytes. None: off."""
+    neftune_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Noise on the embeddings in training, uniform in +-alpha/sqrt(tokens * width) (NEFTune uses 5); None: off."""
+
+
+class AdapterConfig(Section):
+    kind: Literal["none", "lora", "dora"] = "none"
+    """What is trained: every weight (`none`), or a peft adapter on a frozen base."""
+    rank: Positive = 16
+    """Rank of the adapter's matrices (Hu et al. 2021)."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """Scale of the update: alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+    rslora: bool = False
+    """Rank-stabilised scale (Kalajdzievski 2023)."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    target: Literal["all-linear"] | list[str] = "all-linear"
+    """Modules that get an adapter: every linear layer but the head (QLoRA, section 4), or names such as `q_proj`."""
+    merge: bool = False
+    """Also write `merged/`, the base with the adapter added in, at the end; `llmtrain merge` does it later."""
 
 
 class TokenizerConfig(Section):
@@ -98,7 +129,7 @@ class CleanConfig(Section):
     """Words of such an n-gram (GPT-3, appendix C, uses 13)."""
 
 
-class DataConfig(Section):
+class SourcesConfig(Section):
     train: list[Source]
     """Training sources: a path, glob, folder or hub id, a list of them, or `{path, weight, text_field, ...}`."""
     eval: list[Source] | None = None
@@ -107,13 +138,10 @@ class DataConfig(Section):
     """Share of documents held out, chosen by a hash of each document's text, so it is stable under added data."""
     max_seq_len: Annotated[int, Field(ge=2)] = 1024
     """Tokens of a pack: the longest context that is trained."""
-    isolate_documents: bool = True
-    """Attention and positions restart at each document; off: a pack is one sequence."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A malformed or invalid row stops the run, or is skipped and counted."""
     cache_dir: str | None = None
     """Where token stores are kept; None: `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
-    clean: CleanConfig = CleanConfig()
 
     @field_validator("train", "eval", mode="before")
     @classmethod
@@ -131,6 +159,21 @@ class DataConfig(Section):
         if value and len({source.weight is None for source in value}) > 1:
             raise ValueError("give every source a weight, or none")
         return value
+
+
+class DataConfig(SourcesConfig):
+    isolate_documents: bool = True
+    """Attention and positions restart at each document; off: a pack is one sequence."""
+    clean: CleanConfig = CleanConfig()
+
+
+class ChatDataConfig(SourcesConfig):
+    chat_template: str = "auto"
+    """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and completion as they are; or a Jinja file."""
+    loss_on: Literal["assistant", "last", "completion", "all"] = "assistant"
+    """What is trained: every assistant turn, the last one, the turns that a row marks as completion, every token."""
+    on_long_row: Literal["truncate", "drop", "split"] = "truncate"
+    """A row longer than `max_seq_len` loses its end, or is left out, or becomes several documents; always counted."""
 
 
 class TrainConfig(Section):
@@ -226,105 +269,6 @@ class LogConfig(Section):
     """A collective that takes longer fails and names the ranks that did not arrive."""
 
 
-class PretrainConfig(Section):
-    """`recipes/pretrain.py`: raw text to a model."""
-
-    run: RunConfig
-    model: ModelConfig = ModelConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    data: DataConfig
-    train: TrainConfig
-    optim: OptimConfig = OptimConfig()
-    eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PretrainConfig:
-        data, train, model = self.data, self.train, self.model
-        if (train.steps is None) == (train.epochs is None):
-            raise ValueError("give exactly one of train.steps and train.epochs")
-        if train.epochs is not None and any(source.weight is not None for source in data.train):
-            raise ValueError("train.epochs is ambiguous with weighted sources: give train.steps")
-        if train.global_batch_tokens % data.max_seq_len:
-            raise ValueError(
-                f"train.global_batch_tokens={train.global_batch_tokens} is not a multiple of "
-                f"data.max_seq_len={data.max_seq_len}"
-            )
-        if train.microbatch_tokens < data.max_seq_len:
-            raise ValueError(
-                f"train.microbatch_tokens={train.microbatch_tokens} is smaller than one pack, "
-                f"data.max_seq_len={data.max_seq_len}"
-            )
-        if model.path is None and self.tokenizer.path is None:
-            raise ValueError("a new model needs tokenizer.path")
-        if model.path is not None and (model.preset or model.config):
-            raise ValueError("model.path continues a model as it is: model.preset and model.config must not be given")
-        if data.eval is not None and "eval_fraction" in data.model_fields_set and data.eval_fraction:
-            raise ValueError("give data.eval or data.eval_fraction, not both")
-        evaluates = data.eval is not None or data.eval_fraction > 0
-        if not evaluates and (self.eval.patience or self.checkpoint.best):
-            raise ValueError("eval.patience and checkpoint.best need held-out data: data.eval or data.eval_fraction")
-        if self.eval.patience and self.eval.every is None:
-            raise ValueError("eval.patience needs eval.every")
-        if (self.checkpoint.export_best or self.eval.patience) and not self.checkpoint.best:
-            raise ValueError("checkpoint.export_best and eval.patience need checkpoint.best=true")
-        if train.spike_factor is not None and self.checkpoint.every is None:
-            raise ValueError("train.spike_factor rolls back to a checkpoint: give checkpoint.every")
-        self._refuse_idle_keys()
-        if self.log.profile is not None and not 1 <= self.log.profile[0] <= self.log.profile[1]:
-            raise ValueError(f"log.profile={self.log.profile}: give the first and the last step, from 1")
-        return self
-
-    def _refuse_idle_keys(self) -> None:
-        """Raise ValueError for a key that differs from its default and would do nothing."""
-        optim, data, has_hub_model = self.optim, self.data, self.model.path is not None
-        evaluates = data.eval is not None or data.eval_fraction > 0
-        keys = dict(iter_keys(type(self)))
-        idle = {
-            "optim.muon_lr": (optim.name != "muon", "optim.name=muon"),
-            "optim.momentum": (optim.name != "muon", "optim.name=muon"),
-            "optim.decay_fraction": (optim.schedule != "wsd", "optim.schedule=wsd"),
-            "optim.min_lr_ratio": (optim.schedule == "constant", "a schedule that decays"),
-            "log.project": (not self.log.trackers, "log.trackers"),
-            "model.revision": (not has_hub_model, "model.path"),
-            "model.architecture": (has_hub_model, "a new model: no model.path"),
-            "eval.tokens": (not evaluates, "held-out data"),
-            "data.clean.decontaminate_ngram": (not data.clean.decontaminate, "data.clean.decontaminate"),
-        }
-        for key, (is_idle, needs) in idle.items():
-            if is_idle and keys[key].default != self._value(key):
-                raise ValueError(f"{key} does nothing without {needs}: remove it")
-        if data.eval is not None and any(source.weight is not None for source in data.eval):
-            raise ValueError("data.eval: weights do nothing there, every held-out token counts: remove them")
-
-    def _value(self, key: str) -> Any:
-        """The value of a dotted key."""
-        value: Any = self
-        for part in key.split("."):
-            value = getattr(value, part)
-        return value
-
-    @property
-    def exports_best(self) -> bool:
-        """Whether `model/` is made from the best checkpoint instead of the last."""
-        return self.checkpoint.export_best or self.eval.patience is not None
-
-    def features(self) -> dict[str, bool]:
-        """The features that not every engine has, and whether this run asks for them."""
-        return {
-            "muon": self.optim.name == "muon",
-            "l1": self.optim.l1 > 0,
-            "ema": self.train.ema_decay is not None,
-            "fp16": self.train.precision == "fp16",
-            "bf16": self.train.precision == "bf16",
-            "compile": self.train.compile,
-            "activation_checkpointing": self.train.activation_checkpointing,
-            "best checkpoint": self.checkpoint.best,
-            "spike rollback": self.train.spike_factor is not None,
-        }
-
-
 class SpecialTokens(Section):
     bos: str = "<|bos|>"
     """Starts every document."""
@@ -361,7 +305,7 @@ class TokenizerTrainConfig(Section):
     """Split numbers into groups of at most three digits, as Llama 3 does."""
     special_tokens: SpecialTokens = SpecialTokens()
 
-    _as_sources = field_validator("sources", mode="before")(DataConfig._as_sources.__func__)  # type: ignore[attr-defined]
+    _as_sources = field_validator("sources", mode="before")(SourcesConfig._as_sources.__func__)  # type: ignore[attr-defined]
 
 
 def iter_keys(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

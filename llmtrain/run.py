@@ -17,10 +17,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from llmtrain.config import PretrainConfig, RunConfig, Section
+from llmtrain.config import RunConfig, Section
 from llmtrain.config_file import read_yaml, save_config
 from llmtrain.models.card import model_card
 from llmtrain.models.export import export_model, push_model
+from llmtrain.schemas import PretrainConfig
 from llmtrain.train.checkpoint import Checkpoint
 
 # What may differ when a run is continued; anything else makes it another run.

@@ -7,7 +7,6 @@ recipes/accelerate/cpu.yaml recipes/pretrain.py CONFIG.yaml`.
 from __future__ import annotations
 
 from llmtrain.cli.recipe import run_recipe
-from llmtrain.config import PretrainConfig
 from llmtrain.data.plan import plan_data
 from llmtrain.data.stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
@@ -19,6 +18,7 @@ from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.run import export_run, open_run, record_ledger, record_run
+from llmtrain.schemas import PretrainConfig
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Loop

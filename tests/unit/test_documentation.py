@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config import PretrainConfig, Section, TokenizerTrainConfig
+from llmtrain.config import Section, TokenizerTrainConfig
 from llmtrain.config_file import load_config
+from llmtrain.schemas import PretrainConfig
 from llmtrain.train.runtime import CAPABILITIES, ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "llmtrain"
 
-CONTRACTS = {"config", "batch", "objective", "device"}
+CONTRACTS = {"config", "batch", "objective", "device", "durable"}
 ROOMS = {"train", "data", "models", "objectives"}
 
 MAY_IMPORT = {
@@ -19,7 +19,10 @@ MAY_IMPORT = {
     "objective": {"config", "batch"},
     "device": {"config"},
     "config_file": {"config"},
-    "run": CONTRACTS | ROOMS | {"config_file"},
+    "durable": set[str](),
+    "schemas": {"config"},
+    "run": CONTRACTS | ROOMS | {"config_file", "schemas"},
+    "training": CONTRACTS | ROOMS | {"run", "schemas", "eval"},
     "train": CONTRACTS,
     "data": CONTRACTS,
     "models": CONTRACTS,
@@ -29,7 +32,7 @@ MAY_IMPORT = {
     "tune": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "preflight": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "report": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
-    "cli": CONTRACTS | ROOMS | {"config_file", "run", "rollout", "eval", "tune", "preflight", "report"},
+    "cli": CONTRACTS | ROOMS | {"config_file", "schemas", "run", "training", "rollout", "eval", "tune", "preflight", "report"},
 }
 """What each room may import of llmtrain, besides itself. `run`: the folder of a run."""
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from llmtrain.config import PretrainConfig
 from llmtrain.config_file import validate
 from llmtrain.run import MAY_CHANGE, open_run, record_ledger, record_run
+from llmtrain.schemas import PretrainConfig
 
 FACTS = {"model_revision": None, "tokenizer_fingerprint": "ab12", "stores": ["a-1", "b-2"], "device": "cpu"}
 

@@ -1,0 +1,202 @@
+"""The whole configuration of each recipe: which sections it has, and what of them must agree."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from llmtrain.config import (
+    AdapterConfig,
+    ChatDataConfig,
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    ModelConfig,
+    NonNegative,
+    OptimConfig,
+    PretrainedModelConfig,
+    RunConfig,
+    Section,
+    Source,
+    SourcesConfig,
+    TokenizerConfig,
+    TrainConfig,
+    TunedModelConfig,
+    iter_keys,
+)
+
+IDLE_IN_PRETRAINING = ("fields",)
+IDLE_IN_TUNING = ("text_field",)
+
+
+class RecipeConfig(Section):
+    """What every recipe has, and the rules that hold in each."""
+
+    run: RunConfig
+    model: PretrainedModelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: SourcesConfig
+    train: TrainConfig
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RecipeConfig:
+        data, train = self.data, self.train
+        if (train.steps is None) == (train.epochs is None):
+            raise ValueError("give exactly one of train.steps and train.epochs")
+        if train.epochs is not None and any(source.weight is not None for source in data.train):
+            raise ValueError("train.epochs is ambiguous with weighted sources: give train.steps")
+        if train.global_batch_tokens % data.max_seq_len:
+            raise ValueError(
+                f"train.global_batch_tokens={train.global_batch_tokens} is not a multiple of "
+                f"data.max_seq_len={data.max_seq_len}"
+            )
+        if train.microbatch_tokens < data.max_seq_len:
+            raise ValueError(
+                f"train.microbatch_tokens={train.microbatch_tokens} is smaller than one pack, "
+                f"data.max_seq_len={data.max_seq_len}"
+            )
+        if data.eval is not None and "eval_fraction" in data.model_fields_set and data.eval_fraction:
+            raise ValueError("give data.eval or data.eval_fraction, not both")
+        if not self._evaluates and (self.eval.patience or self.checkpoint.best):
+            raise ValueError("eval.patience and checkpoint.best need held-out data: data.eval or data.eval_fraction")
+        if self.eval.patience and self.eval.every is None:
+            raise ValueError("eval.patience needs eval.every")
+        if (self.checkpoint.export_best or self.eval.patience) and not self.checkpoint.best:
+            raise ValueError("checkpoint.export_best and eval.patience need checkpoint.best=true")
+        if train.spike_factor is not None and self.checkpoint.every is None:
+            raise ValueError("train.spike_factor rolls back to a checkpoint: give checkpoint.every")
+        self._refuse_idle_keys()
+        if self.log.profile is not None and not 1 <= self.log.profile[0] <= self.log.profile[1]:
+            raise ValueError(f"log.profile={self.log.profile}: give the first and the last step, from 1")
+        return self
+
+    def _refuse_idle_keys(self) -> None:
+        """Raise ValueError for a key that differs from its default and would do nothing."""
+        keys = dict(iter_keys(type(self)))
+        for key, (is_idle, needs) in self._idle_keys().items():
+            if is_idle and keys[key].default != self._value(key):
+                raise ValueError(f"{key} does nothing without {needs}: remove it")
+        if self.data.eval is not None and any(source.weight is not None for source in self.data.eval):
+            raise ValueError("data.eval: weights do nothing there, every held-out token counts: remove them")
+
+    def _idle_keys(self) -> dict[str, tuple[bool, str]]:
+        """Key -> (whether it would do nothing, what it needs)."""
+        optim = self.optim
+        return {
+            "optim.muon_lr": (optim.name != "muon", "optim.name=muon"),
+            "optim.momentum": (optim.name != "muon", "optim.name=muon"),
+            "optim.decay_fraction": (optim.schedule != "wsd", "optim.schedule=wsd"),
+            "optim.min_lr_ratio": (optim.schedule == "constant", "a schedule that decays"),
+            "log.project": (not self.log.trackers, "log.trackers"),
+            "model.revision": (self.model.path is None, "model.path"),
+            "eval.tokens": (not self._evaluates, "held-out data"),
+        }
+
+    def _refuse_in_sources(self, names: tuple[str, ...], mend: str) -> None:
+        """Raise ValueError for a key of a source that means nothing in this recipe."""
+        for source in (*self.data.train, *(self.data.eval or ())):
+            for name in names:
+                if getattr(source, name) != Source.model_fields[name].default:
+                    raise ValueError(f"{source.path}: {name} does nothing in this recipe: {mend}")
+
+    def _value(self, key: str) -> Any:
+        """The value of a dotted key."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.data.eval is not None or self.data.eval_fraction > 0
+
+    @property
+    def exports_best(self) -> bool:
+        """Whether `model/` is made from the best checkpoint instead of the last."""
+        return self.checkpoint.export_best or self.eval.patience is not None
+
+    def features(self) -> dict[str, bool]:
+        """The features that not every engine has, and whether this run asks for them."""
+        return {
+            "muon": self.optim.name == "muon",
+            "l1": self.optim.l1 > 0,
+            "ema": self.train.ema_decay is not None,
+            "fp16": self.train.precision == "fp16",
+            "bf16": self.train.precision == "bf16",
+            "compile": self.train.compile,
+            "activation_checkpointing": self.train.activation_checkpointing,
+            "best checkpoint": self.checkpoint.best,
+            "spike rollback": self.train.spike_factor is not None,
+        }
+
+
+class PretrainConfig(RecipeConfig):
+    """`recipes/pretrain.py`: raw text to a model."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+
+    @model_validator(mode="after")
+    def _model_is_given_once(self) -> PretrainConfig:
+        model = self.model
+        if model.path is None and self.tokenizer.path is None:
+            raise ValueError("a new model needs tokenizer.path")
+        if model.path is not None and (model.preset or model.config):
+            raise ValueError("model.path continues a model as it is: model.preset and model.config must not be given")
+        self._refuse_in_sources(IDLE_IN_PRETRAINING, "name text_field instead")
+        return self
+
+    def _idle_keys(self) -> dict[str, tuple[bool, str]]:
+        return super()._idle_keys() | {
+            "model.architecture": (self.model.path is not None, "a new model: no model.path"),
+            "data.clean.decontaminate_ngram": (not self.data.clean.decontaminate, "data.clean.decontaminate"),
+        }
+
+
+class TuningOptimConfig(OptimConfig):
+    name: Literal["adamw", "muon", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    """As in pretraining; the 8-bit forms hold AdamW's state in a byte a value (bitsandbytes, CUDA)."""
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate (Llama 2, section 3.1: 2e-5 for all weights; adapters take about ten times as much)."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's second-moment decay (Kingma and Ba 2015)."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled L2 weight decay of matrices; norms, biases and embeddings have none."""
+
+
+class SftConfig(RecipeConfig):
+    """`recipes/sft.py`: instructions and chats to a tuned model."""
+
+    model: TunedModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    data: ChatDataConfig
+    optim: TuningOptimConfig = TuningOptimConfig()
+
+    @model_validator(mode="after")
+    def _adapter_agrees(self) -> SftConfig:
+        if self.model.quantize is not None and self.adapter.kind == "none":
+            raise ValueError("model.quantize freezes the model in 4 bits: give adapter.kind=lora or dora")
+        if self.data.chat_template == "none" and self.data.loss_on == "last":
+            raise ValueError("data.loss_on=last needs turns, and data.chat_template=none has none: use completion")
+        self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {text: ...}` instead")
+        return self
+
+    def _idle_keys(self) -> dict[str, tuple[bool, str]]:
+        no_adapter = (self.adapter.kind == "none", "adapter.kind=lora or dora")
+        names = ("rank", "alpha", "rslora", "dropout", "target", "merge")
+        return super()._idle_keys() | {f"adapter.{name}": no_adapter for name in names}
+
+    def features(self) -> dict[str, bool]:
+        """As for every recipe, and adapters, a quantized base and optimizers in 8 bits."""
+        return super().features() | {
+            "adapter": self.adapter.kind == "lora",
+            "dora": self.adapter.kind == "dora",
+            "quantize": self.model.quantize is not None,
+            "8-bit optimizer": self.optim.name.endswith("8bit"),
+        }
