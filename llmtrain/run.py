@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from llmtrain.config import RunConfig, Section
 from llmtrain.config_file import read_yaml, save_config
+from llmtrain.durable import write_json
 from llmtrain.models.card import model_card
 from llmtrain.models.export import export_model, push_model
 from llmtrain.schemas import PretrainConfig
@@ -97,12 +98,12 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
         "packages": dict(_versions()),
         **facts,
     }
-    _write_json(folder / "environment.json", environment)
+    write_json(folder / "environment.json", environment)
 
 
 def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
     """Write `ledger.json`: where every byte and token of the data went, and how much of it was trained on."""
-    _write_json(folder / "ledger.json", {**data, "training": training})
+    write_json(folder / "ledger.json", {**data, "training": training})
 
 
 def export_run(
@@ -143,13 +144,6 @@ def export_run(
     if config.log.push_to_hub is not None:
         push_model(final, config.log.push_to_hub)
     return final
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    partial.rename(path)
 
 
 def _last_values(metrics: Path, step: int) -> dict[str, float]:

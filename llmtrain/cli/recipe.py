@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 
 from llmtrain.config import Section
 from llmtrain.config_file import help_text, load_config
-from llmtrain.data.files import is_disk_full
+from llmtrain.durable import is_disk_full
 
 Config = TypeVar("Config", bound=Section)
 

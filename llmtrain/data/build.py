@@ -13,12 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from llmtrain.config import Source
-from llmtrain.data.files import is_disk_full, source_fingerprint
+from llmtrain.data.files import source_fingerprint
 from llmtrain.data.ledger import SPLITS, SourceLedger, Split, TokenTally
 from llmtrain.data.rows import iter_documents
-from llmtrain.data.store import Report, StoreWriter, discard_unfinished
+from llmtrain.data.store import StoreWriter, discard_unfinished
 from llmtrain.data.text import Document
 from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars
+from llmtrain.durable import Report, is_disk_full
 
 UNIT_BYTES = 64 << 20
 """Text after which a build makes what it has durable: what a kill may cost."""

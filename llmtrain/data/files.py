@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import gzip
 import io
@@ -194,8 +193,3 @@ def _hub_commit(source: Source) -> str:
         ) from None
     assert commit is not None, source.path
     return commit
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether an error means that there is no room left to write."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -9,10 +9,9 @@ that it is finished, and for which tokenizer and source. While it is built, the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,14 +19,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llmtrain.data.ledger import SPLITS, Split
+from llmtrain.durable import sync_folder
 
 FORMAT = 1
 META = "store.json"
 JOURNAL = "journal"
-LOCK = "lock"
 
 Array = np.ndarray[Any, Any]
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -96,29 +94,6 @@ def _map(path: Path, dtype: np.dtype[Any], length: int) -> Array:
     if not length:
         return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
     return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path, report: Report) -> Iterator[None]:
-    """Hold a store's lock; whoever comes second waits here, and the system frees the lock of a process that dies.
-
-    Raises ValueError where the folder cannot be written or its file system has no locks.
-    """
-    try:
-        file = (folder / LOCK).open("w")
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be written ({error.strerror}); set data.cache_dir to another") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"{folder}: another process builds this store; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise ValueError(
-                f"{folder}: this file system cannot lock files ({error.strerror}); set data.cache_dir to one that can"
-            ) from None
-        yield
 
 
 @dataclass
@@ -202,7 +177,7 @@ class StoreWriter:
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(self._folder / META)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         (self._folder / JOURNAL).unlink()
 
     def _write_journal(self) -> None:
@@ -245,11 +220,3 @@ def _recover(folder: Path, dtype: np.dtype[Any]) -> Progress:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from llmtrain.data.clean import Cleaner
 from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
 from llmtrain.data.rows import iter_documents
-from llmtrain.data.store import FORMAT, Report, TokenStore, exclusive, is_store, open_store, read_meta
+from llmtrain.data.store import FORMAT, TokenStore, is_store, open_store, read_meta
 from llmtrain.data.text import Document
 from llmtrain.data.tokenize import TextEncoder, tokenizer_fingerprint
+from llmtrain.durable import Report, cache_root, exclusive
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,6 @@ def build_stores(data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, report
     return Stores(train, held_out, ledger)
 
 
-def cache_folder(data: DataConfig) -> Path:
-    """Where stores are kept: `data.cache_dir`, else `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
-    return Path(data.cache_dir or os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain").expanduser()
-
-
 @dataclass(frozen=True)
 class _Tokenizer:
     """What ties a store to a tokenizer."""
@@ -86,7 +81,7 @@ def _train_folders(data: DataConfig, eval_fraction: float, binding: _Tokenizer, 
             "eval_fraction": eval_fraction,
             "on_bad_row": data.on_bad_row,
         }
-        wanted.append(_plan(key, source, content, partial(cleaner.clean, index), cache_folder(data), binding))
+        wanted.append(_plan(key, source, content, partial(cleaner.clean, index), cache_root(data.cache_dir), binding))
     if eval_fraction and any(isinstance(want, Plan) and not is_store(want.folder) for want in wanted):
         _require_some_to_hold_out(data)
     return [want if isinstance(want, Path) else _find_or_build(want, binding.encoder, report) for want in wanted]
@@ -107,7 +102,7 @@ def _eval_folders(data: DataConfig, sources: Sequence[Source], binding: _Tokeniz
         if is_store(source.path):
             folders.append(_given_store(key, source, data, binding))
         else:
-            plan = _plan(key, source, content, _keep_all, cache_folder(data), binding)
+            plan = _plan(key, source, content, _keep_all, cache_root(data.cache_dir), binding)
             folders.append(_find_or_build(plan, binding.encoder, report))
     return folders
 
@@ -143,12 +138,6 @@ def _find_or_build(plan: Plan, encoder: TextEncoder, report: Report) -> Path:
     """A planned store's folder, finished by this process or another."""
     if is_store(plan.folder):
         return plan.folder
-    try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"data.cache_dir: {plan.folder} cannot be made ({error.strerror}); name another folder"
-        ) from None
     with exclusive(plan.folder, report):
         if not is_store(plan.folder):
             build_store(plan, encoder, report)

@@ -28,6 +28,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llmtrain.durable import sync_folder
 from llmtrain.train.runtime import Runtime
 
 FORMAT = 1
@@ -259,13 +260,13 @@ class _Writer:
         self._write("state.json", json.dumps(plain, indent=1).encode())
         manifest = {"format": FORMAT, "step": step, "best": best, "files": self._files, "tensors": self._tensors}
         self._write("manifest.json", json.dumps(manifest, indent=1).encode())
-        _sync_folder(self._partial)
+        sync_folder(self._partial)
         replaced = self._final.with_suffix(".removed")
         if self._final.exists():  # torn, or written before this step was evaluated, or the run went back
             self._final.rename(replaced)
         self._partial.rename(self._final)
         shutil.rmtree(replaced, ignore_errors=True)
-        _sync_folder(self._final.parent)
+        sync_folder(self._final.parent)
 
     def discard(self) -> None:
         """Remove what was written so far."""
@@ -333,11 +334,3 @@ def _remove(path: Path) -> None:
     leftover = path.with_name(f"{path.name}.removed")
     path.rename(leftover)
     shutil.rmtree(leftover)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

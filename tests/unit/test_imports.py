@@ -32,7 +32,9 @@ MAY_IMPORT = {
     "tune": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "preflight": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "report": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
-    "cli": CONTRACTS | ROOMS | {"config_file", "schemas", "run", "training", "rollout", "eval", "tune", "preflight", "report"},
+    "cli": CONTRACTS
+    | ROOMS
+    | {"config_file", "schemas", "run", "training", "rollout", "eval", "tune", "preflight", "report"},
 }
 """What each room may import of llmtrain, besides itself. `run`: the folder of a run."""
 

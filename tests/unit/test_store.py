@@ -19,8 +19,9 @@ from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
 from llmtrain.config import CleanConfig, DataConfig
 from llmtrain.data import build, store
 from llmtrain.data.store import TokenStore, open_store
-from llmtrain.data.stores import Stores, build_stores, cache_folder
+from llmtrain.data.stores import Stores, build_stores
 from llmtrain.data.text import FileText
+from llmtrain.durable import LOCK, cache_root
 
 TEXTS = [f"{i} {WORDS} größer" for i in range(200)]
 
@@ -50,7 +51,7 @@ def texts_of(opened: TokenStore) -> list[str]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (store.META, store.LOCK)}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (store.META, LOCK)}
 
 
 def with_small_units(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_a_build_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path, monk
         patch.setattr(build.TextEncoder, "encode", failing)
         with pytest.raises(KeyboardInterrupt):
             build_stores(data, byte_level_bpe(), report=silent)
-    (folder,) = cache_folder(data).iterdir()
+    (folder,) = cache_root(data.cache_dir).iterdir()
     assert not store.is_store(folder)
     for name in ("train.tokens", "eval.bytes", store.JOURNAL):  # what a kill may leave behind the last journal line
         with (folder / name).open("ab") as file:
@@ -237,7 +238,7 @@ def test_a_second_process_waits_for_the_first_and_finds_its_store(tmp_path: Path
         messages.append(message)
         waiting.set()
 
-    with (folder / store.LOCK).open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = threading.Thread(target=lambda: found.append(build_stores(data, byte_level_bpe(), report=report)))
         second.start()
@@ -255,7 +256,7 @@ def test_a_bad_row_leaves_no_store_and_nothing_to_go_on_with(tmp_path: Path, mon
     with pytest.raises(ValueError, match=r"a\.jsonl:201: malformed JSON"):
         build_stores(config(tmp_path, path), byte_level_bpe(), report=silent)
     (folder,) = (tmp_path / "cache").iterdir()
-    assert [file.name for file in folder.iterdir()] == [store.LOCK]
+    assert [file.name for file in folder.iterdir()] == [LOCK]
 
 
 def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch):
@@ -428,7 +429,7 @@ def test_a_store_of_another_format_is_refused(tmp_path: Path):
 
 def test_the_cache_is_where_the_configuration_or_the_environment_says(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "from_environment"))
-    assert cache_folder(DataConfig(train="x")) == tmp_path / "from_environment"
-    assert cache_folder(DataConfig(train="x", cache_dir="/elsewhere")) == Path("/elsewhere")
+    assert cache_root() == tmp_path / "from_environment"
+    assert cache_root("/elsewhere") == Path("/elsewhere")
     monkeypatch.delenv("LLMTRAIN_CACHE")
-    assert cache_folder(DataConfig(train="x")) == Path.home() / ".cache" / "llmtrain"
+    assert cache_root() == Path.home() / ".cache" / "llmtrain"
