@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 from llmtrain.batch import PackedTokens
 from llmtrain.config_file import load_config
 from llmtrain.data.loader import StoredBatches
+from llmtrain.data.pack import StreamPacking
 from llmtrain.data.plan import plan_data
 from llmtrain.data.stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer
@@ -120,8 +121,9 @@ def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Mo
         timeout_minutes=config.log.timeout_minutes,
     )
     stores = build_stores(config.data, load_tokenizer(config.tokenizer.path), report=runtime.say)
+    packed = [StreamPacking(store, config.data.max_seq_len, config.data.isolate_documents) for store in stores.train]
     plan = plan_data(
-        config.data, config.train, config.eval, stores.train, stores.eval, seed=config.run.seed, world_size=1
+        config.data, config.train, config.eval, packed, [], eval_bytes=None, seed=config.run.seed, world_size=1
     )
     bare_module, bare_optimizer = new_module(config)
     bare_module.train()

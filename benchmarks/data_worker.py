@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from llmtrain.config import DataConfig, EvalConfig, TrainConfig
+from llmtrain.data.pack import StreamPacking
 from llmtrain.data.plan import plan_data
 from llmtrain.data.store import FORMAT, META, TokenStore, open_store
 from llmtrain.data.stores import build_stores
@@ -81,7 +82,8 @@ def first_batch(stores: list[TokenStore], weighted: bool) -> None:
     sources = [{"path": str(store.path), "weight": 1.0 + i if weighted else None} for i, store in enumerate(stores)]
     data = DataConfig.model_validate({"train": sources, "eval_fraction": 0.0, "max_seq_len": 1024})
     train = TrainConfig(steps=2 * RESUME_STEP, global_batch_tokens=65536)
-    plan = plan_data(data, train, EvalConfig(every=None), stores, [], seed=0, world_size=1)
+    packed = [StreamPacking(store, data.max_seq_len, data.isolate_documents) for store in stores]
+    plan = plan_data(data, train, EvalConfig(every=None), packed, [], eval_bytes=None, seed=0, world_size=1)
     source = plan.batches(rank=0, world_size=1)
     source.load_state_dict({**source.state_dict(), "step": RESUME_STEP})
     assert source.next_step()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Batch = TypeVar("Batch")
@@ -24,6 +25,17 @@ embedding, a norm or bias."""
 
 Metrics = Mapping[str, Tensor]
 """Shares (scalar, detached) whose sum over the microbatches and ranks of a step is the step's value."""
+
+
+class StepBatch(Protocol):
+    """What the loop asks of a microbatch."""
+
+    @property
+    def sample_ids(self) -> tuple[int, ...]: ...
+    def to(self, device: torch.device) -> Any: ...
+
+
+BatchType = TypeVar("BatchType", bound=StepBatch)
 
 
 class BatchSource(Protocol[Batch]):

@@ -11,18 +11,18 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from torch import Tensor
 
-from llmtrain.config import RunConfig, Section
+from llmtrain.config import RunConfig, Section, TrainConfig
 from llmtrain.config_file import read_yaml, save_config
 from llmtrain.durable import write_json
 from llmtrain.models.card import model_card
-from llmtrain.models.export import export_model, push_model
-from llmtrain.schemas import PretrainConfig
+from llmtrain.models.export import push_model
+from llmtrain.schemas import RecipeConfig
 from llmtrain.train.checkpoint import Checkpoint
 
 # What may differ when a run is continued; anything else makes it another run.
@@ -42,7 +42,7 @@ MAY_CHANGE = (
     "log",
 )
 # Facts that a continued run must find unchanged.
-PINNED = ("model_revision", "tokenizer_fingerprint", "stores")
+PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores")
 UNFINISHED = "config.yaml.partial"  # all that a run leaves that is stopped while it makes its folder
 PACKAGES = ("llmtrain", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors")
 
@@ -101,19 +101,24 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
     write_json(folder / "environment.json", environment)
 
 
+def export_dtype(train: TrainConfig) -> torch.dtype:
+    """The type of exported weights: bf16 where they were trained in it."""
+    return torch.bfloat16 if train.precision == "bf16" else torch.float32
+
+
 def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
     """Write `ledger.json`: where every byte and token of the data went, and how much of it was trained on."""
     write_json(folder / "ledger.json", {**data, "training": training})
 
 
-def export_run(
-    folder: Path,
-    config: PretrainConfig,
-    shape: PreTrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    checkpoint: Checkpoint,
-) -> Path:
-    """Write `model/` from a checkpoint: its average where the run keeps one, in bf16 where it was trained so.
+class Write(Protocol):
+    """Writes a model folder from weights by the names of a checkpoint."""
+
+    def __call__(self, folder: Path, *, weights: Mapping[str, Tensor], card: str) -> None: ...
+
+
+def export_run(folder: Path, config: RecipeConfig, checkpoint: Checkpoint, write: Write) -> Path:
+    """Write `model/` from a checkpoint, from its average where the run keeps one.
 
     Raises ValueError where the disk is full, or `log.push_to_hub` is set and the hub refuses.
     """
@@ -129,11 +134,8 @@ def export_run(
         num_parameters=sum(tensor.numel() for tensor in weights.values()),
     )
     shutil.rmtree(partial, ignore_errors=True)
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     try:
-        export_model(
-            partial, shape, weights, tokenizer, dtype=dtype, card=card, trust_remote_code=config.model.trust_remote_code
-        )
+        write(partial, weights=weights, card=card)
     except (OSError, SafetensorError) as error:  # a full disk, mostly
         shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(

@@ -160,7 +160,7 @@ class PretrainConfig(RecipeConfig):
 
 
 class TuningOptimConfig(OptimConfig):
-    name: Literal["adamw", "muon", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    name: Literal["adamw", "muon", "adamw8bit", "paged_adamw8bit"] = "adamw"  # type: ignore[assignment]
     """As in pretraining; the 8-bit forms hold AdamW's state in a byte a value (bitsandbytes, CUDA)."""
     lr: Annotated[float, Field(gt=0)] = 2e-5
     """Peak learning rate (Llama 2, section 3.1: 2e-5 for all weights; adapters take about ten times as much)."""

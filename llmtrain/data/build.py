@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -92,8 +92,14 @@ def _build(plan: Plan, encoder: TextEncoder, report: Report) -> None:
     report(f"{source}: {_summary(ledger)}")
 
 
-def eval_share(document: Document) -> float:
-    """A number in [0, 1) that depends on the document's text alone: below `eval_fraction`, it is held out."""
+class Digestible(Protocol):
+    """What has 16 bytes that stand for its whole content."""
+
+    def digest(self) -> bytes: ...
+
+
+def eval_share(document: Digestible) -> float:
+    """A number in [0, 1) that depends on the document's content alone: below `eval_fraction`, it is held out."""
     digest = blake2b(document.digest(), digest_size=8, person=SPLIT_SALT).digest()
     return int.from_bytes(digest, "little") / 2**64
 

@@ -35,6 +35,13 @@ class TokenTally:
     unknown_tokens: int = 0  # text tokens that are the tokenizer's unknown token
     added_tokens: int = 0  # put around documents: bos, eos
     unpredicted_tokens: int = 0  # the first token of each document, which nothing before it predicts
+    trained_tokens: int = 0  # of a store with a loss mask: those that are targets
+    masked_tokens: int = 0  # and those that are not
+    truncated_tokens: int = 0  # cut off rows that were longer than data.max_seq_len
+    dropped_tokens: int = 0  # of rows of which nothing was kept
+    rows_cut: int = 0  # rows that lost tokens
+    rows_split: int = 0  # rows that became several documents by their length
+    rows_unrolled: int = 0  # conversations that became a document a turn, as their template demands
 
 
 @dataclass
@@ -75,6 +82,9 @@ class SourceLedger:
                     f"{self.path}: {tally.tokens} {split} tokens stored, but {tally.text_tokens} made of text "
                     f"and {tally.added_tokens} added"
                 )
+            masked = tally.trained_tokens + tally.masked_tokens
+            if masked and masked != tally.tokens:
+                raise AssertionError(f"{self.path}: {tally.tokens} {split} tokens stored, but {masked} with a mask")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

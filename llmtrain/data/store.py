@@ -1,8 +1,9 @@
 """The token store: the tokens of one source in flat files, memory-mapped, opened in constant time.
 
 A store is a folder. For each split it holds `tokens` (uint16 or uint32, documents end to end), `offsets`
-(int64, where each document ends) and `bytes` (int64, UTF-8 length of each document). `store.json` says
-that it is finished, and for which tokenizer and source. While it is built, the files only grow, and
+(int64, where each document ends) and `bytes` (int64, UTF-8 length of each document); a store with a loss mask
+also `trained` (uint8, 1 where a token is a target). `store.json` says that it is finished, and for which
+tokenizer and source. While it is built, the files only grow, and
 `journal` says how far they can be trusted.
 """
 
@@ -40,6 +41,7 @@ class TokenStore:
     )
     document_bytes: Array  # (num_documents,) int64, memory-mapped
     num_bytes: int  # UTF-8 bytes of all documents
+    trained: Array | None = None  # (num_tokens,) uint8, memory-mapped: 1 where a token is a target; None: all are
 
     @property
     def num_tokens(self) -> int:
@@ -82,6 +84,7 @@ def open_store(path: Path, split: Split) -> TokenStore:
         document_offsets=_map(path / f"{split}.offsets", np.dtype(np.int64), sizes["documents"] + 1),
         document_bytes=_map(path / f"{split}.bytes", np.dtype(np.int64), sizes["documents"]),
         num_bytes=sizes["bytes"],
+        trained=_map(path / f"{split}.trained", np.dtype(np.uint8), sizes["tokens"]) if meta.get("masked") else None,
     )
 
 
@@ -121,11 +124,12 @@ class StoreWriter:
     Used as a context manager, under `exclusive`.
     """
 
-    def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
-        self._folder, self._dtype = folder, dtype
-        self.progress = _recover(folder, dtype)
+    def __init__(self, folder: Path, dtype: np.dtype[Any], masked: bool = False) -> None:
+        """`masked`: each token comes with whether it is a target of the loss."""
+        self._folder, self._dtype, self._masked = folder, dtype, masked
+        self.progress = _recover(folder, dtype, masked)
         self._files: dict[str, BinaryIO] = {}
-        for name, size in _file_sizes(self.progress, dtype).items():
+        for name, size in _file_sizes(self.progress, dtype, masked).items():
             (folder / name).touch()
             os.truncate(folder / name, size)  # lengthens a new `offsets` file by its leading zero
             self._files[name] = (folder / name).open("ab")
@@ -140,8 +144,13 @@ class StoreWriter:
             with contextlib.suppress(OSError):  # a full disk was raised by the write or flush that met it
                 file.close()
 
-    def write_tokens(self, split: Split, ids: Array, num_text_tokens: int, num_unknown_tokens: int) -> None:
-        """Append tokens to the split's open document."""
+    def write_tokens(
+        self, split: Split, ids: Array, num_text_tokens: int, num_unknown_tokens: int, trained: Array | None = None
+    ) -> None:
+        """Append tokens to the split's open document; `trained` (tokens,) bool where the store is masked."""
+        assert (trained is not None) == self._masked
+        if trained is not None:
+            self._files[f"{split}.trained"].write(trained.astype(np.uint8).data)
         self._files[f"{split}.tokens"].write(ids.astype(self._dtype, copy=False).data)
         written = self.progress.splits[split]
         written.tokens += len(ids)
@@ -170,7 +179,9 @@ class StoreWriter:
             split: {"tokens": written.tokens, "documents": written.documents, "bytes": written.bytes}
             for split, written in self.progress.splits.items()
         }
-        text = json.dumps({"format": FORMAT, "dtype": self._dtype.name, "splits": splits, **meta}, indent=1)
+        text = json.dumps(
+            {"format": FORMAT, "dtype": self._dtype.name, "masked": self._masked, "splits": splits, **meta}, indent=1
+        )
         unfinished = self._folder / f"{META}.unfinished"
         with unfinished.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -188,21 +199,23 @@ class StoreWriter:
 
 def discard_unfinished(folder: Path) -> None:
     """Delete what a build has left, but the lock, on which others may wait."""
-    for name in (*_file_sizes(Progress(), np.dtype(np.uint16)), JOURNAL, f"{META}.unfinished"):
+    for name in (*_file_sizes(Progress(), np.dtype(np.uint16), masked=True), JOURNAL, f"{META}.unfinished"):
         (folder / name).unlink(missing_ok=True)
 
 
-def _file_sizes(progress: Progress, dtype: np.dtype[Any]) -> dict[str, int]:
+def _file_sizes(progress: Progress, dtype: np.dtype[Any], masked: bool) -> dict[str, int]:
     """Name -> bytes of every data file at a point of the build."""
     sizes = {}
     for split, written in progress.splits.items():
         sizes[f"{split}.tokens"] = written.tokens * dtype.itemsize
         sizes[f"{split}.offsets"] = (written.documents + 1) * 8
         sizes[f"{split}.bytes"] = written.documents * 8
+        if masked:
+            sizes[f"{split}.trained"] = written.tokens
     return sizes
 
 
-def _recover(folder: Path, dtype: np.dtype[Any]) -> Progress:
+def _recover(folder: Path, dtype: np.dtype[Any], masked: bool) -> Progress:
     """The last point in the journal up to which every file is whole."""
     path = folder / JOURNAL
     lines = path.read_bytes().splitlines() if path.is_file() else []
@@ -212,8 +225,8 @@ def _recover(folder: Path, dtype: np.dtype[Any]) -> Progress:
         except ValueError:
             continue  # a kill tore this line; the one before stands
         progress = Progress(tree["pieces"], {split: Written(**tree["splits"][split]) for split in SPLITS})
-        found = {name: _size(folder / name) for name in _file_sizes(progress, dtype)}
-        if all(found[name] >= size for name, size in _file_sizes(progress, dtype).items()):
+        sizes = _file_sizes(progress, dtype, masked)
+        if all(_size(folder / name) >= size for name, size in sizes.items()):
             return progress
     return Progress()
 

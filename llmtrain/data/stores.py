@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtrain.config import CleanConfig, DataConfig, Source
+from llmtrain.config import CleanConfig, DataConfig, Source, SourcesConfig
 from llmtrain.data.build import Clean, Plan, build_store, eval_share
 from llmtrain.data.clean import Cleaner
 from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
@@ -31,6 +31,11 @@ class Stores:
     eval: list[TokenStore]  # empty where nothing is held out
     ledger: Ledger
 
+    @property
+    def names(self) -> list[str]:
+        """The folders' names, which stand for their content."""
+        return [store.path.name for store in (*self.train, *self.eval)]
+
 
 def build_stores(data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, report: Report) -> Stores:
     """The token stores of a run's sources: found, or built by this process while others wait for it.
@@ -47,11 +52,11 @@ def build_stores(data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, report
     if data.eval is None:
         eval_folders: list[Path] = []
         held_out = [open_store(folder, "eval") for folder in train_folders] if eval_fraction else []
-        _require_held_out(data, train, held_out, report)
+        require_held_out(data, train, held_out, report)
     else:
         eval_folders = _eval_folders(data, data.eval, binding, report)
         held_out = [open_store(folder, _held_out_split(folder)) for folder in eval_folders]
-    ledger = Ledger([_read_ledger(folder) for folder in train_folders], [_read_ledger(path) for path in eval_folders])
+    ledger = Ledger([read_ledger(folder) for folder in train_folders], [read_ledger(path) for path in eval_folders])
     ledger.check()
     return Stores(train, held_out, ledger)
 
@@ -84,7 +89,7 @@ def _train_folders(data: DataConfig, eval_fraction: float, binding: _Tokenizer, 
         wanted.append(_plan(key, source, content, partial(cleaner.clean, index), cache_root(data.cache_dir), binding))
     if eval_fraction and any(isinstance(want, Plan) and not is_store(want.folder) for want in wanted):
         _require_some_to_hold_out(data)
-    return [want if isinstance(want, Path) else _find_or_build(want, binding.encoder, report) for want in wanted]
+    return [want if isinstance(want, Path) else _built(want, binding, report) for want in wanted]
 
 
 def _eval_folders(data: DataConfig, sources: Sequence[Source], binding: _Tokenizer, report: Report) -> list[Path]:
@@ -103,7 +108,7 @@ def _eval_folders(data: DataConfig, sources: Sequence[Source], binding: _Tokeniz
             folders.append(_given_store(key, source, data, binding))
         else:
             plan = _plan(key, source, content, _keep_all, cache_root(data.cache_dir), binding)
-            folders.append(_find_or_build(plan, binding.encoder, report))
+            folders.append(_built(plan, binding, report))
     return folders
 
 
@@ -120,7 +125,7 @@ def _plan(key: str, source: Source, content: Mapping[str, Any], clean: Clean, ca
         key=key,
         source=source,
         source_fingerprint=read,
-        folder=cache / f"{_slug(source.path)}-{name}",
+        folder=cache / f"{slug(source.path)}-{name}",
         clean=clean,
         eval_fraction=content["eval_fraction"],
         on_bad_row=content["on_bad_row"],
@@ -134,14 +139,17 @@ def _plan(key: str, source: Source, content: Mapping[str, Any], clean: Clean, ca
     )
 
 
-def _find_or_build(plan: Plan, encoder: TextEncoder, report: Report) -> Path:
-    """A planned store's folder, finished by this process or another."""
-    if is_store(plan.folder):
-        return plan.folder
-    with exclusive(plan.folder, report):
-        if not is_store(plan.folder):
-            build_store(plan, encoder, report)
-    return plan.folder
+def _built(plan: Plan, binding: _Tokenizer, report: Report) -> Path:
+    return find_or_build(plan.folder, lambda: build_store(plan, binding.encoder, report), report)
+
+
+def find_or_build(folder: Path, build: Callable[[], None], report: Report) -> Path:
+    """The folder of a store, finished by this process or another."""
+    if not is_store(folder):
+        with exclusive(folder, report):
+            if not is_store(folder):
+                build()
+    return folder
 
 
 def _given_store(key: str, source: Source, data: DataConfig, binding: _Tokenizer) -> Path:
@@ -199,7 +207,7 @@ def _require_some_to_hold_out(data: DataConfig) -> None:
     )
 
 
-def _require_held_out(data: DataConfig, train: list[TokenStore], held_out: list[TokenStore], report: Report) -> None:
+def require_held_out(data: SourcesConfig, train: list[TokenStore], held_out: list[TokenStore], report: Report) -> None:
     """Raises ValueError where a share was to be held out and no document fell into it."""
     empty = [index for index, store in enumerate(held_out) if not store.num_tokens]
     if held_out and len(empty) == len(held_out):
@@ -212,11 +220,11 @@ def _require_held_out(data: DataConfig, train: list[TokenStore], held_out: list[
         report(f"data.train[{index}] ({data.train[index].path}): no document of it is held out")
 
 
-def _read_ledger(folder: Path) -> SourceLedger:
+def read_ledger(folder: Path) -> SourceLedger:
     return SourceLedger.from_dict(read_meta(folder)["ledger"])
 
 
-def _slug(path: str) -> str:
+def slug(path: str) -> str:
     """A readable start for a folder's name."""
     words = re.findall(r"[A-Za-z0-9]+", Path(path).name) or ["store"]
     return "-".join(words)[:40].lower()

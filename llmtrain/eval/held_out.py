@@ -31,7 +31,7 @@ class HeldOut:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """`eval_loss` (nats per predicted token) and `eval_bits_per_byte`; None if asked to stop.
+        """`eval_loss` (nats per trained token), `eval_bits_per_byte` where all are trained; None if asked to stop.
 
         Bytes are those of the evaluated share of the documents, in proportion to tokens where not all are taken. A
         tokenizer without BOS leaves the first token of each document unpredicted: its bytes count, its bits do not.
@@ -46,5 +46,7 @@ class HeldOut:
             num_predicted += batch.num_trained
             num_tokens += batch.input_ids.numel() if batch.sample_ids else 0
         loss, predicted, tokens = self.sum_over_ranks([float(total_loss), num_predicted, num_tokens])
-        bits = loss / math.log(2)
-        return {"eval_loss": loss / predicted, "eval_bits_per_byte": bits / (tokens * plan.eval_bytes_per_token)}
+        values = {"eval_loss": loss / predicted}
+        if plan.eval_bytes_per_token is not None:
+            values["eval_bits_per_byte"] = loss / math.log(2) / (tokens * plan.eval_bytes_per_token)
+        return values

@@ -1,4 +1,6 @@
-"""Parameters and optimizer state by parameter name, in full, under every engine: what a checkpoint holds.
+"""Trainable parameters and optimizer state by name, in full, under every engine: what a checkpoint holds.
+
+Frozen parameters are not part of it: a run makes them anew, as they were when it started.
 
 DeepSpeed keeps fp32 weights and optimizer state in flat partitions. Its public `safe_get_full_*` and
 `safe_set_full_*` reach single parameters in them. What they leave to us in 0.19.8 needs private names, in
@@ -24,11 +26,11 @@ Read = Callable[[str], dict[str, Tensor]]
 
 
 def named_state(model: nn.Module, optimizer: Optimizer, is_main: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """One process, DDP, FSDP2: each parameter and persistent buffer under `param`, with its optimizer state.
+    """One process, DDP, FSDP2: each trained parameter and persistent buffer under `param`, with its optimizer state.
 
     Collective under FSDP2. Ranks other than the main one get empty dictionaries.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         state = {"param": parameter} | optimizer.state.get(parameter, {})
         full = {key: whole(value) for key, value in state.items()}
         yield name, {key: value.detach().cpu() for key, value in full.items()} if is_main else {}
@@ -43,7 +45,7 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, read: Read) -> None
     """
     index_of = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     states: dict[int, dict[str, Tensor]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         saved = read(name)
         value = saved.pop("param")
         _check_shape(name, value, parameter.shape)
@@ -56,19 +58,13 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, read: Read) -> None
 
 def zero_named_state(engine: Any, is_main: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The same under ZeRO, gathered one parameter at a time. Collective."""
-    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     partitions = _partitions(engine)
-    for name, parameter in engine.module.named_parameters():
-        full: dict[str, Tensor] = {}
-        if parameter.requires_grad:
-            full["param"] = safe_get_full_fp32_param(parameter)
-            for key, value in partitions.state_of(parameter).items():
-                full[key] = safe_get_full_optimizer_state(parameter, key) if value.dim() else value.clone()
-        else:
-            with GatheredParameters([parameter], enabled=partitions.shards_parameters):
-                full["param"] = parameter.detach().clone()
+    for name, parameter in _trained(engine.module):
+        full = {"param": safe_get_full_fp32_param(parameter)}
+        for key, value in partitions.state_of(parameter).items():
+            full[key] = safe_get_full_optimizer_state(parameter, key) if value.dim() else value.clone()
         yield name, {key: value.detach().cpu() for key, value in full.items()} if is_main else {}
     yield from _named_buffers(engine.module, is_main)
 
@@ -80,15 +76,14 @@ def load_zero_named_state(engine: Any, read: Read) -> None:
 
     partitions = _partitions(engine)
     partitions.make_state(read)
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained(engine.module):
         saved = read(name)
         value = saved.pop("param").to(engine.device)
         _check_shape(name, value, partitions.full_shape(parameter))
-        if parameter.requires_grad:
-            safe_set_full_fp32_param(parameter, value)
-            for key, state in saved.items():
-                if state.dim():
-                    safe_set_full_optimizer_state(parameter, state.to(engine.device), key)
+        safe_set_full_fp32_param(parameter, value)
+        for key, state in saved.items():
+            if state.dim():
+                safe_set_full_optimizer_state(parameter, state.to(engine.device), key)
         partitions.set_model_copy(parameter, value)
     _load_buffers(engine.module, read)
     partitions.refresh()
@@ -96,8 +91,6 @@ def load_zero_named_state(engine: Any, read: Read) -> None:
 
 class _Partitions(Protocol):
     """Where a ZeRO stage keeps its fp32 weights and optimizer state."""
-
-    shards_parameters: bool
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]: ...
     def make_state(self, read: Read) -> None: ...
@@ -112,8 +105,6 @@ def _partitions(engine: Any) -> _Partitions:
 
 class _Zero12:
     """ZeRO-1 and -2: one flat fp32 partition a parameter group; the model's copy is whole on every rank."""
-
-    shards_parameters = False
 
     def __init__(self, engine: Any) -> None:
         self._zero = engine.optimizer
@@ -145,8 +136,6 @@ class _Zero12:
 
 class _Zero3:
     """ZeRO-3: one flat fp32 partition a sub-group of parameters; the model's copy is sharded too."""
-
-    shards_parameters = True
 
     def __init__(self, engine: Any) -> None:
         self._zero = engine.optimizer
@@ -198,6 +187,10 @@ class _Flats:
             del saved["param"]
             if saved:
                 self._state[flat] = {k: torch.zeros_like(flat) if v.dim() else v.clone() for k, v in saved.items()}
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def _named_buffers(model: nn.Module, is_main: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:

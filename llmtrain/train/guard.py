@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
 SPIKE_HISTORY_STEPS = 20  # steps before the running mean is trusted
 SPIKE_MEAN_DECAY = 0.98
+MAX_ROLLBACKS = 3  # to one checkpoint; a spike that comes back whatever the data is has another cause
 
 
 class StopSignal:
@@ -43,12 +45,14 @@ class StepGuard:
     mean: float = 0.0
     weight: float = 0.0
     steps: int = 0
+    rollbacks: int = 0  # since the last save; not part of the state
 
-    def skipped(self, step: int, sample_ids: str) -> str:
+    def skipped(self, step: int, sample_ids: Sequence[int]) -> str:
         """Account for a skipped step; the line for the log. Raises ValueError after too many in a row."""
         self.nonfinite_in_row += 1
         self.nonfinite_total += 1
-        line = f"step {step}: loss or gradient not finite, step skipped (samples {sample_ids})"
+        named = f"{min(sample_ids)} to {max(sample_ids)}" if sample_ids else "of other ranks"
+        line = f"step {step}: loss or gradient not finite, step skipped (samples {named})"
         if self.nonfinite_in_row >= self.max_nonfinite_steps:
             raise ValueError(
                 f"{line}; that is {self.nonfinite_in_row} in a row, train.max_nonfinite_steps: "
@@ -67,6 +71,21 @@ class StepGuard:
         self.weight = SPIKE_MEAN_DECAY * self.weight + (1 - SPIKE_MEAN_DECAY)
         self.steps += 1
         return False
+
+    def rolled_back(self, step: int, loss: float, to_step: int) -> str:
+        """Account for going back after a spike; the line for the log. Raises ValueError after too many times."""
+        self.rollbacks += 1
+        line = f"step {step}: loss {loss:.4f} is a spike (mean {self.mean / self.weight:.4f})"
+        if self.rollbacks > MAX_ROLLBACKS:
+            raise ValueError(
+                f"{line}, after {MAX_ROLLBACKS} rollbacks to step {to_step}: it is not this data; lower optim.lr "
+                "or raise train.spike_factor"
+            )
+        return f"{line}; rolled back to step {to_step}, its samples are skipped from now on"
+
+    def saved(self) -> None:
+        """A checkpoint was written: rollbacks to it are counted anew."""
+        self.rollbacks = 0
 
     def state_dict(self) -> dict[str, float]:
         return {

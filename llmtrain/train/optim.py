@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -176,6 +177,13 @@ class Ema:
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         current = [parameter.float() for parameter in self._parameters.values()]
         torch._foreach_lerp_(list(self.average.values()), current, weight)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the average for its weights within this context."""
+        self.swap()
+        yield
+        self.swap()
 
     @torch.no_grad()
     def swap(self) -> None:

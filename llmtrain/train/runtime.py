@@ -140,10 +140,6 @@ class Runtime:
                 dist.distributed_c10d._set_pg_timeout(self._backstop, group)
         return prepared, wrapped
 
-    def unwrap(self, model: nn.Module) -> nn.Module:
-        """The module that was prepared as `model`."""
-        return self._module
-
     def seed_step(self, step: int) -> None:
         """Seed torch's generators (dropout) as a pure function of (seed, step, rank): nothing to save or restore."""
         digest = hashlib.blake2b(f"{self._seed}:{step}:{self.rank}".encode(), digest_size=8).digest()
@@ -239,10 +235,10 @@ class Runtime:
         self._summed("barrier", [0.0])
 
     def named_state(self, model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Every parameter and persistent buffer by name: `param`, and its optimizer state. Collective.
+        """Every trained parameter and persistent buffer by name: `param`, and its optimizer state. Collective.
 
-        Full tensors on the CPU on the main process, trained weights and their state in fp32, frozen weights as the
-        engine holds them; the others walk along and get empty dictionaries.
+        Full tensors on the CPU on the main process, weights and their state in fp32; the others walk along and get
+        empty dictionaries.
         """
         self._arrive("named_state")
         if self._is_deepspeed:
@@ -252,7 +248,7 @@ class Runtime:
     def load_named_state(
         self, model: nn.Module, optimizer: Optimizer, read: Callable[[str], dict[str, Tensor]]
     ) -> None:
-        """Set every parameter, buffer and optimizer state to what `read(name)` gives, to the bit. Collective."""
+        """Set trained parameters, buffers and optimizer state to what `read(name)` gives, to the bit. Collective."""
         self._arrive("load_named_state")
         if self._is_deepspeed:
             engine_state.load_zero_named_state(model, read)

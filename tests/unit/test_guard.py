@@ -44,12 +44,12 @@ def test_restoring_puts_the_handlers_back() -> None:
 def test_an_applied_step_ends_a_row_of_skipped_ones() -> None:
     counted = guard(max_nonfinite_steps=3)
     for step in (1, 2):
-        counted.skipped(step, "0 to 3")
+        counted.skipped(step, [0, 3])
     assert not counted.spiked(1.0)
     for step in (4, 5):
-        counted.skipped(step, "0 to 3")
+        counted.skipped(step, [0, 3])
     with pytest.raises(ValueError, match=r"step 6: .*\(samples 0 to 3\); that is 3 in a row"):
-        counted.skipped(6, "0 to 3")
+        counted.skipped(6, [0, 3])
     assert counted.nonfinite_total == 5
 
 
@@ -77,10 +77,10 @@ def test_without_a_factor_nothing_is_a_spike() -> None:
 
 def test_its_state_comes_back() -> None:
     one, other = guard(), guard()
-    one.skipped(1, "0 to 3")
+    one.skipped(1, [0, 3])
     for _ in range(SPIKE_HISTORY_STEPS):
         one.spiked(1.0)
-    one.skipped(30, "0 to 3")
+    one.skipped(30, [0, 3])
     other.load_state_dict(one.state_dict())
     assert other == one
     assert other.spiked(3.0)

@@ -8,13 +8,14 @@ import pytest
 from llmtrain.batch import IGNORE_INDEX
 from llmtrain.data.loader import StoredBatches, collate, microbatches
 from llmtrain.data.order import SampleOrder
-from llmtrain.data.pack import num_stream_packs, stream_pack
+from llmtrain.data.pack import BestFitPacking, Pack, StreamPacking, best_fit
 
 
 @dataclass
 class FakeStore:
     tokens: np.ndarray
     document_offsets: np.ndarray
+    trained: np.ndarray | None = None
 
 
 def store_of(lengths: list[int]) -> FakeStore:
@@ -23,11 +24,16 @@ def store_of(lengths: list[int]) -> FakeStore:
     return FakeStore(tokens.astype(np.uint16), np.concatenate([[0], np.cumsum(lengths)]))
 
 
+def stream_pack(store: FakeStore, index: int, max_seq_len: int, isolate_documents: bool) -> Pack:
+    return StreamPacking(store, max_seq_len, isolate_documents).pack(index)
+
+
 @pytest.mark.parametrize("lengths", [[5, 3, 9, 1, 14], [8, 8], [1, 1, 1], [30], [4, 4, 4, 4]])
 @pytest.mark.parametrize("max_seq_len", [2, 4, 8, 64])
 def test_every_token_but_the_first_of_each_document_is_predicted_once(lengths: list[int], max_seq_len: int) -> None:
     store = store_of(lengths)
-    packs = [stream_pack(store, i, max_seq_len, True) for i in range(num_stream_packs(sum(lengths), max_seq_len))]
+    packing = StreamPacking(store, max_seq_len, True)
+    packs = [packing.pack(i) for i in range(packing.num_packs)]
     np.testing.assert_array_equal(np.concatenate([pack.input_ids for pack in packs]), store.tokens)
     labels = np.concatenate([pack.labels for pack in packs])
     trained = labels[labels != IGNORE_INDEX]
@@ -72,7 +78,7 @@ def test_ranks_share_a_step_and_stay_in_step(world_size: int, packs_per_microbat
 
 def batches_of(num_steps: int) -> StoredBatches:
     store = store_of([50, 60])
-    order = SampleOrder([num_stream_packs(110, 8)], None, seed=3)
+    order = SampleOrder([StreamPacking(store, 8, True).num_packs], None, seed=3)
     return StoredBatches(
         order,
         lambda _, index: stream_pack(store, index, 8, True),
@@ -110,3 +116,36 @@ def test_a_rolled_back_source_leaves_out_the_last_step_and_all_skipped_before() 
     assert samples(source, 3) == [(0, 1, 2), (6, 7, 8), (9, 10, 11)]
     source.load_state_dict(source.skip_last(start))
     assert samples(source, 3) == [(0, 1, 2), (6, 7, 8), (12, 13, 14)]
+
+
+def masked_store(lengths: list[int]) -> FakeStore:
+    """The same documents, every third token of which is a target."""
+    store = store_of(lengths)
+    store.trained = np.concatenate([(np.arange(length) % 3 == 2) for length in lengths]).astype(np.uint8)
+    return store
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 9, 1, 14, 2, 2, 16], [16, 16, 16], [1] * 40, list(range(1, 17))])
+def test_best_fit_keeps_every_document_whole_and_once(lengths: list[int]) -> None:
+    bins = best_fit(lengths, 16)
+    assert sorted(index for members in bins for index in members) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in members) <= 16 for members in bins)
+    assert len(bins) <= 11 / 9 * -(-sum(lengths) // 16) + 1
+
+
+def test_best_fit_takes_the_place_that_leaves_the_least_room() -> None:
+    assert best_fit([9, 7, 5, 3], 10) == [[0], [1, 3], [2]]
+
+
+def test_whole_documents_are_packed_with_the_labels_of_their_targets() -> None:
+    store = masked_store([5, 3, 9, 1, 14])
+    packing = BestFitPacking(store, 16)
+    packs = [packing.pack(i) for i in range(packing.num_packs)]
+    assert sorted(np.concatenate([pack.input_ids for pack in packs])) == sorted(store.tokens)
+    labels = np.concatenate([pack.labels for pack in packs])
+    inputs = np.concatenate([pack.input_ids for pack in packs])
+    targets = sorted(store.tokens[store.trained == 1])
+    assert sorted(labels[labels != IGNORE_INDEX]) == targets
+    np.testing.assert_array_equal(inputs[labels != IGNORE_INDEX] + 1, labels[labels != IGNORE_INDEX])
+    assert packing.num_targets == len(targets)
+    assert sum(len(pack.segment_lengths) for pack in packs) == packing.num_segments == 5

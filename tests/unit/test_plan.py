@@ -9,6 +9,7 @@ import pytest
 
 from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config import DataConfig, EvalConfig, TrainConfig
+from llmtrain.data.pack import StreamPacking
 from llmtrain.data.plan import DataPlan, plan_data
 from llmtrain.data.store import TokenStore
 
@@ -27,8 +28,9 @@ def plan(train: list[TokenStore], held_out: list[TokenStore], **changes: object)
         data,
         TrainConfig.model_validate(settings),
         EvalConfig.model_validate({"tokens": tokens}),
-        train,
-        held_out,
+        [StreamPacking(store, 8, isolate_documents=True) for store in train],
+        [StreamPacking(store, 8, isolate_documents=True) for store in held_out],
+        eval_bytes=sum(store.num_bytes for store in held_out),
         seed=1,
         world_size=1,
     )

@@ -288,7 +288,7 @@ def test_one_process_needs_no_deepspeed() -> None:
         "r = Runtime(precision='fp32', max_grad_norm=1.0, seed=0, timeout_minutes=1)\n"
         "m = torch.nn.Linear(2, 2)\n"
         "m, o = r.prepare(m, torch.optim.AdamW(m.parameters()))\n"
-        "r.backward(m, m(torch.ones(2)).sum(), last=True); r.step(m, o); r.unwrap(m); list(r.named_state(m, o))\n"
+        "r.backward(m, m(torch.ones(2)).sum(), last=True); r.step(m, o); list(r.named_state(m, o))\n"
         "assert 'deepspeed' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
