@@ -82,7 +82,7 @@ def source_fingerprint(source: Source) -> str:
     Files' contents are not read. A hub dataset counts by its commit.
     """
     location = resolve(source)
-    reading: dict[str, Any] = {"text_field": source.text_field, "slice": source.slice}
+    reading: dict[str, Any] = {"text_field": source.text_field, "fields": source.fields, "slice": source.slice}
     if isinstance(location, HubDataset):
         reading |= {"hub": location.name, "commit": location.commit, "split": source.split, "subset": source.subset}
     else:

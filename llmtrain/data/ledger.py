@@ -52,6 +52,7 @@ class SourceLedger:
     files: int = 0
     files_not_read: dict[str, int] = field(default_factory=dict)  # suffix -> files passed over in a folder
     text_field: str | None = None  # the field of rows that holds the text; None: text files
+    row_format: str | None = None  # the format of instruction rows; None: documents
     read: Tally = field(default_factory=Tally)  # everything below together
     bad_rows: dict[str, Tally] = field(default_factory=dict)  # reason -> rows skipped
     dropped: dict[str, Tally] = field(default_factory=dict)  # step -> documents dropped
@@ -98,6 +99,7 @@ class SourceLedger:
             files=tree["files"],
             files_not_read=dict(tree["files_not_read"]),
             text_field=tree["text_field"],
+            row_format=tree.get("row_format"),  # stores of documents from before it was kept lack it
             read=Tally(**tree["read"]),
             bad_rows={reason: Tally(**tally) for reason, tally in tree["bad_rows"].items()},
             dropped={step: Tally(**tally) for step, tally in tree["dropped"].items()},

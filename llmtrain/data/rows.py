@@ -38,7 +38,7 @@ def iter_documents(source: Source, on_bad_row: Literal["error", "skip"], ledger:
         ledger.files = len(location.paths)
         ledger.files_not_read = dict(location.not_read)
     num_documents = 0
-    for item in _items(source, location):
+    for item in iter_items(source, location):
         if isinstance(item, Row):
             if ledger.text_field is None:
                 ledger.text_field = source.text_field or _recognise(item)
@@ -64,7 +64,7 @@ def iter_texts(path: str) -> Iterator[str]:
     Raises ValueError as `iter_documents` does; bad rows are errors.
     """
     source = Source(path=path)
-    for item in _items(source, resolve(source)):
+    for item in iter_items(source, resolve(source)):
         if isinstance(item, BadRow):
             raise ValueError(item.message)
         if isinstance(item, Row):
@@ -84,7 +84,7 @@ def _strings(tree: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def _items(source: Source, location: Files | HubDataset) -> Iterator[Document | Row | BadRow]:
+def iter_items(source: Source, location: Files | HubDataset) -> Iterator[Document | Row | BadRow]:
     """Every text file, row and bad row of a source, in order."""
     part = _parse_slice(source.slice)
     if isinstance(location, HubDataset):

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "tune": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "preflight": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "report": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
+    "__main__": {"cli"},
     "cli": CONTRACTS
     | ROOMS
     | {"config_file", "schemas", "run", "training", "rollout", "eval", "tune", "preflight", "report"},
