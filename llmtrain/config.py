@@ -204,8 +204,9 @@ class TrainConfig(Section):
 
 
 class OptimConfig(Section):
-    name: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the updates of hidden matrices; embeddings, head and vectors keep AdamW."""
+    name: Literal["adamw", "muon", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    """`muon` orthogonalises the updates of hidden matrices; embeddings, head and vectors keep AdamW. The 8-bit forms
+    hold AdamW's state in a byte a value (bitsandbytes, CUDA); paged ones move it to the host where memory is short."""
     lr: Annotated[float, Field(gt=0)] = 6e-4
     """Peak learning rate of AdamW (GPT-3, table 2.1, 125M: 6e-4)."""
     muon_lr: Annotated[float, Field(gt=0)] = 0.02

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -125,6 +125,7 @@ class RecipeConfig(Section):
         """The features that not every engine has, and whether this run asks for them."""
         return {
             "muon": self.optim.name == "muon",
+            "8-bit optimizer": self.optim.name.endswith("8bit"),
             "l1": self.optim.l1 > 0,
             "ema": self.train.ema_decay is not None,
             "fp16": self.train.precision == "fp16",
@@ -160,8 +161,6 @@ class PretrainConfig(RecipeConfig):
 
 
 class TuningOptimConfig(OptimConfig):
-    name: Literal["adamw", "muon", "adamw8bit", "paged_adamw8bit"] = "adamw"  # type: ignore[assignment]
-    """As in pretraining; the 8-bit forms hold AdamW's state in a byte a value (bitsandbytes, CUDA)."""
     lr: Annotated[float, Field(gt=0)] = 2e-5
     """Peak learning rate (Llama 2, section 3.1: 2e-5 for all weights; adapters take about ten times as much)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -193,10 +192,9 @@ class SftConfig(RecipeConfig):
         return super()._idle_keys() | {f"adapter.{name}": no_adapter for name in names}
 
     def features(self) -> dict[str, bool]:
-        """As for every recipe, and adapters, a quantized base and optimizers in 8 bits."""
+        """As for every recipe, and adapters and a quantized base."""
         return super().features() | {
             "adapter": self.adapter.kind == "lora",
             "dora": self.adapter.kind == "dora",
             "quantize": self.model.quantize is not None,
-            "8-bit optimizer": self.optim.name.endswith("8bit"),
         }

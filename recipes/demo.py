@@ -47,7 +47,7 @@ def main() -> None:
     if not (RUN / "model").exists():  # a signal stopped it: saved, and no failure
         sys.exit(STOPPED)
     heading("4. A continuation")
-    run("-m", "llmtrain.cli.sample", str(RUN / "model"), PROMPT)
+    run("-m", "llmtrain", "sample", str(RUN / "model"), PROMPT)
     heading("Summary")
     for line in summary():
         print(line)

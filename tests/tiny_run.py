@@ -30,7 +30,7 @@ from unittest.mock import patch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PRETRAIN = ROOT / "recipes" / "pretrain.py"
+PRETRAIN, SFT = ROOT / "recipes" / "pretrain.py", ROOT / "recipes" / "sft.py"
 LIMIT_SECONDS = 120
 POLL_SECONDS = 0.0005
 MODEL = {
@@ -101,18 +101,18 @@ class Ended:
     err: str
 
 
-def run_here(config: Path, *overrides: str) -> Ended:
+def run_here(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> Ended:
     """Run the recipe in this process as its command line does, and leave no trace of it here."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     argv, code = sys.argv, 0
-    sys.argv = [str(PRETRAIN), str(config), *overrides]
+    sys.argv = [str(recipe), str(config), *overrides]
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            runpy.run_path(str(PRETRAIN), run_name="__main__")
+            runpy.run_path(str(recipe), run_name="__main__")
     except SystemExit as exit_:
         code = int(exit_.code or 0)
     finally:
@@ -123,9 +123,9 @@ def run_here(config: Path, *overrides: str) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def command(config: Path, *overrides: str) -> list[str]:
+def command(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> list[str]:
     """The recipe's command line."""
-    return [sys.executable, str(PRETRAIN), str(config), *overrides]
+    return [sys.executable, str(recipe), str(config), *overrides]
 
 
 def environment() -> dict[str, str]:
@@ -187,17 +187,17 @@ class Started:
         raise TimeoutError(f"waited for {LIMIT_SECONDS} s:\n{out}")
 
 
-def start(config: Path, *overrides: str) -> Started:
+def start(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> Started:
     """Start the recipe in a process of its own, forked from one that has done the imports."""
     output = config.parent / "process"
-    process = _forkserver().Process(target=_recipe, args=([str(config), *overrides], output))
+    process = _forkserver().Process(target=_recipe, args=(recipe, [str(config), *overrides], output))
     process.start()
     return Started(process, output)
 
 
-def run(config: Path, *overrides: str) -> Ended:
+def run(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> Ended:
     """Run the recipe in a process of its own."""
-    return start(config, *overrides).wait()
+    return start(config, *overrides, recipe=recipe).wait()
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
@@ -227,10 +227,10 @@ def _forkserver() -> ForkServerContext:
     return context
 
 
-def _recipe(arguments: Sequence[str], output: Path) -> None:
-    """In the forked process: the recipe, as `python recipes/pretrain.py ARGUMENTS` runs it."""
+def _recipe(recipe: Path, arguments: Sequence[str], output: Path) -> None:
+    """In the forked process: the recipe, as `python RECIPE ARGUMENTS` runs it."""
     for stream, suffix in ((1, ".out"), (2, ".err")):
         file = os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream)
-    sys.argv = [str(PRETRAIN), *arguments]
-    runpy.run_path(str(PRETRAIN), run_name="__main__")
+    sys.argv = [str(recipe), *arguments]
+    runpy.run_path(str(recipe), run_name="__main__")

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+from transformers.utils.logging import disable_progress_bar
+
 from llmtrain.config import Section
 from llmtrain.config_file import help_text, load_config
 from llmtrain.durable import is_disk_full
@@ -26,6 +28,8 @@ def run_recipe(schema: type[Config], main: Callable[[Config], None]) -> None:
     for library in ("accelerate", "deepspeed", "torch", "transformers"):
         # What a library will change in its next version is for us to mend, not for the user to read.
         warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}\b")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     try:
         main(load_config(schema, argv))
     except ValueError as error:

@@ -1,28 +1,26 @@
-"""Continue a prompt with a trained model: `python -m llmtrain.cli.sample MODEL PROMPT`."""
+"""Continue a text with a trained model: `llmtrain sample RUN_OR_MODEL PROMPT`."""
 
 from __future__ import annotations
 
-import os
-import sys
+import argparse
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
-from llmtrain.cli.recipe import EXIT_USER_ERROR
+from llmtrain.models.tuned import load_tuned
 
 NUM_TOKENS = 160
 TEMPERATURE = 0.7
 TOP_K = 40
 
 
-def sample(folder: str, prompt: str, seed: int = 0) -> str:
-    """The prompt and what the model in a folder writes after it, up to NUM_TOKENS tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+def sample(path: str, prompt: str, seed: int = 0) -> str:
+    """The prompt and what the model behind a path writes after it, up to NUM_TOKENS tokens."""
+    model, tokenizer = load_tuned(path)
     torch.manual_seed(seed)
-    ids = model.generate(
-        **tokenizer(prompt, return_tensors="pt"),
+    generate: Any = model.generate
+    ids = generate(
+        **tokenizer(prompt, return_tensors="pt").to(model.device),
         do_sample=True,
         temperature=TEMPERATURE,
         top_k=TOP_K,
@@ -32,15 +30,11 @@ def sample(folder: str, prompt: str, seed: int = 0) -> str:
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-def main() -> None:
-    """Print one continuation; a folder that holds no model is told in one line."""
-    if len(sys.argv) != 3 or not os.path.isdir(sys.argv[1]):
-        print("usage: python -m llmtrain.cli.sample MODEL PROMPT, where MODEL is a folder", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    print(sample(sys.argv[1], sys.argv[2]))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="RUN_OR_MODEL")
+    parser.add_argument("prompt", metavar="PROMPT")
 
 
-if __name__ == "__main__":
-    main()
+def run(arguments: argparse.Namespace) -> None:
+    """Print one continuation."""
+    print(sample(arguments.model, arguments.prompt))

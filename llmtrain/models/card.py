@@ -7,6 +7,19 @@ from typing import Any
 
 import yaml
 
+MODEL_LIBRARY, ADAPTER_LIBRARY = "library_name: transformers", "library_name: peft"
+MODEL_CODE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")"""
+ADAPTER_CODE = """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")"""
+
 
 def model_card(
     *,
@@ -15,26 +28,32 @@ def model_card(
     values: Mapping[str, float],
     versions: Mapping[str, str],
     num_parameters: int,
+    adapter_of: str | None = None,
 ) -> str:
-    """A Hugging Face model card from a run's resolved configuration, ledger, last values and versions."""
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["llmtrain"]}
+    """A Hugging Face model card from a run's resolved configuration, ledger, last values and versions.
+
+    `adapter_of` is the base that an adapter was trained on; None: the folder holds a whole model.
+    """
+    front: dict[str, Any] = {"pipeline_tag": "text-generation", "tags": ["llmtrain"]}
+    library, code, kind = MODEL_LIBRARY, MODEL_CODE, "A causal language model"
+    if adapter_of is not None:
+        front["base_model"] = adapter_of
+        library, code, kind = ADAPTER_LIBRARY, ADAPTER_CODE, f"An adapter of `{adapter_of}`,"
     sources = [source["path"] for source in config["data"]["train"]]
     lines = [
         "---",
+        library,
         yaml.safe_dump(front, sort_keys=False).strip(),
         "---",
         "",
         f"# {config['run']['dir'].rstrip('/').split('/')[-1]}",
         "",
-        f"A causal language model of {num_parameters:,} parameters, trained with llmtrain on "
+        f"{kind} of {num_parameters:,} parameters, trained with llmtrain on "
         + ", ".join(f"`{source}`" for source in sources)
         + ".",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained("PATH")',
-        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+        code,
         "```",
         "",
         "## Results",
@@ -59,6 +78,11 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def as_model_card(adapter_card: str) -> str:
+    """The card of an adapter as that of the model that it was merged into."""
+    return adapter_card.replace(ADAPTER_LIBRARY, MODEL_LIBRARY, 1).replace(ADAPTER_CODE, MODEL_CODE, 1)
 
 
 def _table(head: tuple[str, str], rows: Any) -> list[str]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 WRAPPER_PREFIX = "model."  # CausalLMLoss holds the model under this name
@@ -22,18 +29,15 @@ def export_model(
     *,
     dtype: torch.dtype,
     card: str,
+    stop_ids: tuple[int, ...] = (),
     trust_remote_code: bool = False,
 ) -> None:
     """Write weights (by the names of CausalLMLoss), tokenizer, generation config and model card.
 
-    The weights are checked to be exactly those of the architecture; tied ones may be left out.
+    The weights are checked to be exactly those of the architecture; tied ones may be left out. Generation stops at
+    any of `stop_ids`; (): at the tokenizer's EOS.
     """
-    shape = copy.deepcopy(shape)
-    shape.use_cache = True
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            shape, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
-        )
+    model = skeleton(shape, dtype, trust_remote_code)
     named = {
         name.removeprefix(WRAPPER_PREFIX): tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in weights.items()
@@ -42,20 +46,51 @@ def export_model(
     model.tie_weights()
     left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left_out and not unexpected, (left_out, missing, unexpected)
-    model.generation_config = GenerationConfig(
+    model.generation_config = generation_config(tokenizer, stop_ids)
+    with no_progress_bar():
+        model.save_pretrained(folder)
+    save_tokenizer(folder, tokenizer, shape)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def skeleton(shape: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """A model without weights, on the meta device, as it is to be loaded by others: with a cache, not quantized."""
+    shape = copy.deepcopy(shape)
+    shape.use_cache = True
+    vars(shape).pop("quantization_config", None)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            shape, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    return model
+
+
+def generation_config(tokenizer: PreTrainedTokenizerBase, stop_ids: tuple[int, ...]) -> GenerationConfig:
+    """Sampling that stops at any of `stop_ids`; (): at the tokenizer's EOS."""
+    return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=list(stop_ids) or tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         do_sample=True,
     )
-    logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    logging.enable_progress_bar()
+
+
+def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, shape: PreTrainedConfig) -> None:
+    """Write the tokenizer, with the number of the model's positions as the length that it warns at."""
     positions = shape.to_dict().get("max_position_embeddings")
     if positions is not None:
         tokenizer.model_max_length = positions
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Keep transformers' progress bars out of the log."""
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def push_model(folder: Path, repo_id: str) -> str:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import plan_segments
+from llmtrain.models.neftune import add_noise
 from llmtrain.objective import LossOptions, TokenLoss
 
 CHUNK_ELEMENTS = 2**20  # logits of a chunk: 4 MB in fp32 stay in a CPU's cache, and a GPU is busy enough
@@ -36,24 +37,28 @@ class LossHead(nn.Linear):
         """Logits without `labels`; with them, the summed loss of `hidden` (tokens, hidden) at every token."""
         if labels is None:
             return super().forward(hidden)
-        needed = torch.is_grad_enabled()  # a Function is told that its inputs need gradients even where none are taken
-        return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, self.weight, self.bias, labels, options, needed))
+        return chunked_loss(hidden, self.weight, self.bias, labels, options)
 
 
 class CausalLMLoss(nn.Module):
     """The one module that is trained: packed tokens in, summed losses out."""
 
     def __init__(self, model: PreTrainedModel, kernel: AttentionKernel, own_logits: bool) -> None:
-        """`own_logits`: take the model's own logits, for heads that do more than project (softcaps, scales)."""
+        """`own_logits`: take the model's own logits, for heads that do more than project (softcaps, scales).
+
+        `neftune_alpha`, once set, is the scale of the noise on the embeddings in training.
+        """
         super().__init__()
         self.model = model
         self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
         self.own_logits = own_logits
+        self.neftune_alpha: float | None = None
         if not own_logits:
             head = model.get_output_embeddings()
-            assert type(head) in (nn.Linear, LossHead), type(head)
-            head.__class__ = LossHead  # keeps the module, its parameters and their names
+            assert is_projection(head), type(head)
+            if type(head) is nn.Linear:
+                head.__class__ = LossHead  # keeps the module, its parameters and their names
 
     def forward(self, batch: PackedTokens, options: LossOptions = LossOptions()) -> TokenLoss:
         """Losses summed over the batch's trained tokens; zero, but attached to every parameter, if there are none."""
@@ -63,6 +68,9 @@ class CausalLMLoss(nn.Module):
             "segments": plan_segments(batch.segment_lengths, self.kernel, batch.input_ids.device),
             "use_cache": False,
         }
+        if self.neftune_alpha is not None and self.training:
+            embedded = self.model.get_input_embeddings()(inputs.pop("input_ids"))
+            inputs["inputs_embeds"] = add_noise(embedded, batch.segment_lengths, self.neftune_alpha)
         labels, selected = batch.labels, None
         if batch.num_trained < labels.numel():
             selected = (labels != IGNORE_INDEX).nonzero()[:, 0]
@@ -73,6 +81,26 @@ class CausalLMLoss(nn.Module):
         hidden = self.model.base_model(**inputs).last_hidden_state[0]
         head = self.model.get_output_embeddings()
         return head(hidden if selected is None else hidden[selected], labels, options)
+
+
+def is_projection(head: nn.Module | None) -> bool:
+    """Whether an output head is one matrix, so that its loss can be taken in chunks."""
+    return type(head) is nn.Linear or isinstance(head, LossHead)
+
+
+def chunked_loss(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, " vocab"] | None,
+    labels: Int[Tensor, " tokens"],
+    options: LossOptions,
+    rows: Float[Tensor, "rows hidden"] | None = None,
+    row_ids: Int[Tensor, " rows"] | None = None,
+) -> TokenLoss:
+    """The summed loss of `hidden` at every token; `rows` stand in for the rows `row_ids` of a weight without bias."""
+    assert rows is None or bias is None
+    needed = torch.is_grad_enabled()  # a Function is told that its inputs need gradients even where none are taken
+    return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, weight, bias, rows, row_ids, labels, options, needed))
 
 
 def logits_loss(
@@ -105,15 +133,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden: Float[Tensor, "tokens hidden"],
         weight: Float[Tensor, "vocab hidden"],
         bias: Float[Tensor, " vocab"] | None,
+        rows: Float[Tensor, "rows hidden"] | None,
+        row_ids: Int[Tensor, " rows"] | None,
         labels: Int[Tensor, " tokens"],
         options: LossOptions,
         needed: bool,
     ) -> tuple[Tensor, Tensor]:
         smoothing, z_loss = options.label_smoothing, options.z_loss
-        need_hidden, need_weight, need_bias = (needed and need for need in ctx.needs_input_grad[:3])
+        need_hidden, need_weight, need_bias, need_rows = (needed and need for need in ctx.needs_input_grad[:4])
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
+        grad_rows = torch.zeros_like(rows, dtype=torch.float32) if need_rows and rows is not None else None
         objective = torch.zeros((), dtype=torch.float32, device=hidden.device)
         cross_entropy = torch.zeros_like(objective)
         elements = CUDA_CHUNK_ELEMENTS if hidden.device.type == "cuda" else CHUNK_ELEMENTS
@@ -122,13 +153,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + chunk_tokens)
             targets = labels[chunk, None]
             logits = nn.functional.linear(hidden[chunk], weight, bias).float()  # (chunk, vocab)
+            if rows is not None:
+                logits[:, row_ids] = nn.functional.linear(hidden[chunk], rows.to(weight.dtype)).float()
             log_z = logits.logsumexp(-1, keepdim=True)
             losses = log_z - logits.gather(-1, targets)
             cross_entropy += losses.sum()
             if smoothing:
                 losses = (1 - smoothing) * losses + smoothing * (log_z - logits.mean(-1, keepdim=True))
             objective += (losses + z_loss * log_z**2).sum()
-            if not (need_hidden or need_weight or need_bias):
+            if not (need_hidden or need_weight or need_bias or need_rows):
                 continue
             grad = logits.sub_(log_z).exp_()
             if z_loss:
@@ -141,18 +174,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             with _gradient_precision(hidden):
                 # Engines without autocast hold hidden states and weights in half precision.
                 grad = grad.to(hidden.dtype) if hidden.dtype == torch.bfloat16 else grad
+                if rows is not None:
+                    grad_at_rows = grad[:, row_ids]
+                    grad[:, row_ids] = 0  # what is left is the gradient at the rows that are the weight's own
+                if grad_rows is not None:
+                    grad_rows += grad_at_rows.t() @ hidden[chunk].to(grad.dtype)
                 if grad_hidden is not None:
                     grad_hidden[chunk] = grad @ weight.to(grad.dtype)
+                    if rows is not None:
+                        grad_hidden[chunk] += grad_at_rows @ rows.to(grad.dtype)
                 if grad_weight is not None:
                     grad_weight += grad.t() @ hidden[chunk].to(grad.dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_rows)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, rows)]
         ctx.mark_non_differentiable(cross_entropy)
         return objective, cross_entropy
 
     @staticmethod
     def backward(ctx: Any, grad_objective: Tensor, _: Tensor) -> Any:
-        hidden_dtype, weight_dtype = ctx.dtypes
-        grads = [None if grad is None else grad * grad_objective for grad in ctx.saved_tensors]
-        dtypes = (hidden_dtype, weight_dtype, weight_dtype)
-        return *(g if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)), None, None, None
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        grads = [None if grad is None else (grad * grad_objective).to(dtype) for grad, dtype in pairs]
+        return *grads, None, None, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtrain.config import ModelConfig
+from llmtrain.config import ModelConfig, PretrainedModelConfig, TunedModelConfig
 from llmtrain.models.attention import ATTENTION
+from llmtrain.models.gguf import resolved_path
+from llmtrain.models.quantized import nf4, num_weights
+from llmtrain.models.token_rows import HeadWithRows
 from llmtrain.objective import Role
 
 VOCAB_MULTIPLE = 64  # matmuls over the vocabulary run on whole tiles
@@ -66,35 +70,70 @@ def load_model(
     Raises ValueError for a preset, architecture or field that does not exist, a mixture of experts, a model
     with a smaller vocabulary than the tokenizer's, or with fewer positions than `max_seq_len`.
     """
-    shape = _pretrained_config(config) if config.path else _new_config(config, tokenizer, max_seq_len)
-    _check(shape, config, tokenizer, max_seq_len)
-    if config.dropout is not None:
-        _set_dropout(shape, config.dropout)
-    if config.path is None:
-        torch.manual_seed(seed)
-        try:
-            return AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION, dtype=torch.float32)
-        except KeyError:  # how architectures with a table of their own attentions fail
-            raise ValueError(
-                f"{shape.model_type} does not go through transformers' attention interface: not supported"
-            ) from None
+    if config.path is not None:
+        return load_pretrained(config, tokenizer, max_seq_len=max_seq_len)
+    shape = _new_config(config, tokenizer, max_seq_len)
+    _check(shape, tokenizer, max_seq_len)
+    _set_dropout(shape, config.dropout)
+    torch.manual_seed(seed)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            config.path,
+        return AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION, dtype=torch.float32)
+    except KeyError:  # how architectures with a table of their own attentions fail
+        raise ValueError(
+            f"{shape.model_type} does not go through transformers' attention interface: not supported"
+        ) from None
+
+
+def load_pretrained(
+    config: PretrainedModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_len: int,
+    new_token_ids: Sequence[int] = (),
+) -> PreTrainedModel:
+    """A given model with document attention: in fp32, or its linear layers in 4 bits and the rest in bf16.
+
+    `new_token_ids`, of tokens that the tokenizer was given after the model was made, get rows of the embedding and
+    the head that are the mean of the others (Hewitt 2021, "Initializing new word embeddings"). Raises ValueError as
+    `load_model` does, for a model whose weights are quantized already, and for `quantize` where it cannot run.
+    """
+    path = resolved_path(config.path)
+    shape = _pretrained_config(config, path)
+    _check(shape, tokenizer, max_seq_len, new_token_ids)
+    _set_dropout(shape, config.dropout)
+    placement: dict[str, Any] = {"dtype": torch.float32}
+    if isinstance(config, TunedModelConfig) and config.quantize == "nf4":
+        placement = {
+            "quantization_config": nf4(),
+            "dtype": torch.bfloat16,
+            "device_map": {"": torch.cuda.current_device()},
+        }
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path,
             config=shape,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             attn_implementation=ATTENTION,
-            dtype=torch.float32,
+            **placement,
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path={config.path}: {_one_line(error)}") from None
+    if new_token_ids:
+        _make_rows(model, new_token_ids)
+    return model
 
 
 def parameters_by_role(model: PreTrainedModel) -> dict[Role, list[nn.Parameter]]:
-    """Trainable parameters by what they do; a head that is tied to the embedding counts as embedding."""
-    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    """Trainable parameters by what they do; a head that is tied to the embedding counts as embedding.
+
+    So do the rows of new tokens, wherever they stand. The matrices of an adapter are hidden ones.
+    """
+    looked_up = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    embedded = {id(parameter) for module in looked_up for parameter in module.parameters(recurse=False)}
     head = model.get_output_embeddings()
+    if isinstance(head, HeadWithRows):
+        embedded.add(id(head.rows))
     roles: dict[Role, list[nn.Parameter]] = {"hidden": [], "head": [], "embedding": [], "vector": []}
     for parameter in model.parameters():
         if not parameter.requires_grad:
@@ -121,14 +160,13 @@ def attention_flops_per_token(shape: PreTrainedConfig, context: float) -> float:
 def flops_per_token(model: PreTrainedModel, context: float) -> float:
     """FLOPs that training on one token needs: 6 per weight that multiplies it, plus attention (PaLM, appendix B).
 
-    The input embedding is a look-up and counts nothing, unless its weight is also the output head's.
+    A frozen weight has no gradient of its own, and counts 4: forward, and backward to its input. An embedding is a
+    look-up and counts nothing, unless its weight is also the output head's.
     """
-    embedding: Any = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    if head is None or head.weight is not embedding:
-        weights -= embedding.numel()
-    return 6 * weights + attention_flops_per_token(model.config, context)
+    multiplying = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    weights = {id(weight): weight for module in multiplying for weight in module.parameters(recurse=False)}
+    flops = sum((6 if weight.requires_grad else 4) * num_weights(weight) for weight in weights.values())
+    return flops + attention_flops_per_token(model.config, context)
 
 
 def attention_dropout(shape: PreTrainedConfig) -> float:
@@ -153,17 +191,18 @@ def _field(shape: PreTrainedConfig, name: str) -> int:
     return int(getattr(shape, name))  # through the architecture's attribute_map
 
 
-def _pretrained_config(config: ModelConfig) -> PreTrainedConfig:
-    assert config.path is not None
-    if config.path.startswith(("/", ".", "~")) and not Path(config.path).expanduser().is_dir():
+def _pretrained_config(config: PretrainedModelConfig, path: str) -> PreTrainedConfig:
+    if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
         raise ValueError(f"model.path={config.path}: no such folder")
     try:
-        shape = AutoConfig.from_pretrained(
-            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        shape = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path={config.path}: {_one_line(error)}") from None
     assert isinstance(shape, PreTrainedConfig)
+    if shape.to_dict().get("quantization_config"):
+        raise ValueError(
+            f"model.path={config.path}: its weights are quantized: take the model that they were made from"
+        )
     return shape
 
 
@@ -198,7 +237,9 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
         raise ValueError(f"model.config: {_one_line(error)}") from None
 
 
-def _check(shape: PreTrainedConfig, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int) -> None:
+def _check(
+    shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int, new_token_ids: Sequence[int] = ()
+) -> None:
     values = shape.to_dict()
     nested = [values, *(value for value in values.values() if isinstance(value, dict))]
     if experts := [part[name] for part in nested for name in EXPERT_FIELDS if (part.get(name) or 0) > 1]:
@@ -206,7 +247,8 @@ def _check(shape: PreTrainedConfig, config: ModelConfig, tokenizer: PreTrainedTo
             f"{shape.model_type} is a mixture of {experts[0]} experts, which is not supported yet: "
             "its balance loss would be missing"
         )
-    _check_vocabulary(tokenizer, shape.vocab_size, "take the model's own tokenizer")
+    num_rows = max([shape.vocab_size, *(token_id + 1 for token_id in new_token_ids)])
+    _check_vocabulary(tokenizer, num_rows, "take the model's own tokenizer")
     positions = values.get(shape.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
     if positions is not None and max_seq_len > positions:
         raise ValueError(f"data.max_seq_len={max_seq_len} is longer than the model's {positions} positions")
@@ -219,7 +261,21 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, mend:
         )
 
 
-def _set_dropout(shape: PreTrainedConfig, dropout: float) -> None:
+@torch.no_grad()
+def _make_rows(model: PreTrainedModel, new_token_ids: Sequence[int]) -> None:
+    """Rows of the embedding and the head for new tokens, each the mean of the rows of the tokens before them."""
+    if max(new_token_ids) >= model.config.vocab_size:
+        model.resize_token_embeddings(max(new_token_ids) + 1, mean_resizing=False)
+    num_known = min(new_token_ids)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight: Any = module.weight
+        weight[list(new_token_ids)] = weight[:num_known].float().mean(dim=0).to(weight.dtype)
+
+
+def _set_dropout(shape: PreTrainedConfig, dropout: float | None) -> None:
+    """Write the dropout that was asked for into every field that means it. Raises ValueError where there is none."""
+    if dropout is None:
+        return
     present = [name for name in DROPOUT_FIELDS if name in shape.to_dict()]
     if dropout and not present:
         raise ValueError(f"model.dropout={dropout}: {shape.model_type} has no dropout")

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from llmtrain.batch import PackedTokens
 from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import ATTENTION, plan_segments
-from llmtrain.models.lm_head import CausalLMLoss, LossHead
+from llmtrain.models.lm_head import CausalLMLoss, is_projection
+from llmtrain.models.quantized import fp32_arithmetic
 
 LENGTHS = (5, 3, 8, 8)
 PACKING_TOLERANCE = 1e-4  # of the spread of the logits, in fp32; a leak is off by a hundredth or more
@@ -33,7 +34,7 @@ def with_loss(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int,
     nn.Module.to(model, device)  # the model's own `to` is not typed
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), fp32_arithmetic(model):
         batch = _probe(lengths, model.config.vocab_size, device)
         try:
             singles, packed = _stock_logits(model, batch), _packed_logits(model, batch, check_kernel)
@@ -49,8 +50,9 @@ def with_loss(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int,
                 f"{model.config.model_type}: packed documents are not computed as they are one by one (logits "
                 f"differ by {worst:.2g} of {spread:.2g}), so this architecture cannot be trained on packs"
             )
-        head_is_linear = type(model.get_output_embeddings()) in (nn.Linear, LossHead)
-        own_logits = not head_is_linear or not _head_projects(model, batch, packed, check_kernel)
+        own_logits = not is_projection(model.get_output_embeddings()) or not _head_projects(
+            model, batch, packed, check_kernel
+        )
     model.train(was_training)
     return CausalLMLoss(model, kernel, own_logits)
 

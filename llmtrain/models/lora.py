@@ -1,0 +1,114 @@
+"""Adapters: small trained matrices beside a frozen base (LoRA, Hu et al. 2021; DoRA, Liu et al. 2024), through peft.
+
+    y = W x + scale * B A x
+
+The adapter goes into the model in place, between loading it and wrapping it with its loss, so what is trained is
+still the one transformers model, and only what is trainable is saved and exported.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from llmtrain.config import AdapterConfig
+from llmtrain.models.quantized import num_weights
+from llmtrain.models.token_rows import EmbeddingWithRows, train_rows
+
+ADAMW_BYTES = 8  # two fp32 moments of each trained weight
+FINGERPRINT_SAMPLES = 64  # values of each frozen weight
+
+
+def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Sequence[int], seed: int) -> PeftModel:
+    """Freeze a model and put an adapter into it, in fp32 and initialised from `seed`; the model wrapped by peft.
+
+    The rows of `new_token_ids`, tokens that the base does not know, are trained too. Raises ValueError for targets
+    that match no linear layer, or the head.
+    """
+    torch.manual_seed(seed)
+    with expected_warnings():
+        adapted = get_peft_model(model, lora_config(model, config))
+    if new_token_ids:
+        train_rows(model, new_token_ids)
+    return adapted
+
+
+def lora_config(model: PreTrainedModel, config: AdapterConfig) -> LoraConfig:
+    """peft's configuration of an adapter for a model. Raises ValueError as `add_adapter` does."""
+    head = model.get_output_embeddings()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    if config.target == "all-linear":
+        targeted = [module for module in layers.values() if module is not head]
+    else:
+        names = sorted({name.rsplit(".", 1)[-1] for name, module in layers.items() if module is not head})
+        targeted = []
+        for target in config.target:
+            found = [module for name, module in layers.items() if f".{name}".endswith(f".{target}")]
+            if not found:
+                raise ValueError(
+                    f"adapter.target={target}: this model has no linear layer of that name; it has {', '.join(names)}"
+                )
+            if any(module is head for module in found):
+                raise ValueError(f"adapter.target={target} is the output head, which takes no adapter: leave it out")
+            targeted += found
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.rank,
+        lora_alpha=int(config.alpha) if float(config.alpha).is_integer() else config.alpha,  # type: ignore[arg-type]
+        use_rslora=config.rslora,
+        use_dora=config.kind == "dora",
+        lora_dropout=config.dropout,
+        target_modules=config.target,
+        fan_in_fan_out=all(isinstance(module, Conv1D) for module in targeted),
+    )
+
+
+@contextmanager
+def expected_warnings() -> Iterator[None]:
+    """Leave out what transformers 5.23 says about a property that peft 0.21 still reads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def adapter_report(model: nn.Module, optimizer_bytes: int = ADAMW_BYTES) -> str:
+    """One line on what is trained and the memory it takes; `optimizer_bytes`: state of the optimizer a weight."""
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    num_trained, num_all = (sum(num_weights(p) for p in group) for group in (trained, parameters))
+    trained_mb, all_mb = (sum(p.numel() * p.element_size() for p in group) / 1e6 for group in (trained, parameters))
+    return (
+        f"training {num_trained:,} of {num_all:,} weights ({num_trained / num_all:.2%}, {trained_mb:,.1f} MB on disk); "
+        f"memory: {all_mb:,.1f} MB of weights, {trained_mb:,.1f} MB of gradients, "
+        f"{num_trained * optimizer_bytes / 1e6:,.1f} MB of optimizer state"
+    )
+
+
+def base_fingerprint(model: PreTrainedModel, num_known_tokens: int | None = None) -> str:
+    """16 hexadecimal digits that stand for a frozen base: names, shapes and a sample of each of its weights.
+
+    They are the same with and without an adapter. Of the embedding and the head only the first `num_known_tokens`
+    rows count, by default those before the first new token: what is behind them is not the base's own.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(embedding, EmbeddingWithRows):
+        num_known_tokens = int(embedding.row_ids.min())
+    by_token = [module.weight for module in (embedding, head) if module is not None]
+    hasher = blake2b(digest_size=8)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name or name.endswith(".rows"):
+            continue
+        weight = parameter[:num_known_tokens] if any(parameter is matrix for matrix in by_token) else parameter
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // FINGERPRINT_SAMPLES)].float().cpu().contiguous()
+        hasher.update(f"{name.replace('.base_layer', '')} {tuple(weight.shape)}".encode())
+        hasher.update(sample.numpy().tobytes())
+    return hasher.hexdigest()

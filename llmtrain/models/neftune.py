@@ -1,0 +1,25 @@
+"""NEFTune: noise on the embeddings of instructions in training (Jain et al. 2023), document by document.
+
+    embedding + uniform(-1, 1) * alpha / sqrt(tokens * width)
+
+`tokens` are those of the document's segment, so that packing does not change how loud the noise is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def add_noise(
+    embedded: Float[Tensor, "1 tokens hidden"], segment_lengths: Sequence[int], alpha: float
+) -> Float[Tensor, "1 tokens hidden"]:
+    """The embeddings with noise drawn from torch's generator of their device, which the loop seeds at each step."""
+    lengths = torch.tensor(segment_lengths, device=embedded.device)
+    scales = alpha / (lengths * embedded.shape[-1]).sqrt()  # (segments,)
+    scale_of = scales.repeat_interleave(lengths, output_size=embedded.shape[1])  # (tokens,)
+    noise = torch.empty_like(embedded, dtype=torch.float32).uniform_(-1, 1) * scale_of[:, None]
+    return embedded + noise.to(embedded.dtype)

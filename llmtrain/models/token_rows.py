@@ -1,0 +1,84 @@
+"""Rows of new tokens that are trained while the rest of the embedding, and of the head, stays frozen.
+
+A chat template may bring tokens that the base does not know. An adapter cannot teach them: their rows of the
+embedding, and of a head of its own, are held beside the frozen matrices and stand in for the rows there. peft
+has the same (`trainable_token_indices`) and reads what is exported; these forms do without its copy of the
+whole matrix at each forward, and leave the head able to take its loss in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmtrain.models.lm_head import LossHead, chunked_loss
+from llmtrain.objective import LossOptions, TokenLoss
+
+
+class EmbeddingWithRows(nn.Embedding):
+    """An embedding in which `rows` stand in for the rows `row_ids`."""
+
+    rows: nn.Parameter
+    row_ids: Tensor
+
+    def forward(self, input_ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch hidden"]:
+        """The embeddings, of the dtype of the frozen ones."""
+        is_row = input_ids[..., None] == self.row_ids  # (*batch, rows)
+        embedded = super().forward(input_ids)
+        rows = nn.functional.embedding(is_row.int().argmax(-1), self.rows).to(embedded.dtype)
+        return torch.where(is_row.any(-1, keepdim=True), rows, embedded)
+
+
+class HeadWithRows(LossHead):
+    """An output projection without bias in which `rows` stand in for the rows `row_ids`."""
+
+    rows: nn.Parameter
+    row_ids: Tensor
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden: Float[Tensor, "*batch hidden"],
+        labels: Int[Tensor, " tokens"] | None = None,
+        options: LossOptions = LossOptions(),
+    ) -> Tensor | TokenLoss:
+        """As LossHead: logits, or with `labels` the summed loss."""
+        if labels is not None:
+            return chunked_loss(hidden, self.weight, self.bias, labels, options, self.rows, self.row_ids)
+        logits = nn.functional.linear(hidden, self.weight)
+        rows = nn.functional.linear(hidden, self.rows.to(self.weight.dtype))
+        return logits.index_copy(-1, self.row_ids, rows.to(logits.dtype))
+
+
+def train_rows(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
+    """Make the rows of some tokens trainable in place, in fp32, starting from the values they have.
+
+    A tied head shares the embedding's rows. Raises ValueError for an embedding or a head that is more than a
+    matrix.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(embedding) is not nn.Embedding or type(head) not in (nn.Linear, LossHead) or head.bias is not None:
+        raise ValueError(
+            f"{model.config.model_type}: rows of new tokens cannot be trained beside its embedding and head; set "
+            "data.chat_template to one of tokens that the tokenizer has, or adapter.kind to none"
+        )
+    rows = _attach(embedding, EmbeddingWithRows, token_ids, None)
+    _attach(head, HeadWithRows, token_ids, rows if head.weight is embedding.weight else None)
+
+
+def _attach(
+    module: nn.Module, kind: type[nn.Module], token_ids: Sequence[int], rows: nn.Parameter | None
+) -> nn.Parameter:
+    """Turn a module into its form with rows, which keeps its parameters and their names."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    row_ids = torch.tensor(sorted(token_ids), device=weight.device)
+    if rows is None:
+        rows = nn.Parameter(weight.detach()[row_ids].float())
+    module.__class__ = kind
+    module.register_buffer("row_ids", row_ids)  # saved with the rows: an export needs to know whose they are
+    module.register_parameter("rows", rows)
+    return rows

@@ -1,0 +1,93 @@
+"""A finished model for use: a run's folder, a model's folder or an adapter's -> a model and tokenizer that chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+ADAPTER = "adapter_config.json"
+
+
+def model_folder(path: str) -> Path:
+    """The model's folder behind a path that may be a run's. Raises ValueError where there is no model."""
+    folder = Path(path).expanduser()
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file() or (candidate / ADAPTER).is_file():
+            return candidate
+    if (folder / "checkpoints").is_dir():
+        raise ValueError(f"{path}: this run has no model yet: start its command again, it ends by writing model/")
+    raise ValueError(f"{path}: neither a run's folder nor a model's")
+
+
+def load_tuned(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, an adapter on its base included, on this machine's device, and its tokenizer.
+
+    Raises ValueError where the folder holds no model, or an adapter whose base is not there.
+    """
+    folder = model_folder(path)
+    try:
+        if (folder / ADAPTER).is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            from llmtrain.models.lora import expected_warnings
+
+            with expected_warnings():
+                model: Any = AutoPeftModelForCausalLM.from_pretrained(folder)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from None
+    return model.to(_device()).eval(), tokenizer
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The ids that a chat so far puts before the model. Raises ValueError where the tokenizer has no chat template."""
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"{tokenizer.name_or_path} has no chat template, so it cannot chat: `llmtrain sample` continues a text"
+        )
+    given: Any = list(messages)  # typed too narrowly there
+    ids = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return list(ids)
+
+
+def reply(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    streamer: BaseStreamer | None = None,
+) -> list[str]:
+    """What the model answers to each prompt, all at once; a temperature of 0 takes the likeliest token each time."""
+    width = max(len(prompt) for prompt in prompts)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    device = model.device
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    with torch.inference_mode():
+        generate: Any = model.generate
+        output = generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            streamer=streamer,
+            **sampling,
+        )
+    return [str(text) for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -1,0 +1,68 @@
+"""Instruction tuning under two processes is that of one: all weights and an adapter, under every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from launch import launch
+from safetensors.torch import load_file
+from tiny_chat import write_config, write_model, write_rows
+from tiny_run import SFT, metrics
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+TOLERANCE = 2e-5
+ENGINES = {"ddp": "cpu", "zero2": "cpu_zero2", "zero3": "cpu_zero3"}
+SECTIONS = {
+    "full": {"optim": {"lr": 1e-3}},
+    "lora": {"optim": {"lr": 1e-2}, "adapter": {"kind": "lora", "rank": 4}},
+}
+Tuned = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """The run's folder of what is tuned (full, lora) under an engine (single, ddp, ...), trained once."""
+    folder = tmp_path_factory.mktemp("sft")
+    model = write_model(folder / "model")
+    rows = write_rows(folder / "rows.jsonl", seed=1)
+
+    def folder_of(kind: str, engine: str) -> Path:
+        run = folder / f"{kind}_{engine}"
+        if not run.exists():
+            config = write_config(run, model, [rows], **SECTIONS[kind])
+            done = launch(SFT, [str(config)], config=ENGINES.get(engine))
+            assert done.returncode == 0, done.stderr[-4000:]
+        return run / "run"
+
+    return folder_of
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    (file,) = (run / "model").glob("*model*.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("kind", list(SECTIONS))
+def test_what_two_processes_save_is_whole_and_that_of_one(tuned: Tuned, kind: str, engine: str) -> None:
+    one, two = weights(tuned(kind, "single")), weights(tuned(kind, engine))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=TOLERANCE, msg=name)
+    losses = [[row["loss"] for row in metrics(tuned(kind, which)) if "loss" in row] for which in ("single", engine)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", list(SECTIONS))
+def test_what_zero3_saves_loads(tuned: Tuned, kind: str) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    folder = tuned(kind, "zero3") / "model"
+    loader = AutoPeftModelForCausalLM if kind == "lora" else AutoModelForCausalLM
+    logits = loader.from_pretrained(folder)(torch.arange(10)[None]).logits
+    assert torch.isfinite(logits).all()

@@ -1,0 +1,128 @@
+"""The `llmtrain` command: preview, chat, generate, merge and sample on a tuned adapter."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from tiny_chat import write_config, write_model, write_rows
+from tiny_run import SFT, run_here
+
+from llmtrain.cli.main import main
+
+GREEDY = ["--temperature", "0", "--max-new-tokens", "8"]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `config.yaml` and the run that it made, of an adapter."""
+    folder = tmp_path_factory.mktemp("tuned")
+    rows = write_rows(folder / "rows.jsonl", seed=1)
+    config = write_config(folder, write_model(folder / "chat"), [rows], adapter={"kind": "lora", "rank": 4})
+    assert run_here(config, recipe=SFT).code == 0
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a verb says that stops with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def test_preview_shows_the_first_packs_and_the_account(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["preview", str(tuned / "config.yaml"), "--packs", "2"])
+    out = capsys.readouterr().out
+    assert out.count("<|im_start|>assistant") >= 4
+    assert "pack 0:" in out and "pack 1:" in out and "pack 2:" not in out
+    assert "tokens are trained in an epoch" in out
+    assert "rows.jsonl" in out
+
+
+def test_preview_colours_what_is_trained(tuned: Path) -> None:
+    from llmtrain.cli.preview import MASKED, TRAINED, TRAINED_SPECIAL, shown
+    from llmtrain.config import ChatDataConfig, PretrainedModelConfig, TokenizerConfig
+    from llmtrain.data.chat_store import build_chat_stores
+    from llmtrain.data.chat_tokenizer import open_chat_tokenizer
+    from llmtrain.data.pack import BestFitPacking
+
+    row = {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]}
+    (tuned / "one.jsonl").write_text(json.dumps(row))
+    data = ChatDataConfig(train=str(tuned / "one.jsonl"), eval_fraction=0.0, cache_dir=str(tuned / "cache"))
+    model = str(tuned / "chat")
+    chat = open_chat_tokenizer(PretrainedModelConfig(path=model), TokenizerConfig(), data, model)
+    (store,) = build_chat_stores(data, chat.encoder, report=lambda line: None).train
+    (text,) = shown(BestFitPacking(store, 64).pack(0), chat.tokenizer)
+    pieces = [(text.plain[span.start : span.end], span.style) for span in text.spans]
+    assert ("cd", TRAINED) in pieces and ("<|im_end|>", TRAINED_SPECIAL) in pieces
+    assert ("user\nab", MASKED) in pieces and ("\n", MASKED) in pieces
+
+
+def test_chat_answers_each_line_and_starts_over(
+    tuned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab cd\n/new\nab cd\n"))
+    main(["chat", str(tuned / "run"), *GREEDY])
+    answers = capsys.readouterr().out.splitlines()
+    assert len(answers) == 2 and answers[0] == answers[1]
+
+
+def test_generate_answers_each_prompt_as_alone(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tuned / "prompts.jsonl"
+    rows = [{"prompt": text} for text in ("ab", "abc de fgh ab cd", "h")]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for size in ("1", "3"):
+        main(
+            ["generate", str(tuned / "run"), str(prompts), str(tuned / f"{size}.jsonl"), "--batch-size", size, *GREEDY]
+        )
+    one, three = ((tuned / f"{size}.jsonl").read_text() for size in ("1", "3"))
+    assert one == three
+    assert [json.loads(line)["prompt"] for line in one.splitlines()] == [row["prompt"] for row in rows]
+
+
+def test_a_merged_adapter_answers_as_the_adapter_does(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tuned / "lines.txt"
+    prompts.write_text("ab cd\n\nfgh\n")
+    main(["merge", str(tuned / "run"), str(tuned / "merged")])
+    for name in ("run", "merged"):
+        main(["generate", str(tuned / name), str(prompts), str(tuned / f"{name}.jsonl"), *GREEDY])
+    assert (tuned / "run.jsonl").read_text() == (tuned / "merged.jsonl").read_text()
+    assert "exists already" in refused(capsys, "merge", str(tuned / "run"), str(tuned / "merged"))
+    assert "nothing to merge" in refused(capsys, "merge", str(tuned / "merged"), str(tuned / "again"))
+
+
+def test_sample_continues_a_text(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["sample", str(tuned / "run"), "ab cd"])
+    assert capsys.readouterr().out.startswith("ab cd")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "holds no prompt"), ("{", "prompts.jsonl:1: not valid JSON"), ('{"a": 1}', "holds neither `prompt` nor")],
+)
+def test_prompts_that_cannot_be_answered_are_refused(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(content)
+    line = refused(capsys, "generate", str(tuned / "run"), str(tmp_path / "prompts.jsonl"), str(tmp_path / "out.jsonl"))
+    assert message in line
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "neither a run's folder nor a model's" in refused(capsys, "chat", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    assert "has no model yet" in refused(capsys, "chat", str(tmp_path))
+
+
+def test_a_base_model_without_a_template_cannot_chat(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_model(tmp_path / "base", chat=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\n"))
+    assert "has no chat template" in refused(capsys, "chat", str(base))

@@ -1,0 +1,61 @@
+"""Trained rows of an embedding and a head, against matrices with those rows written in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, embedding, linear
+
+from llmtrain.models import lm_head
+from llmtrain.models.token_rows import EmbeddingWithRows, HeadWithRows
+from llmtrain.objective import LossOptions
+
+TOKENS, HIDDEN, VOCAB, ROW_IDS = 150, 12, 33, (5, 31)
+
+
+def with_rows(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    module.requires_grad_(False)
+    module.__class__ = kind
+    module.register_buffer("row_ids", torch.tensor(ROW_IDS))
+    module.register_parameter("rows", nn.Parameter(torch.randn(len(ROW_IDS), HIDDEN)))
+    return module
+
+
+def written_in(module: nn.Module) -> Tensor:
+    return module.weight.index_copy(0, module.row_ids, module.rows)
+
+
+def test_the_embedding_looks_rows_up() -> None:
+    torch.manual_seed(0)
+    module = with_rows(nn.Embedding(VOCAB, HIDDEN), EmbeddingWithRows)
+    ids = torch.tensor([[0, 5, 31, 5, 32]])
+    weights = torch.randn(1, 5, HIDDEN)
+    found, expected = module(ids), embedding(ids, written_in(module))
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad((out * weights).sum(), module.rows)[0] for out in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_rows_that_a_batch_lacks_have_a_gradient_of_zero() -> None:
+    module = with_rows(nn.Embedding(VOCAB, HIDDEN), EmbeddingWithRows)
+    module(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert module.rows.grad is not None and not module.rows.grad.any()
+
+
+@pytest.mark.parametrize("options", [LossOptions(), LossOptions(0.1, 1e-2)], ids=["plain", "smoothing and z-loss"])
+def test_the_head_takes_their_loss_in_chunks(monkeypatch: pytest.MonkeyPatch, options: LossOptions) -> None:
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 64 * VOCAB)  # three chunks, the last one short
+    torch.manual_seed(0)
+    module = with_rows(nn.Linear(HIDDEN, VOCAB, bias=False), HeadWithRows)
+    hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
+    labels = torch.randint(VOCAB, (TOKENS,))
+    logits = linear(hidden, written_in(module))
+    torch.testing.assert_close(module(hidden), logits)
+    expected = cross_entropy(logits, labels, label_smoothing=options.label_smoothing, reduction="sum")
+    expected = expected + options.z_loss * (logits.logsumexp(-1) ** 2).sum()
+    ours = module(hidden, labels, options).objective
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    for parameter in (hidden, module.rows):
+        gradients = [torch.autograd.grad(loss, parameter, retain_graph=True)[0] for loss in (ours, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)

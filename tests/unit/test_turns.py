@@ -1,0 +1,179 @@
+"""What is trained of a turn as a template writes it, what a template passes over, and templates that are refused."""
+
+from __future__ import annotations
+
+import pytest
+from chat_rows import call, conversation, documents, expected, fault, tokens, trained_text
+from chat_templates import DEEPSEEK_R1, GEMMA, LLAMA3, MARKED_CHATML, PHI3, QWEN25, Family, family_tokenizer
+from tiny_tokenizers import byte_level_bpe
+
+from llmtrain.data.chat import ChatEncoder
+from llmtrain.data.conversations import Example
+
+CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
+ANSWER = {"role": "assistant", "content": "Hi"}
+
+
+def test_generation_blocks_train_what_transformers_marks():
+    tokenizer = family_tokenizer(MARKED_CHATML)
+    row = conversation("s: Be brief.", *CHAT)
+    (document,) = documents(tokenizer, row)
+    marked = tokenizer.apply_chat_template(list(row.messages), return_assistant_tokens_mask=True)
+    length = len(document.input_ids)
+    assert document.trained.tolist() == [bool(mark) for mark in marked["assistant_masks"][:length]]
+    assert not any(marked["assistant_masks"][length:])
+
+
+TURN = '{{- "<|im_start|>" + m.role + "\\n" + m.content + "<|im_end|>\\n" }}'
+PROMPT = '{%- if add_generation_prompt %}{{- "<|im_start|>assistant\\n" }}{%- endif %}'
+
+
+def chatml(answer: str) -> str:
+    """ChatML whose assistant turns are written by `answer`."""
+    turn = f'{{%- if m.role == "assistant" %}}{answer}{{%- else %}}{TURN}{{%- endif %}}'
+    return f"{{%- for m in messages %}}{turn}{{%- endfor %}}{PROMPT}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{{- "<|im_start|>assistant\\n" }}{% generation %}{{- m.content }}{% endgeneration %}{{- "<|im_end|>\\n" }}',
+        '{% generation %}{{- "<|im_start|>assistant\\n" + m.content + "<|im_end|>\\n" }}{% endgeneration %}',
+        '{{- "<|im_start|>" }}{% generation %}{{- "assistant\\n" + m.content + "<|im_end|>" }}{% endgeneration %}',
+    ],
+    ids=["ends before the end of turn", "holds the whole turn", "holds half of the header"],
+)
+def test_generation_blocks_are_mended_to_answer_and_end_of_turn(answer: str) -> None:
+    tokenizer = family_tokenizer(MARKED_CHATML, chatml(answer))
+    (document,) = documents(tokenizer, conversation(*CHAT))
+    assert trained_text(tokenizer, document) == "Hello you<|im_end|>Bye!<|im_end|>"
+
+
+def test_a_generation_block_may_leave_out_the_start_of_an_answer():
+    answer = '{{- "<|im_start|>assistant\\nthink" }}{% generation %}{{- m.content + "<|im_end|>" }}{% endgeneration %}'
+    tokenizer = family_tokenizer(MARKED_CHATML, chatml(answer))
+    (document,) = documents(tokenizer, conversation("u: Hi", "a:  Hello"))
+    assert tokens(tokenizer, document) == expected(r"""
+        - <|im_start|>¦user¦\n¦Hi¦<|im_end|>¦\n¦<|im_start|>¦assistant¦\n¦think
+        +  Hello¦<|im_end|>
+    """)
+
+
+def test_what_the_template_refuses_is_told_in_its_words():
+    tokenizer = family_tokenizer(GEMMA)
+    found = fault(tokenizer, conversation("s: Be brief.", *CHAT))
+    assert found.reason == "template refuses the row" and "no system role here" in str(found)
+    assert "roles must alternate" in str(fault(tokenizer, conversation("u: x", "u: y", "a: Hi")))
+
+
+def test_a_fault_within_the_template_is_a_fault_of_the_row():
+    found = fault(family_tokenizer(PHI3), conversation("u: x", {"role": "assistant", "content": None}))
+    assert found.reason == "template refuses the row" and "content" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("family", "row", "part"),
+    [
+        (GEMMA, conversation("u: x", call("add")), "tool calls"),
+        (GEMMA, conversation(*CHAT, tools=[{"type": "function", "function": {"name": "add"}}]), "tools"),
+        (LLAMA3, conversation("u: x", call("add", x=1) | {"content": "Hi"}), "text beside tool calls"),
+        (LLAMA3, conversation("u: x", {**ANSWER, "reasoning": "y"}), "reasoning"),
+        (QWEN25, conversation({"role": "developer", "content": "x"}, *CHAT), "developer messages"),
+        (DEEPSEEK_R1, conversation("u: x", "a: <think>\ny", "t: x", "a: <think>\nz"), "tool messages"),
+    ],
+)
+def test_what_the_template_would_pass_over_is_named(family: Family, row: Example, part: str) -> None:
+    assert fault(family_tokenizer(family), row).reason == f"template leaves out {part}"
+
+
+def test_an_answer_that_nothing_comes_before_has_no_prompt():
+    assert fault(family_tokenizer(LLAMA3), conversation("a: Hi", "u: x", "a: y")).reason == "no prompt"
+
+
+def test_an_answer_that_the_template_leaves_open_is_named():
+    answer = '{{- "<|im_start|>assistant\\n" + m.content + ("" if m.content == "Hi" else "<|im_end|>\\n") }}'
+    tokenizer = family_tokenizer(QWEN25, chatml(answer))
+    found = fault(tokenizer, conversation("u: x", "a: Hi"))
+    assert found.reason == "untrained stop token" and "message 2 does not end with <|im_end|>" in str(found)
+
+
+def test_an_answer_without_the_thought_that_its_prompt_opens_is_named():
+    found = fault(family_tokenizer(DEEPSEEK_R1), conversation(*CHAT))
+    assert found.reason == "answer does not follow its prompt" and "begin its content with <think>" in str(found)
+
+
+THINKING = """\
+{%- for m in messages %}
+    {%- if m.role == "assistant" %}
+        {%- set thought = "\\n" + m.reasoning_content + "\\n" if m.reasoning_content else "" %}
+        {{- "<|im_start|>assistant\\n<think>" + thought + "</think>" + m.content + "<|im_end|>\\n" }}
+    {%- else %}
+        {{- "<|im_start|>" + m.role + "\\n" + m.content + "<|im_end|>\\n" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|im_start|>assistant\\n<think>\\n" }}
+{%- endif %}
+"""
+
+
+def test_a_thought_that_the_prompt_opens_is_trained_from_there():
+    tokenizer = family_tokenizer(QWEN25, THINKING)
+    (document,) = documents(tokenizer, conversation("u: x", {**ANSWER, "reasoning_content": "y"}))
+    assert trained_text(tokenizer, document) == "y\n</think>Hi<|im_end|>"
+
+
+def test_an_answer_without_a_thought_where_prompts_open_one_is_named():
+    found = fault(family_tokenizer(QWEN25, THINKING), conversation("u: x", ANSWER))
+    assert found.reason == "answer does not follow its prompt" and "give it reasoning_content" in str(found)
+
+
+def test_an_answer_ends_with_the_last_token_that_stays_behind_it():
+    tokenizer = family_tokenizer(
+        MARKED_CHATML, chatml('{{- "<|im_start|>assistant\\n" + m.content + "<|endoftext|><|im_end|>\\n" }}')
+    )
+    encoder = ChatEncoder(tokenizer, plain=False, loss_on="assistant")
+    assert tokenizer.convert_ids_to_tokens(list(encoder.end_of_turn_ids)) == ["<|im_end|>", "<|endoftext|>"]
+    (document,) = documents(tokenizer, conversation(*CHAT))
+    assert trained_text(tokenizer, document) == "Hello you<|endoftext|><|im_end|>Bye!<|endoftext|><|im_end|>"
+
+
+def test_a_token_that_ends_only_the_whole_chat_is_not_trained():
+    answer = '{{- "<|im_start|>assistant\\n" + m.content + "<|im_end|>" }}'
+    ending = "{%- if not add_generation_prompt %}{{- eos_token }}{%- endif %}"
+    tokenizer = family_tokenizer(MARKED_CHATML, chatml(answer) + ending)
+    (document,) = documents(tokenizer, conversation(*CHAT))
+    assert trained_text(tokenizer, document) == "Hello you<|im_end|>Bye!<|im_end|>"
+
+
+def test_a_token_that_ends_calls_only_is_one_to_stop_on():
+    said = 'm.tool_calls[0].function.name + "<|endoftext|>" if m.tool_calls else m.content + "<|im_end|>"'
+    answer = f'{{{{- "<|im_start|>assistant\\n" + ({said}) }}}}'
+    tokenizer = family_tokenizer(QWEN25, chatml(answer))
+    encoder = ChatEncoder(tokenizer, plain=False, loss_on="assistant")
+    assert tokenizer.convert_ids_to_tokens(list(encoder.end_of_turn_ids)) == ["<|im_end|>", "<|endoftext|>"]
+    (document,) = documents(tokenizer, conversation("u: x", call("add")))
+    assert trained_text(tokenizer, document) == "add<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("\n{%- for m in messages %}\n{{ m.content }", r"no Jinja: line 3: "),
+        ("{{- m|nonsense }}", "no Jinja: line 1: .*nonsense"),
+        ('{{- raise_exception("not today") }}', "refuses a plain chat: not today"),
+        ('{{- messages[0].content + "<|im_end|>" }}', "leaves out what an assistant says"),
+        ("{%- for m in messages %}{{- m.content }}{%- endfor %}", "no token of the tokenizer behind an answer"),
+        (f"{{%- for m in messages %}}{TURN}{{%- endfor %}}", "ignores add_generation_prompt"),
+        (MARKED_CHATML.template.replace("<|im_start|>assistant\\n", "Say: "), "asks for an answer with 'Say: '"),
+    ],
+)
+def test_a_template_that_cannot_be_trained_is_refused_in_one_line(template: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        ChatEncoder(family_tokenizer(QWEN25, template), plain=False, loss_on="assistant")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tokenizer_without_a_template_is_refused():
+    with pytest.raises(ValueError, match=r"no chat template; set data\.chat_template=ours"):
+        ChatEncoder(byte_level_bpe(), plain=False, loss_on="assistant")
