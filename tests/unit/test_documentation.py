@@ -12,7 +12,7 @@ import pytest
 from llmtrain.cli.main import VERBS
 from llmtrain.config import Section, TokenizerTrainConfig
 from llmtrain.config_file import load_config
-from llmtrain.schemas import PretrainConfig
+from llmtrain.schemas import PretrainConfig, SftConfig
 from llmtrain.train.runtime import CAPABILITIES, ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmtrain.train import runtime as runtime_module
 from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome
-from llmtrain.train.runtime import CAPABILITIES, ENGINES, Engine, Runtime, capability_table
+from llmtrain.train.runtime import CAPABILITIES, ENGINES, Engine, Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -177,13 +177,9 @@ def test_ema_under_zero_needs_fp32() -> None:
         runtime.require({"ema": True})
 
 
-def test_the_table_says_of_every_feature_and_engine_whether_it_works() -> None:
+def test_every_feature_says_of_every_engine_whether_it_works() -> None:
     assert get_args(Engine) == ENGINES
     assert all(set(cells) == set(ENGINES) for cells in CAPABILITIES.values())
-    lines = capability_table().splitlines()
-    assert lines[0].count("|") == lines[1].count("|") == len(ENGINES) + 2
-    assert "| muon | yes | yes | no | no | no | no |" in lines
-    assert any(line.startswith("- muon under zero1: ") for line in lines)
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:
