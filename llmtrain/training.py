@@ -1,6 +1,6 @@
 """What every recipe does the same way: open a run, hand its parts to the loop, record how it went.
 
-A recipe brings what is its own (data, model, objective) and calls `open_training`, then `train`.
+A recipe brings what is its own (data, model, objective) and calls `open_training`, `with_loss_here` and `train`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from llmtrain.device import peak_flops, peak_memory_bytes
+from llmtrain.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
 from llmtrain.models.attention import compile_model
+from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.load import attention_dropout
+from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import BatchSource, BatchType, Objective, Role
 from llmtrain.run import open_run, record_run
 from llmtrain.schemas import RecipeConfig
@@ -51,6 +55,14 @@ def open_training(config: RecipeConfig) -> tuple[Path, Runtime]:
     )
     runtime.require(config.features())
     return folder, runtime
+
+
+def with_loss_here(config: RecipeConfig, model: PreTrainedModel, runtime: Runtime) -> CausalLMLoss:
+    """The model with its loss inside, on this process's device, with the layers and the attention that suit it."""
+    if fuses_layers(runtime.device) and not runtime.shards_parameters:
+        fuse_layers(model)
+    kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
+    return with_loss(model, kernel, config.data.max_seq_len, runtime.device)
 
 
 def train(

@@ -13,16 +13,14 @@ from llmtrain.data.pack import StreamPacking
 from llmtrain.data.plan import plan_data
 from llmtrain.data.stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
-from llmtrain.device import attention_kernel
 from llmtrain.eval.held_out import HeldOut
 from llmtrain.models.export import export_model
-from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_model, parameters_by_role
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.run import export_dtype, export_run, record_ledger
 from llmtrain.schemas import PretrainConfig
-from llmtrain.training import open_training, train
+from llmtrain.training import open_training, train, with_loss_here
 
 
 def main(config: PretrainConfig) -> None:
@@ -33,8 +31,7 @@ def main(config: PretrainConfig) -> None:
         config.tokenizer.path or model_path or "", config.tokenizer.revision or revision, config.model.trust_remote_code
     )
     model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
-    kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
-    module = with_loss(model, kernel, config.data.max_seq_len, runtime.device)
+    module = with_loss_here(config, model, runtime)
 
     stores = build_stores(config.data, tokenizer, report=runtime.say)
     data = config.data

@@ -14,20 +14,19 @@ from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.pack import BestFitPacking
 from llmtrain.data.plan import plan_data
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.device import attention_kernel
+from llmtrain.device import fuses_layers
 from llmtrain.eval.held_out import HeldOut
 from llmtrain.models.adapter_folder import export_adapter, merge_adapter
 from llmtrain.models.export import export_model
 from llmtrain.models.fused_lora import fuse_adapters
 from llmtrain.models.gguf import resolved_path
-from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_pretrained, parameters_by_role
+from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
 from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.run import Write, export_dtype, export_run, record_ledger
 from llmtrain.schemas import SftConfig
-from llmtrain.training import open_training, train
+from llmtrain.training import open_training, train, with_loss_here
 
 
 def main(config: SftConfig) -> None:
@@ -42,11 +41,10 @@ def main(config: SftConfig) -> None:
     )
     if has_adapter:
         add_adapter(model, config.adapter, chat.new_token_ids, config.run.seed)
-        if not runtime.shards_parameters:
+        if fuses_layers(runtime.device) and not runtime.shards_parameters:
             fuse_adapters(model)
     runtime.say(adapter_report(model))
-    kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
-    module = with_loss(model, kernel, config.data.max_seq_len, runtime.device)
+    module = with_loss_here(config, model, runtime)
     module.neftune_alpha = config.model.neftune_alpha
     fingerprint = base_fingerprint(model) if has_adapter else None
 

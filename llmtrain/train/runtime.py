@@ -123,14 +123,14 @@ class Runtime:
     def require(self, features: Mapping[str, bool]) -> None:
         """Raise ValueError where a feature that is on does not work under this engine or precision."""
         for feature in (name for name, on in features.items() if on):
-            if feature in NEED_CUDA and self.device.type != "cuda":
-                raise ValueError(f"{feature} needs an NVIDIA GPU, this is {self.device.type}")
             reason = CAPABILITIES[feature][self.engine]
             if feature == "ema" and self.engine in ("zero1", "zero2") and self._precision != "fp32":
                 reason = f"the model's own weights are {self._precision} there, and the average would be of those"
             if reason is not None:
                 able = [engine for engine in ENGINES if CAPABILITIES[feature][engine] is None]
                 raise ValueError(f"{feature} does not work under {self.engine}: {reason}; use {' or '.join(able)}")
+            if feature in NEED_CUDA and self.device.type != "cuda":
+                raise ValueError(f"{feature} needs an NVIDIA GPU, this is {self.device.type}")
 
     def say(self, line: str) -> None:
         """Print a line, once for all processes."""
