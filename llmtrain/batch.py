@@ -30,6 +30,11 @@ class PackedTokens:
     num_trained: int  # labels that are not IGNORE_INDEX
     sample_ids: tuple[int, ...]  # position in the sample order of each pack
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of samples."""
+        return self.input_ids.numel() if self.sample_ids else 0
+
     def to(self, device: torch.device) -> PackedTokens:
         """The same batch on another device, copied without waiting where the memory allows it."""
         return replace(

@@ -32,6 +32,8 @@ class StepBatch(Protocol):
 
     @property
     def sample_ids(self) -> tuple[int, ...]: ...
+    @property
+    def num_tokens(self) -> int: ...  # that run through the model for a sample's sake; 0 in an empty microbatch
     def to(self, device: torch.device) -> Any: ...
 
 

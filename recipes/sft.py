@@ -71,7 +71,7 @@ def main(config: SftConfig) -> None:
         source=source,
         num_steps=plan.num_steps,
         evaluate=held_out if plan.num_eval_packs else None,
-        flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
+        flops_per_token=flops_per_token(model, plan.mean_segment_tokens, plan.trained_share),
         facts={
             "model_revision": hub_commit(model.config),
             "base_fingerprint": fingerprint,

@@ -68,6 +68,11 @@ class DataPlan:
         }
 
     @property
+    def trained_share(self) -> float:
+        """Share of the training tokens that are targets."""
+        return sum(packing.num_targets for packing in self.train) / sum(packing.num_tokens for packing in self.train)
+
+    @property
     def mean_segment_tokens(self) -> float:
         """Mean length of a segment."""
         return sum(packing.num_tokens for packing in self.train) / sum(packing.num_segments for packing in self.train)

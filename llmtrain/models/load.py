@@ -157,16 +157,21 @@ def attention_flops_per_token(shape: PreTrainedConfig, context: float) -> float:
     return 12 * _field(shape, "num_hidden_layers") * width * context / 2
 
 
-def flops_per_token(model: PreTrainedModel, context: float) -> float:
+def flops_per_token(model: PreTrainedModel, context: float, trained_share: float = 1.0) -> float:
     """FLOPs that training on one token needs: 6 per weight that multiplies it, plus attention (PaLM, appendix B).
 
     A frozen weight has no gradient of its own, and counts 4: forward, and backward to its input. An embedding is a
-    look-up and counts nothing, unless its weight is also the output head's.
+    look-up and counts nothing, unless its weight is also the output head's, which runs at the `trained_share` of the
+    tokens.
     """
+    head = model.get_output_embeddings()
     multiplying = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
     weights = {id(weight): weight for module in multiplying for weight in module.parameters(recurse=False)}
-    flops = sum((6 if weight.requires_grad else 4) * num_weights(weight) for weight in weights.values())
-    return flops + attention_flops_per_token(model.config, context)
+    flops = attention_flops_per_token(model.config, context)
+    for weight in weights.values():
+        share = trained_share if head is not None and weight is head.weight else 1.0
+        flops += share * (6 if weight.requires_grad else 4) * num_weights(weight)
+    return flops
 
 
 def attention_dropout(shape: PreTrainedConfig) -> float:

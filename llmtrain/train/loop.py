@@ -101,9 +101,8 @@ class Loop(Generic[BatchType]):
         self.runtime.seed_step(progress.step)
         factor = self.schedule(progress.step)
         self.runtime.set_lr(self.optimizer, [factor * group["peak_lr"] for group in self.optimizer.param_groups])
-        totals, stop = self.runtime.sum_counts(
-            [self.objective.counts(batch) for batch in microbatches], self.stop.requested is not None
-        )
+        counts = [{"input_tokens": batch.num_tokens, **self.objective.counts(batch)} for batch in microbatches]
+        totals, stop = self.runtime.sum_counts(counts, self.stop.requested is not None)
         if stop:
             self.source.load_state_dict(before)
             self.log.say(f"{self.stop.requested or 'a signal on another rank'}: stopping after {progress.step} steps")
@@ -131,7 +130,7 @@ class Loop(Generic[BatchType]):
         if spiked:
             self._roll_back(values["loss"])
             return None
-        self._window_tokens += totals["tokens"]
+        self._window_tokens += totals["input_tokens"]
         self._window_seconds += seconds
         if progress.step % self.logging.every == 0 or progress.step == self.num_steps:
             self._log_step(values, result.grad_norm)

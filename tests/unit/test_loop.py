@@ -34,6 +34,10 @@ class Samples:
 
     sample_ids: tuple[int, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.sample_ids)
+
     def to(self, device: torch.device) -> Samples:
         return self
 
