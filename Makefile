@@ -37,5 +37,7 @@ soak: $(STAMP)
 	$(BIN)/python -m pytest tests -q -m soak
 	$(BIN)/python benchmarks/pretrain.py
 	$(BIN)/python benchmarks/data.py
+	@if [ -n "$(ROWS)" ]; then $(BIN)/python benchmarks/sft.py "$(ROWS)"; \
+	else echo "skipped benchmarks/sft.py: make soak ROWS=path/to/rows/of/prompt/and/response.jsonl"; fi
 	@if [ -n "$(SHAKESPEARE)" ]; then $(BIN)/python benchmarks/shakespeare.py "$(SHAKESPEARE)"; \
 	else echo "skipped benchmarks/shakespeare.py: make soak SHAKESPEARE=path/to/tinyshakespeare.txt"; fi
