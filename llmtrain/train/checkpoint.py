@@ -32,7 +32,7 @@ from llmtrain.durable import sync_folder
 from llmtrain.train.runtime import Runtime
 
 FORMAT = 1
-PIECE_BYTES = 1 << 30  # a file holds no more, one larger tensor excepted: bounds the memory of saving
+PIECE_BYTES = 1 << 28  # a file holds no more, one larger tensor excepted: bounds the memory of saving
 STATE_SEPARATOR = "/"  # between a parameter's name, which never holds it, and the optimizer state's
 TENSOR_KEY = "$tensor"  # marks, in state.json, the place of a tensor
 
@@ -174,8 +174,13 @@ class Checkpoint:
         return tensor
 
     def read_all(self, kind: str) -> dict[str, Tensor]:
-        """Every tensor of a kind, by name."""
-        return {name: self.read(kind, name) for name in self.names(kind)}
+        """Every tensor of a kind, by name; each file is opened, and so mapped, once."""
+        tensors: dict[str, Tensor] = {}
+        for file_name in dict.fromkeys(self._tensors[kind].values()):
+            with safe_open(self.path / file_name, framework="pt") as file:
+                names = [name for name, holder in self._tensors[kind].items() if holder == file_name]
+                tensors |= {name: file.get_tensor(name) for name in names}
+        return tensors
 
     def read_parameter(self, name: str) -> dict[str, Tensor]:
         """A parameter under `param`, and its optimizer state by key: what `Runtime.load_named_state` asks for."""
