@@ -44,7 +44,19 @@ MAY_CHANGE = (
 # Facts that a continued run must find unchanged.
 PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores")
 UNFINISHED = "config.yaml.partial"  # all that a run leaves that is stopped while it makes its folder
-PACKAGES = ("llmtrain", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors")
+PACKAGES = (
+    "llmtrain",
+    "torch",
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "peft",
+    "bitsandbytes",
+    "gguf",
+)
 
 
 def open_run(run: RunConfig, config: Section) -> Path:
@@ -117,8 +129,10 @@ class Write(Protocol):
     def __call__(self, folder: Path, *, weights: Mapping[str, Tensor], card: str) -> None: ...
 
 
-def export_run(folder: Path, config: RecipeConfig, checkpoint: Checkpoint, write: Write) -> Path:
-    """Write `model/` from a checkpoint, from its average where the run keeps one.
+def export_run(
+    folder: Path, config: RecipeConfig, checkpoint: Checkpoint, write: Write, adapter_of: str | None = None
+) -> Path:
+    """Write `model/` from a checkpoint, from its average where the run keeps one; `adapter_of`: an adapter's base.
 
     Raises ValueError where the disk is full, or `log.push_to_hub` is set and the hub refuses.
     """
@@ -132,6 +146,7 @@ def export_run(folder: Path, config: RecipeConfig, checkpoint: Checkpoint, write
         values=_last_values(folder / "metrics.jsonl", checkpoint.step),
         versions=dict(_versions()),
         num_parameters=sum(tensor.numel() for tensor in weights.values()),
+        adapter_of=adapter_of,
     )
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -6,6 +6,7 @@ recipes/accelerate/cpu.yaml recipes/sft.py CONFIG.yaml`.
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 
 from llmtrain.cli.recipe import run_recipe
@@ -21,7 +22,7 @@ from llmtrain.models.export import export_model
 from llmtrain.models.fused_lora import fuse_adapters
 from llmtrain.models.gguf import resolved_path
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
-from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.run import Write, export_dtype, export_run, record_ledger
@@ -43,7 +44,7 @@ def main(config: SftConfig) -> None:
         add_adapter(model, config.adapter, chat.new_token_ids, config.run.seed)
         if fuses_layers(runtime.device) and not runtime.shards_parameters:
             fuse_adapters(model)
-    runtime.say(adapter_report(model))
+    runtime.say(adapter_report(model, OPTIMIZER_BYTES[config.optim.name]))
     module = with_loss_here(config, model, runtime)
     module.neftune_alpha = config.model.neftune_alpha
     fingerprint = base_fingerprint(model) if has_adapter else None
@@ -83,29 +84,30 @@ def main(config: SftConfig) -> None:
         account = plan.account(trained.progress.step, trained.progress.tokens, source.num_skipped)
         record_ledger(folder, stores.ledger.to_dict(), account)
         if trained.checkpoint is not None:
-            write: Write = partial(
-                export_model,
-                shape=model.config,
-                tokenizer=chat.tokenizer,
-                stop_ids=chat.encoder.end_of_turn_ids,
-                dtype=export_dtype(config.train),
-                trust_remote_code=config.model.trust_remote_code,
-            )
+            trust = config.model.trust_remote_code
+            write: Write
             if has_adapter:
                 write = partial(
                     export_adapter,
-                    shape=model.config,
-                    tokenizer=chat.tokenizer,
-                    stop_ids=chat.encoder.end_of_turn_ids,
                     adapter=config.adapter,
                     base_path=path,
                     base_revision=config.model.revision,
-                    fingerprint=fingerprint,
-                    trust_remote_code=config.model.trust_remote_code,
+                    fingerprint=fingerprint if config.model.quantize is None else None,
                 )
-            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, write)}")
+            else:
+                write = partial(export_model, dtype=export_dtype(config.train))
+            write = partial(
+                write,
+                shape=model.config,
+                tokenizer=chat.tokenizer,
+                stop_ids=chat.encoder.end_of_turn_ids,
+                trust_remote_code=trust,
+            )
+            adapter_of = config.model.path if has_adapter else None
+            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, write, adapter_of)}")
             if config.adapter.merge:
-                merge_adapter(folder / "model", folder / "merged")
+                shutil.rmtree(folder / "merged", ignore_errors=True)
+                merge_adapter(folder / "model", folder / "merged", trust)
                 runtime.say(f"merged: {folder / 'merged'}")
     runtime.finish()
 

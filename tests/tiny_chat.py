@@ -43,7 +43,11 @@ def write_model(folder: Path, *, chat: bool = True) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)  # so that it does not answer everything alike
+    model.save_pretrained(folder)
     return folder
 
 

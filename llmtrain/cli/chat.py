@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from llmtrain.cli.options import add_sampling
+from llmtrain.cli.options import add_sampling, check_sampling
 from llmtrain.models.tuned import load_tuned, prompt_ids, reply
 
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read a line, answer it, until there is none."""
+    check_sampling(arguments)
     model, tokenizer = load_tuned(arguments.model)
     torch.manual_seed(arguments.seed)
     start: list[dict[str, Any]] = [{"role": "system", "content": arguments.system}] if arguments.system else []

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmtrain.cli.options import add_sampling
+from llmtrain.cli.options import add_sampling, check_sampling
+from llmtrain.data.dialogues import Message, text_message, tool_list, turn_messages
 from llmtrain.models.tuned import load_tuned, prompt_ids, reply
 
 
@@ -27,13 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Answer the prompts in batches of similar length; the output is written whole at the end of each batch."""
-    rows = read_prompts(arguments.prompts)
+    """Answer the prompts in batches of similar length; OUTPUT is there whole once all are answered."""
+    check_sampling(arguments)
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size={arguments.batch_size}: give at least 1")
+    rows = read_prompts(arguments.prompts)
+    partial = arguments.output.with_name(f"{arguments.output.name}.partial")
+    partial.touch()  # so that a folder that is not there is found before the first answer
     model, tokenizer = load_tuned(arguments.model)
     torch.manual_seed(arguments.seed)
-    prompts = [prompt_ids(tokenizer, _messages(row, arguments.system)) for row in rows]
+    prompts = [prompt_ids(tokenizer, row.messages(arguments.system), row.tools) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), arguments.batch_size):
         chosen = order[start : start + arguments.batch_size]
@@ -46,43 +52,55 @@ def run(arguments: argparse.Namespace) -> None:
             top_p=arguments.top_p,
         )
         for i, answer in zip(chosen, answers, strict=True):
-            rows[i]["response"] = answer
-    partial = arguments.output.with_name(f"{arguments.output.name}.partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            rows[i].fields["response"] = answer
+        answered = [row.fields for row in rows if "response" in row.fields]
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered), encoding="utf-8")
     partial.rename(arguments.output)
     print(f"{len(rows)} answers in {arguments.output}")
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class PromptRow:
+    """One row of a prompts file, checked."""
+
+    fields: dict[str, Any]
+    given: list[Message]
+    tools: tuple[Mapping[str, Any], ...]
+    is_text: bool
+
+    def messages(self, system: str | None) -> list[Message]:
+        """What stands before the answer; a system message goes before a prompt that is text."""
+        before = [text_message("system", system, "--system")] if system and self.is_text else []
+        return [*before, *self.given]
+
+
+def read_prompts(path: Path) -> list[PromptRow]:
     """The prompts of a file. Raises ValueError naming the file and line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        if path.suffix != ".jsonl":
-            rows.append({"prompt": line})
-            continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            rows.append(_row(json.loads(line) if path.suffix == ".jsonl" else {"prompt": line}))
+        except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not valid JSON ({error})") from None
-        if not isinstance(row, dict) or not ({"prompt", "messages"} & row.keys()):
-            raise ValueError(f"{path}:{number}: holds neither `prompt` nor `messages`")
-        rows.append(row)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
     if not rows:
         raise ValueError(f"{path}: holds no prompt")
     return rows
 
 
-def _messages(row: dict[str, Any], system: str | None) -> list[dict[str, Any]]:
-    if "messages" in row:
-        return list(row["messages"])
-    given = row["prompt"]
-    if not isinstance(given, str):
-        return list(given)
-    before = [{"role": "system", "content": system}] if system else []
-    return [*before, {"role": "user", "content": given}]
+def _row(fields: Any) -> PromptRow:
+    """A row's prompt. Raises ValueError saying what is wrong with it."""
+    if not isinstance(fields, dict) or not ({"prompt", "messages"} & fields.keys()):
+        raise ValueError("holds neither `prompt` nor `messages`")
+    name = "messages" if "messages" in fields else "prompt"
+    tools = tool_list(fields.get("tools"), "tools")
+    if name == "prompt" and isinstance(fields[name], str):
+        return PromptRow(fields, [text_message("user", fields[name], name)], tools, is_text=True)
+    return PromptRow(fields, turn_messages(fields[name], name), tools, is_text=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 
 from rich.console import Console
 from rich.rule import Rule
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(SftConfig, [arguments.config, *arguments.overrides])
     console = Console(highlight=False, soft_wrap=True)
     chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, resolved_path(config.model.path))
-    stores = build_chat_stores(config.data, chat.encoder, report=console.print)
+    stores = build_chat_stores(config.data, chat.encoder, report=partial(console.print, markup=False))
     packed = [BestFitPacking(store, config.data.max_seq_len) for store in stores.train]
     plan = plan_data(
         config.data, config.train, config.eval, packed, [], eval_bytes=None, seed=config.run.seed, world_size=1
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     for number in range(min(arguments.packs, plan.num_steps * plan.packs_per_step)):
         source, index = plan.order(number)
         pack = plan.train_pack(source, index)
-        console.print(Rule(f"pack {number}: {len(pack.input_ids)} tokens, {config.data.train[source].path}"))
+        console.print(Rule(Text(f"pack {number}: {len(pack.input_ids)} tokens, {config.data.train[source].path}")))
         for i, line in enumerate(shown(pack, chat.tokenizer)):
             if i:
                 console.print(Rule(characters="·", style="dim"))
@@ -87,14 +88,16 @@ def shown(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
 
 
 def totals(ledger: Ledger) -> Table:
-    """What became of every row and token, by source."""
-    table = Table("source", "split", "rows", "tokens", "trained", "masked", "cut off", "dropped rows")
+    """What became of every row and token, by source; of rows that were left out, why."""
+    table = Table("source", "what", "rows", "tokens", "trained", "masked", "cut off")
     for source in (*ledger.train, *ledger.eval):
-        dropped = sum(tally.documents for tally in (*source.bad_rows.values(), *source.dropped.values()))
+        path = Text(source.path)
         for split in SPLITS:
             tally = source.tokens[split]
             if tally.tokens:
-                numbers = (tally.tokens, tally.trained_tokens, tally.masked_tokens, tally.truncated_tokens, dropped)
+                numbers = (tally.tokens, tally.trained_tokens, tally.masked_tokens, tally.truncated_tokens)
                 rows = source.kept[split].documents
-                table.add_row(source.path, split, *(f"{number:,}" for number in (rows, *numbers)))
+                table.add_row(path, split, *(f"{number:,}" for number in (rows, *numbers)))
+        for reason, left_out in (*source.bad_rows.items(), *source.dropped.items()):
+            table.add_row(path, Text(f"left out: {reason}"), f"{left_out.documents:,}")
     return table

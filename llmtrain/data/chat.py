@@ -70,8 +70,8 @@ class ChatEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, plain: bool, loss_on: LossOn) -> None:
-        around = TextEncoder(tokenizer)
-        self.dtype = around.dtype
+        around = self._around = TextEncoder(tokenizer)
+        self.dtype, self.unknown_id = around.dtype, around.unknown_id
         self._prefix, self._suffix = around.prefix, around.suffix
         self._loss_on = loss_on
         self._bos_id, self._eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -220,6 +220,7 @@ class ChatEncoder:
     def _tokens(self, texts: Iterable[str]) -> dict[str, _Tokens]:
         """Each text with its ids and their places, nothing put around them."""
         distinct = list(dict.fromkeys(texts))
+        self._around.require_known(distinct)
         try:
             encodings = self._backend.encode_batch(distinct, add_special_tokens=False)
         except Exception as error:  # the library raises no narrower class

@@ -52,15 +52,17 @@ def build_chat_stores(data: ChatDataConfig, encoder: ChatEncoder, *, report: Rep
     eval_plans = [_plan(f"data.eval[{i}]", source, data, 0.0, encoder) for i, source in enumerate(data.eval or ())]
     for plan in (*train_plans, *eval_plans):
         find_or_build(plan.folder, partial(_build_or_tell, plan, data, encoder, report), report)
+        ledger = read_ledger(plan.folder)
+        report(f"{plan.key} ({plan.source.path}): {ledger.row_format} rows; {_summary(ledger)}")
     train = [_opened(plan, "train") for plan in train_plans]
     if data.eval is None:
         held_out = [open_store(plan.folder, "eval") for plan in train_plans] if fraction else []
         require_held_out(data, train, held_out, report)
     else:
         held_out = [_opened(plan, "train") for plan in eval_plans]
-    ledger = Ledger(*([read_ledger(plan.folder) for plan in plans] for plans in (train_plans, eval_plans)))
-    ledger.check()
-    return Stores(train, held_out, ledger)
+    account = Ledger(*([read_ledger(plan.folder) for plan in plans] for plans in (train_plans, eval_plans)))
+    account.check()
+    return Stores(train, held_out, account)
 
 
 def fit(document: Encoded, max_seq_len: int, on_long_row: str) -> list[Encoded]:
@@ -113,7 +115,9 @@ def _plan(key: str, source: Source, data: ChatDataConfig, eval_fraction: float, 
 def _opened(plan: ChatPlan, split: Split) -> TokenStore:
     store = open_store(plan.folder, split)
     if not store.num_tokens:
-        raise ValueError(f"{plan.key}={plan.source.path}: no row is left to train on; ledger of {plan.folder} says why")
+        raise ValueError(
+            f"{plan.key}={plan.source.path}: no row is left to train on ({_summary(read_ledger(plan.folder))})"
+        )
     return store
 
 
@@ -142,13 +146,12 @@ def _build(plan: ChatPlan, data: ChatDataConfig, encoder: ChatEncoder, report: R
                 ledger.drop(documents.reason, example.num_bytes)
                 continue
             split: Split = "eval" if eval_share(example) < plan.eval_fraction else "train"
-            _write(writer, split, example, documents, data, ledger)
+            _write(writer, split, example, documents, data, ledger, encoder.unknown_id)
         writer.flush(ledger.read.documents)
         ledger.check()
         if source_fingerprint(plan.source) != plan.source_fingerprint:
             raise ValueError(f"{plan.key} ({plan.source.path}): its files changed while they were read; start again")
         writer.finish({**plan.meta, "ledger": ledger.to_dict()})
-    report(f"{plan.key} ({plan.source.path}): {_summary(ledger)}")
 
 
 def _encoded(
@@ -165,6 +168,7 @@ def _write(
     documents: Sequence[Encoded],
     data: ChatDataConfig,
     ledger: SourceLedger,
+    unknown_id: int | None,
 ) -> None:
     """Write what is left of a row's documents, and account for all of it."""
     tally = ledger.tokens[split]
@@ -183,7 +187,9 @@ def _write(
     pieces = [piece for pieces in kept for piece in pieces]
     for i, piece in enumerate(pieces):
         num_trained = int(np.count_nonzero(piece.trained))
-        writer.write_tokens(split, piece.input_ids, len(piece.input_ids), 0, piece.trained)
+        num_unknown = int(np.count_nonzero(piece.input_ids == unknown_id)) if unknown_id is not None else 0
+        writer.write_tokens(split, piece.input_ids, len(piece.input_ids), num_unknown, piece.trained)
+        tally.unknown_tokens += num_unknown
         writer.end_document(split, example.num_bytes if i == 0 else 0)  # a row's bytes count once
         tally.tokens += len(piece.input_ids)
         tally.text_tokens += len(piece.input_ids)
@@ -204,6 +210,8 @@ def _summary(ledger: SourceLedger) -> str:
         parts += [f"{count:,} {split} rows {what}" for what, count in cut.items() if count]
         if tally.truncated_tokens:
             parts.append(f"{tally.truncated_tokens:,} {split} tokens cut off")
+    unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
+    parts += [f"{unknown:,} unknown tokens"] if unknown else []
     parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
     parts += [f"{tally.documents:,} rows dropped: {reason}" for reason, tally in ledger.dropped.items()]
     return "; ".join(parts)

@@ -213,7 +213,7 @@ def require_held_out(data: SourcesConfig, train: list[TokenStore], held_out: lis
     if held_out and len(empty) == len(held_out):
         num_documents = sum(store.num_documents for store in train)
         raise ValueError(
-            f"data.eval_fraction={data.eval_fraction} holds out none of the {num_documents} documents that cleaning "
+            f"data.eval_fraction={data.eval_fraction} holds out none of the {num_documents} documents that are "
             "left; raise it, give data.eval, or set it to 0"
         )
     for index in empty:

@@ -101,8 +101,7 @@ class TextEncoder:
 
         Raises ValueError for text that the tokenizer fails on, or would leave out without a trace.
         """
-        if self._drops_unknown:
-            self._require_known(texts)
+        self.require_known(texts)
         try:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises no narrower class
@@ -140,9 +139,9 @@ class TextEncoder:
         )
         return all(self._equal_in_pieces(text, [found.start() for found in cut.finditer(text)]) for text, cut in trials)
 
-    def _require_known(self, texts: Sequence[str]) -> None:
+    def require_known(self, texts: Sequence[str]) -> None:
         """Raises ValueError for a character, white space aside, that has no token at all."""
-        for text in texts:
+        for text in texts if self._drops_unknown else ():
             for char in set(text) - self._known:
                 if not char.isspace() and not _ids_or_none(self.backend, char):
                     raise ValueError(

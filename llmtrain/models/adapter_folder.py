@@ -91,7 +91,7 @@ def merge_adapter(adapter_folder: Path, out_folder: Path, trust_remote_code: boo
     base = _base(adapter_folder, config, trust_remote_code)
     dtype = base.dtype
     base.float()
-    _check_base(adapter_folder, config, base)
+    check_base(adapter_folder, config, base)
     if len(tokenizer) > base.config.vocab_size:
         base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
@@ -127,7 +127,7 @@ def _base(adapter_folder: Path, config: PeftConfig, trust_remote_code: bool) -> 
     return model
 
 
-def _check_base(adapter_folder: Path, config: PeftConfig, base: PreTrainedModel) -> None:
+def check_base(adapter_folder: Path, config: PeftConfig, base: PreTrainedModel) -> None:
     """Raise ValueError where the base is not the one that the adapter was trained on, as far as that was recorded."""
     if not (adapter_folder / BASE_FILE).is_file():
         return  # an adapter from elsewhere

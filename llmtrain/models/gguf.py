@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,10 +36,8 @@ def resolved_path(path: str, report: Report = print) -> str:
     with file.open("rb") as content:
         if content.read(len(MAGIC)) != MAGIC:
             raise ValueError(f"model.path={path}: this is no GGUF file")
-        content.seek(0)
-        fingerprint = hashlib.file_digest(content, "blake2b").hexdigest()[:16]
     models = cache_root() / "models"
-    folder = models / f"{file.stem}-{fingerprint}"
+    folder = models / f"{file.stem}-{_fingerprint(file, file.stat().st_mtime_ns)}"
     if folder.is_dir():
         return str(folder)
     if find_spec("gguf") is None:
@@ -48,6 +47,13 @@ def resolved_path(path: str, report: Report = print) -> str:
             report(f"{file.name}: converting it to {folder}, once")
             _convert(path, file, folder)
     return str(folder)
+
+
+@cache
+def _fingerprint(file: Path, _modified: int) -> str:
+    """16 hexadecimal digits that stand for a file's content, read once a process."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "blake2b").hexdigest()[:16]
 
 
 def _find(path: str) -> Path:

@@ -23,7 +23,8 @@ from llmtrain.config import AdapterConfig
 from llmtrain.models.quantized import num_weights
 from llmtrain.models.token_rows import EmbeddingWithRows, train_rows
 
-ADAMW_BYTES = 8  # two fp32 moments of each trained weight
+# State of each trained weight: two fp32 moments, one, or two of a byte.
+OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
 FINGERPRINT_SAMPLES = 64  # values of each frozen weight
 
 
@@ -79,7 +80,7 @@ def expected_warnings() -> Iterator[None]:
         yield
 
 
-def adapter_report(model: nn.Module, optimizer_bytes: int = ADAMW_BYTES) -> str:
+def adapter_report(model: nn.Module, optimizer_bytes: int = OPTIMIZER_BYTES["adamw"]) -> str:
     """One line on what is trained and the memory it takes; `optimizer_bytes`: state of the optimizer a weight."""
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.generation.streamers import BaseStreamer
 
 ADAPTER = "adapter_config.json"
+GENERATION = "generation_config.json"
 
 
 def model_folder(path: str) -> Path:
@@ -34,26 +43,44 @@ def load_tuned(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if (folder / ADAPTER).is_file():
             from peft import AutoPeftModelForCausalLM
 
+            from llmtrain.models.adapter_folder import check_base
             from llmtrain.models.lora import expected_warnings
 
             with expected_warnings():
                 model: Any = AutoPeftModelForCausalLM.from_pretrained(folder)
+            check_base(folder, model.peft_config["default"], model.get_base_model())
+            if (folder / GENERATION).is_file():  # peft takes the base's, which may not know the tuned end of turn
+                model.generation_config = GenerationConfig.from_pretrained(folder)
+                model.get_base_model().generation_config = model.generation_config
         else:
             model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that differ
         raise ValueError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from None
     return model.to(_device()).eval(), tokenizer
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The ids that a chat so far puts before the model. Raises ValueError where the tokenizer has no chat template."""
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> list[int]:
+    """The ids that a chat so far puts before the model.
+
+    Raises ValueError where the tokenizer has no chat template, or the template refuses the messages.
+    """
     if tokenizer.chat_template is None:
         raise ValueError(
             f"{tokenizer.name_or_path} has no chat template, so it cannot chat: `llmtrain sample` continues a text"
         )
     given: Any = list(messages)  # typed too narrowly there
-    ids = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=True, return_dict=False)
+    functions: Any = list(tools) or None
+    try:
+        ids = tokenizer.apply_chat_template(
+            given, tools=functions, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses these messages: {' '.join(str(error).split())}") from None
     return list(ids)
 
 
@@ -69,7 +96,7 @@ def reply(
 ) -> list[str]:
     """What the model answers to each prompt, all at once; a temperature of 0 takes the likeliest token each time."""
     width = max(len(prompt) for prompt in prompts)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad = next((id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id) if id_ is not None), 0)
     device = model.device
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

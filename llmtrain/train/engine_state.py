@@ -32,7 +32,7 @@ def named_state(model: nn.Module, optimizer: Optimizer, is_main: bool) -> Iterat
     """
     for name, parameter in _trained(model):
         state = {"param": parameter} | optimizer.state.get(parameter, {})
-        full = {key: whole(value) for key, value in state.items()}
+        full = {key: whole(torch.as_tensor(value)) for key, value in state.items()}  # 8-bit AdamW counts in an int
         yield name, {key: value.detach().cpu() for key, value in full.items()} if is_main else {}
     yield from _named_buffers(model, is_main)
 
@@ -44,14 +44,17 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, read: Read) -> None
     Raises ValueError where a shape differs.
     """
     index_of = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    states: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Tensor | int]] = {}
     for name, parameter in _trained(model):
         saved = read(name)
         value = saved.pop("param")
         _check_shape(name, value, parameter.shape)
         parameter.copy_(_sharded_like(parameter, value))
         if saved:
-            states[index_of[id(parameter)]] = {key: _sharded_like(parameter, state) for key, state in saved.items()}
+            states[index_of[id(parameter)]] = {
+                key: int(state) if state.dtype == torch.int64 else _sharded_like(parameter, state)
+                for key, state in saved.items()
+            }
     _load_buffers(model, read)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 

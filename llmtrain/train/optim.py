@@ -21,26 +21,32 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-def param_groups(parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
-    """One parameter group a role: hidden matrices and an untied head are decayed, embeddings and vectors are not.
+def param_groups(
+    parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """One parameter group a role: hidden matrices and an untied head are decayed, the others are not.
 
-    With Muon the hidden matrices get `muon_lr`; the rest stays with AdamW and `lr`.
+    With Muon the hidden matrices get `muon_lr`; the rest stays with AdamW and `lr`, a critic with its own.
     """
     groups = []
     for role, members in parameters.items():
         muon, decayed = role == "hidden" and config.name == "muon", role in ("hidden", "head")
         lr, weight_decay = config.muon_lr if muon else config.lr, config.weight_decay if decayed else 0.0
+        if role == "critic" and critic_lr is not None:
+            lr = critic_lr
         group = {"params": list(members), "lr": lr, "peak_lr": lr, "weight_decay": weight_decay}
         groups.append(group | {"decayed": decayed, "muon": muon})
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig) -> Optimizer:
+def make_optimizer(
+    parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
+) -> Optimizer:
     """The configured optimizer over `param_groups`; AdamW is torch's fused one where the device has it.
 
     Raises ValueError where an 8-bit optimizer is asked for and bitsandbytes is not installed.
     """
-    groups = param_groups(parameters, config)
+    groups = param_groups(parameters, config, critic_lr)
     betas = (config.beta1, config.beta2)
     if config.name in ("adamw8bit", "paged_adamw8bit"):
         try:
@@ -193,8 +199,10 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """The model has the average for its weights within this context."""
         self.swap()
-        yield
-        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -11,6 +11,8 @@ from tiny_chat import write_config, write_model, write_rows
 from tiny_run import SFT, Ended, metrics, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from llmtrain.models.tuned import load_tuned
+
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
 
 
@@ -40,11 +42,37 @@ def test_all_weights_are_tuned_and_the_held_out_loss_falls(inputs: Path, tmp_pat
     assert not torch.equal(model.lm_head.weight, AutoModelForCausalLM.from_pretrained(inputs / "chat").lm_head.weight)
 
 
-def test_the_model_stops_where_a_trained_turn_ends(inputs: Path, tmp_path: Path) -> None:
-    ran(write_config(tmp_path, inputs / "chat", [inputs / "rows.jsonl"]))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
-    stops = GenerationConfig.from_pretrained(tmp_path / "run" / "model").eos_token_id
-    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in ([stops] if isinstance(stops, int) else stops)
+@pytest.mark.parametrize("sections", [{}, LORA], ids=["full", "lora"])
+def test_the_model_stops_where_a_trained_turn_ends(inputs: Path, tmp_path: Path, sections: dict) -> None:
+    ran(write_config(tmp_path, inputs / "base", [inputs / "rows.jsonl"], **sections))
+    folder = tmp_path / "run" / "model"
+    end_of_turn = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|im_end|>")
+    assert end_of_turn != AutoTokenizer.from_pretrained(inputs / "base").eos_token_id
+    assert end_of_turn in GenerationConfig.from_pretrained(folder).eos_token_id
+    model, _ = load_tuned(str(folder))
+    assert end_of_turn in model.generation_config.eos_token_id
+
+
+def test_a_finished_run_that_merges_can_be_started_again(inputs: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, inputs / "chat", [inputs / "rows.jsonl"], adapter=LORA["adapter"] | {"merge": True})
+    ran(config, "train.steps=2")
+    assert "merged: " in ran(config, "train.steps=4").out
+
+
+def test_the_card_of_an_adapter_says_so(inputs: Path, tmp_path: Path) -> None:
+    ran(write_config(tmp_path, inputs / "chat", [inputs / "rows.jsonl"], **LORA), "train.steps=2")
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "library_name: peft" in card and f"base_model: {inputs / 'chat'}" in card
+
+
+def test_an_adapter_of_another_base_does_not_chat(inputs: Path, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base")
+    ran(write_config(tmp_path, base, [inputs / "rows.jsonl"], **LORA), "train.steps=2")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.norm.weight.data += 1
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match="was trained on another base"):
+        load_tuned(str(tmp_path / "run"))
 
 
 def test_an_adapter_is_tuned_and_loads_on_its_base(inputs: Path, tmp_path: Path) -> None:

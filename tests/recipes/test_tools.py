@@ -82,6 +82,8 @@ def test_generate_answers_each_prompt_as_alone(tuned: Path, capsys: pytest.Captu
         )
     one, three = ((tuned / f"{size}.jsonl").read_text() for size in ("1", "3"))
     assert one == three
+    answers = [json.loads(line)["response"] for line in one.splitlines()]
+    assert len(set(answers)) > 1
     assert [json.loads(line)["prompt"] for line in one.splitlines()] == [row["prompt"] for row in rows]
 
 
@@ -103,7 +105,14 @@ def test_sample_continues_a_text(tuned: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "holds no prompt"), ("{", "prompts.jsonl:1: not valid JSON"), ('{"a": 1}', "holds neither `prompt` nor")],
+    [
+        ("", "holds no prompt"),
+        ("{", "prompts.jsonl:1: not valid JSON"),
+        ('{"a": 1}', "holds neither `prompt` nor"),
+        ('{"messages": 5}', "prompts.jsonl:1: "),
+        ('{"prompt": null}', "prompts.jsonl:1: "),
+        ('{"messages": [{"role": "user"}]}', "prompts.jsonl:1: "),
+    ],
 )
 def test_prompts_that_cannot_be_answered_are_refused(
     tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
@@ -112,6 +121,18 @@ def test_prompts_that_cannot_be_answered_are_refused(
     line = refused(capsys, "generate", str(tuned / "run"), str(tmp_path / "prompts.jsonl"), str(tmp_path / "out.jsonl"))
     assert message in line
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_options_out_of_range_and_folders_that_are_not_there_are_refused(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, prompts = str(tuned / "run"), tmp_path / "prompts.txt"
+    prompts.write_text("ab\n")
+    given = ("generate", run, str(prompts), str(tmp_path / "out.jsonl"))
+    assert "--temperature=-1.0" in refused(capsys, *given, "--temperature", "-1")
+    assert "--top-p=2.0" in refused(capsys, *given, "--top-p", "2")
+    assert "No such file" in refused(capsys, *given[:3], str(tmp_path / "nowhere" / "out.jsonl"))
+    assert "No such file" in refused(capsys, "generate", run, str(tmp_path / "no.txt"), str(tmp_path / "out.jsonl"))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
