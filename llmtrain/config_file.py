@@ -40,6 +40,15 @@ def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
     return validate(schema, tree)
 
 
+def sections_of(argv: Sequence[str]) -> set[str]:
+    """The sections that a command line gives, in its file and its overrides; of what cannot be read, none."""
+    try:
+        tree = read_yaml(argv[0]) if argv and "=" not in argv[0] else {}
+    except ValueError:  # told when the configuration is loaded
+        tree = {}
+    return {*tree, *(override.split(".")[0].split("=")[0] for override in argv[1:])}
+
+
 def validate(schema: type[Config], tree: dict[str, Any]) -> Config:
     """A configuration from a plain tree. Raises ValueError with one line for every fault found."""
     try:

@@ -16,7 +16,12 @@ from llmtrain.config import (
     ModelConfig,
     NonNegative,
     OptimConfig,
+    PolicyConfig,
+    PreferenceDataConfig,
     PretrainedModelConfig,
+    PromptDataConfig,
+    RewardConfig,
+    RolloutConfig,
     RunConfig,
     Section,
     Source,
@@ -51,11 +56,7 @@ class RecipeConfig(Section):
             raise ValueError("give exactly one of train.steps and train.epochs")
         if train.epochs is not None and any(source.weight is not None for source in data.train):
             raise ValueError("train.epochs is ambiguous with weighted sources: give train.steps")
-        if train.global_batch_tokens % data.max_seq_len:
-            raise ValueError(
-                f"train.global_batch_tokens={train.global_batch_tokens} is not a multiple of "
-                f"data.max_seq_len={data.max_seq_len}"
-            )
+        self._check_batch()
         if train.microbatch_tokens < data.max_seq_len:
             raise ValueError(
                 f"train.microbatch_tokens={train.microbatch_tokens} is smaller than one pack, "
@@ -75,6 +76,14 @@ class RecipeConfig(Section):
         if self.log.profile is not None and not 1 <= self.log.profile[0] <= self.log.profile[1]:
             raise ValueError(f"log.profile={self.log.profile}: give the first and the last step, from 1")
         return self
+
+    def _check_batch(self) -> None:
+        """Raise ValueError where a step is no whole number of packs."""
+        if self.train.global_batch_tokens % self.data.max_seq_len:
+            raise ValueError(
+                f"train.global_batch_tokens={self.train.global_batch_tokens} is not a multiple of "
+                f"data.max_seq_len={self.data.max_seq_len}"
+            )
 
     def _refuse_idle_keys(self) -> None:
         """Raise ValueError for a key that differs from its default and would do nothing."""
@@ -197,4 +206,97 @@ class SftConfig(RecipeConfig):
             "adapter": self.adapter.kind == "lora",
             "dora": self.adapter.kind == "dora",
             "quantize": self.model.quantize is not None,
+        }
+
+
+class RewardStageConfig(RecipeConfig):
+    """`recipes/rlhf.py`, reward model: preference pairs to a model that scores answers."""
+
+    model: TunedModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    data: PreferenceDataConfig
+    reward: RewardConfig
+    optim: TuningOptimConfig = TuningOptimConfig()
+
+    @model_validator(mode="after")
+    def _sources_agree(self) -> RewardStageConfig:
+        if self.model.quantize is not None and self.adapter.kind == "none":
+            raise ValueError("model.quantize freezes the model in 4 bits: give adapter.kind=lora or dora")
+        self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {chosen: ..., rejected: ...}` instead")
+        return self
+
+    def _idle_keys(self) -> dict[str, tuple[bool, str]]:
+        no_adapter = (self.adapter.kind == "none", "adapter.kind=lora or dora")
+        names = ("rank", "alpha", "rslora", "dropout", "target", "merge")
+        next_token = dict.fromkeys(
+            ("train.label_smoothing", "train.z_loss", "model.neftune_alpha"), (True, "a loss over tokens")
+        )
+        return super()._idle_keys() | {f"adapter.{name}": no_adapter for name in names} | next_token
+
+    def features(self) -> dict[str, bool]:
+        """As for every recipe, and adapters and a quantized base."""
+        return super().features() | {
+            "adapter": self.adapter.kind == "lora",
+            "dora": self.adapter.kind == "dora",
+            "quantize": self.model.quantize is not None,
+        }
+
+
+class PolicyStageConfig(RecipeConfig):
+    """`recipes/rlhf.py`, policy: prompts and a reward to a policy, by PPO and its family."""
+
+    model: TunedModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    data: PromptDataConfig
+    policy: PolicyConfig
+    rollout: RolloutConfig
+    optim: TuningOptimConfig = TuningOptimConfig()
+
+    @model_validator(mode="after")
+    def _policy_agrees(self) -> PolicyStageConfig:
+        policy, rollout = self.policy, self.rollout
+        if self.model.quantize is not None and self.adapter.kind == "none":
+            raise ValueError("model.quantize freezes the model in 4 bits: give adapter.kind=lora or dora")
+        if self.train.steps is None:
+            raise ValueError("train.epochs means nothing where data is made as it is used: give train.steps")
+        if policy.advantage in ("group_mean", "dr_grpo", "rloo") and rollout.samples_per_prompt < 2:
+            raise ValueError(
+                f"policy.advantage={policy.advantage} compares samples of a prompt: give rollout.samples_per_prompt=2 "
+                "or more"
+            )
+        if policy.kl_in == "loss" and policy.kl_kind == "k1":
+            raise ValueError("policy.kl_kind=k1 in the loss trains nothing: choose k2 or k3, or kl_in=reward")
+        if self.train.spike_factor is not None:
+            raise ValueError("train.spike_factor looks at a loss over stored data: leave it out here")
+        self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {prompt: ...}` instead")
+        return self
+
+    def _check_batch(self) -> None:
+        """A step is a minibatch of episodes, whatever their tokens."""
+
+    def _idle_keys(self) -> dict[str, tuple[bool, str]]:
+        policy = self.policy
+        no_adapter = (self.adapter.kind == "none", "adapter.kind=lora or dora")
+        names = ("rank", "alpha", "rslora", "dropout", "target", "merge")
+        no_critic = (policy.advantage != "gae", "policy.advantage=gae")
+        of_critic = ("gae_lambda", "whiten", "critic", "value_coef", "value_clip", "critic_lr")
+        no_kl = (policy.kl_coef == 0, "policy.kl_coef")
+        of_tokens = ("train.label_smoothing", "train.z_loss", "train.global_batch_tokens", "model.neftune_alpha")
+        return (
+            super()._idle_keys()
+            | {f"adapter.{name}": no_adapter for name in names}
+            | {f"policy.{name}": no_critic for name in of_critic}
+            | {f"policy.{name}": no_kl for name in ("kl_in", "kl_kind", "kl_target", "kl_budget")}
+            | {"policy.kl_horizon": (policy.kl_target is None, "policy.kl_target")}
+            | {"rollout.drop_even_groups": (policy.advantage in ("gae", "reinforce_pp"), "a group's advantage")}
+            | dict.fromkeys(of_tokens, (True, "a loss over stored tokens"))
+        )
+
+    def features(self) -> dict[str, bool]:
+        """As for every recipe, and adapters and a quantized base."""
+        return super().features() | {
+            "adapter": self.adapter.kind == "lora",
+            "dora": self.adapter.kind == "dora",
+            "quantize": self.model.quantize is not None,
+            "rollouts": True,
         }

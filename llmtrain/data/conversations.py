@@ -68,7 +68,7 @@ def iter_examples(
     check_canonical(source.fields, source.path)
     location = resolve(source)
     if isinstance(location, Files):
-        location = _row_files(source, location)
+        location = row_files(source, location)
         ledger.files = len(location.paths)
         ledger.files_not_read = dict(location.not_read)
     row_format: RowFormat | None = None
@@ -97,7 +97,7 @@ def iter_examples(
         raise ValueError(f"{source.path}: no row to train on ({_what_was_read(ledger)}){first_fault}")
 
 
-def _row_files(source: Source, files: Files) -> Files:
+def row_files(source: Source, files: Files) -> Files:
     """The files that hold rows; texts, such as a folder's README, are passed over and counted."""
     kinds = [file_kind(path) for path in files.paths]
     kept = [index for index, kind in enumerate(kinds) if kind in ROW_SUFFIXES]
@@ -119,16 +119,16 @@ def _read(row: Row, form: RowFormat, source: Source, ledger: SourceLedger) -> Ex
     try:
         example = _example(row, form, source)
     except UnwantedRow as unwanted:
-        num_bytes = _row_bytes(row)
+        num_bytes = row_bytes(row)
         ledger.read.add(num_bytes)
         ledger.drop(unwanted.reason, num_bytes)
         return None
     except UnfitRow as fault:
-        return BadRow(fault.reason, f"{row.where}: {fault} (read as {form.name})", _row_bytes(row))
+        return BadRow(fault.reason, f"{row.where}: {fault} (read as {form.name})", row_bytes(row))
     except UnicodeEncodeError as error:
         character = error.object[error.start : error.start + 1].encode("unicode_escape").decode()
         message = f"{row.where}: a string holds {character}, half a surrogate pair, which is not valid Unicode"
-        return BadRow("invalid UTF-8", message, _row_bytes(row))
+        return BadRow("invalid UTF-8", message, row_bytes(row))
     except RecursionError:
         return BadRow("nested too deep", f"{row.where}: the row is nested too deep", 0)
     ledger.read.add(example.num_bytes)
@@ -160,7 +160,7 @@ def _num_bytes(tree: Any) -> int:
     return sum(map(_num_bytes, tree)) if isinstance(tree, list | tuple) else 0
 
 
-def _row_bytes(row: Row) -> int:
+def row_bytes(row: Row) -> int:
     """The bytes of a row written as JSON."""
     return len(json.dumps(row.fields, ensure_ascii=False, default=str).encode(errors="surrogatepass"))
 

@@ -7,7 +7,7 @@ every world_size-th of them and fills microbatches with whole packs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -15,13 +15,19 @@ import torch
 from llmtrain.batch import IGNORE_INDEX, PackedTokens, empty_batch
 from llmtrain.data.order import SampleOrder, skipped_position
 from llmtrain.data.pack import Pack
+from llmtrain.objective import BatchType
 
 FetchPack = Callable[[int, int], Pack]
 """(source, pack) -> the pack's tokens."""
 
+Collate = Callable[[Sequence[tuple[int, Pack]]], BatchType]
+"""Packs, each with its sample id -> a microbatch; of no packs, an empty one."""
+
 
 def collate(packs: Sequence[tuple[int, Pack]]) -> PackedTokens:
     """Lay packs, each with its sample id, end to end."""
+    if not packs:
+        return empty_batch()
     labels = np.concatenate([pack.labels for _, pack in packs])
     lengths = tuple(length for _, pack in packs for length in pack.segment_lengths)
     return PackedTokens(
@@ -38,14 +44,26 @@ def microbatches(
     sample_ids: Sequence[int], fetch: Callable[[int], Pack], packs_per_microbatch: int, rank: int, world_size: int
 ) -> Iterator[PackedTokens]:
     """This rank's microbatches of the given samples; every rank yields equally many, empty ones at the end."""
+    return rank_batches(sample_ids, fetch, packs_per_microbatch, rank, world_size, collate)
+
+
+def rank_batches(
+    sample_ids: Sequence[int],
+    fetch: Callable[[int], Pack],
+    packs_per_microbatch: int,
+    rank: int,
+    world_size: int,
+    collate: Collate[BatchType],
+) -> Iterator[BatchType]:
+    """`microbatches` of whatever `collate` makes of packs."""
     per_rank = -(-len(sample_ids) // world_size)
     mine = sample_ids[rank::world_size]
     for start in range(0, per_rank, packs_per_microbatch):
         chosen = mine[start : start + packs_per_microbatch]
-        yield collate([(sample_id, fetch(sample_id)) for sample_id in chosen]) if chosen else empty_batch()
+        yield collate([(sample_id, fetch(sample_id)) for sample_id in chosen])
 
 
-class StoredBatches:
+class StoredBatches(Generic[BatchType]):
     """The batch source of stored packs: `num_steps` steps of `packs_per_step` packs each."""
 
     def __init__(
@@ -58,11 +76,12 @@ class StoredBatches:
         packs_per_microbatch: int,
         rank: int,
         world_size: int,
+        collate: Collate[BatchType] = collate,  # type: ignore[assignment]
     ) -> None:
         self._order, self._fetch = order, fetch
         self._num_steps, self._packs_per_step = num_steps, packs_per_step
         self._packs_per_microbatch = packs_per_microbatch
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._collate = rank, world_size, collate
         self._step = 0
         self._skip_list: list[int] = []
 
@@ -71,21 +90,26 @@ class StoredBatches:
         """Samples on the skip-list."""
         return len(self._skip_list)
 
-    def next_step(self) -> list[PackedTokens] | None:
+    def next_step(self) -> list[BatchType] | None:
         """This rank's microbatches of the next step; None after the last."""
         if self._step >= self._num_steps:
             return None
         sample_ids = self._sample_ids(self._step)
         self._step += 1
         return list(
-            microbatches(
+            rank_batches(
                 sample_ids,
                 lambda sample_id: self._fetch(*self._order(sample_id)),
                 self._packs_per_microbatch,
                 self._rank,
                 self._world_size,
+                self._collate,
             )
         )
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing: stored data is the same all the time."""
+        return {}
 
     def skip_last(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """`state` with all that was skipped since, and the last step's samples, on its skip-list."""

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from llmtrain.batch import PackedTokens
 from llmtrain.config import EvalConfig, SourcesConfig, TrainConfig
-from llmtrain.data.loader import StoredBatches
+from llmtrain.data.loader import Collate, StoredBatches, collate
 from llmtrain.data.order import SampleOrder, permuted_index
 from llmtrain.data.pack import Pack, Packing
+from llmtrain.objective import BatchType
 
 EVAL_KEY = 0  # the held-out sample is the same for every run and seed
 
@@ -28,8 +30,12 @@ class DataPlan:
     num_eval_packs: int
     eval_bytes_per_token: float | None  # None: bits per byte would mean nothing
 
-    def batches(self, rank: int, world_size: int) -> StoredBatches:
+    def batches(self, rank: int, world_size: int) -> StoredBatches[PackedTokens]:
         """This rank's batch source."""
+        return self.batches_by(collate, rank, world_size)
+
+    def batches_by(self, collate: Collate[BatchType], rank: int, world_size: int) -> StoredBatches[BatchType]:
+        """This rank's batch source of what `collate` makes of packs."""
         return StoredBatches(
             self.order,
             self.train_pack,
@@ -38,19 +44,25 @@ class DataPlan:
             packs_per_microbatch=self.packs_per_microbatch,
             rank=rank,
             world_size=world_size,
+            collate=collate,
         )
 
     def train_pack(self, source: int, index: int) -> Pack:
         return self.train[source].pack(index)
 
     def eval_pack(self, index: int) -> Pack:
-        """Held-out pack number `index`; where not all are evaluated, a fixed spread over all of them."""
+        """Held-out pack number `index`."""
+        source, pack = self.eval_place(index)
+        return self.eval[source].pack(pack)
+
+    def eval_place(self, index: int) -> tuple[int, int]:
+        """(source, pack) of held-out pack number `index`; where not all are evaluated, a fixed spread over all."""
         counts = [packing.num_packs for packing in self.eval]
         total = sum(counts)
         index = index if self.num_eval_packs == total else permuted_index(index, total, EVAL_KEY)
-        for packing, count in zip(self.eval, counts, strict=True):
+        for source, count in enumerate(counts):
             if index < count:
-                return packing.pack(index)
+                return source, index
             index -= count
         raise IndexError(index)
 

@@ -2,9 +2,9 @@
 
 A store is a folder. For each split it holds `tokens` (uint16 or uint32, documents end to end), `offsets`
 (int64, where each document ends) and `bytes` (int64, UTF-8 length of each document); a store with a loss mask
-also `trained` (uint8, 1 where a token is a target). `store.json` says that it is finished, and for which
-tokenizer and source. While it is built, the files only grow, and
-`journal` says how far they can be trusted.
+also `trained` (uint8, 1 where a token is a target), and one whose documents carry numbers of their own a file of
+float32 for each. `store.json` says that it is finished, and for which tokenizer and source. While it is built,
+the files only grow, and `journal` says how far they can be trusted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +42,7 @@ class TokenStore:
     document_bytes: Array  # (num_documents,) int64, memory-mapped
     num_bytes: int  # UTF-8 bytes of all documents
     trained: Array | None = None  # (num_tokens,) uint8, memory-mapped: 1 where a token is a target; None: all are
+    values: Mapping[str, Array] = field(default_factory=dict)  # name -> (num_documents,) float32, memory-mapped
 
     @property
     def num_tokens(self) -> int:
@@ -85,6 +86,10 @@ def open_store(path: Path, split: Split) -> TokenStore:
         document_bytes=_map(path / f"{split}.bytes", np.dtype(np.int64), sizes["documents"]),
         num_bytes=sizes["bytes"],
         trained=_map(path / f"{split}.trained", np.dtype(np.uint8), sizes["tokens"]) if meta.get("masked") else None,
+        values={
+            name: _map(path / f"{split}.{name}", np.dtype(np.float32), sizes["documents"])
+            for name in meta.get("values", ())
+        },
     )
 
 
@@ -124,12 +129,12 @@ class StoreWriter:
     Used as a context manager, under `exclusive`.
     """
 
-    def __init__(self, folder: Path, dtype: np.dtype[Any], masked: bool = False) -> None:
-        """`masked`: each token comes with whether it is a target of the loss."""
-        self._folder, self._dtype, self._masked = folder, dtype, masked
-        self.progress = _recover(folder, dtype, masked)
+    def __init__(self, folder: Path, dtype: np.dtype[Any], masked: bool = False, values: Sequence[str] = ()) -> None:
+        """`masked`: each token comes with whether it is a target of the loss; `values`: numbers of each document."""
+        self._folder, self._dtype, self._masked, self._values = folder, dtype, masked, tuple(values)
+        self.progress = _recover(folder, dtype, masked, values)
         self._files: dict[str, BinaryIO] = {}
-        for name, size in _file_sizes(self.progress, dtype, masked).items():
+        for name, size in _file_sizes(self.progress, dtype, masked, values).items():
             (folder / name).touch()
             os.truncate(folder / name, size)  # lengthens a new `offsets` file by its leading zero
             self._files[name] = (folder / name).open("ab")
@@ -157,13 +162,15 @@ class StoreWriter:
         written.text_tokens += num_text_tokens
         written.unknown_tokens += num_unknown_tokens
 
-    def end_document(self, split: Split, num_bytes: int) -> None:
-        """Close the split's open document; `num_bytes` is its length as UTF-8."""
+    def end_document(self, split: Split, num_bytes: int, values: Sequence[float] = ()) -> None:
+        """Close the split's open document; `num_bytes` is its length as UTF-8, `values` its numbers in order."""
         written = self.progress.splits[split]
         written.documents += 1
         written.bytes += num_bytes
         self._files[f"{split}.offsets"].write(np.int64(written.tokens).tobytes())
         self._files[f"{split}.bytes"].write(np.int64(num_bytes).tobytes())
+        for name, value in zip(self._values, values, strict=True):
+            self._files[f"{split}.{name}"].write(np.float32(value).tobytes())
 
     def flush(self, num_pieces: int) -> None:
         """Make all that was written durable, and note that it holds the first `num_pieces` pieces of the source."""
@@ -179,9 +186,8 @@ class StoreWriter:
             split: {"tokens": written.tokens, "documents": written.documents, "bytes": written.bytes}
             for split, written in self.progress.splits.items()
         }
-        text = json.dumps(
-            {"format": FORMAT, "dtype": self._dtype.name, "masked": self._masked, "splits": splits, **meta}, indent=1
-        )
+        layout = {"dtype": self._dtype.name, "masked": self._masked, "values": self._values}
+        text = json.dumps({"format": FORMAT, **layout, "splits": splits, **meta}, indent=1)
         unfinished = self._folder / f"{META}.unfinished"
         with unfinished.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -197,13 +203,14 @@ class StoreWriter:
         os.fsync(self._journal.fileno())
 
 
-def discard_unfinished(folder: Path) -> None:
+def discard_unfinished(folder: Path, values: Sequence[str] = ()) -> None:
     """Delete what a build has left, but the lock, on which others may wait."""
-    for name in (*_file_sizes(Progress(), np.dtype(np.uint16), masked=True), JOURNAL, f"{META}.unfinished"):
+    files = _file_sizes(Progress(), np.dtype(np.uint16), masked=True, values=values)
+    for name in (*files, JOURNAL, f"{META}.unfinished"):
         (folder / name).unlink(missing_ok=True)
 
 
-def _file_sizes(progress: Progress, dtype: np.dtype[Any], masked: bool) -> dict[str, int]:
+def _file_sizes(progress: Progress, dtype: np.dtype[Any], masked: bool, values: Sequence[str]) -> dict[str, int]:
     """Name -> bytes of every data file at a point of the build."""
     sizes = {}
     for split, written in progress.splits.items():
@@ -212,10 +219,11 @@ def _file_sizes(progress: Progress, dtype: np.dtype[Any], masked: bool) -> dict[
         sizes[f"{split}.bytes"] = written.documents * 8
         if masked:
             sizes[f"{split}.trained"] = written.tokens
+        sizes |= {f"{split}.{name}": written.documents * 4 for name in values}
     return sizes
 
 
-def _recover(folder: Path, dtype: np.dtype[Any], masked: bool) -> Progress:
+def _recover(folder: Path, dtype: np.dtype[Any], masked: bool, values: Sequence[str]) -> Progress:
     """The last point in the journal up to which every file is whole."""
     path = folder / JOURNAL
     lines = path.read_bytes().splitlines() if path.is_file() else []
@@ -225,7 +233,7 @@ def _recover(folder: Path, dtype: np.dtype[Any], masked: bool) -> Progress:
         except ValueError:
             continue  # a kill tore this line; the one before stands
         progress = Progress(tree["pieces"], {split: Written(**tree["splits"][split]) for split in SPLITS})
-        sizes = _file_sizes(progress, dtype, masked)
+        sizes = _file_sizes(progress, dtype, masked, values)
         if all(_size(folder / name) >= size for name, size in sizes.items()):
             return progress
     return Progress()

@@ -1,0 +1,280 @@
+"""How good a reward model is on held-out pairs: does it rank them right, how surely, and is it length that it likes.
+
+Everything follows from two scores and two lengths a pair. What is found goes to `metrics.jsonl` whole, as flat
+numbers, so that `reward_card.json` can be made of the row of whichever step is exported. A pair counts with its
+weight: the pairs of one ranking are one comparison together, also in the confidence interval.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llmtrain.batch import IGNORE_INDEX, PreferencePairs
+from llmtrain.data.loader import rank_batches
+from llmtrain.data.plan import DataPlan
+from llmtrain.data.preference_store import collate_pairs
+
+Array = np.ndarray[Any, Any]
+Gather = Callable[[Sequence[float]], list[list[float]]]
+"""Every rank's numbers, in the order of ranks; equally many on each."""
+
+NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+CALIBRATION_BINS = 10
+MARGIN_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the histogram, with open ends
+HEADLINES = ("loss", "accuracy", "accuracy_low", "accuracy_high", "auc", "calibration_error")
+DETAILS = "held_out/"  # what the other numbers' names in `metrics.jsonl` begin with
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Held-out pairs as a reward model sees them; every array (pairs,) float64."""
+
+    chosen: Array  # scores
+    rejected: Array
+    chosen_tokens: Array  # lengths of the answers
+    rejected_tokens: Array
+    weights: Array
+    sources: Array  # number of the source that a pair is from
+
+    def where(self, mask: Array) -> PairScores:
+        """The pairs that a mask (pairs,) keeps."""
+        return PairScores(*(array[mask] for array in vars(self).values()))
+
+    @property
+    def margins(self) -> Array:
+        return self.chosen - self.rejected
+
+
+@dataclass(frozen=True)
+class HeldOutPairs:
+    """The held-out pairs of a plan, shared among ranks; calling it evaluates a reward model."""
+
+    plan: DataPlan
+    rank: int
+    world_size: int
+    device: torch.device
+    gather: Gather
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+        """The report of `report_of` as flat numbers, `eval_loss` (nats a pair) among them; None if asked to stop."""
+        rows: list[tuple[float, ...]] = []
+        plan = self.plan
+        for source in range(len(plan.eval)):
+            packs = [index for index in range(plan.num_eval_packs) if plan.eval_place(index)[0] == source]
+            batches = rank_batches(
+                packs, plan.eval_pack, plan.packs_per_microbatch, self.rank, self.world_size, collate_pairs
+            )
+            for batch in batches:
+                if should_stop():
+                    return None
+                scores = model(batch.to(self.device)).double().cpu()
+                if batch.num_pairs:
+                    lengths = _answer_tokens(batch)
+                    columns = (scores[::2], scores[1::2], lengths[::2], lengths[1::2], batch.weights)
+                    rows += [(*map(float, row), float(source)) for row in zip(*columns, strict=True)]
+        return flat_report(report_of(self._of_all_ranks(rows), len(plan.eval)))
+
+    def _of_all_ranks(self, rows: Sequence[tuple[float, ...]]) -> PairScores:
+        num_columns = len(PairScores.__dataclass_fields__)
+        longest = int(max(count for (count,) in self.gather([len(rows)])))
+        padding = [math.nan] * num_columns * (longest - len(rows))
+        gathered = np.array(self.gather([number for row in rows for number in row] + padding))
+        table = gathered.reshape(-1, num_columns)
+        return PairScores(*table[~np.isnan(table[:, -1])].T)
+
+
+def report_of(scores: PairScores, num_sources: int) -> dict[str, Any]:
+    """What `reward_card.json` says of held-out pairs; NaN where a number is of nothing."""
+    margins = scores.margins
+    return {
+        **_ranking(scores),
+        "auc": area_under_curve(scores.chosen, scores.rejected, scores.weights),
+        "calibration_error": calibration_error(margins, scores.weights),
+        "mean_margin": _mean(margins, scores.weights),
+        "calibration": calibration(margins, scores.weights),
+        "margin_histogram": {
+            "edges": list(MARGIN_EDGES),
+            "comparisons": _counts(np.digitize(margins, MARGIN_EDGES), len(MARGIN_EDGES) + 1, scores.weights),
+        },
+        "length": length_bias(scores),
+        "sources": [_ranking(scores.where(scores.sources == source)) for source in range(num_sources)],
+    }
+
+
+def wilson_interval(share: float, count: float) -> tuple[float, float]:
+    """The 95 % confidence interval of a share of `count` independent trials (Wilson 1927)."""
+    if not count:
+        return math.nan, math.nan
+    z2 = NORMAL_95**2 / count
+    centre = (share + z2 / 2) / (1 + z2)
+    half = NORMAL_95 / (1 + z2) * math.sqrt(share * (1 - share) / count + z2 / (4 * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def area_under_curve(chosen: Array, rejected: Array, weights: Array) -> float:
+    """How often a chosen answer of any pair scores above a rejected answer of any pair; a tie counts half."""
+    if not len(chosen):
+        return math.nan
+    order = np.argsort(rejected, kind="stable")
+    below = np.concatenate([[0.0], np.cumsum(weights[order])])
+    lower, upper = (below[np.searchsorted(rejected[order], chosen, side=side)] for side in ("left", "right"))
+    return float(np.sum(weights * (lower + upper)) / 2 / weights.sum() ** 2)
+
+
+def calibration(margins: Array, weights: Array) -> list[dict[str, float]]:
+    """Bins of equal width of the confidence sigmoid(|margin|), from 1/2 to 1: how sure, and how often right."""
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    bins = np.minimum(((confidence - 0.5) * 2 * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    found = []
+    for number in range(CALIBRATION_BINS):
+        inside = bins == number
+        found.append(
+            {
+                "comparisons": float(weights[inside].sum()),
+                "confidence": _mean(confidence[inside], weights[inside]),
+                "accuracy": _mean(_is_right(margins[inside]), weights[inside]),
+            }
+        )
+    return found
+
+
+def calibration_error(margins: Array, weights: Array) -> float:
+    """Mean distance between confidence and accuracy over the bins (Naeini et al. 2015)."""
+    bins = [part for part in calibration(margins, weights) if part["comparisons"]]
+    total = sum(part["comparisons"] for part in bins)
+    gaps = sum(part["comparisons"] * abs(part["confidence"] - part["accuracy"]) for part in bins)
+    return gaps / total if total else math.nan
+
+
+def length_bias(scores: PairScores) -> dict[str, float]:
+    """Whether longer answers score higher, and how often the ranking is right where that would mislead."""
+    all_scores = np.concatenate([scores.chosen, scores.rejected])
+    lengths = np.concatenate([scores.chosen_tokens, scores.rejected_tokens])
+    weights = np.concatenate([scores.weights, scores.weights])
+    longer_rejected = scores.where(scores.rejected_tokens > scores.chosen_tokens)
+    longer_chosen = scores.where(scores.chosen_tokens > scores.rejected_tokens)
+    return {
+        "pearson": correlation(all_scores, lengths, weights),
+        "spearman": correlation(_ranks(all_scores), _ranks(lengths), weights),
+        "longer_is_chosen": _mean((scores.chosen_tokens > scores.rejected_tokens).astype(float), scores.weights),
+        "accuracy_longer_chosen": _mean(_is_right(longer_chosen.margins), longer_chosen.weights),
+        "accuracy_longer_rejected": _mean(_is_right(longer_rejected.margins), longer_rejected.weights),
+        "comparisons_longer_rejected": float(longer_rejected.weights.sum()),
+    }
+
+
+def correlation(first: Array, second: Array, weights: Array) -> float:
+    """Pearson's correlation coefficient; NaN where one of both does not vary."""
+    if not len(first):
+        return math.nan
+    first, second = (values - _mean(values, weights) for values in (first, second))
+    spread = math.sqrt(_mean(first**2, weights) * _mean(second**2, weights))
+    return _mean(first * second, weights) / spread if spread else math.nan
+
+
+def flat_report(report: Mapping[str, Any]) -> dict[str, float]:
+    """A report as one row of numbers: headlines as `eval_NAME`, which the log shows, details by their path.
+
+    Details that are of nothing are left out.
+    """
+    headlines = {f"eval_{name}": report[name] for name in HEADLINES}
+    rest = {name: value for name, value in report.items() if name not in HEADLINES}
+    return headlines | {path: value for path, value in _leaves(rest, DETAILS.rstrip("/")) if not math.isnan(value)}
+
+
+def reward_card(metrics: Path, step: int, sources: Sequence[str]) -> dict[str, Any] | None:
+    """The report of a step out of a run's `metrics.jsonl`, its sources named; None where it was not evaluated."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "eval_loss" in row and row["step"] == step]
+    if not rows:
+        return None
+    card: dict[str, Any] = {"step": step} | {name: rows[-1][f"eval_{name}"] for name in HEADLINES}
+    for name, value in rows[-1].items():
+        if name.startswith(DETAILS):
+            _place(card, name.removeprefix(DETAILS).split("/"), value)
+    card = _listed(card)
+    named = zip(sources, card["sources"], strict=True)
+    return card | {"sources": [{"path": path, **found} for path, found in named]}
+
+
+def beats_chance(card: Mapping[str, Any]) -> bool:
+    """Whether a reward model ranks held-out pairs better than a coin does, the whole confidence interval above 1/2."""
+    return card["accuracy_low"] is not None and card["accuracy_low"] > 0.5
+
+
+def _ranking(scores: PairScores) -> dict[str, float]:
+    """How well pairs are ranked: the Bradley-Terry loss without margins, and accuracy, a tie counting half."""
+    margins, count = scores.margins, float(scores.weights.sum())
+    accuracy = _mean(_is_right(margins), scores.weights)
+    low, high = wilson_interval(accuracy, count)
+    return {
+        "pairs": len(margins),
+        "comparisons": count,
+        "loss": _mean(np.logaddexp(0, -margins), scores.weights),
+        "accuracy": accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+    }
+
+
+def _is_right(margins: Array) -> Array:
+    return (margins > 0) + (margins == 0) / 2
+
+
+def _mean(values: Array, weights: Array) -> float:
+    total = float(weights.sum())
+    return float((values * weights).sum()) / total if total else math.nan
+
+
+def _counts(bins: Array, num_bins: int, weights: Array) -> list[float]:
+    return np.bincount(bins, weights=weights, minlength=num_bins).tolist()
+
+
+def _ranks(values: Array) -> Array:
+    """Ranks from 0, equal values sharing their mean rank."""
+    ordered = np.sort(values)
+    first, last = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    return (first + last - 1) / 2
+
+
+def _answer_tokens(batch: PreferencePairs) -> list[int]:
+    """How many tokens the answer of each segment has."""
+    parts = (batch.labels != IGNORE_INDEX).split(batch.segment_lengths)
+    return [int(part.count_nonzero()) for part in parts]
+
+
+def _leaves(tree: Any, path: str) -> Iterator[tuple[str, float]]:
+    """(path, number) of every number in a tree of mappings and lists."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{path}/{name}")
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield from _leaves(value, f"{path}/{number}")
+    else:
+        yield path, tree
+
+
+def _place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Put a value where its path says."""
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+def _listed(tree: Any) -> Any:
+    """A tree whose mappings of numbers 0, 1, ... are lists."""
+    if not isinstance(tree, dict):
+        return tree
+    inner = {name: _listed(value) for name, value in tree.items()}
+    return list(inner.values()) if list(inner) == [str(i) for i in range(len(inner))] else inner

@@ -1,0 +1,192 @@
+"""A reward model: a causal trunk with a scalar head, packed conversations in, a score for each out.
+
+    score = w . h,   h the last hidden state of a conversation's last token, which ends its last answer
+
+The trunk comes from any causal model, with an adapter or without, so that policy, reference and reward model can
+share one base. The model is `transformers`' own for sequence classification, with one label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from llmtrain.batch import IGNORE_INDEX, PackedTokens, PreferencePairs
+from llmtrain.config import PretrainedModelConfig
+from llmtrain.device import AttentionKernel
+from llmtrain.models.attention import ATTENTION, plan_segments
+from llmtrain.models.gguf import resolved_path
+from llmtrain.models.load import parameters_by_role
+from llmtrain.models.quantized import fp32_arithmetic
+from llmtrain.models.selfcheck import LENGTHS, PACKING_TOLERANCE
+from llmtrain.objective import Role
+
+HEAD = "score"  # what transformers calls the head of every causal model that classifies
+SCORE_TOLERANCE = 1e-5  # of the largest score, in fp32
+
+
+class ScoreHead(nn.Linear):
+    """The scalar head; it computes in fp32 whatever the trunk's precision is."""
+
+    def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch 1"]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), self.weight.float())
+
+
+class RewardModel(nn.Module):
+    """The one module that is trained: packed conversations in, a score for each out."""
+
+    own_logits = False  # it has no logits at all
+
+    def __init__(self, model: PreTrainedModel, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.model = model
+        self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
+        self.kernel: AttentionKernel = kernel
+
+    def forward(self, batch: PreferencePairs | PackedTokens) -> Float[Tensor, " segments"]:
+        """The score of each segment, at its last token."""
+        device = batch.input_ids.device
+        hidden = self.model.base_model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            segments=plan_segments(batch.segment_lengths, self.kernel, device),
+            use_cache=False,
+        ).last_hidden_state[0]
+        last_tokens = torch.tensor(batch.segment_lengths).cumsum(0).to(device) - 1  # (segments,)
+        scores: Tensor = self.model.get_submodule(HEAD)(hidden[last_tokens])
+        return scores[:, 0]
+
+
+def score_model(
+    causal: PreTrainedModel, config: PretrainedModelConfig, *, pad_token_id: int, seed: int
+) -> PreTrainedModel:
+    """A model for sequence classification with one label around a causal model's trunk, an adapter in it included.
+
+    Its head is that of the checkpoint, where that is a reward model already, else drawn from `seed` with standard
+    deviation 1 / sqrt(width + 1) (Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO").
+    `causal` is used up. Raises ValueError for an architecture without such a form, and for a classifier.
+    """
+    shape = causal.config
+    is_reward_model = any(name.endswith("ForSequenceClassification") for name in shape.architectures or ())
+    if is_reward_model and shape.num_labels != 1:
+        raise ValueError(f"model.path={config.path}: a classifier with {shape.num_labels} labels is no reward model")
+    shape.num_labels, shape.pad_token_id = 1, pad_token_id
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+                shape, attn_implementation=ATTENTION, trust_remote_code=config.trust_remote_code
+            )
+    except ValueError:
+        raise ValueError(f"{shape.model_type} has no form for sequence classification in transformers") from None
+    if not isinstance(dict(model.named_children()).get(HEAD), nn.Linear):
+        raise ValueError(f"{shape.model_type}: its form for sequence classification has no head named {HEAD}")
+    width = shape.get_text_config().hidden_size
+    head = ScoreHead(width, 1, bias=False)
+    with torch.no_grad():
+        if is_reward_model:
+            head.weight.copy_(_trained_head(config))
+        else:
+            head.weight.normal_(std=(width + 1) ** -0.5, generator=torch.Generator().manual_seed(seed))
+    model.add_module(model.base_model_prefix, causal.base_model)
+    model.add_module(HEAD, head.to(causal.device))
+    model.config = shape  # one configuration, which also says which attention the trunk uses
+    return model.train(causal.training)
+
+
+def with_scores(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int, device: torch.device) -> RewardModel:
+    """Move a model to its device and wrap it for training, after comparing it with itself.
+
+    Raises ValueError, naming the architecture, where packed conversations are not computed as `transformers`
+    computes them one by one.
+    """
+    lengths = tuple(min(length, max_seq_len) for length in LENGTHS)
+    nn.Module.to(model, device)  # the model's own `to` is not typed
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), fp32_arithmetic(model):
+        batch = _probe(lengths, model, device)
+        documents = [document[None] for document in batch.input_ids.split(lengths)]
+        try:
+            model.set_attn_implementation("eager")
+            stock = torch.cat([model(input_ids=document, use_cache=False).logits[:, 0] for document in documents])
+            alone = [model.base_model(input_ids=document, use_cache=False).last_hidden_state for document in documents]
+            model.set_attn_implementation(ATTENTION)
+            segments = plan_segments(lengths, "segments" if kernel == "varlen" else kernel, device)
+            packed = model.base_model(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                segments=segments,
+                use_cache=False,
+            ).last_hidden_state[0]
+        except (KeyError, AttributeError, TypeError) as error:  # how models that bypass the interface fail
+            raise ValueError(
+                f"{model.config.model_type} does not go through transformers' attention interface ({error}), "
+                "so this architecture cannot be trained on packs"
+            ) from error
+        singles = torch.cat([hidden[0] for hidden in alone])
+        worst, spread = float((packed - singles).abs().max()), float((singles - singles.mean(0)).abs().max())
+        if not worst <= PACKING_TOLERANCE * spread:
+            raise ValueError(
+                f"{model.config.model_type}: packed documents are not computed as they are one by one (hidden states "
+                f"differ by {worst:.2g} of {spread:.2g}), so this architecture cannot be trained on packs"
+            )
+        last_tokens = torch.tensor(lengths).cumsum(0).to(device) - 1
+        scores = model.get_submodule(HEAD)(singles[last_tokens])[:, 0]
+        if not (scores - stock).abs().max() <= SCORE_TOLERANCE * stock.abs().max():
+            raise ValueError(
+                f"{model.config.model_type}: transformers scores a conversation otherwise than by its last token "
+                f"({float((scores - stock).abs().max()):.2g} apart), so others would load another reward model"
+            )
+    return RewardModel(model.train(was_training), kernel)
+
+
+def reward_parameters_by_role(model: PreTrainedModel) -> dict[Role, list[nn.Parameter]]:
+    """Trainable parameters by what they do, the scalar head among heads."""
+    roles = parameters_by_role(model)
+    head = model.get_submodule(HEAD).weight
+    roles["hidden"] = [parameter for parameter in roles["hidden"] if parameter is not head]
+    roles["head"] = [parameter for parameter in model.parameters() if parameter is head]
+    return roles
+
+
+def pooling_pad_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> int:
+    """The padding token of a reward model: one that never ends a conversation.
+
+    `transformers` scores the last token that is not padding, so where padding is the end-of-turn token, as many
+    chat models have it, it would score the token before. Raises ValueError where the tokenizer has no other.
+    """
+    special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    by_name = sorted(special, key=lambda id_: ("pad" not in special[id_].lower(), id_ == tokenizer.bos_token_id, id_))
+    for token_id in (tokenizer.pad_token_id, tokenizer.unk_token_id, *by_name):
+        if token_id is not None and token_id not in stop_ids:
+            return int(token_id)
+    raise ValueError(
+        "the tokenizer has no special token but those that end an answer, and a reward model needs one more for "
+        "padding: set data.chat_template=ours, or tokenizer.path to a tokenizer with a padding token of its own"
+    )
+
+
+def _trained_head(config: PretrainedModelConfig) -> Float[Tensor, "1 hidden"]:
+    """The head's weights of a checkpoint that is a reward model."""
+    model = AutoModelForSequenceClassification.from_pretrained(
+        resolved_path(config.path),
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        dtype=torch.float32,
+    )
+    weight: Tensor = model.get_submodule(HEAD).weight
+    return weight.detach()
+
+
+def _probe(lengths: tuple[int, ...], model: PreTrainedModel, device: torch.device) -> PackedTokens:
+    """Pseudo-random tokens, none of them padding, without touching torch's global generator."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (sum(lengths),), generator=generator)
+    ids[ids == model.config.pad_token_id] = (model.config.pad_token_id + 1) % model.config.vocab_size
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return PackedTokens(ids, torch.full_like(ids, IGNORE_INDEX), positions, lengths, 0, ()).to(device)

@@ -1,0 +1,63 @@
+"""Policy optimisation over experience: PPO and its family differ by the names in `PolicyConfig` alone.
+
+loss = aggregate(terms of the policy) + value_coef * value loss - entropy_coef * entropy + kl_coef * KL, if in the loss
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.batch import Experience
+from llmtrain.config import PolicyConfig
+from llmtrain.objective import Counts, Metrics
+from llmtrain.objectives.policy_losses import (
+    AGGREGATIONS,
+    POLICY_LOSSES,
+    entropy_bonus,
+    kl_estimate,
+    kl_loss,
+    policy_metrics,
+    value_loss,
+)
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """The surrogate of a policy update, with its critic's loss where there is a critic."""
+
+    config: PolicyConfig
+    max_response_tokens: int
+
+    def counts(self, batch: Experience) -> Counts:
+        return {"tokens": sum(batch.response_lengths), "sequences": len(batch.response_lengths)}
+
+    def loss(self, model: nn.Module, batch: Experience, totals: Counts) -> tuple[Tensor, Metrics]:
+        """The batch's share; `loss` is the whole loss, `policy_loss` the surrogate's part."""
+        config, lengths = self.config, batch.response_lengths
+        said = model(batch)
+        terms = POLICY_LOSSES[config.loss](
+            said.logprobs, batch.old_logprobs, batch.advantages, lengths, config.clip_low, config.clip_high
+        )
+        losses = terms.losses
+        metrics: dict[str, Any] = policy_metrics(said.logprobs, batch.old_logprobs, terms.clipped, totals)
+        if batch.ref_logprobs is not None:
+            kl = kl_estimate(said.logprobs.detach(), batch.ref_logprobs, "k1")
+            metrics["kl"] = kl.sum() / totals["sequences"]
+            if config.kl_in == "loss" and config.kl_coef:
+                losses = losses + config.kl_coef * kl_loss(said.logprobs, batch.ref_logprobs, config.kl_kind)
+        share = AGGREGATIONS[config.aggregation](losses, lengths, totals, self.max_response_tokens)
+        metrics["policy_loss"] = share.detach()
+        bonus, entropy = entropy_bonus(said.entropies, config.entropy_coef, totals)
+        metrics |= entropy
+        share = share + bonus
+        if said.values is not None:
+            assert batch.old_values is not None and batch.returns is not None
+            value_share, of_values = value_loss(said.values, batch.old_values, batch.returns, config.value_clip, totals)
+            share = share + config.value_coef * value_share
+            metrics |= of_values
+        metrics["loss"] = share.detach()
+        return share, {name: torch.as_tensor(value).detach() for name, value in metrics.items()}

@@ -1,0 +1,131 @@
+"""The reward stage of `recipes/rlhf.py`: preference pairs to a model that scores answers."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from llmtrain.config import ChatDataConfig
+from llmtrain.data.chat_tokenizer import open_chat_tokenizer
+from llmtrain.data.plan import plan_data
+from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs
+from llmtrain.data.tokenize import tokenizer_fingerprint
+from llmtrain.device import attention_kernel, fuses_layers
+from llmtrain.durable import write_json
+from llmtrain.eval.reward import HeldOutPairs, beats_chance, reward_card
+from llmtrain.models.fused_layers import fuse_layers
+from llmtrain.models.fused_lora import fuse_adapters
+from llmtrain.models.gguf import resolved_path
+from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_pretrained
+from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.reward import pooling_pad_id, reward_parameters_by_role, score_model, with_scores
+from llmtrain.models.reward_folder import export_reward_adapter, export_reward_model, merge_reward_adapter
+from llmtrain.objectives.reward import PairwiseReward
+from llmtrain.run import Write, export_dtype, export_run, record_ledger
+from llmtrain.schemas import RewardStageConfig
+from llmtrain.train.checkpoint import Checkpoint
+from llmtrain.training import open_training, train
+
+
+def run_reward_stage(config: RewardStageConfig) -> None:
+    """Build the parts, run the loop, export the adapter or the model with its card."""
+    folder, runtime = open_training(config)
+    path, has_adapter = resolved_path(config.model.path), config.adapter.kind != "none"
+    compared = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
+    chat = open_chat_tokenizer(config.model, config.tokenizer, compared, path)
+    pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
+    stores = build_preference_stores(config.data, chat.encoder, report=runtime.say)
+    packed = partial(PairPacking, max_seq_len=config.data.max_seq_len)
+    train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
+    for given, packing in zip(config.data.train, train_packs, strict=True):
+        if config.reward.margin and not packing.has_margins:
+            raise ValueError(f"reward.margin: {given.path} has rows without a margin; give them one, or leave it out")
+
+    causal = load_pretrained(
+        config.model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
+    )
+    if has_adapter:
+        add_adapter(causal, config.adapter, chat.new_token_ids, config.run.seed)
+    fingerprint = base_fingerprint(causal) if has_adapter else None
+    model = score_model(causal, config.model, pad_token_id=pad_token_id, seed=config.run.seed)
+    if fuses_layers(runtime.device) and not runtime.shards_parameters:
+        fuse_layers(model)
+        fuse_adapters(model)
+    runtime.say(adapter_report(model))
+    kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
+    module = with_scores(model, kernel, config.data.max_seq_len, runtime.device)
+
+    plan = plan_data(
+        config.data,
+        config.train,
+        config.eval,
+        train_packs,
+        eval_packs,
+        eval_bytes=None,
+        seed=config.run.seed,
+        world_size=runtime.world_size,
+    )
+    source = plan.batches_by(collate_pairs, runtime.rank, runtime.world_size)
+    held_out = HeldOutPairs(plan, runtime.rank, runtime.world_size, runtime.device, runtime.gather_floats)
+    trained = train(
+        config,
+        folder,
+        runtime,
+        module,
+        reward_parameters_by_role(model),
+        objective=PairwiseReward(config.reward.margin, config.reward.centering),
+        source=source,
+        num_steps=plan.num_steps,
+        evaluate=held_out if plan.num_eval_packs else None,
+        flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
+        facts={
+            "model_revision": hub_commit(model.config),
+            "base_fingerprint": fingerprint,
+            "tokenizer_fingerprint": tokenizer_fingerprint(chat.tokenizer),
+            "stores": stores.names,
+        },
+    )
+    if runtime.is_main:
+        account = plan.account(trained.progress.step, trained.progress.tokens, source.num_skipped)
+        record_ledger(folder, stores.ledger.to_dict(), account)
+        if trained.checkpoint is not None:
+            runtime.say(reward_verdict(config, folder, trained.checkpoint))
+            write: Write = partial(
+                export_reward_model,
+                shape=model.config,
+                tokenizer=chat.tokenizer,
+                dtype=export_dtype(config.train),
+                trust_remote_code=config.model.trust_remote_code,
+            )
+            if has_adapter:
+                write = partial(
+                    export_reward_adapter,
+                    shape=model.config,
+                    tokenizer=chat.tokenizer,
+                    adapter=config.adapter,
+                    base_path=path,
+                    base_revision=config.model.revision,
+                    fingerprint=fingerprint,
+                    trust_remote_code=config.model.trust_remote_code,
+                )
+            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, write)}")
+            if config.adapter.merge:
+                merge_reward_adapter(folder / "model", folder / "merged", config.model.trust_remote_code)
+                runtime.say(f"merged: {folder / 'merged'}")
+    runtime.finish()
+
+
+def reward_verdict(config: RewardStageConfig, folder: Path, checkpoint: Checkpoint) -> str:
+    """Write `reward_card.json` from the evaluation of a checkpoint, and say in one line what it says."""
+    sources = [source.path for source in config.data.eval or config.data.train]
+    card = reward_card(folder / "metrics.jsonl", checkpoint.step, sources)
+    if card is None:
+        return "the reward model is not evaluated: no pairs are held out (data.eval, data.eval_fraction)"
+    write_json(folder / "reward_card.json", card)
+    found = (
+        f"accuracy {card['accuracy']:.3f} on {card['pairs']} held-out pairs, "
+        f"95 % interval {card['accuracy_low']:.3f} to {card['accuracy_high']:.3f}"
+    )
+    if beats_chance(card):
+        return f"the reward model beats chance: {found}"
+    return f"warning: the reward model may be no better than chance: {found}"

@@ -1,0 +1,115 @@
+"""The reward model beside TRL's RewardTrainer: the same pairs give the same loss and the same gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_chat import write_model
+from tiny_pairs import pairs, write_pairs
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl import RewardConfig, RewardTrainer
+
+from llmtrain.batch import PreferencePairs
+from llmtrain.config import PreferenceDataConfig, TunedModelConfig
+from llmtrain.data.chat import ChatEncoder
+from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs
+from llmtrain.models.load import load_pretrained
+from llmtrain.models.reward import RewardModel, pooling_pad_id, score_model, with_scores
+from llmtrain.models.reward_folder import export_reward_model
+from llmtrain.objectives.reward import PairwiseReward
+
+# Of TRL and what it calls.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+NUM_PAIRS, MAX_SEQ_LEN = 6, 2048
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardModel, PreferencePairs, Path]:
+    """Our model and one batch of pairs, and the folder of the same model as others load it."""
+    folder = tmp_path_factory.mktemp("reward")
+    tokenizer = AutoTokenizer.from_pretrained(write_model(folder / "base"))
+    encoder = ChatEncoder(tokenizer, plain=False, loss_on="completion")
+    config = TunedModelConfig(path=str(folder / "base"))
+    causal = load_pretrained(config, tokenizer, max_seq_len=128)
+    pad = pooling_pad_id(tokenizer, encoder.end_of_turn_ids)
+    module = with_scores(score_model(causal, config, pad_token_id=pad, seed=0), "segments", 128, torch.device("cpu"))
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    export_reward_model(folder / "model", module.model.config, weights, tokenizer, dtype=torch.float32, card="")
+    data = PreferenceDataConfig.model_validate(
+        {
+            "train": str(write_pairs(folder / "pairs.jsonl", seed=4, num_pairs=NUM_PAIRS)),
+            "eval_fraction": 0.0,
+            "max_seq_len": MAX_SEQ_LEN,
+            "cache_dir": str(folder / "cache"),
+        }
+    )
+    stores = build_preference_stores(data, encoder, report=lambda line: None)
+    batch = collate_pairs([(0, PairPacking(stores.train[0], MAX_SEQ_LEN).pack(0))])
+    return module, batch, folder / "model"
+
+
+def theirs(folder: Path, scratch: Path, batch: PreferencePairs, centering: float | None) -> tuple[Tensor, Any]:
+    """TRL's loss of the same pairs, and the model with its gradients."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    trainer = RewardTrainer(
+        model=AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32),
+        args=RewardConfig(
+            output_dir=str(scratch),
+            per_device_train_batch_size=NUM_PAIRS,
+            center_rewards_coefficient=centering,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            max_length=None,
+        ),
+        train_dataset=Dataset.from_list(
+            [
+                {
+                    "chosen": [
+                        {"role": "user", "content": row["prompt"]},
+                        {"role": "assistant", "content": row["chosen"]},
+                    ],
+                    "rejected": [
+                        {"role": "user", "content": row["prompt"]},
+                        {"role": "assistant", "content": row["rejected"]},
+                    ],
+                }
+                for row in pairs(seed=4, num_pairs=NUM_PAIRS)
+            ]
+        ),
+        processing_class=tokenizer,
+    )
+    segments = [segment.tolist() for segment in batch.input_ids.split(batch.segment_lengths)]
+    rows = [{"chosen_ids": c, "rejected_ids": r} for c, r in zip(segments[::2], segments[1::2], strict=True)]
+    if batch.margins is not None:
+        rows = [row | {"margin": margin} for row, margin in zip(rows, batch.margins.tolist(), strict=True)]
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    loss.backward()
+    return loss.detach(), trainer.model
+
+
+@pytest.mark.parametrize(("centering", "margin"), [(0.0, False), (0.05, False), (0.0, True)])
+def test_loss_and_gradients_are_those_of_trl(
+    ours: tuple[RewardModel, PreferencePairs, Path], tmp_path: Path, centering: float, margin: bool
+) -> None:
+    module, batch, folder = ours
+    if margin:
+        batch = replace(batch, margins=torch.linspace(-1, 2, NUM_PAIRS))
+    objective = PairwiseReward(margin=margin, centering=centering)
+    module.zero_grad()
+    share, _ = objective.loss(module, batch, dict(objective.counts(batch)))
+    share.backward()
+    expected, model = theirs(folder, tmp_path, batch, centering or None)
+    assert float(share.detach()) == pytest.approx(float(expected), abs=TOLERANCE)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, parameter in module.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=TOLERANCE, msg=name)

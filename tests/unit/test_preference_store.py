@@ -1,0 +1,218 @@
+"""Preference pairs in a store and in packs: pairs stay whole, and every pair and token is accounted for."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_chat import write_model
+from tiny_pairs import pairs
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from llmtrain.batch import IGNORE_INDEX, empty_pairs
+from llmtrain.config import PreferenceDataConfig
+from llmtrain.data.chat import ChatEncoder, Encoded
+from llmtrain.data.chat_store import TOO_LONG
+from llmtrain.data.preference_store import (
+    NO_PROMPT_LEFT,
+    Pair,
+    PairPacking,
+    build_preference_stores,
+    collate_pairs,
+    fit_pair,
+)
+from llmtrain.data.preferences import EQUAL
+from llmtrain.data.stores import Stores
+
+ROWS = [
+    {"prompt": "one", "chosen": "yes", "rejected": "no no", "margin": 0.5},
+    {"prompt": "two", "chosen": "certainly", "rejected": "n"},
+]
+RANKED = [{"prompt": "three", "responses": ["a", "bb", "ccc"], "ranks": [1, 2, 3]}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(write_model(tmp_path_factory.mktemp("model")))
+
+
+def built(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, rows: list[dict[str, Any]], said: Any = None, **settings: Any
+) -> Stores:
+    source, content = folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+    if not source.exists() or source.read_text() != content:  # its time of writing stands for its content
+        source.write_text(content)
+    given = {"train": str(source), "eval_fraction": 0.0, "cache_dir": str(folder / "cache")} | settings
+    encoder = ChatEncoder(tokenizer, plain=False, loss_on="completion")
+    report = (lambda line: None) if said is None else said.append
+    return build_preference_stores(PreferenceDataConfig.model_validate(given), encoder, report=report)
+
+
+def texts(tokenizer: PreTrainedTokenizerFast, ids: Any, lengths: Any) -> list[str]:
+    bounds = np.cumsum([0, *lengths])
+    return [tokenizer.decode(ids[start:end]) for start, end in pairwise(bounds)]
+
+
+def chat(question: str, answer: str) -> str:
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>"
+
+
+def test_a_store_alternates_chosen_and_rejected_up_to_the_end_of_the_turn(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    (store,) = built(tokenizer, tmp_path, ROWS).train
+    found = texts(tokenizer, store.tokens, np.diff(store.document_offsets))
+    assert found == [chat("one", "yes"), chat("one", "no no"), chat("two", "certainly"), chat("two", "n")]
+
+
+def test_margins_and_weights_stand_beside_the_documents(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    (one,) = built(tokenizer, tmp_path, ROWS).train
+    assert one.values["margin"].tolist()[:2] == [0.5, 0.5] and math.isnan(one.values["margin"][2])
+    assert one.values["weight"].tolist() == [1.0] * 4
+    (ranked,) = built(tokenizer, tmp_path, RANKED).train
+    assert ranked.values["weight"].tolist() == pytest.approx([1 / 3] * 6)
+
+
+def test_a_packing_has_margins_where_every_row_has_one(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    (some,) = built(tokenizer, tmp_path, ROWS).train
+    (every,) = built(tokenizer, tmp_path, ROWS[:1]).train
+    assert not PairPacking(some, 1024).has_margins and PairPacking(every, 1024).has_margins
+
+
+def test_no_pair_is_split_lost_or_repeated_by_packing(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = list(pairs(seed=3, num_pairs=60))
+    (store,) = built(tokenizer, tmp_path, rows).train
+    packing = PairPacking(store, 256)
+    found = []
+    for index in range(packing.num_packs):
+        pack = packing.pack(index)
+        assert len(pack.input_ids) <= 256
+        sides = texts(tokenizer, pack.input_ids, pack.segment_lengths)
+        found += list(zip(sides[::2], sides[1::2], strict=True))
+    expected = [tuple(chat(row["prompt"], row[side]) for side in ("chosen", "rejected")) for row in rows]
+    assert sorted(found) == sorted(expected)
+    assert packing.num_packs < len(rows)
+
+
+def test_the_labels_are_those_of_the_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    (store,) = built(tokenizer, tmp_path, ROWS[:1]).train
+    pack = PairPacking(store, 1024).pack(0)
+    bounds = np.cumsum([0, *pack.segment_lengths])
+    for (start, end), answer in zip(pairwise(bounds), ("yes", "no no"), strict=True):
+        labels = pack.labels[start:end]
+        assert tokenizer.decode(labels[labels != IGNORE_INDEX]) == f"{answer}<|im_end|>"
+        assert labels[-1] == IGNORE_INDEX
+        assert labels[-2] == pack.input_ids[end - 1]
+
+
+def test_collate_lays_packs_end_to_end(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    packs = [PairPacking(built(tokenizer, tmp_path, rows).train[0], 1024).pack(0) for rows in (ROWS, RANKED)]
+    batch = collate_pairs(list(zip((7, 9), packs, strict=True)))
+    assert batch.num_pairs == 5 == len(batch.weights)
+    assert len(batch.segment_lengths) == 10 and sum(batch.segment_lengths) == batch.num_tokens
+    assert batch.input_ids.tolist() == [*packs[0].input_ids.tolist(), *packs[1].input_ids.tolist()]
+    assert batch.position_ids.tolist() == [i for length in batch.segment_lengths for i in range(length)]
+    assert batch.sample_ids == (7, 9)
+    assert batch.weights.tolist() == pytest.approx([1] * 2 + [1 / 3] * 3)
+    assert batch.margins is not None and batch.margins.isnan().sum() == 4
+
+
+def test_rows_without_margins_give_a_batch_without(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    (store,) = built(tokenizer, tmp_path, RANKED).train
+    assert collate_pairs([(0, PairPacking(store, 1024).pack(0))]).margins is None
+
+
+def test_no_packs_make_an_empty_batch_of_no_weight() -> None:
+    batch = collate_pairs([])
+    assert (batch.num_pairs, batch.num_tokens, float(batch.weights.sum()), batch.sample_ids) == (0, 0, 0.0, ())
+    assert torch.equal(batch.input_ids, empty_pairs().input_ids)
+
+
+def pair(prompt_tokens: int, chosen_tokens: int, rejected_tokens: int) -> Pair:
+    sides = []
+    for number, answer_tokens in enumerate((chosen_tokens, rejected_tokens)):
+        ids = np.concatenate([np.arange(prompt_tokens), 100 * (number + 1) + np.arange(answer_tokens)])
+        sides.append(Encoded(ids.astype(np.uint16), ids >= 100))
+    return Pair(*sides)
+
+
+def test_a_pair_that_fits_stays_as_it_is() -> None:
+    whole = pair(5, 3, 2)
+    assert fit_pair(whole, 15) is whole
+
+
+@pytest.mark.parametrize(("max_seq_len", "kept"), [(14, [0, 2, 3, 4]), (13, [0, 2, 3, 4]), (12, [0, 3, 4])])
+def test_a_long_pair_loses_the_beginning_of_both_prompts(max_seq_len: int, kept: list[int]) -> None:
+    fitted = fit_pair(pair(5, 3, 2), max_seq_len)
+    assert fitted is not None
+    assert fitted.chosen.input_ids.tolist() == [*kept, 100, 101, 102]
+    assert fitted.rejected.input_ids.tolist() == [*kept, 200, 201]
+    assert fitted.chosen.trained.tolist() == [False] * len(kept) + [True] * 3
+
+
+def test_a_pair_whose_answers_alone_are_too_long_does_not_fit() -> None:
+    assert fit_pair(pair(5, 3, 2), 8) is None
+
+
+LONG = {"prompt": "w " * 60, "chosen": "yes", "rejected": "no"}
+ENDLESS = {"prompt": "q", "chosen": "y" * 100, "rejected": "n" * 100}
+
+
+@pytest.mark.parametrize(
+    ("on_long_row", "kept", "dropped"),
+    [("drop", 1, {TOO_LONG: 2}), ("truncate", 2, {NO_PROMPT_LEFT: 1})],
+)
+def test_long_pairs_are_dropped_or_cut_as_told_and_counted(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, on_long_row: str, kept: int, dropped: dict[str, int]
+) -> None:
+    stores = built(tokenizer, tmp_path, [ROWS[0], LONG, ENDLESS], max_seq_len=192, on_long_row=on_long_row)
+    (ledger,), packing = stores.ledger.train, PairPacking(stores.train[0], 192)
+    assert {reason: tally.documents for reason, tally in ledger.dropped.items()} == dropped
+    assert (ledger.kept["train"].documents, ledger.read.documents) == (kept, 3)
+    assert ledger.tokens["train"].rows_cut == (on_long_row == "truncate")
+    assert packing.num_tokens == ledger.tokens["train"].tokens
+    assert all(len(packing.pack(index).input_ids) <= 192 for index in range(packing.num_packs))
+
+
+def test_answers_that_are_equal_as_tokens_are_dropped(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    same = {"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "name": "x"}], "rejected": "a"}
+    rows = [{**ROWS[0], "chosen": [{"role": "assistant", "content": "yes"}]}, same]
+    stores = built(tokenizer, tmp_path, rows)
+    assert stores.ledger.train[0].dropped[EQUAL].documents == 1
+
+
+def test_no_question_stands_on_both_sides(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i % 40}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(160)]
+    stores = built(tokenizer, tmp_path, rows, eval_fraction=0.3)
+    sides = []
+    for store in (*stores.train, *stores.eval):
+        found = texts(tokenizer, store.tokens, np.diff(store.document_offsets))
+        sides.append({text.split("<|im_end|>")[0] for text in found})
+    train, held_out = sides
+    assert train and held_out and not train & held_out
+    assert len(train | held_out) == 40
+
+
+def test_a_finished_store_is_found_again(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    first = built(tokenizer, tmp_path, ROWS)
+    said: list[str] = []
+    assert built(tokenizer, tmp_path, ROWS, said).names == first.names and not said
+    assert built(tokenizer, tmp_path, ROWS, said, max_seq_len=512).names != first.names
+
+
+def test_a_failed_build_leaves_nothing_behind(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: "):
+        built(tokenizer, tmp_path, [ROWS[0], {"prompt": "q", "chosen": "a", "rejected": None}])
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+
+
+def test_a_source_of_which_nothing_is_left_is_an_error(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no pair is left to train on"):
+        built(tokenizer, tmp_path, [LONG], max_seq_len=64)

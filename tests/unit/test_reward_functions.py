@@ -1,0 +1,202 @@
+"""Each reward that can be computed, on answers that are right, wrong and odd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmtrain.rollout.reward_functions import REWARDS, RowError, code_tests, countdown, gsm8k
+from llmtrain.rollout.sentences import sentences
+
+
+def scored(name: str, response: str, row: dict[str, Any] | None = None, **settings: Any) -> float:
+    scores = REWARDS[name]([""], [response], [row or {}], **settings)
+    assert len(scores) == 1 and isinstance(scores[0], float)
+    return scores[0]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_no_response_has_no_score(name: str) -> None:
+    settings = {"regex": {"pattern": "a"}, "length": {"target": 3}}.get(name, {})
+    assert REWARDS[name]([], [], [], **settings) == []
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "settings", "expected"),
+    [
+        (" Paris\n", "Paris", {}, 1),
+        ("paris", "Paris", {}, 0),
+        ("paris", "PARIS", {"ignore_case": True}, 1),
+        ("Paris.", "Paris", {}, 0),
+        ("4", 4, {}, 1),
+        ("four", [4, "four"], {}, 1),
+    ],
+)
+def test_exact_match(response: str, answer: Any, settings: dict[str, Any], expected: float) -> None:
+    assert scored("exact_match", response, {"answer": answer}, **settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("response", "whole", "expected"),
+    [("I say yes.", False, 1), ("I say yes.", True, 0), ("yes", True, 1), ("", False, 0)],
+)
+def test_regex(response: str, whole: bool, expected: float) -> None:
+    assert scored("regex", response, pattern="yes", whole=whole) == expected
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "expected"),
+    [
+        ("She has 72 clips.", "48/2 = <<48/2=24>>24\n#### 72", 1),
+        ("First 24, then 72.", "#### 72", 1),
+        ("72, not 24", "#### 72", 0),
+        ("24\n#### 72 (so 3 more)", "#### 72", 1),
+        (r"So 3 + 69 = \boxed{72}, done in 2 steps", "72", 1),
+        ("$1,200.00 in all", "#### 1,200", 1),
+        ("It costs 1200", 1200.0, 1),
+        ("it is 0.5", ".5", 1),
+        ("10-4=6", "6", 1),
+        ("the answer is -6", "#### -6", 1),
+        ("10-6", "#### -6", 0),
+        ("1,2,3", "3", 1),
+        ("no number", "#### 72", 0),
+        ("", "#### 72", 0),
+    ],
+)
+def test_gsm8k(response: str, answer: Any, expected: float) -> None:
+    assert scored("gsm8k", response, {"answer": answer}) == expected
+
+
+def test_a_row_whose_answer_is_no_number_is_refused() -> None:
+    with pytest.raises(RowError, match=r"^the row's field 'answer' holds no number: 'many'$"):
+        gsm8k([""], ["3"], [{"answer": "many"}])
+
+
+@pytest.mark.parametrize(
+    ("response", "settings", "expected"),
+    [
+        ('{"a": 1}', {}, 1),
+        ('Here:\n```json\n{"a": 1}\n```\nDone.', {}, 1),
+        ("{'a': 1}", {}, 0),
+        ('{"a": NaN}', {}, 0),
+        ('{"a": 1', {}, 0),
+        ("", {}, 0),
+        ("[" * 100_000, {}, 0),
+        ("3", {}, 1),
+        ("3", {"kind": "object"}, 0),
+        ("[1]", {"kind": "array"}, 1),
+        ('{"a": 1}', {"keys": ["a", "b"]}, 0),
+        ('{"a": 1, "b": 2}', {"keys": ["a", "b"]}, 1),
+        ('["a", "b"]', {"keys": ["a", "b"]}, 0),
+    ],
+)
+def test_json_valid(response: str, settings: dict[str, Any], expected: float) -> None:
+    assert scored("json_valid", response, **settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "num_sentences"),
+    [
+        ("Paris.", 1),
+        ("The capital is Paris", 1),
+        ("Paris. It is big.", 2),
+        ("Really?! Yes.", 2),
+        ("Dr. Smith met Mr. J. R. Jones at 3.14 p.m. today.", 1),
+        ("It is 5 p.m. The bank has closed.", 2),
+        ("Apples, pears, etc. Bananas too.", 2),
+        ("Use tools, e.g. Python, from example.com.", 1),
+        ("See No. 5 and fig. 2 there.", 1),
+        ("I said no. Then I left.", 2),
+        ('"Stop!" he said.', 1),
+        ('He said "Stop!" Then he left.', 2),
+        ("Well... maybe.", 1),
+        ("Well... No.", 2),
+        ("1. Paris\n2. Rome", 2),
+        ("- one\n- two\n\n- three", 3),
+        ("A line\nthat goes on.", 1),
+        ("It is Paris.It is big.", 2),
+        ("**Answer:** Paris.", 1),
+        ("\u5df4\u9ece\u662f\u9996\u90fd\u3002\u5b83\u5f88\u5927\u3002", 2),
+        ("", 0),
+        (" ...\n!", 0),
+    ],
+)
+def test_sentences_are_counted(text: str, num_sentences: int) -> None:
+    assert len(sentences(text)) == num_sentences
+
+
+@pytest.mark.parametrize(("response", "expected"), [("Paris.", 1), ("Paris. Yes.", 1), ("A. B? C! D.", 0), ("", 0)])
+def test_max_sentences(response: str, expected: float) -> None:
+    assert scored("max_sentences", response, limit=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("response", "settings", "expected"),
+    [
+        ("one two three four", {"target": 4}, 1),
+        ("one two three", {"target": 4}, 0.75),
+        ("word " * 20, {"target": 4}, 0),
+        ("one two", {"minimum": 2, "maximum": 3}, 1),
+        ("one", {"minimum": 2}, 0),
+        ("one two three four", {"maximum": 3}, 0),
+        ("abcd ", {"target": 4, "unit": "characters"}, 1),
+    ],
+)
+def test_length(response: str, settings: dict[str, Any], expected: float) -> None:
+    assert scored("length", response, **settings) == expected
+
+
+TESTS = ["assert double(2) == 4", "assert double(-1) == -2", "assert double(base) == 2"]
+
+
+@pytest.mark.parametrize(
+    ("response", "partial", "expected"),
+    [
+        ("def double(x):\n    return 2 * x", False, 1),
+        ("Here it is:\n```python\ndef double(x):\n    return 2 * x\n```\nIt doubles.", False, 1),
+        ("def double(x):\n    return x * x", False, 0),
+        ("def double(x):\n    return x * x", True, 1 / 3),
+        ("It is easy.", True, 0),
+    ],
+)
+def test_code_tests(response: str, partial: bool, expected: float) -> None:
+    row = {"test_list": TESTS, "test_setup_code": "base = 1"}
+    assert scored("code_tests", response, row, partial=partial) == expected
+
+
+def test_a_row_without_tests_is_refused() -> None:
+    with pytest.raises(RowError, match=r"^the row's field 'test_list' is no list of tests: \[\]$"):
+        code_tests([""], ["pass"], [{"test_list": []}])
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("I think.\n<answer>(44 + 19) + 35</answer>", 1),
+        ("<answer> 44+19+35 = 98 </answer>", 1),
+        ("Let me see.\n44 + 35 + 19 = 98", 1),
+        ("<answer>44 + 19</answer>", 0),
+        ("<answer>98</answer>", 0),
+        ("<answer>44 + 19 + 35 + 0</answer>", 0),
+        ("<answer>44 + 19 + 19 + 16</answer>", 0),
+        ("<answer>44 * 19 - 35</answer>", 0),
+        ("<answer>44 / (19 - 19) + 35</answer>", 0),
+        ("<answer>44 ** 19 ** 35</answer>", 0),
+        ("<answer>__import__('os')</answer>", 0),
+        ("<answer>44 +</answer>", 0),
+        ("<answer>" + "(" * 150 + "</answer>", 0),
+        ("44" + "+44" * 100_000, 0),
+        ("", 0),
+    ],
+)
+def test_countdown(response: str, expected: float) -> None:
+    assert scored("countdown", response, {"nums": [44, 19, 35], "target": 98}) == expected
+
+
+def test_countdown_divides_exactly() -> None:
+    assert scored("countdown", "7 / 3 * 9", {"nums": [7, 3, 9], "target": 21}) == 1
+
+
+def test_countdown_may_leave_numbers_out() -> None:
+    assert countdown([""], ["44 + 19"], [{"nums": [44, 19, 35], "target": 63}], all_numbers=False) == [1.0]
