@@ -90,6 +90,9 @@ class TakingTurns:
         self._step += 1
         return self._source.next_step()
 
+    def metrics(self) -> dict[str, float]:
+        return self._source.metrics()
+
     def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._source.skip_last(state)
 

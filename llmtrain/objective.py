@@ -19,9 +19,9 @@ Batch_contra = TypeVar("Batch_contra", contravariant=True)
 Counts = Mapping[str, float]
 """Named denominators of one microbatch: `tokens`, always, and what else the loss divides by: pairs, sequences."""
 
-Role = Literal["hidden", "head", "embedding", "vector"]
+Role = Literal["hidden", "head", "embedding", "vector", "critic"]
 """What a parameter does, which its optimizer asks: a matrix between hidden states, the output head, an input
-embedding, a norm or bias."""
+embedding, a norm or bias; anything of a critic's own."""
 
 Metrics = Mapping[str, Tensor]
 """Shares (scalar, detached) whose sum over the microbatches and ranks of a step is the step's value."""
@@ -40,11 +40,22 @@ class StepBatch(Protocol):
 BatchType = TypeVar("BatchType", bound=StepBatch)
 
 
+class Interrupted(Exception):
+    """Making a step's microbatches took long, and was stopped on every rank because one was asked to stop."""
+
+
 class BatchSource(Protocol[Batch]):
     """Where a step's microbatches come from: a stored dataset, or rollouts made on demand."""
 
     def next_step(self) -> list[Batch] | None:
-        """This rank's microbatches of one optimizer step, as many as on every other rank; None: finished."""
+        """This rank's microbatches of one optimizer step, as many as on every other rank; None: finished.
+
+        Raises Interrupted, its state unchanged, where it was asked to stop on the way.
+        """
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """What there is to tell of the data at hand, the same on every rank; it joins the step's row."""
         ...
 
     def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,10 +14,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
+from llmtrain.models.actor_critic import ActorCritic
 from llmtrain.models.attention import compile_model
 from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import attention_dropout
+from llmtrain.models.reward import RewardModel
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import BatchSource, BatchType, Objective, Role
 from llmtrain.run import open_run, record_run
@@ -69,7 +71,7 @@ def train(
     config: RecipeConfig,
     folder: Path,
     runtime: Runtime,
-    module: CausalLMLoss,
+    module: CausalLMLoss | RewardModel | ActorCritic,
     parameters: Mapping[Role, Sequence[nn.Parameter]],
     *,
     objective: Objective[BatchType],
@@ -78,8 +80,13 @@ def train(
     evaluate: Evaluate | None,
     flops_per_token: float,
     facts: Mapping[str, Any],
+    stop: StopSignal | None = None,
+    critic_lr: float | None = None,
 ) -> Trained:
-    """Run the loop over a recipe's parts; `facts` go to `environment.json` beside those of the machine."""
+    """Run the loop over a recipe's parts; `facts` go to `environment.json` beside those of the machine.
+
+    `stop` is given where the source looks at it too.
+    """
     schedule = make_schedule(config.optim, num_steps)
     profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, num_steps)
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
@@ -101,7 +108,7 @@ def train(
     if config.train.compile:
         compile_model(module.model)
     ema = None if config.train.ema_decay is None else Ema(module, config.train.ema_decay)
-    prepared, optimizer = runtime.prepare(module, make_optimizer(parameters, config.optim))
+    prepared, optimizer = runtime.prepare(module, make_optimizer(parameters, config.optim, critic_lr))
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
     log = RunLog(
         folder,
@@ -123,7 +130,7 @@ def train(
         evaluate=evaluate,
         checkpoints=checkpoints,
         log=log,
-        stop=StopSignal(),
+        stop=stop or StopSignal(),
         profiler=profiler,
         train=config.train,
         eval=config.eval,

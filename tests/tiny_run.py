@@ -30,7 +30,7 @@ from unittest.mock import patch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PRETRAIN, SFT = ROOT / "recipes" / "pretrain.py", ROOT / "recipes" / "sft.py"
+PRETRAIN, SFT, RLHF = (ROOT / "recipes" / f"{name}.py" for name in ("pretrain", "sft", "rlhf"))
 LIMIT_SECONDS = 120
 POLL_SECONDS = 0.0005
 MODEL = {

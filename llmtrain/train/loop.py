@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from llmtrain.config import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
-from llmtrain.objective import BatchSource, BatchType, Objective
+from llmtrain.objective import BatchSource, BatchType, Interrupted, Objective
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StepGuard, StopSignal
 from llmtrain.train.metrics import RunLog
@@ -95,7 +95,10 @@ class Loop(Generic[BatchType]):
     def _step(self) -> Outcome | None:
         """One optimizer step; None where the run goes on."""
         started, before, progress = time.perf_counter(), self.source.state_dict(), self.progress
-        microbatches = self.source.next_step()
+        try:
+            microbatches = self.source.next_step()
+        except Interrupted:
+            return "interrupted"
         if microbatches is None:
             return "finished"
         self.runtime.seed_step(progress.step)
@@ -137,8 +140,8 @@ class Loop(Generic[BatchType]):
         return None
 
     def _log_step(self, values: dict[str, float], grad_norm: float) -> None:
-        lr = self.optimizer.param_groups[0]["lr"]
-        row = self.progress.row() | values | {"lr": lr, "grad_norm": grad_norm, "tokens": self.progress.tokens}
+        row = {**self.progress.row(), **values, **self.source.metrics(), "grad_norm": grad_norm}
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens": self.progress.tokens}
         if self._guard.nonfinite_total:
             row["nonfinite_steps"] = self._guard.nonfinite_total
         self.log.train_row(row, window_tokens=self._window_tokens, window_seconds=self._window_seconds)

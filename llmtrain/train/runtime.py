@@ -61,6 +61,7 @@ CAPABILITIES: dict[str, dict[Engine, str | None]] = {
     "dora": dict.fromkeys(ENGINES, None) | {"zero3": "its norms need whole weights", "fsdp2": _UNTESTED},
     "quantize": _NOWHERE | {"single": None, "ddp": None},
     "8-bit optimizer": _NOWHERE | {"single": None, "ddp": None},
+    "rollouts": dict.fromkeys(ENGINES, None) | {"zero3": _SHARDED, "fsdp2": _SHARDED},
 }
 NEED_CUDA = ("quantize", "8-bit optimizer")
 

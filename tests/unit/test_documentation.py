@@ -11,8 +11,8 @@ import pytest
 
 from llmtrain.cli.main import VERBS
 from llmtrain.config import Section, TokenizerTrainConfig
-from llmtrain.config_file import load_config
-from llmtrain.schemas import PretrainConfig, SftConfig
+from llmtrain.config_file import load_config, sections_of
+from llmtrain.schemas import PolicyStageConfig, PretrainConfig, RewardStageConfig, SftConfig
 from llmtrain.train.runtime import CAPABILITIES, ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +22,7 @@ YAMLS = sorted(path for folder in ("recipes/configs", "tokenizer") for path in (
 SCHEMAS: dict[str, type[Section]] = {
     "recipes/pretrain.py": PretrainConfig,
     "recipes/sft.py": SftConfig,
+    "recipes/rlhf.py": RewardStageConfig,
     "tokenizer/train.py": TokenizerTrainConfig,
 }
 
@@ -75,7 +76,10 @@ def test_a_shown_command_would_start(page: Path, words: list[str]) -> None:
         assert not word.endswith(".yaml") or (ROOT / word).is_file(), word
     if words[script] in SCHEMAS and arguments != ["--help"]:
         config, *overrides = arguments
-        load_config(SCHEMAS[words[script]], [str(ROOT / config), *overrides])
+        schema = SCHEMAS[words[script]]
+        if "policy" in sections_of([str(ROOT / config)]):
+            schema = PolicyStageConfig
+        load_config(schema, [str(ROOT / config), *overrides])
 
 
 def test_the_first_page_shows_commands() -> None:
@@ -85,7 +89,8 @@ def test_the_first_page_shows_commands() -> None:
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
 def test_a_configuration_of_ours_is_valid(path: Path) -> None:
     is_tokenizer = path.parent.name == "tokenizer" or path.stem.endswith("_tokenizer")
-    schema = SftConfig if path.stem.startswith("sft") else PretrainConfig
+    by_name = {"sft": SftConfig, "reward": RewardStageConfig, "ppo": PolicyStageConfig}
+    schema = by_name.get(path.stem.split("_")[0], PretrainConfig)
     load_config(TokenizerTrainConfig if is_tokenizer else schema, [str(path)])
 
 

@@ -57,6 +57,9 @@ class NumberedSamples:
         self.given.append(ids)
         return [Samples(ids[:1]), Samples(ids[1:])]
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def skip_last(self, state: Mapping[str, Any]) -> dict[str, Any]:
         return {**state, "skip_list": sorted([*self.skip_list, *self._ids(self.step - 1)])}
 

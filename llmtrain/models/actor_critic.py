@@ -1,0 +1,105 @@
+"""Policy and critic as the one module that is trained: episodes in; logprobs, entropies and values out.
+
+The critic is a head on the policy's trunk, or a trunk of its own. A reference is the same module of a frozen copy,
+without a critic. Copies share what is frozen: with an adapter all roles stand on one base.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmtrain.batch import IGNORE_INDEX, Experience, PackedTokens
+from llmtrain.device import AttentionKernel
+from llmtrain.models.attention import plan_segments
+from llmtrain.models.lm_head import CausalLMLoss, LossHead
+from llmtrain.models.token_logprobs import LogprobHead, TokenLogprobs, logits_logprobs
+
+
+class PolicyOutputs(NamedTuple):
+    """What policy and critic say of each response token, end to end."""
+
+    logprobs: Float[Tensor, " responses"]
+    entropies: Float[Tensor, " responses"]
+    values: Float[Tensor, " responses"] | None  # of the state that the token is drawn in; None: no critic
+
+
+class ValueHead(nn.Linear):
+    """A scalar of each hidden state, in fp32 whatever the trunk's precision is; zero at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " tokens"]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())[:, 0]
+
+
+class ActorCritic(nn.Module):
+    """The one module that is trained."""
+
+    def __init__(
+        self,
+        checked: CausalLMLoss,
+        temperature: float,
+        value_head: ValueHead | None = None,
+        critic: nn.Module | None = None,
+    ) -> None:
+        """`checked` has passed the start-up check. `critic`: the value head's own trunk; None: the policy's."""
+        super().__init__()
+        self.model: PreTrainedModel = checked.model
+        self._no_split_modules = self.model._no_split_modules
+        self.kernel: AttentionKernel = checked.kernel
+        self.own_logits = checked.own_logits
+        self.temperature = temperature
+        self.value_head, self.critic = value_head, critic
+        head = self.model.get_output_embeddings()
+        if not self.own_logits:
+            assert head is not None
+            if type(head) in (nn.Linear, LossHead):
+                head.__class__ = LogprobHead  # keeps the module, its parameters and their names
+            else:
+                self.own_logits = True  # rows of new tokens stand beside it
+
+    def forward(self, batch: Experience | PackedTokens) -> PolicyOutputs:
+        """Logprobs, entropies and values at the batch's labels; of an empty batch none, but attached to the graph."""
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids[None],
+            "position_ids": batch.position_ids[None],
+            "segments": plan_segments(batch.segment_lengths, self.kernel, batch.input_ids.device),
+            "use_cache": False,
+        }
+        selected = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+        labels = batch.labels[selected]
+        hidden = self.model.base_model(**inputs).last_hidden_state[0][selected]
+        said = self._logprobs(hidden, labels, inputs, selected)
+        values = None
+        if self.value_head is not None:
+            seen = hidden if self.critic is None else self.critic(**inputs).last_hidden_state[0][selected]
+            values = self.value_head(seen)
+        return PolicyOutputs(said.logprobs, said.entropies, values)
+
+    def _logprobs(self, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], selected: Tensor) -> TokenLogprobs:
+        if self.own_logits:
+            return logits_logprobs(self.model(**inputs).logits[0][selected], labels, self.temperature)
+        said: TokenLogprobs = self.model.get_output_embeddings()(hidden, labels, self.temperature)
+        return said
+
+
+def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model whose parameters and buffers are the model's own: other modules on the same memory."""
+    kept = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in kept})
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model with parameters of its own, which are not trained."""
+    twin = copy.deepcopy(model)
+    return twin.requires_grad_(False)

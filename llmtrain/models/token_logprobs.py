@@ -1,0 +1,101 @@
+"""Hidden states -> the logprob of each label and the entropy behind it, never holding all logits.
+
+    logprob = z[label] - log sum exp z,   entropy = log sum exp z - sum p z,   z = logits / temperature
+
+Chunks of logits are made in forward and again in backward, where the gradient of each token is known.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from llmtrain.models.lm_head import CHUNK_ELEMENTS, CUDA_CHUNK_ELEMENTS
+
+
+class TokenLogprobs(NamedTuple):
+    """What a policy says of tokens, in nats, under its sampling temperature."""
+
+    logprobs: Float[Tensor, " tokens"]
+    entropies: Float[Tensor, " tokens"]
+
+
+class LogprobHead(nn.Linear):
+    """The output projection of a causal LM that can also give logprobs instead of logits."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden: Float[Tensor, "*batch hidden"],
+        labels: Int[Tensor, " tokens"] | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor | TokenLogprobs:
+        """Logits without `labels`; with them, the logprobs of `labels` behind `hidden` (tokens, hidden)."""
+        if labels is None:
+            return super().forward(hidden)
+        return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, self.weight, self.bias, labels, temperature))
+
+
+def logits_logprobs(
+    logits: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"], temperature: float
+) -> TokenLogprobs:
+    """The same from logits, by autograd: the plain form of what the chunked one computes."""
+    scaled = logits.float() / temperature
+    log_probs = scaled.log_softmax(-1)
+    return TokenLogprobs(log_probs.gather(-1, labels[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1))
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "tokens hidden"],
+        weight: Float[Tensor, "vocab hidden"],
+        bias: Float[Tensor, " vocab"] | None,
+        labels: Int[Tensor, " tokens"],
+        temperature: float,
+    ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+        logprobs, entropies, log_z = (hidden.new_zeros(labels.shape, dtype=torch.float32) for _ in range(3))
+        for chunk in _chunks(hidden, weight):
+            logits = nn.functional.linear(hidden[chunk], weight, bias).float().div_(temperature)
+            z = logits.logsumexp(-1)
+            log_z[chunk] = z
+            logprobs[chunk] = logits.gather(-1, labels[chunk, None])[:, 0] - z
+            probs = (logits - z[:, None]).exp_()
+            entropies[chunk] = z - torch.linalg.vecdot(probs, logits)
+        ctx.save_for_backward(hidden, weight, bias, labels, log_z, entropies)
+        ctx.temperature = temperature
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> Any:
+        hidden, weight, bias, labels, log_z, entropies = ctx.saved_tensors
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
+        for chunk in _chunks(hidden, weight):
+            logits = nn.functional.linear(hidden[chunk], weight, bias).float().div_(ctx.temperature)
+            log_probs = logits.sub_(log_z[chunk, None])
+            grad = log_probs.exp()  # the probabilities
+            # d entropy / d z_k = -p_k (log p_k + entropy);  d logprob / d z_k = [k is the label] - p_k
+            inner = log_probs.add_(entropies[chunk, None]).mul_(grad_entropies[chunk, None])
+            grad *= inner.add_(grad_logprobs[chunk, None]).neg_()
+            grad.scatter_add_(-1, labels[chunk, None], grad_logprobs[chunk, None])
+            grad = grad.div_(ctx.temperature).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = grad @ weight.to(grad.dtype)
+            if grad_weight is not None:
+                grad_weight += grad.t() @ hidden[chunk]
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        weight_grad = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    elements = CUDA_CHUNK_ELEMENTS if hidden.device.type == "cuda" else CHUNK_ELEMENTS
+    length = max(64, elements // weight.shape[0])
+    return [slice(start, start + length) for start in range(0, hidden.shape[0], length)]

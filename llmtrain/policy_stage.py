@@ -1,0 +1,213 @@
+"""The policy stage of `recipes/rlhf.py`: prompts and rewards to a policy, by PPO and its family.
+
+The roles stand on one base where they can: with an adapter the reference is the base itself, and a critic with a
+trunk of its own has only its own adapter. With all weights each role is a model of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from llmtrain.config import ChatDataConfig
+from llmtrain.data.chat_tokenizer import open_chat_tokenizer
+from llmtrain.data.order import SampleOrder
+from llmtrain.data.prompts import Prompt, load_prompts
+from llmtrain.data.tokenize import tokenizer_fingerprint
+from llmtrain.device import fuses_layers
+from llmtrain.models.actor_critic import ActorCritic, ValueHead, frozen_copy, shared_copy
+from llmtrain.models.adapter_folder import export_adapter
+from llmtrain.models.export import export_model
+from llmtrain.models.fused_layers import fuse_layers
+from llmtrain.models.fused_lora import fuse_adapters
+from llmtrain.models.gguf import resolved_path
+from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
+from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.objective import Role
+from llmtrain.objectives.policy import PolicyObjective
+from llmtrain.rollout.generate import Generated
+from llmtrain.rollout.held_out import HeldOutScore
+from llmtrain.rollout.samples import SampleLog
+from llmtrain.rollout.sampling import Sampling
+from llmtrain.rollout.score import Term, load_terms, score
+from llmtrain.rollout.source import Roles, RolloutSource
+from llmtrain.run import Write, export_dtype, export_run, record_ledger
+from llmtrain.schemas import PolicyStageConfig
+from llmtrain.train.guard import StopSignal
+from llmtrain.train.runtime import Runtime
+from llmtrain.training import open_training, train, with_loss_here
+
+
+def run_policy_stage(config: PolicyStageConfig) -> None:
+    """Build the parts, run the loop, export the policy."""
+    folder, runtime = open_training(config)
+    rollout, path, has_adapter = config.rollout, resolved_path(config.model.path), config.adapter.kind != "none"
+    terms = load_terms(rollout.rewards)
+    rendered = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
+    chat = open_chat_tokenizer(config.model, config.tokenizer, rendered, path)
+    prompts = load_prompts(config.data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
+    weights = [source.weight for source in config.data.train if source.weight is not None]
+    order = SampleOrder([len(source) for source in prompts.train], weights or None, config.run.seed)
+
+    def prompt_at(position: int) -> Prompt:
+        source, index = order(position)
+        return prompts.train[source][index]
+
+    model = load_pretrained(
+        config.model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
+    )
+    module, reference, parameters = build_roles(config, model, chat.new_token_ids, runtime)
+    fingerprint = base_fingerprint(model) if has_adapter else None
+    sampling = Sampling(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        stop_ids=chat.encoder.end_of_turn_ids,
+        seed=config.run.seed,
+    )
+    scored = partial(score_responses, terms, chat.tokenizer)
+    stop, samples = StopSignal(), SampleLog(folder / "samples.jsonl", runtime.say)
+
+    def record(number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        if runtime.is_main:
+            samples.write(number, [readable(row, chat.tokenizer) for row in rows])
+
+    assert config.train.steps is not None
+    source = RolloutSource(
+        Roles(model, module, reference),
+        prompt_at,
+        scored,
+        config.policy,
+        rollout,
+        sampling,
+        num_steps=config.train.steps,
+        microbatch_tokens=config.train.microbatch_tokens,
+        ranks=runtime,
+        should_stop=lambda: stop.requested is not None,
+        record=record,
+        say=runtime.say,
+    )
+    held_out = prompts.eval if config.eval.tokens is None else prompts.eval[: config.eval.tokens]
+    evaluate = HeldOutScore(held_out, model, scored, replace(sampling), runtime) if held_out else None
+    trained = train(
+        config,
+        folder,
+        runtime,
+        module,
+        parameters,
+        objective=PolicyObjective(config.policy, rollout.max_new_tokens),
+        source=source,
+        num_steps=config.train.steps,
+        evaluate=evaluate,
+        flops_per_token=flops_per_token(model, rollout.max_new_tokens),
+        facts={
+            "model_revision": hub_commit(model.config),
+            "base_fingerprint": fingerprint,
+            "tokenizer_fingerprint": tokenizer_fingerprint(chat.tokenizer),
+        },
+        stop=stop,
+        critic_lr=config.policy.critic_lr,
+    )
+    if runtime.is_main:
+        account = {"steps": trained.progress.step, "tokens_trained": trained.progress.tokens}
+        record_ledger(folder, prompts.ledger.to_dict(), account)
+        if trained.checkpoint is not None:
+            write: Write = partial(
+                export_model,
+                shape=model.config,
+                tokenizer=chat.tokenizer,
+                stop_ids=chat.encoder.end_of_turn_ids,
+                dtype=export_dtype(config.train),
+                trust_remote_code=config.model.trust_remote_code,
+            )
+            if has_adapter:
+                write = partial(
+                    export_adapter,
+                    shape=model.config,
+                    tokenizer=chat.tokenizer,
+                    stop_ids=chat.encoder.end_of_turn_ids,
+                    adapter=config.adapter,
+                    base_path=path,
+                    base_revision=config.model.revision,
+                    fingerprint=fingerprint,
+                    trust_remote_code=config.model.trust_remote_code,
+                )
+            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, policy_only(write))}")
+    runtime.finish()
+
+
+def build_roles(
+    config: PolicyStageConfig, model: PreTrainedModel, new_token_ids: Sequence[int], runtime: Runtime
+) -> tuple[ActorCritic, ActorCritic | None, dict[Role, list[nn.Parameter]]]:
+    """Policy and critic as one module, the reference, and what is trained by role; says what was chosen."""
+    policy, has_adapter = config.policy, config.adapter.kind != "none"
+    fuses = fuses_layers(runtime.device) and not runtime.shards_parameters
+    if fuses:
+        fuse_layers(model)
+    has_critic = policy.advantage == "gae"
+    reference_model: PreTrainedModel | None = None
+    critic_model: PreTrainedModel | None = None
+    if policy.kl_coef > 0:
+        reference_model = shared_copy(model) if has_adapter else frozen_copy(model)
+    if has_critic and policy.critic == "separate":
+        critic_model = shared_copy(model) if has_adapter else copy.deepcopy(model)
+    for trained in (model, critic_model):
+        if has_adapter and trained is not None:
+            add_adapter(trained, config.adapter, new_token_ids, config.run.seed)
+            if fuses:
+                fuse_adapters(trained)
+    checked = with_loss_here(config, model, runtime)
+    width = model.config.get_text_config().hidden_size
+    head = ValueHead(width).to(runtime.device) if has_critic else None
+    trunk = None if critic_model is None else critic_model.base_model.to(runtime.device)
+    module = ActorCritic(checked, config.rollout.temperature, head, trunk)
+    reference = None
+    if reference_model is not None:
+        nn.Module.to(reference_model, runtime.device)
+        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.own_logits)
+        reference = ActorCritic(reference_loss, config.rollout.temperature)
+        reference.requires_grad_(False).eval()
+    parameters = parameters_by_role(model)
+    of_critic = [*(head.parameters() if head is not None else ()), *(trunk.parameters() if trunk is not None else ())]
+    mine = {id(parameter) for group in parameters.values() for parameter in group}
+    parameters["critic"] = [p for p in of_critic if p.requires_grad and id(p) not in mine]
+    roles = ["policy with a value head" if has_critic and trunk is None else "policy"]
+    roles += ["critic with a trunk of its own"] if trunk is not None else []
+    roles += [f"reference on {'the same base' if has_adapter else 'a copy of the weights'}"] if reference else []
+    runtime.say(f"{', '.join(roles)}; {adapter_report(module)}")
+    return module, reference, parameters
+
+
+def score_responses(
+    terms: Sequence[Term],
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Generated],
+    sample_ids: Sequence[int],
+) -> list[float]:
+    """The weighted sum of the rewards of each response, as text. Raises ValueError naming the sample at fault."""
+    texts = [str(tokenizer.decode(response.response_ids, skip_special_tokens=True)) for response in responses]
+    given: list[Any] = [prompt.messages for prompt in prompts]
+    return score(terms, given, texts, [prompt.row for prompt in prompts], sample_ids).total
+
+
+def readable(sample: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """A sample as `samples.jsonl` holds it."""
+    prompt, response = sample["prompt"], sample["response"]
+    text = str(tokenizer.decode(response.response_ids, skip_special_tokens=True))
+    return {**sample, "prompt": prompt.messages, "response": text}
+
+
+def policy_only(write: Write) -> Write:
+    """Writes the policy's weights of a checkpoint, by the names that they are exported under."""
+
+    def written(folder: Any, *, weights: Mapping[str, Any], card: str) -> None:
+        write(folder, weights={name: w for name, w in weights.items() if name.startswith("model.")}, card=card)
+
+    return written

@@ -1,0 +1,95 @@
+"""Responses -> experience: episodes in packs, and what each pack is trained on.
+
+An episode is a prompt with its response, less the last token, behind which nothing is drawn. Packs are made once a
+rollout: policy, critic and reference read them in the very shape that the update does, so that on the first
+minibatch of the first pass every ratio is exactly 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llmtrain.batch import IGNORE_INDEX, Experience, PackedTokens
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One sample: what was asked and what was answered."""
+
+    sample_id: int
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    stopped: bool  # by a stop token, not by its budget
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids) - 1
+
+
+def group_episodes(lengths: Sequence[int], capacity: int, group_size: int) -> list[list[int]]:
+    """Indices of episodes in packs of at most `capacity` tokens, in order; the samples of a prompt stay together.
+
+    One pack holds at least one group, also where that is longer.
+    """
+    packs: list[list[int]] = []
+    filled = capacity
+    for start in range(0, len(lengths), group_size):
+        group = list(range(start, start + group_size))
+        needed = sum(lengths[index] for index in group)
+        if not packs or filled + needed > capacity:
+            packs.append([])
+            filled = 0
+        packs[-1] += group
+        filled += needed
+    return packs
+
+
+def pack_episodes(episodes: Sequence[Episode]) -> PackedTokens:
+    """Episodes end to end, with the responses' tokens as labels."""
+    inputs: list[int] = []
+    labels: list[int] = []
+    lengths: list[int] = []
+    for episode in episodes:
+        whole = (*episode.prompt_ids, *episode.response_ids)
+        inputs += whole[:-1]
+        labels += [IGNORE_INDEX] * (len(episode.prompt_ids) - 1) + list(episode.response_ids)
+        lengths.append(episode.num_tokens)
+    return PackedTokens(
+        input_ids=torch.tensor(inputs),
+        labels=torch.tensor(labels),
+        position_ids=torch.cat([torch.arange(length) for length in lengths]),
+        segment_lengths=tuple(lengths),
+        num_trained=sum(len(episode.response_ids) for episode in episodes),
+        sample_ids=tuple(episode.sample_id for episode in episodes),
+    )
+
+
+def as_experience(
+    packed: PackedTokens,
+    episodes: Sequence[Episode],
+    *,
+    old_logprobs: Float[Tensor, " responses"],
+    ref_logprobs: Float[Tensor, " responses"] | None,
+    advantages: Float[Tensor, " responses"],
+    old_values: Float[Tensor, " responses"] | None,
+    returns: Float[Tensor, " responses"] | None,
+) -> Experience:
+    """A pack with what was found out about its response tokens."""
+    return Experience(
+        input_ids=packed.input_ids,
+        labels=packed.labels,
+        position_ids=packed.position_ids,
+        segment_lengths=packed.segment_lengths,
+        response_lengths=tuple(len(episode.response_ids) for episode in episodes),
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        advantages=advantages,
+        old_values=old_values,
+        returns=returns,
+        sample_ids=packed.sample_ids,
+    )

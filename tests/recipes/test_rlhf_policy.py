@@ -1,0 +1,159 @@
+"""recipes/rlhf.py's policy stage on a task whose optimum is known, from its command line to the model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_rl import NUM_LETTERS, optimum, write_config, write_task
+from tiny_run import RLHF, Ended, metrics, run_here
+from transformers import AutoModelForCausalLM
+
+from llmtrain.rollout import advantage
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ppo": {"advantage": "gae"},
+    "grpo": {"advantage": "group_mean", "aggregation": "sequence_mean"},
+    "rloo": {"advantage": "rloo"},
+}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_task(tmp_path_factory.mktemp("task"))
+
+
+def ran(config: Path, *overrides: str) -> Ended:
+    ended = run_here(config, *overrides, recipe=RLHF)
+    assert (ended.code, ended.err) == (0, "")
+    return ended
+
+
+def scores(folder: Path) -> list[float]:
+    return [row["eval_score"] for row in metrics(folder / "run") if "eval_score" in row]
+
+
+def trained(folder: Path, task: Path, method: str, seed: int) -> list[float]:
+    """The held-out scores of a run, first to last."""
+    ran(write_config(folder, task, policy={"kl_coef": 0.0} | METHODS[method], run={"seed": seed}))
+    return scores(folder)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_optimum_is_reached(task: Path, tmp_path: Path, method: str) -> None:
+    first, *_, last = trained(tmp_path, task, method, seed=0)
+    assert first <= 0.2 * optimum()
+    assert last >= 0.95 * optimum()
+    assert metrics(tmp_path / "run")[-1]["train_seconds"] < 30
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_optimum_is_reached_from_every_seed(task: Path, tmp_path: Path, method: str, seed: int) -> None:
+    first, *_, last = trained(tmp_path, task, method, seed)
+    assert first <= 0.2 * optimum() and last >= 0.95 * optimum()
+
+
+def test_with_its_sign_flipped_the_advantage_leads_away(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = advantage.ADVANTAGES["rloo"]
+
+    def flipped(*given: Any) -> advantage.Estimates:
+        estimates = stock(*given)
+        return advantage.Estimates(-estimates.advantages, estimates.returns)
+
+    monkeypatch.setitem(advantage.ADVANTAGES, "rloo", flipped)
+    assert trained(tmp_path, task, "rloo", seed=0)[-1] <= 0.2 * optimum()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"kl_coef": 0.05, "critic": "separate"},
+        {"kl_coef": 0.05, "kl_target": 2.0, "kl_horizon": 1000},
+        {"kl_coef": 0.05, "kl_in": "loss", "kl_kind": "k3", "advantage": "group_mean", "aggregation": "sequence_mean"},
+        {"kl_coef": 0.0, "advantage": "reinforce_pp", "loss": "cispo", "clip_low": 1.0},
+        {"kl_coef": 0.0, "advantage": "dr_grpo", "aggregation": "constant_length", "entropy_coef": 0.001},
+        {"kl_coef": 0.0, "advantage": "group_mean", "loss": "gspo", "aggregation": "sequence_mean", "clip_high": 0.01},
+    ],
+)
+def test_the_family_learns(task: Path, tmp_path: Path, policy: dict[str, Any]) -> None:
+    ran(write_config(tmp_path, task, policy=policy), "train.steps=60")
+    first, *_, last = scores(tmp_path)
+    assert last > first + 0.3
+
+
+@pytest.mark.parametrize("critic", ["head", "separate"])
+def test_an_adapter_learns_on_a_base_that_stays(task: Path, tmp_path: Path, critic: str) -> None:
+    adapter = {"kind": "lora", "rank": 8, "alpha": 32}
+    config = write_config(tmp_path, task, adapter=adapter, policy={"kl_coef": 0.01, "critic": critic})
+    ended = ran(config, "train.steps=60", "optim.lr=0.01")
+    assert "reference on the same base" in ended.out
+    first, *_, last = scores(tmp_path)
+    assert last > first + 0.2
+    rows = [row for row in metrics(tmp_path / "run") if "kl" in row]
+    assert rows[-1]["rollout_kl"] > 0.1
+
+
+def test_the_folder_tells_of_samples_and_loads(task: Path, tmp_path: Path) -> None:
+    ran(write_config(tmp_path, task, policy={"kl_coef": 0.05}), "train.steps=6")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [row["rollout"] for row in rows] == sorted([0, 1, 2] * 128)
+    assert {"sample", "prompt", "response", "score", "kl", "stopped"} <= rows[0].keys()
+    assert len({row["sample"] for row in rows}) == len(rows)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert torch.isfinite(model(torch.tensor([[4, 5]])).logits).all()
+
+
+def test_a_kl_over_its_budget_ends_the_run(task: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, task, policy={"kl_coef": 0.001, "kl_budget": 0.5}, log={"every": 1})
+    ended = ran(config)
+    assert "over policy.kl_budget=0.5: the run ends here" in ended.out
+    assert metrics(tmp_path / "run")[-1]["step"] < 120
+    assert ran(config).out.count("the run ends here") == 1  # and stays ended
+
+
+def test_groups_without_a_signal_are_left_out(task: Path, tmp_path: Path) -> None:
+    policy = {"kl_coef": 0.0, "advantage": "group_mean", "aggregation": "sequence_mean"}
+    config = write_config(tmp_path, task, policy=policy, rollout={"drop_even_groups": True}, log={"every": 1})
+    ran(config, "train.steps=60")
+    rows = [row for row in metrics(tmp_path / "run") if "rollout_even_groups" in row]
+    assert 0 < rows[-1]["rollout_even_groups"] < 1
+    assert scores(tmp_path)[-1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"policy": {"advantage": "rloo"}, "rollout": {"samples_per_prompt": 1}}, "compares samples of a prompt"),
+        ({"policy": {"kl_coef": 0.1, "kl_in": "loss"}}, "trains nothing"),
+        ({"policy": {"kl_coef": 0.0, "kl_target": 1.0}}, "policy.kl_target does nothing without policy.kl_coef"),
+        ({"rollout": {"rewards": ["no_such_reward"]}}, "no reward 'no_such_reward'"),
+        ({"rollout": {"max_new_tokens": 16}}, "leaves no room for a prompt"),
+        ({"train": {"steps": None, "epochs": 1}}, "train.epochs means nothing"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    task: Path, tmp_path: Path, sections: dict[str, Any], message: str
+) -> None:
+    ended = run_here(write_config(tmp_path, task, **sections), recipe=RLHF)
+    assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1, ended.err
+
+
+def test_a_reward_that_fails_is_told_with_its_sample(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def bad(prompts, responses, rows):\n    return [float('nan')] * len(prompts)\n")
+    config = write_config(tmp_path, task, rollout={"rewards": [f"{tmp_path}/bad.py:bad"]})
+    ended = run_here(config, recipe=RLHF)
+    assert ended.code == 2 and "sample 0" in ended.err, ended.err
+
+
+def test_responses_are_as_long_as_asked(task: Path, tmp_path: Path) -> None:
+    ran(write_config(tmp_path, task), "train.steps=2")
+    row = metrics(tmp_path / "run")[-2]
+    assert 0 < row["rollout_response_tokens"] <= NUM_LETTERS

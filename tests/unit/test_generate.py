@@ -1,0 +1,348 @@
+"""Responses are those of the model and its noise, whatever batch they are made in, and leave the model as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from llmtrain.batch import PackedTokens
+from llmtrain.config import AdapterConfig
+from llmtrain.models.attention import ATTENTION
+from llmtrain.models.fused_lora import fuse_adapters
+from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.lora import add_adapter
+from llmtrain.rollout import generate as engine
+from llmtrain.rollout.generate import Generated, generate
+from llmtrain.rollout.sampling import Sampling, keep_likely
+
+VOCAB = 97
+COMMON: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+}
+SHAPES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**COMMON, **SMALL),
+    "gpt2": GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=64),  # learned positions
+    "mistral": MistralConfig(**COMMON, **SMALL, sliding_window=6),
+    "gemma2": Gemma2Config(**COMMON, **SMALL, sliding_window=6, query_pre_attn_scalar=8),  # softcaps, windows by turns
+}
+LENGTHS = (3, 9, 5, 12, 5, 1, 7, 20)
+STOP = tuple(range(5, 11))
+
+
+def tiny(name: str = "llama", **changes: Any) -> PreTrainedModel:
+    """A model whose likeliest tokens are clear of each other, in training mode, with attention within documents."""
+    torch.manual_seed(0)
+    shape = copy.deepcopy(SHAPES[name])
+    shape.update(changes)
+    model = AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model.train()
+
+
+def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(1, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+PROMPTS = prompts_of(LENGTHS)
+
+
+def respond(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]] = PROMPTS,
+    sample_ids: Sequence[int] | None = None,
+    max_rows: int = 64,
+    **settings: Any,
+) -> list[Generated]:
+    """Responses of at most 20 tokens, one a sample."""
+    sampling = Sampling(**{"max_new_tokens": 20} | settings)
+    numbers = range(len(prompts)) if sample_ids is None else sample_ids
+    responses = generate(model, prompts, numbers, sampling, lambda: False, max_rows=max_rows)
+    assert responses is not None
+    return responses
+
+
+def stock_greedy(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
+    """What transformers' own greedy search answers to one prompt."""
+    reference = copy.deepcopy(model).eval()
+    reference.set_attn_implementation("eager")
+    stock: Any = reference.generate
+    output = stock(torch.tensor([prompt]), max_new_tokens=max_new_tokens, do_sample=False)
+    return output[0, len(prompt) :].tolist()
+
+
+def teacher_forced(model: PreTrainedModel, prompt: Sequence[int], response: Generated) -> Tensor:
+    """Logits, (tokens, vocab), that transformers' own attention gives before each token of a response."""
+    reference = copy.deepcopy(model).eval()
+    reference.set_attn_implementation("eager")
+    with torch.no_grad():
+        logits = reference(torch.tensor([[*prompt, *response.response_ids]])).logits[0]
+    return logits[len(prompt) - 1 : -1]
+
+
+def input_shapes(model: PreTrainedModel) -> list[torch.Size]:
+    """A list that fills up with the shapes of what a model is given."""
+    shapes: list[torch.Size] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+    return shapes
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_greedy_responses_equal_transformers(name: str) -> None:
+    model = tiny(name)
+    responses = respond(model, temperature=0)
+    assert [response.response_ids for response in responses] == [stock_greedy(model, prompt, 20) for prompt in PROMPTS]
+
+
+def test_a_window_that_left_whole_blocks_of_columns_behind_equals_transformers() -> None:
+    model = tiny("mistral", sliding_window=40)
+    prompts = prompts_of([700, 30])
+    responses = respond(model, prompts, temperature=0)
+    assert [response.response_ids for response in responses] == [stock_greedy(model, prompt, 20) for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("max_rows", [1, 3, 64])
+def test_samples_are_bit_equal_in_any_batch_and_order(name: str, max_rows: int) -> None:
+    model = tiny(name)
+    settings = {"temperature": 2.0, "stop_ids": STOP}
+    together = respond(model, **settings)
+    assert len({response.stopped for response in together}) == 2
+    order = torch.randperm(len(PROMPTS), generator=torch.Generator().manual_seed(max_rows)).tolist()
+    reordered = respond(model, [PROMPTS[i] for i in order], order, max_rows, **settings)
+    assert reordered == [together[i] for i in order]
+
+
+def test_samples_are_bit_equal_alone() -> None:
+    model = tiny()
+    together = respond(model, stop_ids=STOP)
+    for number, prompt in enumerate(PROMPTS):
+        assert respond(model, [prompt], [number], stop_ids=STOP) == together[number : number + 1]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logprobs_equal_a_teacher_forced_forward(name: str) -> None:
+    model = tiny(name)
+    for prompt, response in zip(PROMPTS, respond(model, temperature=0.7, top_p=0.9), strict=True):
+        weights = (teacher_forced(model, prompt, response) / 0.7).softmax(-1)
+        kept = keep_likely(weights, 0.9, None)
+        expected = (kept / kept.sum(-1, keepdim=True)).gather(-1, torch.tensor(response.response_ids)[:, None]).log()
+        torch.testing.assert_close(torch.tensor(response.logprobs), expected[:, 0], rtol=0, atol=1e-4)
+
+
+def test_a_stop_token_ends_its_response_and_belongs_to_it() -> None:
+    free = respond(tiny())
+    stopped = respond(tiny(), stop_ids=STOP)
+    assert any(response.stopped for response in stopped)
+    for whole, response in zip(free, stopped, strict=True):
+        ends = [place for place, token in enumerate(whole.response_ids) if token in STOP]
+        length = ends[0] + 1 if ends else 20
+        assert response.response_ids == whole.response_ids[:length] and response.stopped == bool(ends)
+
+
+def test_without_a_stop_token_the_budget_ends_every_response() -> None:
+    responses = respond(tiny())
+    assert [(len(response.response_ids), response.stopped) for response in responses] == [(20, False)] * len(PROMPTS)
+
+
+def test_another_sample_rollout_or_seed_answers_otherwise() -> None:
+    model = tiny()
+    first = respond(model, PROMPTS[:1], [0])
+    others = [
+        respond(model, PROMPTS[:1], [1]),
+        respond(model, PROMPTS[:1], [0], rollout=1),
+        respond(model, PROMPTS[:1], [0], seed=1),
+    ]
+    assert all(other[0].response_ids != first[0].response_ids for other in others)
+
+
+def test_a_prompt_that_samples_share_is_prefilled_once() -> None:
+    model = tiny()
+    shapes = input_shapes(model)
+    prompts = [PROMPTS[1]] * 6 + [PROMPTS[7]] * 6
+    shared = respond(model, prompts)
+    assert shapes[0] == (1, len(PROMPTS[1]) + len(PROMPTS[7]))
+    assert shared[3:4] == respond(model, prompts[3:4], [3])
+
+
+def test_long_prompts_are_prefilled_in_several_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    expected = respond(model)
+    monkeypatch.setattr(engine, "PREFILL_TOKENS", 21)
+    shapes = input_shapes(model)
+    assert respond(model) == expected
+    assert [shape[1] for shape in shapes if shape[0] == 1] == [21, 21, 20]
+
+
+def test_rows_that_ended_leave_the_batch() -> None:
+    model = tiny()
+    shapes = input_shapes(model)
+    responses = respond(model, PROMPTS * 8, stop_ids=tuple(range(12)))
+    assert next(shape for shape in shapes if shape[1] == 1) == (64, 1)
+    left = sum(len(response.response_ids) > 1 + engine.STEPS_PER_CHUNK for response in responses)
+    assert 16 < left < 64
+    assert (left, 1) in shapes
+
+
+def test_generation_ends_with_its_last_response() -> None:
+    model = tiny()
+    shapes = input_shapes(model)
+    responses = respond(model, PROMPTS[:2], max_new_tokens=200, stop_ids=tuple(range(48)))
+    assert len(shapes) == max(len(response.response_ids) for response in responses)
+
+
+def test_rows_wait_until_there_is_room() -> None:
+    model = tiny()
+    shapes = input_shapes(model)
+    respond(model, PROMPTS * 5, max_rows=18, stop_ids=STOP)
+    assert max(shape[0] for shape in shapes) == 18
+
+
+@pytest.mark.parametrize("answers", [[True], [False, True]])
+def test_generation_stops_within_a_chunk_of_tokens(answers: list[bool]) -> None:
+    model = tiny()
+    shapes = input_shapes(model)
+    asked = iter(answers)
+    assert generate(model, PROMPTS, range(8), Sampling(20), lambda: next(asked)) is None
+    assert len(shapes) <= 1 + engine.STEPS_PER_CHUNK
+
+
+def test_no_prompt_has_no_response() -> None:
+    assert respond(tiny(), []) == []
+
+
+def never() -> bool:
+    return False
+
+
+def fails() -> bool:
+    raise RuntimeError
+
+
+@pytest.mark.parametrize("should_stop", [never, fails])
+def test_the_model_is_left_as_it_was(should_stop: Callable[[], bool]) -> None:
+    model = tiny(attention_dropout=0.1)
+    layer = model.get_submodule("model.layers.0")
+    layer.eval()
+    before = [module.training for module in model.modules()]
+    random_state = torch.get_rng_state()
+    if should_stop is fails:
+        with pytest.raises(RuntimeError):
+            generate(model, PROMPTS, range(8), Sampling(4), should_stop)
+    else:
+        generate(model, PROMPTS, range(8), Sampling(4), should_stop)
+    assert [module.training for module in model.modules()] == before
+    assert model.config._attn_implementation == ATTENTION
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_dropout_is_off() -> None:
+    dropping = tiny("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    assert respond(dropping) == respond(tiny("gpt2", attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0))
+
+
+def test_activation_checkpointing_does_not_take_the_cache_away() -> None:
+    model = tiny()
+    expected = respond(model)
+    model.activation_checkpointing_enable()
+    assert respond(model) == expected
+
+
+def test_a_compiled_model_generates_without_being_compiled_anew() -> None:
+    compiled_graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        compiled_graphs.append(graph)
+        return graph.forward
+
+    model = tiny()
+    expected = respond(model)
+    model.base_model.compile(backend=backend)
+    assert respond(model) == expected
+    assert not compiled_graphs
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_adapter_speaks_as_it_would_merged_into_its_base(fused: bool) -> None:
+    model = tiny()
+    base = respond(model, temperature=0)
+    adapted = add_adapter(model, AdapterConfig(kind="lora", rank=4, alpha=12), (), 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    if fused:
+        assert fuse_adapters(model) == 14
+    responses = respond(model, temperature=0)
+    with adapted.disable_adapter():
+        assert respond(model, temperature=0) == base
+    merged: Any = copy.deepcopy(adapted).merge_and_unload()
+    for prompt, response, of_base in zip(PROMPTS, responses, base, strict=True):
+        assert response.response_ids == stock_greedy(merged, prompt, 20) != of_base.response_ids
+
+
+def test_a_model_inside_its_training_module_generates_and_trains_on() -> None:
+    model = tiny()
+    expected = respond(model)
+    trained = CausalLMLoss(model, "segments", own_logits=False)
+    batch = PackedTokens(
+        input_ids=torch.arange(8),
+        labels=torch.arange(1, 9),
+        position_ids=torch.tensor([0, 1, 2, 3, 4, 0, 1, 2]),
+        segment_lengths=(5, 3),
+        num_trained=8,
+        sample_ids=(0,),
+    )
+    before = trained(batch).objective
+    assert respond(model) == expected
+    after = trained(batch).objective
+    after.backward()
+    assert torch.equal(before, after)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_it_runs_under_autocast() -> None:
+    model = tiny()
+    with torch.autocast("cpu", torch.bfloat16):
+        responses = respond(model)
+    assert [len(response.response_ids) for response in responses] == [20] * len(PROMPTS)
+
+
+def test_logits_that_are_not_finite_name_the_sample() -> None:
+    model = tiny()
+    model.get_input_embeddings().weight.data[PROMPTS[3][0]] = float("nan")
+    with pytest.raises(ValueError, match=r"^sample 3: the model's logits are not finite behind its token 12: "):
+        respond(model)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^sample 1: its prompt has no token"):
+        respond(tiny(), [[1], []])
+
+
+def test_a_response_past_the_models_positions_is_refused() -> None:
+    message = r"^sample 1: a prompt of 45 tokens and rollout\.max_new_tokens=20 exceed the model's 64 positions"
+    with pytest.raises(ValueError, match=message):
+        respond(tiny("gpt2"), prompts_of([44, 45]))

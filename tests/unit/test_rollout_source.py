@@ -1,0 +1,221 @@
+"""Rollouts as a batch source: ratios of 1, nothing that depends on packs or ranks, state that goes on exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmtrain.batch import Experience
+from llmtrain.config import PolicyConfig, RolloutConfig
+from llmtrain.models.actor_critic import ActorCritic, ValueHead, frozen_copy
+from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.selfcheck import with_loss
+from llmtrain.objective import Interrupted
+from llmtrain.objectives.policy import PolicyObjective
+from llmtrain.rollout.experience import Episode, group_episodes, pack_episodes
+from llmtrain.rollout.generate import Generated
+from llmtrain.rollout.sampling import Sampling
+from llmtrain.rollout.source import Roles, RolloutSource
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Asked:
+    ids: tuple[int, ...]
+
+
+class OneRank:
+    """The collectives of one process."""
+
+    rank, world_size, device = 0, 1, CPU
+
+    def sum_floats(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
+    def gather_floats(self, values: Sequence[float]) -> list[list[float]]:
+        return [list(values)]
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+
+class RankOf(OneRank):
+    """One rank's view of two, for what needs no sums."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.world_size = rank, 2
+
+
+def prompt_at(position: int) -> Asked:
+    return Asked(tuple((position * 7 + place) % 20 for place in range(3 + position % 4)))
+
+
+def score(prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> list[float]:
+    return [float(sum(response.response_ids) % 5) for response in responses]
+
+
+def roles(has_critic: bool = True) -> tuple[Roles, ActorCritic]:
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(shape)
+    reference = frozen_copy(model)
+    for parameter in reference.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    module = ActorCritic(with_loss(model, "segments", 64, CPU), 0.9, ValueHead(16) if has_critic else None)
+    frozen = ActorCritic(CausalLMLoss(with_loss(reference, "segments", 64, CPU).model, "segments", False), 0.9)
+    return Roles(model, module, frozen), module
+
+
+def source_of(made: Roles, *, ranks: Any = None, policy: dict[str, Any] | None = None, **changes: Any) -> RolloutSource:
+    settings = {"rewards": ["length"], "num_prompts": 6, "max_new_tokens": 5, "epochs": 2, "minibatches": 2}
+    rollout = RolloutConfig.model_validate(
+        settings | {k: v for k, v in changes.items() if k in RolloutConfig.model_fields}
+    )
+    return RolloutSource(
+        made,
+        prompt_at,
+        score,
+        PolicyConfig.model_validate(policy or {}),
+        rollout,
+        Sampling(max_new_tokens=5, temperature=0.9, stop_ids=(1,), seed=3),
+        num_steps=changes.get("num_steps", 100),
+        microbatch_tokens=changes.get("microbatch_tokens", 24),
+        ranks=ranks or OneRank(),
+        should_stop=changes.get("should_stop", lambda: False),
+        record=changes.get("record", lambda number, rows: None),
+        say=lambda line: None,
+    )
+
+
+def test_on_the_first_minibatch_every_ratio_is_exactly_one() -> None:
+    made, module = roles()
+    first = source_of(made).next_step()
+    assert first and sum(len(batch.response_lengths) for batch in first) == 3
+    module.train()
+    for batch in first:
+        assert torch.equal(module(batch).logprobs, batch.old_logprobs)
+
+
+def test_behaviour_logprobs_are_those_that_the_tokens_were_drawn_with() -> None:
+    made, _ = roles()
+    seen: list[Any] = []
+    source = source_of(made, record=lambda number, rows: seen.extend(rows), minibatches=1)
+    batches = source.next_step()
+    assert batches is not None
+    by_sample = {row["sample"]: row["response"].logprobs for row in seen}
+    for batch in batches:
+        for sample, logprobs in zip(
+            batch.sample_ids, batch.old_logprobs.split(list(batch.response_lengths)), strict=True
+        ):
+            assert logprobs.tolist() == pytest.approx(by_sample[sample], abs=1e-4)
+
+
+def test_every_episode_comes_once_a_pass_and_each_pass_in_another_order() -> None:
+    source = source_of(roles()[0], microbatch_tokens=1)
+    passes = []
+    for _ in range(2):
+        steps = [source.next_step() for _ in range(2)]
+        passes.append([sample for step in steps for batch in step or () for sample in batch.sample_ids])
+    assert sorted(passes[0]) == sorted(passes[1]) == list(range(6))
+    assert passes[0] != passes[1]
+
+
+@pytest.mark.parametrize("microbatch_tokens", [1, 24, 1000])
+def test_advantages_do_not_depend_on_the_packs(microbatch_tokens: int) -> None:
+    def by_sample(tokens: int) -> dict[int, Tensor]:
+        batches = source_of(roles()[0], microbatch_tokens=tokens, minibatches=1).next_step()
+        assert batches is not None
+        return {
+            sample: part
+            for batch in batches
+            for sample, part in zip(batch.sample_ids, batch.advantages.split(list(batch.response_lengths)), strict=True)
+        }
+
+    wanted = by_sample(48)
+    for sample, advantages in by_sample(microbatch_tokens).items():
+        torch.testing.assert_close(advantages, wanted[sample], rtol=0, atol=1e-5)
+
+
+def test_the_ranks_share_the_prompts_and_draw_what_one_rank_draws() -> None:
+    policy = {"advantage": "rloo", "kl_coef": 0.05}
+    drawn: dict[int, tuple[int, ...]] = {}
+
+    def keep(number: int, rows: Any) -> None:
+        for row in rows:
+            assert row["sample"] not in drawn
+            drawn[row["sample"]] = tuple(row["response"].response_ids)
+
+    for rank in (0, 1):
+        source_of(roles(False)[0], ranks=RankOf(rank), policy=policy, samples_per_prompt=2, record=keep).next_step()
+    both = dict(drawn)
+    drawn.clear()
+    source_of(roles(False)[0], policy=policy, samples_per_prompt=2, record=keep).next_step()
+    assert both == drawn and len(drawn) == 12
+
+
+def test_a_source_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:
+    made, _ = roles()
+    alone, stopped = source_of(made, minibatches=3), source_of(made, minibatches=3)
+    for _ in range(4):
+        alone.next_step(), stopped.next_step()
+    resumed = source_of(made, minibatches=3)
+    resumed.load_state_dict(stopped.state_dict())
+    for _ in range(5):  # the rest of this rollout, and into the next one
+        for one, other in zip(alone.next_step() or (), resumed.next_step() or (), strict=True):
+            assert_same(one, other)
+    assert alone.metrics() == resumed.metrics()
+
+
+def assert_same(one: Experience, other: Experience) -> None:
+    for name, value in vars(one).items():
+        found = getattr(other, name)
+        assert torch.equal(value, found) if isinstance(value, Tensor) else value == found, name
+
+
+def test_a_rollout_that_is_stopped_leaves_the_source_as_it_was() -> None:
+    made, _ = roles()
+    source = source_of(made, should_stop=lambda: True)
+    before = source.state_dict()
+    with pytest.raises(Interrupted):
+        source.next_step()
+    assert source.state_dict() == before
+
+
+def test_microbatches_of_a_step_sum_to_its_loss() -> None:
+    made, module = roles()
+    objective = PolicyObjective(PolicyConfig(), 5)
+    losses = []
+    for tokens in (1, 1000):
+        batches = source_of(made, microbatch_tokens=tokens, minibatches=1).next_step()
+        assert batches is not None
+        counts = [objective.counts(batch) for batch in batches]
+        totals = {name: sum(count[name] for count in counts) for name in counts[0]}
+        losses.append(sum(float(objective.loss(module, batch, totals)[0].detach()) for batch in batches))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_packs_keep_groups_together_and_within_capacity() -> None:
+    assert group_episodes([4, 4, 4, 4, 9, 9], capacity=10, group_size=2) == [[0, 1], [2, 3], [4, 5]]
+    assert group_episodes([4, 4, 1, 9], capacity=10, group_size=1) == [[0, 1, 2], [3]]
+
+
+def test_an_episode_has_its_response_as_labels_and_its_last_token_as_no_input() -> None:
+    packed = pack_episodes([Episode(0, (5, 6), (7, 8), True), Episode(1, (9,), (4,), False)])
+    assert packed.input_ids.tolist() == [5, 6, 7, 9]
+    assert packed.labels.tolist() == [-100, 7, 8, 4]
+    assert packed.segment_lengths == (3, 1) and packed.num_trained == 3

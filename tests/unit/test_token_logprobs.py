@@ -1,0 +1,48 @@
+"""Logprobs and entropies in chunks are those of whole logits, and so are their gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmtrain.models import token_logprobs
+from llmtrain.models.token_logprobs import LogprobHead, logits_logprobs
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("bias", [False, True])
+def test_values_and_gradients_are_those_of_whole_logits(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, bias: bool
+) -> None:
+    monkeypatch.setattr(token_logprobs, "CHUNK_ELEMENTS", 1)  # chunks of 64 tokens
+    torch.manual_seed(0)
+    head = LogprobHead(8, 11, bias=bias).double()
+    hidden = torch.randn(150, 8, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(11, (150,))
+    weights = torch.randn(2, 150)
+
+    def gradients(said: token_logprobs.TokenLogprobs) -> list[torch.Tensor]:
+        loss = (said.logprobs * weights[0]).sum() + (said.entropies * weights[1]).sum()
+        return list(torch.autograd.grad(loss, [hidden, *head.parameters()]))
+
+    chunked = head(hidden, labels, temperature)
+    whole = logits_logprobs(head(hidden), labels, temperature)
+    torch.testing.assert_close(chunked.logprobs, whole.logprobs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(chunked.entropies, whole.entropies, rtol=0, atol=1e-6)
+    for one, other in zip(gradients(chunked), gradients(whole), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_uniform_policy_has_the_entropy_of_its_vocabulary() -> None:
+    head = LogprobHead(4, 16, bias=False)
+    torch.nn.init.zeros_(head.weight)
+    said = head(torch.randn(3, 4), torch.tensor([0, 5, 15]))
+    torch.testing.assert_close(said.entropies, torch.full((3,), 16.0).log())
+    torch.testing.assert_close(said.logprobs, -torch.full((3,), 16.0).log())
+
+
+def test_no_tokens_give_nothing_but_stay_attached() -> None:
+    head = LogprobHead(4, 16, bias=False)
+    said = head(torch.zeros(0, 4, requires_grad=True), torch.zeros(0, dtype=torch.long))
+    said.logprobs.sum().backward()
+    assert head.weight.grad is not None and not head.weight.grad.any()
