@@ -32,6 +32,7 @@ from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, p
 from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.objective import Role
 from llmtrain.objectives.policy import PolicyObjective
+from llmtrain.reward_term import reward_model_term
 from llmtrain.rollout.generate import Generated
 from llmtrain.rollout.held_out import HeldOutScore
 from llmtrain.rollout.samples import SampleLog
@@ -49,7 +50,7 @@ def run_policy_stage(config: PolicyStageConfig) -> None:
     """Build the parts, run the loop, export the policy."""
     folder, runtime = open_training(config)
     rollout, path, has_adapter = config.rollout, resolved_path(config.model.path), config.adapter.kind != "none"
-    terms = load_terms(rollout.rewards)
+    terms = reward_terms(config, runtime)
     rendered = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
     chat = open_chat_tokenizer(config.model, config.tokenizer, rendered, path)
     prompts = load_prompts(config.data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
@@ -138,8 +139,25 @@ def run_policy_stage(config: PolicyStageConfig) -> None:
                     fingerprint=fingerprint,
                     trust_remote_code=config.model.trust_remote_code,
                 )
-            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, policy_only(write))}")
+            adapter_of = config.model.path if has_adapter else None
+            exported = export_run(folder, config, trained.checkpoint, policy_only(write), adapter_of)
+            runtime.say(f"{trained.outcome}: {exported}")
     runtime.finish()
+
+
+def reward_terms(config: PolicyStageConfig, runtime: Runtime) -> list[Term]:
+    """The rewards of the sum, trained models among them. Raises ValueError for one that cannot be used."""
+    specs = config.rollout.rewards
+    is_model = [isinstance(spec, dict) and spec.get("name") == "model" for spec in specs]
+    terms = load_terms([spec for spec, model in zip(specs, is_model, strict=True) if not model])
+    for number, spec in enumerate(specs):
+        if is_model[number]:
+            assert isinstance(spec, dict)
+            place = f"rollout.rewards[{number}]"
+            terms.append(reward_model_term(spec, place, runtime.device, config.train.microbatch_tokens, runtime.say))
+    if not terms:
+        raise ValueError("rollout.rewards names no reward")
+    return terms
 
 
 def build_roles(

@@ -86,11 +86,13 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, shape: PreT
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
     """Keep transformers' progress bars out of the log."""
+    was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def push_model(folder: Path, repo_id: str) -> str:

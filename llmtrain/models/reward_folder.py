@@ -12,9 +12,10 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import AutoPeftModelForSequenceClassification, TaskType, get_peft_model
+from peft import AutoPeftModelForSequenceClassification, PeftModel, TaskType, get_peft_model
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
@@ -22,15 +23,17 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
 from llmtrain.config import AdapterConfig
 from llmtrain.models.adapter_folder import BASE_FILE, PEFT_PREFIX, PEFT_ROWS, ROW_IDS, ROWS
+from llmtrain.models.attention import ATTENTION
 from llmtrain.models.card import MODEL_CODE
 from llmtrain.models.export import WRAPPER_PREFIX, no_progress_bar, save_tokenizer, skeleton
 from llmtrain.models.lora import expected_warnings, lora_config
-from llmtrain.models.reward import HEAD
+from llmtrain.models.reward import HEAD, RewardModel
 
 REWARD_CODE = """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -116,26 +119,52 @@ def export_reward_adapter(
 def merge_reward_adapter(adapter_folder: Path, out_folder: Path, trust_remote_code: bool = False) -> None:
     """Write the base with a reward adapter added in, as a folder that needs no peft, in fp32."""
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the base has no head of its own is no news
-    with expected_warnings(), no_progress_bar():
-        adapted = AutoPeftModelForSequenceClassification.from_pretrained(
-            str(adapter_folder),
-            num_labels=1,
-            pad_token_id=tokenizer.pad_token_id,
-            dtype=torch.float32,
-            trust_remote_code=trust_remote_code,
-        )
-        merged = adapted.merge_and_unload(safe_merge=True)
-        partial = out_folder.with_name(f"{out_folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+    merged = _adapted(adapter_folder, tokenizer, trust_remote_code).merge_and_unload(safe_merge=True)
+    partial = out_folder.with_name(f"{out_folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with no_progress_bar():
         merged.save_pretrained(partial)
-    logging.set_verbosity(verbosity)
     tokenizer.save_pretrained(partial)
     card = (adapter_folder / "README.md").read_text(encoding="utf-8")
     (partial / "README.md").write_text(card.replace(ADAPTER_REWARD_CODE, REWARD_CODE, 1), encoding="utf-8")
     shutil.rmtree(out_folder, ignore_errors=True)
     partial.rename(out_folder)
+
+
+def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFast]:
+    """A finished reward model, frozen, in fp32 on the CPU, an adapter on its base included; and its tokenizer.
+
+    Raises ValueError for a folder that holds none.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        if (folder / "adapter_config.json").is_file():
+            model: Any = _adapted(folder, tokenizer, trust_remote_code=False).get_base_model()
+        else:
+            with no_progress_bar():
+                model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder}: no reward model can be loaded ({' '.join(str(error).split())})") from None
+    if model.config.num_labels != 1:
+        raise ValueError(f"{folder}: a classifier with {model.config.num_labels} labels is no reward model")
+    model.set_attn_implementation(ATTENTION)
+    return RewardModel(model.requires_grad_(False), "segments").eval(), tokenizer
+
+
+def _adapted(folder: Path, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> PeftModel:
+    """A reward adapter on its base, in fp32."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the base has no head of its own is no news
+    with expected_warnings(), no_progress_bar():
+        adapted = AutoPeftModelForSequenceClassification.from_pretrained(
+            str(folder),
+            num_labels=1,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+        )
+    logging.set_verbosity(verbosity)
+    return adapted
 
 
 def _skeleton(shape: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:

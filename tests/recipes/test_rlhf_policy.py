@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_chat
+import tiny_pairs
 import torch
+import yaml
 from tiny_rl import NUM_LETTERS, optimum, write_config, write_task
 from tiny_run import RLHF, Ended, metrics, run_here
 from transformers import AutoModelForCausalLM
@@ -157,3 +160,36 @@ def test_responses_are_as_long_as_asked(task: Path, tmp_path: Path) -> None:
     ran(write_config(tmp_path, task), "train.steps=2")
     row = metrics(tmp_path / "run")[-2]
     assert 0 < row["rollout_response_tokens"] <= NUM_LETTERS
+
+
+def test_a_trained_reward_model_raises_its_own_score(tmp_path: Path) -> None:
+    """Reward model first, on pairs that prefer the letters of GOOD, then PPO on it, both with adapters on one base."""
+    base = tiny_chat.write_model(tmp_path / "base")
+    rows = tiny_pairs.write_pairs(tmp_path / "pairs.jsonl", seed=1)
+    adapter = {"kind": "lora", "rank": 8, "alpha": 32}
+    shared = {"adapter": adapter, "model": {"path": str(base)}}
+    reward = tmp_path / "reward.yaml"
+    reward.write_text(
+        yaml.safe_dump(
+            shared
+            | {
+                "run": {"dir": str(tmp_path / "reward")},
+                "reward": {},
+                "data": {"train": str(rows), "max_seq_len": 256, "cache_dir": str(tmp_path / "cache")},
+                "train": {"steps": 20, "global_batch_tokens": 1024, "microbatch_tokens": 1024},
+                "optim": {"lr": 0.01},
+            }
+        )
+    )
+    ran(reward)
+    config = write_config(
+        tmp_path / "ppo",
+        tmp_path,
+        **shared,
+        data={"train": str(rows), "eval": None, "eval_fraction": 0.2, "chat_template": "auto", "max_seq_len": 128},
+        rollout={"rewards": [{"name": "model", "path": str(tmp_path / "reward")}], "max_new_tokens": 8},
+        policy={"kl_coef": 0.01},
+    )
+    ran(config, "train.steps=40", "optim.lr=0.01")
+    first, *_, last = scores(tmp_path / "ppo")
+    assert last > first

@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "tune": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "preflight": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "report": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
-    "policy_stage": CONTRACTS | ROOMS | {"run", "schemas", "rollout", "training"},
+    "reward_term": CONTRACTS | ROOMS | {"eval", "rollout"},
+    "policy_stage": CONTRACTS | ROOMS | {"run", "schemas", "rollout", "training", "reward_term"},
     "reward_stage": CONTRACTS | ROOMS | {"run", "schemas", "eval", "training"},
     "__main__": {"cli"},
     "cli": CONTRACTS

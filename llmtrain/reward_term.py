@@ -1,0 +1,95 @@
+"""A trained reward model as one reward of the sum: conversations with their answers -> its scores.
+
+Answers reach it as text, through its own tokenizer and template, so policy and reward model may have different ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from llmtrain.batch import PackedTokens
+from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
+from llmtrain.data.conversations import Conversation
+from llmtrain.durable import Report
+from llmtrain.eval.reward import beats_chance
+from llmtrain.models.reward_folder import load_reward_model
+from llmtrain.models.tuned import model_folder
+from llmtrain.rollout.score import Term
+
+CARD = "reward_card.json"
+
+
+def reward_model_term(spec: Mapping[str, Any], place: str, device: torch.device, max_tokens: int, say: Report) -> Term:
+    """The term of `{name: model, path, weight}`; a model that may be no better than chance is told.
+
+    Raises ValueError for a setting that is missing or unknown, and for a folder without a reward model.
+    """
+    if unknown := sorted(set(spec) - {"name", "path", "weight"}):
+        raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only path and weight")
+    if not isinstance(spec.get("path"), str):
+        raise ValueError(f"{place}: name the folder of the reward model, or of its run, in path")
+    folder = model_folder(spec["path"])
+    card = folder.parent / CARD
+    if card.is_file() and not beats_chance(json.loads(card.read_text(encoding="utf-8"))):
+        say(f"warning: {place}: {spec['path']} may be no better than chance, says {card}")
+    model, tokenizer = load_reward_model(folder)
+    encoder = ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
+    model.to(device)
+
+    @torch.no_grad()
+    def scores(prompts: Sequence[Any], responses: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        """The score of each conversation, at the end of its last answer."""
+        documents = _documents(encoder, prompts, responses)
+        order = sorted(range(len(documents)), key=lambda i: len(documents[i].input_ids))
+        found = [0.0] * len(documents)
+        for batch in _batches(order, [len(document.input_ids) for document in documents], max_tokens):
+            packed = _packed([documents[i] for i in batch]).to(device)
+            for i, value in zip(batch, model(packed).tolist(), strict=True):
+                found[i] = value
+        return found
+
+    return Term("model", float(spec.get("weight", 1.0)), scores)
+
+
+def _documents(encoder: ChatEncoder, prompts: Sequence[Any], responses: Sequence[str]) -> list[Encoded]:
+    examples = []
+    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        before = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+        messages = (*before, {"role": "assistant", "content": response})
+        examples.append(Conversation(messages, len(before), (), f"response {number}", 0))
+    documents = []
+    for encoded in encoder.encode(examples):
+        if isinstance(encoded, BadExample):
+            raise encoded
+        documents.append(encoded[-1])
+    return documents
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in batches of at most `max_tokens`, or of one."""
+    batches: list[list[int]] = []
+    filled = max_tokens
+    for index in order:
+        if not batches or filled + lengths[index] > max_tokens:
+            batches.append([])
+            filled = 0
+        batches[-1].append(index)
+        filled += lengths[index]
+    return batches
+
+
+def _packed(documents: Sequence[Encoded]) -> PackedTokens:
+    ids = torch.cat([torch.from_numpy(document.input_ids.astype("int64")) for document in documents])
+    lengths = tuple(len(document.input_ids) for document in documents)
+    return PackedTokens(
+        input_ids=ids,
+        labels=torch.full_like(ids, -100),
+        position_ids=torch.cat([torch.arange(length) for length in lengths]),
+        segment_lengths=lengths,
+        num_trained=0,
+        sample_ids=(),
+    )
