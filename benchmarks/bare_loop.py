@@ -36,6 +36,7 @@ from llmtrain.data.plan import plan_data
 from llmtrain.data.stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.device import peak_memory_bytes
+from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import load_model, parameters_by_role
 from llmtrain.models.selfcheck import with_loss
@@ -108,6 +109,7 @@ def new_module(config: PretrainConfig) -> tuple[CausalLMLoss, Optimizer]:
     assert config.tokenizer.path is not None
     tokenizer = load_tokenizer(config.tokenizer.path)
     model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
+    fuse_layers(model)
     module = with_loss(model, "segments", config.data.max_seq_len, torch.device("cpu"))
     return module, make_optimizer(parameters_by_role(model), config.optim)
 

@@ -169,7 +169,7 @@ def _last_values(metrics: Path, step: int) -> dict[str, float]:
     for line in metrics.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["step"] <= step:
-            values |= row
+            values |= {name: value for name, value in row.items() if value is not None}  # None: it was not finite
     return values
 
 

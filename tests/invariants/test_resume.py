@@ -20,8 +20,11 @@ import torch
 import yaml
 from tiny_chat import write_config as write_tuning
 from tiny_chat import write_model, write_rows
+from tiny_rl import write_config as write_policy
+from tiny_rl import write_task
 from tiny_run import (
     PRETRAIN,
+    RLHF,
     SFT,
     Ended,
     Started,
@@ -48,17 +51,23 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "chat")
     write_rows(folder / "a_rows.jsonl", seed=1)
     write_rows(folder / "b_rows.jsonl", seed=2, num_rows=40)
+    write_task(folder / "task")
     return folder
 
 
 def write_run(inputs: Path, folder: Path, kind: str) -> Path:
-    """A configuration with everything that has a state to lose: of pretraining, or of tuning an adapter (`lora`)."""
+    """A configuration with everything that has a state to lose: of pretraining, of an adapter (`lora`), of PPO."""
     sections: dict[str, Any] = {
         "train": {"steps": NUM_STEPS, "ema_decay": 0.9},
-        "optim": {"name": "adamw" if kind == "lora" else kind, "warmup_steps": 5, "lr": 0.01},
+        "optim": {"name": "muon" if kind == "muon" else "adamw", "warmup_steps": 5, "lr": 0.01},
         "eval": {"every": 6},
         "checkpoint": {"every": 5, "keep": 2, "best": True, "export_best": True},
     }
+    if kind == "ppo":
+        sections["policy"] = {"kl_coef": 0.05, "kl_target": 1.0, "kl_horizon": 500}
+        sections["rollout"] = {"minibatches": 3}
+        sections["log"] = {"every": 1}
+        return write_policy(folder, inputs / "task", **sections)
     if kind == "lora":
         sections["adapter"] = {"kind": "lora", "rank": 4, "dropout": 0.1}
         sections["model"] = {"neftune_alpha": 5}
@@ -72,8 +81,9 @@ def write_run(inputs: Path, folder: Path, kind: str) -> Path:
 
 def started(config: Path, *overrides: str) -> Started:
     """The recipe that a configuration is for, in a process of its own."""
-    is_tuning = "adapter" in yaml.safe_load(config.read_text())
-    return start(config, *overrides, recipe=SFT if is_tuning else PRETRAIN)
+    sections = yaml.safe_load(config.read_text())
+    recipe = RLHF if "policy" in sections else SFT if "adapter" in sections else PRETRAIN
+    return start(config, *overrides, recipe=recipe)
 
 
 def run(config: Path, *overrides: str) -> Ended:
@@ -133,6 +143,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert names == sorted(path.name for path in (other / "checkpoints").iterdir())
     for name in names:
         assert_same_checkpoint(Checkpoint(one / "checkpoints" / name), Checkpoint(other / "checkpoints" / name))
+    samples = [folder / "samples.jsonl" for folder in (one, other)]
+    if samples[0].exists():
+        assert samples[0].read_text() == samples[1].read_text()
     exported = [path.name for path in (one / "model").glob("*.safetensors")]
     assert exported
     for name in exported:
@@ -160,7 +173,14 @@ def plain_state(checkpoint: Checkpoint) -> dict[str, Any]:
     state = checkpoint.state
     for name in ("elapsed_seconds", "train_seconds"):
         del state["progress"][name]
-    return state
+    return as_lists(state)
+
+
+def as_lists(value: Any) -> Any:
+    """A state with lists in place of its tensors, which `==` does not compare."""
+    if isinstance(value, dict):
+        return {name: as_lists(item) for name, item in value.items()}
+    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def kill_and_compare(inputs: Path, folder: Path, kind: str, seed: int, num_kills: int, num_in_save: int) -> None:
@@ -179,14 +199,14 @@ def kill_and_compare(inputs: Path, folder: Path, kind: str, seed: int, num_kills
     assert_same_run(alone.parent / "run", killed.parent / "run")
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon", "lora"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "lora", "ppo"])
 def test_a_run_killed_three_times_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path, kind: str) -> None:
     kill_and_compare(inputs, tmp_path, kind, random.SystemRandom().randrange(2**32), num_kills=3, num_in_save=1)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["adamw", "muon", "lora"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "lora", "ppo"])
 def test_a_run_killed_ten_times_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path, kind: str) -> None:
     kill_and_compare(inputs, tmp_path, kind, random.SystemRandom().randrange(2**32), num_kills=10, num_in_save=2)
 
