@@ -8,9 +8,9 @@ speed counts input tokens.
 
 Trainer: each side runs in a process of its own, ours through the real recipe command, so that peak memory (the
 largest resident set, imports included) is that of one side. Each side first tries every microbatch size and then
-runs at its fastest, the smallest of those that are equally fast; the sides take turns, so that a slow minute of the machine meets all. A run is timed in windows
-of steps, of which the first is left out; its speed is that of the median window, and a side's that of its median
-run at its fastest size. Two data sets are compared:
+runs at its fastest, the smallest of those that are equally fast; the sides take turns, so that a slow minute of the
+machine meets all. A run is timed in windows of steps, of which the first is left out; its speed is that of the median
+window, and a side's that of its median run at its fastest size. Two data sets are compared:
 
 - short documents (150 tokens on average), several in a row of 1,024. Ours keeps attention and positions within each
   document, as it does unless told otherwise. `Trainer` gets the rows as its language-modelling example makes them,
