@@ -16,12 +16,7 @@ from llmtrain.config import (
     ModelConfig,
     NonNegative,
     OptimConfig,
-    PolicyConfig,
-    PreferenceDataConfig,
     PretrainedModelConfig,
-    PromptDataConfig,
-    RewardConfig,
-    RolloutConfig,
     RunConfig,
     Section,
     Source,
@@ -31,6 +26,7 @@ from llmtrain.config import (
     TunedModelConfig,
     iter_keys,
 )
+from llmtrain.config_rlhf import PolicyConfig, PreferenceDataConfig, PromptDataConfig, RewardConfig, RolloutConfig
 
 IDLE_IN_PRETRAINING = ("fields",)
 IDLE_IN_TUNING = ("text_field",)

@@ -71,27 +71,28 @@ def write_task(folder: Path) -> Path:
     LlamaForCausalLM(shape).save_pretrained(folder / "model")
     rows = [{"prompt": letter} for letter in LETTERS]
     (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "held_out.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows * 8))
     return folder
 
 
 def write_config(folder: Path, task: Path, **sections: Any) -> Path:
     """A configuration in `folder`, whose run goes to `folder/run`; `sections` replace or add keys."""
-    prompts = str(task / "prompts.jsonl")
+    prompts, held_out = str(task / "prompts.jsonl"), str(task / "held_out.jsonl")
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run")},
         "model": {"path": str(task / "model")},
-        "data": {"train": prompts, "eval": prompts, "chat_template": "none", "max_seq_len": 16},
+        "data": {"train": prompts, "eval": held_out, "chat_template": "none", "max_seq_len": 16},
         "policy": {"kl_coef": 0.0},
         "rollout": {
             "rewards": [f"{Path(__file__).resolve()}:alphabet"],
-            "num_prompts": 32,
+            "num_prompts": 64,
             "samples_per_prompt": 4,
             "max_new_tokens": NUM_LETTERS,
             "epochs": 2,
         },
-        "train": {"steps": 120, "microbatch_tokens": 1024},
-        "optim": {"lr": 3e-3, "schedule": "constant", "warmup_steps": 0},
-        "eval": {"every": 60},
+        "train": {"steps": 160, "microbatch_tokens": 2048},
+        "optim": {"lr": 3e-3, "schedule": "linear", "min_lr_ratio": 0.0, "warmup_steps": 0},
+        "eval": {"every": 80},
         "checkpoint": {"every": None},
         "log": {"every": 20},
     }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.batch import Experience
-from llmtrain.config import PolicyConfig
+from llmtrain.config_rlhf import PolicyConfig
 from llmtrain.objective import Counts, Metrics
 from llmtrain.objectives.policy_losses import (
     AGGREGATIONS,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import Experience, PackedTokens, empty_experience
-from llmtrain.config import PolicyConfig, RolloutConfig
+from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
 from llmtrain.objective import Interrupted
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
 from llmtrain.rollout.advantage import (

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from llmtrain.rollout import advantage
 
 METHODS: dict[str, dict[str, Any]] = {
-    "ppo": {"advantage": "gae"},
+    "ppo": {"advantage": "gae", "gae_lambda": 1.0},
     "grpo": {"advantage": "group_mean", "aggregation": "sequence_mean"},
     "rloo": {"advantage": "rloo"},
 }
@@ -94,20 +94,19 @@ def test_the_family_learns(task: Path, tmp_path: Path, policy: dict[str, Any]) -
 
 @pytest.mark.parametrize("critic", ["head", "separate"])
 def test_an_adapter_learns_on_a_base_that_stays(task: Path, tmp_path: Path, critic: str) -> None:
-    adapter = {"kind": "lora", "rank": 8, "alpha": 32}
-    config = write_config(tmp_path, task, adapter=adapter, policy={"kl_coef": 0.01, "critic": critic})
-    ended = ran(config, "train.steps=60", "optim.lr=0.01")
+    adapter = {"kind": "lora", "rank": 8, "alpha": 64}
+    config = write_config(tmp_path, task, adapter=adapter, policy={"kl_coef": 0.001, "critic": critic})
+    ended = ran(config, "train.steps=80", "optim.lr=0.02", "log.every=1")
     assert "reference on the same base" in ended.out
-    first, *_, last = scores(tmp_path)
-    assert last > first + 0.2
     rows = [row for row in metrics(tmp_path / "run") if "kl" in row]
-    assert rows[-1]["rollout_kl"] > 0.1
+    assert rows[0]["rollout_kl"] == 0.0 and rows[-1]["rollout_kl"] > 0.1
+    assert rows[-1]["rollout_score"] > rows[0]["rollout_score"] + 0.05
 
 
 def test_the_folder_tells_of_samples_and_loads(task: Path, tmp_path: Path) -> None:
     ran(write_config(tmp_path, task, policy={"kl_coef": 0.05}), "train.steps=6")
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
-    assert [row["rollout"] for row in rows] == sorted([0, 1, 2] * 128)
+    assert [row["rollout"] for row in rows] == sorted([0, 1, 2] * 256)
     assert {"sample", "prompt", "response", "score", "kl", "stopped"} <= rows[0].keys()
     assert len({row["sample"] for row in rows}) == len(rows)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
@@ -118,7 +117,7 @@ def test_a_kl_over_its_budget_ends_the_run(task: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, task, policy={"kl_coef": 0.001, "kl_budget": 0.5}, log={"every": 1})
     ended = ran(config)
     assert "over policy.kl_budget=0.5: the run ends here" in ended.out
-    assert metrics(tmp_path / "run")[-1]["step"] < 120
+    assert metrics(tmp_path / "run")[-1]["step"] < 160
     assert ran(config).out.count("the run ends here") == 1  # and stays ended
 
 

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "llmtrain"
 
-CONTRACTS = {"config", "batch", "objective", "device", "durable"}
+CONTRACTS = {"config", "config_rlhf", "batch", "objective", "device", "durable"}
 ROOMS = {"train", "data", "models", "objectives"}
 
 MAY_IMPORT = {
@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "device": {"config"},
     "config_file": {"config"},
     "durable": set[str](),
-    "schemas": {"config"},
+    "config_rlhf": {"config"},
+    "schemas": {"config", "config_rlhf"},
     "run": CONTRACTS | ROOMS | {"config_file", "schemas"},
     "training": CONTRACTS | ROOMS | {"run", "schemas", "eval"},
     "train": CONTRACTS,

@@ -16,7 +16,7 @@ from tiny_pairs import pairs
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.batch import IGNORE_INDEX, empty_pairs
-from llmtrain.config import PreferenceDataConfig
+from llmtrain.config_rlhf import PreferenceDataConfig
 from llmtrain.data.chat import ChatEncoder, Encoded
 from llmtrain.data.chat_store import TOO_LONG
 from llmtrain.data.preference_store import (

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtrain.batch import Experience
-from llmtrain.config import PolicyConfig, RolloutConfig
+from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
 from llmtrain.models.actor_critic import ActorCritic, ValueHead, frozen_copy
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.selfcheck import with_loss
