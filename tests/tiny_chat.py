@@ -18,8 +18,11 @@ CHATML = (
 )
 
 
-def write_model(folder: Path, *, chat: bool = True) -> Path:
-    """A Llama of 30,000 parameters over bytes with its tokenizer: a chat model, or a base one without a template."""
+def write_model(folder: Path, *, chat: bool = True, spread: float | None = None) -> Path:
+    """A Llama of 30,000 parameters over bytes with its tokenizer: a chat model, or a base one without a template.
+
+    `spread`: the deviation of its weights, where it must not answer everything alike; None: as Llama is initialised.
+    """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     names = ("<|bos|>", "<|im_end|>" if chat else "<|eos|>", "<|pad|>")
@@ -44,9 +47,9 @@ def write_model(folder: Path, *, chat: bool = True) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    for parameter in model.parameters():
+    for parameter in model.parameters() if spread is not None else ():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)  # so that it does not answer everything alike
+            torch.nn.init.normal_(parameter, std=spread)
     model.save_pretrained(folder)
     return folder
 
@@ -67,11 +70,11 @@ def write_rows(path: Path, *, seed: int, num_rows: int = 120) -> Path:
     return path
 
 
-def write_config(folder: Path, model: Path, sources: Sequence[Path | dict[str, Any]], **sections: Any) -> Path:
+def write_config(folder: Path, base: Path, sources: Sequence[Path | dict[str, Any]], **sections: Any) -> Path:
     """A configuration of ten steps in `folder`, whose run goes to `folder/run`; `sections` replace or add keys."""
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run")},
-        "model": {"path": str(model)},
+        "model": {"path": str(base)},
         "data": {
             "train": [source if isinstance(source, dict) else str(source) for source in sources],
             "max_seq_len": 128,

@@ -20,7 +20,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `config.yaml` and the run that it made, of an adapter."""
     folder = tmp_path_factory.mktemp("tuned")
     rows = write_rows(folder / "rows.jsonl", seed=1)
-    config = write_config(folder, write_model(folder / "chat"), [rows], adapter={"kind": "lora", "rank": 4})
+    config = write_config(folder, write_model(folder / "chat", spread=0.3), [rows], adapter={"kind": "lora", "rank": 4})
     assert run_here(config, recipe=SFT).code == 0
     return folder
 
