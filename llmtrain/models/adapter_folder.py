@@ -86,20 +86,10 @@ def merge_adapter(adapter_folder: Path, out_folder: Path, trust_remote_code: boo
         raise ValueError(f"{adapter_folder} is no adapter: it has no adapter_config.json")
     if out_folder.exists():
         raise ValueError(f"{out_folder} exists already: choose another folder, or remove that one")
-    config = PeftConfig.from_pretrained(str(adapter_folder))
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
-    base = _base(adapter_folder, config, trust_remote_code)
-    dtype = base.dtype
-    base.float()
-    check_base(adapter_folder, config, base)
-    if len(tokenizer) > base.config.vocab_size:
-        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    try:
-        with expected_warnings():
-            adapted = PeftModel.from_pretrained(base, str(adapter_folder))
-    except (RuntimeError, ValueError, SafetensorError) as error:  # shapes that differ, or targets that are not there
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{adapter_folder} does not fit its base {config.base_model_name_or_path}: {reason}") from None
+    adapted = open_adapter(adapter_folder, len(tokenizer), trust_remote_code)
+    dtype = adapted.get_base_model().dtype
+    adapted.float()
     merged = adapted.merge_and_unload(safe_merge=True).to(dtype)
     merged.generation_config = GenerationConfig.from_pretrained(adapter_folder)
     partial = out_folder.with_name(f"{out_folder.name}.partial")
@@ -111,6 +101,25 @@ def merge_adapter(adapter_folder: Path, out_folder: Path, trust_remote_code: boo
     if card.is_file():
         (partial / "README.md").write_text(as_model_card(card.read_text(encoding="utf-8")), encoding="utf-8")
     partial.rename(out_folder)
+
+
+def open_adapter(adapter_folder: Path, num_tokens: int, trust_remote_code: bool = False) -> PeftModel:
+    """An adapter on its base, which gets rows for `num_tokens` tokens where it has fewer.
+
+    Raises ValueError where the base is not there, or not the one that the adapter was trained on.
+    """
+    config = PeftConfig.from_pretrained(str(adapter_folder))
+    base = _base(adapter_folder, config, trust_remote_code)
+    _check_base(adapter_folder, config, base)
+    if num_tokens > base.config.vocab_size:
+        base.resize_token_embeddings(num_tokens, mean_resizing=False)
+    try:
+        with expected_warnings():
+            adapted: PeftModel = PeftModel.from_pretrained(base, str(adapter_folder))
+    except (RuntimeError, ValueError, SafetensorError) as error:  # shapes that differ, or targets that are not there
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{adapter_folder} does not fit its base {config.base_model_name_or_path}: {reason}") from None
+    return adapted
 
 
 def _base(adapter_folder: Path, config: PeftConfig, trust_remote_code: bool) -> PreTrainedModel:
@@ -127,7 +136,7 @@ def _base(adapter_folder: Path, config: PeftConfig, trust_remote_code: bool) -> 
     return model
 
 
-def check_base(adapter_folder: Path, config: PeftConfig, base: PreTrainedModel) -> None:
+def _check_base(adapter_folder: Path, config: PeftConfig, base: PreTrainedModel) -> None:
     """Raise ValueError where the base is not the one that the adapter was trained on, as far as that was recorded."""
     if not (adapter_folder / BASE_FILE).is_file():
         return  # an adapter from elsewhere

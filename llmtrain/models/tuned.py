@@ -40,21 +40,16 @@ def load_tuned(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     folder = model_folder(path)
     try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         if (folder / ADAPTER).is_file():
-            from peft import AutoPeftModelForCausalLM
+            from llmtrain.models.adapter_folder import open_adapter
 
-            from llmtrain.models.adapter_folder import check_base
-            from llmtrain.models.lora import expected_warnings
-
-            with expected_warnings():
-                model: Any = AutoPeftModelForCausalLM.from_pretrained(folder)
-            check_base(folder, model.peft_config["default"], model.get_base_model())
+            model: Any = open_adapter(folder, len(tokenizer))
             if (folder / GENERATION).is_file():  # peft takes the base's, which may not know the tuned end of turn
                 model.generation_config = GenerationConfig.from_pretrained(folder)
                 model.get_base_model().generation_config = model.generation_config
         else:
             model = AutoModelForCausalLM.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that differ
         raise ValueError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from None
     return model.to(_device()).eval(), tokenizer

@@ -87,7 +87,7 @@ def test_with_its_sign_flipped_the_advantage_leads_away(
     ],
 )
 def test_the_family_learns(task: Path, tmp_path: Path, policy: dict[str, Any]) -> None:
-    ran(write_config(tmp_path, task, policy=policy), "train.steps=60")
+    ran(write_config(tmp_path, task, policy=policy, rollout={"num_prompts": 32}), "train.steps=60")
     first, *_, last = scores(tmp_path)
     assert last > first + 0.3
 
@@ -99,7 +99,7 @@ def test_an_adapter_learns_on_a_base_that_stays(task: Path, tmp_path: Path, crit
     ended = ran(config, "train.steps=80", "optim.lr=0.02", "log.every=1")
     assert "reference on the same base" in ended.out
     rows = [row for row in metrics(tmp_path / "run") if "kl" in row]
-    assert rows[0]["rollout_kl"] == 0.0 and rows[-1]["rollout_kl"] > 0.1
+    assert rows[0]["rollout_kl"] == 0.0 and rows[-1]["rollout_kl"] > 0.05
     assert rows[-1]["rollout_score"] > rows[0]["rollout_score"] + 0.05
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmtrain.train import runtime as runtime_module
 from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome
-from llmtrain.train.runtime import CAPABILITIES, ENGINES, Engine, Runtime
+from llmtrain.train.runtime import CAPABILITIES, ENGINES, NEED_CUDA, Engine, Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -163,11 +163,17 @@ def test_dropout_is_a_function_of_seed_and_step() -> None:
 
 def test_a_feature_that_the_engine_lacks_is_refused_by_name() -> None:
     runtime = make_runtime()
-    runtime.require(dict.fromkeys(CAPABILITIES, True))
+    runtime.require({name: name not in NEED_CUDA for name in CAPABILITIES})
     runtime.engine = "zero3"
     runtime.require(dict.fromkeys(CAPABILITIES, False))
     with pytest.raises(ValueError, match=r"ema does not work under zero3: .*; use single or ddp or zero1 or zero2"):
         runtime.require({"ema": True, "muon": False})
+
+
+@pytest.mark.parametrize("feature", NEED_CUDA)
+def test_what_needs_an_nvidia_gpu_is_refused_on_a_cpu(feature: str) -> None:
+    with pytest.raises(ValueError, match=f"{feature} needs an NVIDIA GPU, this is cpu"):
+        make_runtime().require({feature: True})
 
 
 def test_ema_under_zero_needs_fp32() -> None:

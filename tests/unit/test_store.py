@@ -353,7 +353,7 @@ def test_held_out_documents_that_are_all_cleaned_away_are_an_error(tmp_path: Pat
     kept = [text for text in TEXTS if build.eval_share(build.Document(text, "x", 0)) >= 0.2]
     held_out = [f"{i}" for i in range(100)]  # some of these fall into the held-out share, and all are too short
     path = write_rows(tmp_path / "a.jsonl", kept + held_out)
-    with pytest.raises(ValueError, match=r"holds out none of the .* documents that cleaning left"):
+    with pytest.raises(ValueError, match=r"holds out none of the .* documents that are left"):
         build_stores(config(tmp_path, path, clean=CleanConfig(min_chars=10)), byte_level_bpe(), report=silent)
 
 
