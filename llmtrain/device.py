@@ -16,6 +16,8 @@ import torch
 # Large tensors on huge pages, where Linux leaves the choice to programs: a tenth less memory in tuning runs on CPUs,
 # at the same speed. torch reads this when it first makes a tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+if not torch.accelerator.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, whoever imports it, warns that it chose this
 
 AttentionKernel = Literal["segments", "varlen", "mask"]
 
