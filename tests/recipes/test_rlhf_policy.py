@@ -164,11 +164,10 @@ def test_responses_are_as_long_as_asked(task: Path, tmp_path: Path) -> None:
 
 
 def test_a_trained_reward_model_raises_its_own_score(tmp_path: Path) -> None:
-    """Reward model first, on pairs that prefer the letters of GOOD, then PPO on it, both with adapters on one base."""
+    """Reward model first, with an adapter, on pairs that prefer the letters of GOOD; then PPO on it."""
     base = tiny_chat.write_model(tmp_path / "base")
     rows = tiny_pairs.write_pairs(tmp_path / "pairs.jsonl", seed=1)
-    adapter = {"kind": "lora", "rank": 8, "alpha": 32}
-    shared = {"adapter": adapter, "model": {"path": str(base)}}
+    shared = {"model": {"path": str(base)}}
     reward = tmp_path / "reward.yaml"
     reward.write_text(
         yaml.safe_dump(
@@ -176,6 +175,7 @@ def test_a_trained_reward_model_raises_its_own_score(tmp_path: Path) -> None:
             | {
                 "run": {"dir": str(tmp_path / "reward")},
                 "reward": {},
+                "adapter": {"kind": "lora", "rank": 8, "alpha": 32},
                 "data": {"train": str(rows), "max_seq_len": 256, "cache_dir": str(tmp_path / "cache")},
                 "train": {"steps": 20, "global_batch_tokens": 1024, "microbatch_tokens": 1024},
                 "optim": {"lr": 0.01},
@@ -189,8 +189,8 @@ def test_a_trained_reward_model_raises_its_own_score(tmp_path: Path) -> None:
         **shared,
         data={"train": str(rows), "eval": None, "eval_fraction": 0.2, "chat_template": "auto", "max_seq_len": 128},
         rollout={"rewards": [{"name": "model", "path": str(tmp_path / "reward")}], "max_new_tokens": 8},
-        policy={"kl_coef": 0.01},
+        policy={"kl_coef": 0.001},
     )
-    ran(config, "train.steps=40", "optim.lr=0.01")
+    ran(config, "train.steps=80")
     first, *_, last = scores(tmp_path / "ppo")
-    assert last > first
+    assert last > first + 0.3
