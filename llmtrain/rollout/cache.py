@@ -62,6 +62,11 @@ class RowCache(Cache):
         self._masks: dict[int | None, Bool[Tensor, "rows 1 1 columns"]] = {}
 
     @property
+    def num_rows(self) -> int:
+        """Rows of a step, empty ones included."""
+        return self.keys[0].shape[0] if self.keys else 0
+
+    @property
     def columns(self) -> int:
         """Tokens that each row has room for."""
         return self.keys[0].shape[2] if self.keys else 0

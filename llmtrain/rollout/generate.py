@@ -2,11 +2,10 @@
 
 Distinct prompts are prefilled in one packed forward, without padding and once for all samples that share one; then
 every response grows by a token a step, in one batch. Rows that end make room for prompts that wait. Noise comes from
-`noise.uniforms`, so a sample's tokens are the same in any batch, up to what rounding does to its logits.
+`noise.exponentials`, so a sample's tokens are the same in any batch, up to what rounding does to its logits.
 
-The bound of that: on a CPU with one thread it holds to the bit. MKL takes another path for a matrix product of fewer
-than 16 rows, so no batch is narrower; with several threads it may split some shapes differently, as GPU libraries do,
-and then a token falls on the other side of a bound of the distribution about once in a million.
+The bound of that: it holds to the bit on a CPU with MKL where the layers can be packed. Elsewhere a library may
+compute a row otherwise beside others, and then about one token in a hundred thousand is another.
 """
 
 from __future__ import annotations
@@ -18,19 +17,22 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmtrain.models.attention import plan_segments
 from llmtrain.rollout.cache import CACHED_ATTENTION, LayerStates, PackedStates, RowCache
-from llmtrain.rollout.noise import uniforms
-from llmtrain.rollout.sampling import Sampling, draw
+from llmtrain.rollout.noise import exponentials
+from llmtrain.rollout.packed_linear import PackedLinears, can_pack
+from llmtrain.rollout.sampling import Sampling, draw, noise_count
 
 STEPS_PER_CHUNK = 8  # between chunks rows come and go, and the loop can be stopped
 PREFILL_TOKENS = 8192  # of one packed forward
 MAX_ROWS = 64
-CPU_MIN_ROWS = 16  # a product of 16 rows takes as long as one of 8, and less than one of 9 to 15
+PACKED_MIN_TOKENS = 16  # the steps that packing takes as long as
+ROWS_MULTIPLE = 8  # of a batch on a CPU; a product of 9 to 15 rows takes longer than one of 16
+PREFILL_MIN_TOKENS = 16  # below, MKL takes another path
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,6 @@ class Generated:
 class _Row:
     prompt: tuple[int, ...]
     sample_id: int
-    noise: Float64[Tensor, " positions"]
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
@@ -70,18 +71,23 @@ def generate(
     """
     assert len(set(sample_ids)) == len(sample_ids) == len(prompts)
     _check_prompts(model, prompts, sample_ids, settings)
-    noise = uniforms(settings.seed, settings.rollout, sample_ids, settings.max_new_tokens)
-    answers = [_Row(tuple(prompt), sample, row) for prompt, sample, row in zip(prompts, sample_ids, noise, strict=True)]
+    answers = [_Row(tuple(prompt), sample) for prompt, sample in zip(prompts, sample_ids, strict=True)]
     waiting, rows, cache = deque(answers), list[_Row](), RowCache()
     with _generating(model):
+        packs = settings.max_new_tokens >= PACKED_MIN_TOKENS and can_pack(model)
+        linears: PackedLinears | None = None
         while waiting or not all(row.ended for row in rows):
             if should_stop():
                 return None
             rows, cache = _admit(model, waiting, rows, cache, settings, max_rows)
-            for _ in range(STEPS_PER_CHUNK):
-                if all(row.ended for row in rows):
-                    break
-                _step(model, rows, cache, settings)
+            if packs and (linears is None or linears.rows != cache.num_rows):
+                linears = None  # the old copies go first
+                linears = PackedLinears(model, cache.num_rows)
+            with linears.in_use() if linears is not None else nullcontext():
+                for _ in range(STEPS_PER_CHUNK):
+                    if all(row.ended for row in rows):
+                        break
+                    _step(model, rows, cache, settings)
     return [Generated(row.ids, row.logprobs, row.stopped) for row in answers]
 
 
@@ -138,7 +144,8 @@ def _admit(
         return rows, cache
     states = _start(model, joining, settings)
     rows = [*(rows[number] for number in kept), *joining]
-    return rows, cache.rearranged(kept, states, max(len(rows), _min_rows(model)), needed)
+    steps_left = settings.max_new_tokens - min(len(row.ids) for row in rows)
+    return rows, cache.rearranged(kept, states, _width(model, len(rows), cache.num_rows, steps_left), needed)
 
 
 def _start(model: PreTrainedModel, joining: Sequence[_Row], settings: Sampling) -> list[LayerStates]:
@@ -173,11 +180,11 @@ def _prefill(
     """Keys and values of each prompt, and the logits behind its last token, from one packed forward."""
     device = model.device
     lengths = [len(prompt) for prompt in prompts]
-    lacking = max(0, _min_rows(model) - sum(lengths))
+    lacking = max(0, PREFILL_MIN_TOKENS - sum(lengths))
     packed = [token for prompt in prompts for token in prompt] + [0] * lacking
     segment_lengths = [*lengths, lacking] if lacking else lengths
     ends = torch.tensor(lengths).cumsum(0)
-    last = torch.cat([ends - 1, torch.zeros(max(0, _min_rows(model) - len(prompts)), dtype=torch.long)])
+    last = torch.cat([ends - 1, torch.zeros(max(0, PREFILL_MIN_TOKENS - len(prompts)), dtype=torch.long)])
     cache = PackedStates()
     outputs = model(
         input_ids=torch.tensor([packed], device=device),
@@ -194,7 +201,7 @@ def _prefill(
 def _step(model: PreTrainedModel, rows: Sequence[_Row], cache: RowCache, settings: Sampling) -> None:
     """One more token for each row; a row that ended repeats its last step, unheard."""
     device = model.device
-    padding = [0] * (cache.keys[0].shape[0] - len(rows))
+    padding = [0] * (cache.num_rows - len(rows))
     positions = [len(row.prompt) + len(row.ids) - 1 for row in rows] + padding
     cache.place(positions, device)
     outputs = model(
@@ -210,7 +217,8 @@ def _step(model: PreTrainedModel, rows: Sequence[_Row], cache: RowCache, setting
 
 def _extend(rows: Sequence[_Row], logits: Float[Tensor, "rows vocab"], settings: Sampling) -> None:
     """Draw each row's next token. Raises ValueError for logits that are not finite."""
-    noise = torch.stack([row.noise[min(len(row.ids), settings.max_new_tokens - 1)] for row in rows])
+    samples, positions = [row.sample_id for row in rows], [len(row.ids) for row in rows]
+    noise = exponentials(settings.seed, settings.rollout, samples, positions, noise_count(logits.shape[-1]))
     token_ids, logprobs = draw(logits, noise, settings)
     for row, token_id, logprob in zip(rows, token_ids.tolist(), logprobs.tolist(), strict=True):
         if row.ended:
@@ -227,6 +235,10 @@ def _extend(rows: Sequence[_Row], logits: Float[Tensor, "rows vocab"], settings:
         row.ended = row.stopped or len(row.ids) == settings.max_new_tokens
 
 
-def _min_rows(model: PreTrainedModel) -> int:
-    """Rows of the narrowest matrix product."""
-    return CPU_MIN_ROWS if model.device.type == "cpu" else 1
+def _width(model: PreTrainedModel, num_rows: int, current: int, steps_left: int) -> int:
+    """Rows of the batch that holds `num_rows`: on a CPU a multiple, and narrower only where that is worth packing."""
+    if model.device.type != "cpu":
+        return num_rows
+    if num_rows <= current and (current < 2 * num_rows or steps_left < PACKED_MIN_TOKENS):
+        return current
+    return -(-num_rows // ROWS_MULTIPLE) * ROWS_MULTIPLE

@@ -1,7 +1,7 @@
 """The noise that tokens are drawn with: a pure function of (seed, rollout, sample, position).
 
-One uniform number a token, from a counter-based generator, so a sample's noise depends on neither the batch it stands
-in, nor the order, nor the rank, and needs no state in a checkpoint.
+It comes from a counter-based generator, so a sample's noise depends on neither the batch it stands in, nor the order,
+nor the rank, and needs no state in a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from torch import Tensor
 MANTISSA_BITS = 53
 
 
-def uniforms(
-    seed: int, rollout: int, sample_ids: Sequence[int], num_positions: int
-) -> Float64[Tensor, "samples positions"]:
-    """Numbers in [0, 1): a stream for each sample, of which position p takes the p-th.
+def exponentials(
+    seed: int, rollout: int, sample_ids: Sequence[int], positions: Sequence[int], count: int
+) -> Float64[Tensor, "rows count"]:
+    """`count` numbers of the exponential distribution, above 0, for each row's sample and position.
 
-    Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by seed and rollout, the
-    sample in the upper half of its counter. Raw output is used, which numpy promises never to change.
+    Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by seed and rollout, with
+    sample and position in the upper words of its counter. Raw output is used, which numpy promises never to change.
     """
     key = np.array([seed, rollout], dtype=np.uint64)
-    raw = np.empty((len(sample_ids), num_positions), dtype=np.uint64)
-    for row, sample in enumerate(sample_ids):
-        counter = np.array([0, 0, sample, 0], dtype=np.uint64)
-        raw[row] = np.random.Philox(counter=counter, key=key).random_raw(num_positions)
-    return torch.from_numpy((raw >> np.uint64(64 - MANTISSA_BITS)) * 2.0**-MANTISSA_BITS)
+    raw = np.empty((len(sample_ids), count), dtype=np.uint64)
+    for row, (sample, position) in enumerate(zip(sample_ids, positions, strict=True)):
+        counter = np.array([0, 0, position, sample], dtype=np.uint64)
+        raw[row] = np.random.Philox(counter=counter, key=key).random_raw(count)
+    uniform = ((raw >> np.uint64(64 - MANTISSA_BITS)) + 0.5) * 2.0**-MANTISSA_BITS
+    return torch.from_numpy(-np.log1p(-uniform))

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -27,6 +29,7 @@ from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.lora import add_adapter
 from llmtrain.rollout import generate as engine
 from llmtrain.rollout.generate import Generated, generate
+from llmtrain.rollout.packed_linear import PackedLinears, can_pack
 from llmtrain.rollout.sampling import Sampling, keep_likely
 
 VOCAB = 97
@@ -60,6 +63,17 @@ def tiny(name: str = "llama", **changes: Any) -> PreTrainedModel:
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)
     return model.train()
+
+
+def with_adapter(model: PreTrainedModel, fused: bool) -> PeftModel:
+    """The model with a LoRA adapter in every linear layer whose second matrix is not zero, as peft wraps it."""
+    adapted = add_adapter(model, AdapterConfig(kind="lora", rank=4, alpha=12), (), 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    if fused:
+        assert fuse_adapters(model) == 14
+    return adapted
 
 
 def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
@@ -200,11 +214,12 @@ def test_long_prompts_are_prefilled_in_several_forwards(monkeypatch: pytest.Monk
 def test_rows_that_ended_leave_the_batch() -> None:
     model = tiny()
     shapes = input_shapes(model)
-    responses = respond(model, PROMPTS * 8, stop_ids=tuple(range(12)))
+    responses = respond(model, PROMPTS * 8, max_new_tokens=40, stop_ids=tuple(range(12)))
     assert next(shape for shape in shapes if shape[1] == 1) == (64, 1)
     left = sum(len(response.response_ids) > 1 + engine.STEPS_PER_CHUNK for response in responses)
-    assert 16 < left < 64
-    assert (left, 1) in shapes
+    assert 16 < left < 32
+    width = -(-left // engine.ROWS_MULTIPLE) * engine.ROWS_MULTIPLE
+    assert (width, 1) in shapes
 
 
 def test_generation_ends_with_its_last_response() -> None:
@@ -217,8 +232,8 @@ def test_generation_ends_with_its_last_response() -> None:
 def test_rows_wait_until_there_is_room() -> None:
     model = tiny()
     shapes = input_shapes(model)
-    respond(model, PROMPTS * 5, max_rows=18, stop_ids=STOP)
-    assert max(shape[0] for shape in shapes) == 18
+    respond(model, PROMPTS * 5, max_rows=16, stop_ids=STOP)
+    assert max(shape[0] for shape in shapes) == 16
 
 
 @pytest.mark.parametrize("answers", [[True], [False, True]])
@@ -289,18 +304,69 @@ def test_a_compiled_model_generates_without_being_compiled_anew() -> None:
 def test_an_adapter_speaks_as_it_would_merged_into_its_base(fused: bool) -> None:
     model = tiny()
     base = respond(model, temperature=0)
-    adapted = add_adapter(model, AdapterConfig(kind="lora", rank=4, alpha=12), (), 0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    if fused:
-        assert fuse_adapters(model) == 14
+    adapted = with_adapter(model, fused)
     responses = respond(model, temperature=0)
     with adapted.disable_adapter():
         assert respond(model, temperature=0) == base
     merged: Any = copy.deepcopy(adapted).merge_and_unload()
     for prompt, response, of_base in zip(PROMPTS, responses, base, strict=True):
         assert response.response_ids == stock_greedy(merged, prompt, 20) != of_base.response_ids
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_packed_layers_compute_what_the_layers_do(fused: bool) -> None:
+    model = tiny(attention_bias=True)
+    with_adapter(model, fused)
+    inputs = {
+        name: torch.randn(8, 1, layer.in_features)
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, LoraLinear)) and ".lora_" not in name and ".base_layer" not in name
+    }
+    layers = {name: model.get_submodule(name) for name in inputs}
+    assert can_pack(model) and len(layers) == 15
+    with torch.no_grad():
+        expected = {name: layer(inputs[name]) for name, layer in layers.items()}
+        with PackedLinears(model, 8).in_use():
+            packed = {name: layer(inputs[name]) for name, layer in layers.items()}
+    for name in layers:
+        torch.testing.assert_close(packed[name], expected[name], rtol=1e-5, atol=1e-5)
+        assert torch.equal(layers[name](inputs[name]), expected[name])
+
+
+def test_packed_layers_leave_other_numbers_of_rows_to_the_layers() -> None:
+    model = tiny()
+    model.requires_grad_(False)
+    head = model.get_output_embeddings()
+    x = torch.randn(3, 32)
+    expected = head(x)
+    with PackedLinears(model, 8).in_use():
+        assert torch.equal(head(x), expected)
+
+
+def test_packed_layers_follow_the_weights_from_rollout_to_rollout() -> None:
+    model = tiny()
+    before = respond(model)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.1)
+    assert respond(model) != before
+    for prompt, response in zip(PROMPTS, respond(model, temperature=0), strict=True):
+        assert response.response_ids == stock_greedy(model, prompt, 20)
+
+
+def test_a_model_that_is_not_in_fp32_is_not_packed() -> None:
+    assert not can_pack(tiny().to(torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not can_pack(tiny())
+
+
+def test_dora_is_packed_around_and_not_merged() -> None:
+    model = tiny()
+    add_adapter(model, AdapterConfig(kind="dora", rank=4, alpha=12), (), 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    for prompt, response in zip(PROMPTS, respond(model, temperature=0), strict=True):
+        assert response.response_ids == stock_greedy(model, prompt, 20)
 
 
 def test_a_model_inside_its_training_module_generates_and_trains_on() -> None:
