@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -21,7 +21,7 @@ from llmtrain.data.order import SampleOrder
 from llmtrain.data.prompts import Prompt, load_prompts
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.device import fuses_layers
-from llmtrain.models.actor_critic import ActorCritic, ValueHead, frozen_copy, shared_copy
+from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.adapter_folder import export_adapter
 from llmtrain.models.export import export_model
 from llmtrain.models.fused_layers import fuse_layers
@@ -30,6 +30,7 @@ from llmtrain.models.gguf import resolved_path
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
 from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.one_base import frozen_copy, shared_copy
 from llmtrain.objective import Role
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.reward_term import reward_model_term
@@ -50,7 +51,7 @@ def run_policy_stage(config: PolicyStageConfig) -> None:
     """Build the parts, run the loop, export the policy."""
     folder, runtime = open_training(config)
     rollout, path, has_adapter = config.rollout, resolved_path(config.model.path), config.adapter.kind != "none"
-    terms = reward_terms(config, runtime)
+    terms = computed_rewards(config)
     rendered = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
     chat = open_chat_tokenizer(config.model, config.tokenizer, rendered, path)
     prompts = load_prompts(config.data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
@@ -65,6 +66,7 @@ def run_policy_stage(config: PolicyStageConfig) -> None:
         config.model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
     )
     module, reference, parameters = build_roles(config, model, chat.new_token_ids, runtime)
+    terms += reward_models(config, model if has_adapter and not runtime.shards_parameters else None, runtime)
     fingerprint = base_fingerprint(model) if has_adapter else None
     sampling = Sampling(
         max_new_tokens=rollout.max_new_tokens,
@@ -145,19 +147,25 @@ def run_policy_stage(config: PolicyStageConfig) -> None:
     runtime.finish()
 
 
-def reward_terms(config: PolicyStageConfig, runtime: Runtime) -> list[Term]:
-    """The rewards of the sum, trained models among them. Raises ValueError for one that cannot be used."""
-    specs = config.rollout.rewards
-    is_model = [isinstance(spec, dict) and spec.get("name") == "model" for spec in specs]
-    terms = load_terms([spec for spec, model in zip(specs, is_model, strict=True) if not model])
-    for number, spec in enumerate(specs):
-        if is_model[number]:
-            assert isinstance(spec, dict)
-            place = f"rollout.rewards[{number}]"
-            terms.append(reward_model_term(spec, place, runtime.device, config.train.microbatch_tokens, runtime.say))
-    if not terms:
+def computed_rewards(config: PolicyStageConfig) -> list[Term]:
+    """The rewards of the sum that are no models. Raises ValueError for one that cannot be used."""
+    if not config.rollout.rewards:
         raise ValueError("rollout.rewards names no reward")
+    return load_terms([spec for spec in config.rollout.rewards if not _is_model(spec)])
+
+
+def reward_models(config: PolicyStageConfig, base: PreTrainedModel | None, runtime: Runtime) -> list[Term]:
+    """The trained models of the sum, on the policy's base where it is theirs; ValueError for one that is not there."""
+    terms = []
+    for number, spec in enumerate(config.rollout.rewards):
+        if _is_model(spec):
+            place, max_tokens = f"rollout.rewards[{number}]", config.train.microbatch_tokens
+            terms.append(reward_model_term(spec, place, runtime.device, max_tokens, runtime.say, base))
     return terms
+
+
+def _is_model(spec: str | dict[str, Any]) -> TypeGuard[dict[str, Any]]:
+    return isinstance(spec, dict) and spec.get("name") == "model"
 
 
 def build_roles(

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from llmtrain.batch import PackedTokens
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.conversations import Conversation
 from llmtrain.durable import Report
 from llmtrain.eval.reward import beats_chance
+from llmtrain.models.one_base import share_equal
 from llmtrain.models.reward_folder import load_reward_model
 from llmtrain.models.tuned import model_folder
 from llmtrain.rollout.score import Term
@@ -23,10 +25,18 @@ from llmtrain.rollout.score import Term
 CARD = "reward_card.json"
 
 
-def reward_model_term(spec: Mapping[str, Any], place: str, device: torch.device, max_tokens: int, say: Report) -> Term:
+def reward_model_term(
+    spec: Mapping[str, Any],
+    place: str,
+    device: torch.device,
+    max_tokens: int,
+    say: Report,
+    base: PreTrainedModel | None = None,
+) -> Term:
     """The term of `{name: model, path, weight}`; a model that may be no better than chance is told.
 
-    Raises ValueError for a setting that is missing or unknown, and for a folder without a reward model.
+    `base`: a model whose frozen weights it shares where they are the same. Raises ValueError for a setting that is
+    missing or unknown, and for a folder without a reward model.
     """
     if unknown := sorted(set(spec) - {"name", "path", "weight"}):
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only path and weight")
@@ -39,6 +49,8 @@ def reward_model_term(spec: Mapping[str, Any], place: str, device: torch.device,
     model, tokenizer = load_reward_model(folder)
     encoder = ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
     model.to(device)
+    saved = 0 if base is None else share_equal(model.model, base)
+    say(f"{place}: {spec['path']} scores{f', {saved / 1e6:,.1f} MB of it on the base of the policy' if saved else ''}")
 
     @torch.no_grad()
     def scores(prompts: Sequence[Any], responses: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -6,7 +6,6 @@ without a critic. Copies share what is frozen: with an adapter all roles stand o
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -91,15 +90,3 @@ class ActorCritic(nn.Module):
             return logits_logprobs(self.model(**inputs).logits[0][selected], labels, self.temperature)
         said: TokenLogprobs = self.model.get_output_embeddings()(hidden, labels, self.temperature)
         return said
-
-
-def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model whose parameters and buffers are the model's own: other modules on the same memory."""
-    kept = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in kept})
-
-
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model with parameters of its own, which are not trained."""
-    twin = copy.deepcopy(model)
-    return twin.requires_grad_(False)

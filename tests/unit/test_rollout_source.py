@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtrain.batch import Experience
 from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
-from llmtrain.models.actor_critic import ActorCritic, ValueHead, frozen_copy
+from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.one_base import frozen_copy
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import Interrupted
 from llmtrain.objectives.policy import PolicyObjective

@@ -1,0 +1,46 @@
+"""One base, several roles: models that are modules of their own on the same memory.
+
+Policy, reference, critic and reward model differ by adapters and heads; what is frozen stands in memory once.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model whose parameters and buffers are the model's own: other modules on the same memory."""
+    kept = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in kept})
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model with parameters of its own, which are not trained."""
+    twin = copy.deepcopy(model)
+    return twin.requires_grad_(False)
+
+
+def share_equal(model: nn.Module, base: nn.Module) -> int:
+    """Let frozen parameters of a model be those of a base that are frozen too and hold the same; bytes saved.
+
+    They are found by their names, adapters around them or not; parameters are compared in full.
+    """
+    frozen = {_plain(name): parameter for name, parameter in base.named_parameters() if not parameter.requires_grad}
+    saved = 0
+    for name, parameter in model.named_parameters():
+        twin = frozen.get(_plain(name))
+        if twin is None or parameter.requires_grad or twin is parameter:
+            continue
+        if (twin.dtype, twin.device, twin.shape) == (parameter.dtype, parameter.device, parameter.shape):
+            if torch.equal(twin, parameter):
+                parameter.data = twin.data
+                saved += twin.numel() * twin.element_size()
+    return saved
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer", "")
