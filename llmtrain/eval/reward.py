@@ -22,12 +22,12 @@ from llmtrain.batch import IGNORE_INDEX, PreferencePairs
 from llmtrain.data.loader import rank_batches
 from llmtrain.data.plan import DataPlan
 from llmtrain.data.preference_store import collate_pairs
+from llmtrain.intervals import wilson_interval
 
 Array = np.ndarray[Any, Any]
 Gather = Callable[[Sequence[float]], list[list[float]]]
 """Every rank's numbers, in the order of ranks; equally many on each."""
 
-NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 CALIBRATION_BINS = 10
 MARGIN_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the histogram, with open ends
 HEADLINES = ("loss", "accuracy", "accuracy_low", "accuracy_high", "auc", "calibration_error")
@@ -109,16 +109,6 @@ def report_of(scores: PairScores, num_sources: int) -> dict[str, Any]:
         "length": length_bias(scores),
         "sources": [_ranking(scores.where(scores.sources == source)) for source in range(num_sources)],
     }
-
-
-def wilson_interval(share: float, count: float) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of `count` independent trials (Wilson 1927)."""
-    if not count:
-        return math.nan, math.nan
-    z2 = NORMAL_95**2 / count
-    centre = (share + z2 / 2) / (1 + z2)
-    half = NORMAL_95 / (1 + z2) * math.sqrt(share * (1 - share) / count + z2 / (4 * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def area_under_curve(chosen: Array, rejected: Array, weights: Array) -> float:

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from llmtrain.intervals import mean_interval, wilson_interval
 from llmtrain.rollout.generate import generate
 from llmtrain.rollout.sampling import Sampling
 from llmtrain.rollout.source import Ranks, Score
 
 EVAL_ROLLOUT = 2**31 - 1  # its noise is no training rollout's, and the same each time
-NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class HeldOutScore:
     ranks: Ranks
 
     def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """`eval_score` with its 95 % interval, and `eval_loss`, which is its negative; None if asked to stop."""
+        """`eval_score` with its 95 % interval, and `eval_loss`, which is its negative; None if asked to stop.
+
+        Where every score is 0 or 1 the interval is that of a share.
+        """
         mine = range(self.ranks.rank, len(self.prompts), self.ranks.world_size)
         prompts = [self.prompts[index] for index in mine]
         sampling = replace(self.sampling, rollout=EVAL_ROLLOUT)
@@ -39,16 +42,17 @@ class HeldOutScore:
         scores = self.score(prompts, responses, list(mine))
         tokens = sum(len(response.response_ids) for response in responses)
         stopped = sum(response.stopped for response in responses)
-        count, total, squares, num_tokens, ended = self.ranks.sum_floats(
-            [len(scores), sum(scores), sum(score**2 for score in scores), tokens, stopped]
+        between = sum(score not in (0, 1) for score in scores)
+        count, total, squares, num_between, num_tokens, ended = self.ranks.sum_floats(
+            [len(scores), sum(scores), sum(score**2 for score in scores), between, tokens, stopped]
         )
         mean = total / count
-        half = NORMAL_95 * (max(0.0, squares / count - mean**2) / count) ** 0.5
+        low, high = mean_interval(mean, squares / count, count) if num_between else wilson_interval(mean, count)
         return {
             "eval_loss": -mean,
             "eval_score": mean,
-            "eval_score_low": mean - half,
-            "eval_score_high": mean + half,
+            "eval_score_low": low,
+            "eval_score_high": high,
             "eval_response_tokens": num_tokens / count,
             "eval_stopped": ended / count,
         }

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "llmtrain"
 
-CONTRACTS = {"config", "config_rlhf", "batch", "objective", "device", "durable"}
+CONTRACTS = {"config", "config_rlhf", "batch", "objective", "device", "durable", "intervals"}
 ROOMS = {"train", "data", "models", "objectives"}
 
 MAY_IMPORT = {
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "device": {"config"},
     "config_file": {"config"},
     "durable": set[str](),
+    "intervals": set[str](),
     "config_rlhf": {"config"},
     "schemas": {"config", "config_rlhf"},
     "run": CONTRACTS | ROOMS | {"config_file", "schemas"},

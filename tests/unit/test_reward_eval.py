@@ -36,8 +36,8 @@ from llmtrain.eval.reward import (
     length_bias,
     report_of,
     reward_card,
-    wilson_interval,
 )
+from llmtrain.intervals import wilson_interval
 
 
 def scored(
@@ -50,21 +50,6 @@ def scored(
         "sources": [0.0] * len(chosen),
     } | more
     return PairScores(*(np.array(values) for values in (chosen, rejected, *columns.values())))
-
-
-def test_the_interval_is_wilsons() -> None:
-    # z = 1.96: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), p = 0.6, n = 10
-    z, p, n = 1.959963984540054, 0.6, 10
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    assert wilson_interval(p, n) == pytest.approx(((centre - half) / scale, (centre + half) / scale))
-    assert wilson_interval(0.6, 10) == pytest.approx((0.3127, 0.8318), abs=1e-4)
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_the_interval_of_an_extreme_share_stays_within_bounds(share: float) -> None:
-    low, high = wilson_interval(share, 20)
-    assert 0 <= low < high <= 1 and low <= share <= high
 
 
 def test_loss_and_accuracy_are_means_over_pairs_and_a_tie_counts_half() -> None:
