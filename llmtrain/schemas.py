@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -99,7 +100,8 @@ class RecipeConfig(Section):
             "optim.decay_fraction": (optim.schedule != "wsd", "optim.schedule=wsd"),
             "optim.min_lr_ratio": (optim.schedule == "constant", "a schedule that decays"),
             "log.project": (not self.log.trackers, "log.trackers"),
-            "model.revision": (self.model.path is None, "model.path"),
+            "model.revision": (not _on_hub(self.model.path), "model.path on the hub"),
+            "tokenizer.revision": (not _on_hub(self.tokenizer.path), "tokenizer.path on the hub"),
             "eval.tokens": (not self._evaluates, "held-out data"),
         }
 
@@ -174,21 +176,17 @@ class TuningOptimConfig(OptimConfig):
     """Decoupled L2 weight decay of matrices; norms, biases and embeddings have none."""
 
 
-class SftConfig(RecipeConfig):
-    """`recipes/sft.py`: instructions and chats to a tuned model."""
+class TuningConfig(RecipeConfig):
+    """What recipes share that start from a trained model."""
 
     model: TunedModelConfig
     adapter: AdapterConfig = AdapterConfig()
-    data: ChatDataConfig
     optim: TuningOptimConfig = TuningOptimConfig()
 
     @model_validator(mode="after")
-    def _adapter_agrees(self) -> SftConfig:
+    def _adapter_agrees(self) -> TuningConfig:
         if self.model.quantize is not None and self.adapter.kind == "none":
             raise ValueError("model.quantize freezes the model in 4 bits: give adapter.kind=lora or dora")
-        if self.data.chat_template == "none" and self.data.loss_on == "last":
-            raise ValueError("data.loss_on=last needs turns, and data.chat_template=none has none: use completion")
-        self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {text: ...}` instead")
         return self
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
@@ -205,54 +203,47 @@ class SftConfig(RecipeConfig):
         }
 
 
-class RewardStageConfig(RecipeConfig):
+class SftConfig(TuningConfig):
+    """`recipes/sft.py`: instructions and chats to a tuned model."""
+
+    data: ChatDataConfig
+
+    @model_validator(mode="after")
+    def _template_agrees(self) -> SftConfig:
+        if self.data.chat_template == "none" and self.data.loss_on == "last":
+            raise ValueError("data.loss_on=last needs turns, and data.chat_template=none has none: use completion")
+        self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {text: ...}` instead")
+        return self
+
+
+class RewardStageConfig(TuningConfig):
     """`recipes/rlhf.py`, reward model: preference pairs to a model that scores answers."""
 
-    model: TunedModelConfig
-    adapter: AdapterConfig = AdapterConfig()
     data: PreferenceDataConfig
     reward: RewardConfig
-    optim: TuningOptimConfig = TuningOptimConfig()
 
     @model_validator(mode="after")
     def _sources_agree(self) -> RewardStageConfig:
-        if self.model.quantize is not None and self.adapter.kind == "none":
-            raise ValueError("model.quantize freezes the model in 4 bits: give adapter.kind=lora or dora")
         self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {chosen: ..., rejected: ...}` instead")
         return self
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
-        no_adapter = (self.adapter.kind == "none", "adapter.kind=lora or dora")
-        names = ("rank", "alpha", "rslora", "dropout", "target", "merge")
         next_token = dict.fromkeys(
             ("train.label_smoothing", "train.z_loss", "model.neftune_alpha"), (True, "a loss over tokens")
         )
-        return super()._idle_keys() | {f"adapter.{name}": no_adapter for name in names} | next_token
-
-    def features(self) -> dict[str, bool]:
-        """As for every recipe, and adapters and a quantized base."""
-        return super().features() | {
-            "adapter": self.adapter.kind == "lora",
-            "dora": self.adapter.kind == "dora",
-            "quantize": self.model.quantize is not None,
-        }
+        return super()._idle_keys() | next_token
 
 
-class PolicyStageConfig(RecipeConfig):
+class PolicyStageConfig(TuningConfig):
     """`recipes/rlhf.py`, policy: prompts and a reward to a policy, by PPO and its family."""
 
-    model: TunedModelConfig
-    adapter: AdapterConfig = AdapterConfig()
     data: PromptDataConfig
     policy: PolicyConfig
     rollout: RolloutConfig
-    optim: TuningOptimConfig = TuningOptimConfig()
 
     @model_validator(mode="after")
     def _policy_agrees(self) -> PolicyStageConfig:
         policy, rollout = self.policy, self.rollout
-        if self.model.quantize is not None and self.adapter.kind == "none":
-            raise ValueError("model.quantize freezes the model in 4 bits: give adapter.kind=lora or dora")
         if self.train.steps is None:
             raise ValueError("train.epochs means nothing where data is made as it is used: give train.steps")
         if policy.advantage in ("group_mean", "dr_grpo", "rloo") and rollout.samples_per_prompt < 2:
@@ -272,15 +263,12 @@ class PolicyStageConfig(RecipeConfig):
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
         policy = self.policy
-        no_adapter = (self.adapter.kind == "none", "adapter.kind=lora or dora")
-        names = ("rank", "alpha", "rslora", "dropout", "target", "merge")
         no_critic = (policy.advantage != "gae", "policy.advantage=gae")
         of_critic = ("gae_lambda", "whiten", "critic", "value_coef", "value_clip", "critic_lr")
         no_kl = (policy.kl_coef == 0, "policy.kl_coef")
         of_tokens = ("train.label_smoothing", "train.z_loss", "train.global_batch_tokens", "model.neftune_alpha")
         return (
             super()._idle_keys()
-            | {f"adapter.{name}": no_adapter for name in names}
             | {f"policy.{name}": no_critic for name in of_critic}
             | {f"policy.{name}": no_kl for name in ("kl_in", "kl_kind", "kl_target", "kl_budget")}
             | {"policy.kl_horizon": (policy.kl_target is None, "policy.kl_target")}
@@ -289,10 +277,10 @@ class PolicyStageConfig(RecipeConfig):
         )
 
     def features(self) -> dict[str, bool]:
-        """As for every recipe, and adapters and a quantized base."""
-        return super().features() | {
-            "adapter": self.adapter.kind == "lora",
-            "dora": self.adapter.kind == "dora",
-            "quantize": self.model.quantize is not None,
-            "rollouts": True,
-        }
+        """As for every recipe that tunes, and rollouts."""
+        return super().features() | {"rollouts": True}
+
+
+def _on_hub(path: str | None) -> bool:
+    """Whether a path is a name on the hub, so that it can have revisions."""
+    return path is not None and not Path(path).exists() and not path.endswith(".gguf")
