@@ -87,7 +87,10 @@ def test_the_last_override_of_a_key_counts(least: str) -> None:
         (["optim.muon_lr=0.1"], "optim.muon_lr does nothing without optim.name=muon"),
         (["optim.decay_fraction=0.1"], "optim.decay_fraction does nothing without optim.schedule=wsd"),
         (["log.project=x"], "log.project does nothing without log.trackers"),
-        (["tokenizer.path=.", "tokenizer.revision=v1"], "tokenizer.revision does nothing without tokenizer.path on the"),
+        (
+            ["tokenizer.path=.", "tokenizer.revision=v1"],
+            "tokenizer.revision does nothing without tokenizer.path on the",
+        ),
         (["train.steps=true"], "train.steps=True: input should be a valid integer"),
         (["data.train=[{path: a.txt, weight: 1}, b.txt]"], "give every source a weight, or none"),
         (["data.train=[]"], "data.train: names no source"),
