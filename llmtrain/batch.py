@@ -6,13 +6,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
 IGNORE_INDEX = -100
+
+
+class KeptTokens(NamedTuple):
+    """The tokens that each token of a response was drawn among (top-p, top-k): what is trained is drawn among them too.
+
+    Four bytes each, end to end.
+    """
+
+    ids: Int32[Tensor, " kept"]
+    counts: tuple[int, ...]  # of each token, at least 1, on the host
+
+    def to(self, device: torch.device) -> KeptTokens:
+        return KeptTokens(self.ids.to(device, non_blocking=True), self.counts)
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,8 @@ class PackedTokens:
     segment_lengths: tuple[int, ...]  # tokens of each segment, on the host: kernels are planned without a sync
     num_trained: int  # labels that are not IGNORE_INDEX
     sample_ids: tuple[int, ...]  # position in the sample order of each pack
+    kept: KeptTokens | None = None  # for each label, where it is a response's; None: any token could be drawn
+    prefix_lengths: ClassVar[tuple[int, ...]] = ()  # no segments share a prefix
 
     @property
     def num_tokens(self) -> int:
@@ -43,7 +58,17 @@ class PackedTokens:
             input_ids=self.input_ids.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
+            kept=None if self.kept is None else self.kept.to(device),
         )
+
+
+def segment_ends(batch: PackedTokens | PreferencePairs) -> Int[Tensor, " segments"]:
+    """Where the last token of each segment lies, on the host."""
+    ends = torch.tensor(batch.segment_lengths).cumsum(0) - 1
+    if batch.prefix_lengths:
+        before = torch.tensor(batch.prefix_lengths).cumsum(0)
+        ends += before.repeat_interleave(len(batch.segment_lengths) // len(batch.prefix_lengths))
+    return ends
 
 
 def empty_batch() -> PackedTokens:
@@ -60,19 +85,25 @@ def empty_batch() -> PackedTokens:
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """Pairs of one microbatch, laid end to end in one sequence: segments alternate chosen, rejected.
+    """Pairs of one microbatch, laid end to end in one sequence, each as prefix, chosen, rejected.
 
-    Positions, labels and bounds are as in PackedTokens; labels are those of the answers that were compared.
+    The *prefix* is what both documents of a pair begin with; the segments chosen and rejected go on from it, so their
+    positions continue its own, and attention lets each see it. A prefix of no tokens leaves two whole documents. A
+    label is the token that follows in its document, where that is one of the answers that are compared; the token
+    before an answer is never in the prefix, so all labels lie in the segments, in the order chosen, rejected.
     """
 
     input_ids: Int[Tensor, " tokens"]
     labels: Int[Tensor, " tokens"]
     position_ids: Int[Tensor, " tokens"]
-    segment_lengths: tuple[int, ...]  # tokens of each segment, two a pair, on the host
+    prefix_lengths: tuple[int, ...]  # tokens of each pair's prefix, on the host
+    segment_lengths: tuple[int, ...]  # tokens of each document behind its prefix, at least one; two a pair, on the host
+    answer_lengths: tuple[int, ...]  # labels of each segment, on the host
     weights: Float[Tensor, " pairs"]  # share of one comparison that a pair stands for: 1 / pairs of its ranking
     margins: Float[Tensor, " pairs"] | None  # by how much the chosen is better, as the rows say; None: no row does
     num_pairs: int  # pairs that are trained: none of an empty batch's
     sample_ids: tuple[int, ...]  # position in the sample order of each pack
+    kept: ClassVar[None] = None  # no label was drawn
 
     @property
     def num_tokens(self) -> int:
@@ -92,12 +123,14 @@ class PreferencePairs:
 
 
 def empty_pairs() -> PreferencePairs:
-    """A pair of two tokens each, of weight zero: keeps ranks in step where one has fewer microbatches."""
+    """A pair of two tokens each, without labels or weight: keeps ranks in step where one has fewer microbatches."""
     return PreferencePairs(
         input_ids=torch.zeros(4, dtype=torch.long),
         labels=torch.full((4,), IGNORE_INDEX),
         position_ids=torch.arange(2).repeat(2),
+        prefix_lengths=(0,),
         segment_lengths=(2, 2),
+        answer_lengths=(0, 0),
         weights=torch.zeros(1),
         margins=None,
         num_pairs=0,
@@ -124,6 +157,8 @@ class Experience:
     old_values: Float[Tensor, " responses"] | None  # None: there is no critic
     returns: Float[Tensor, " responses"] | None
     sample_ids: tuple[int, ...]
+    kept: KeptTokens | None = None  # for each label; None: any token could be drawn
+    prefix_lengths: ClassVar[tuple[int, ...]] = ()  # no segments share a prefix
 
     @property
     def num_tokens(self) -> int:
@@ -135,7 +170,7 @@ class Experience:
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, kept=None if self.kept is None else self.kept.to(device), **moved)
 
 
 def empty_experience(*, has_reference: bool, has_critic: bool) -> Experience:

@@ -8,7 +8,7 @@ from pathlib import Path
 from llmtrain.config import ChatDataConfig
 from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.plan import plan_data
-from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs
+from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs, has_margins
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.device import attention_kernel, fuses_layers
 from llmtrain.durable import write_json
@@ -20,6 +20,7 @@ from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit,
 from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.reward import pooling_pad_id, reward_parameters_by_role, score_model, with_scores
 from llmtrain.models.reward_folder import export_reward_adapter, export_reward_model, merge_reward_adapter
+from llmtrain.models.selfcheck import shares_prompts
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.run import Write, export_dtype, export_run, record_ledger
 from llmtrain.schemas import RewardStageConfig
@@ -35,10 +36,8 @@ def run_reward_stage(config: RewardStageConfig) -> None:
     chat = open_chat_tokenizer(config.model, config.tokenizer, compared, path)
     pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
     stores = build_preference_stores(config.data, chat.encoder, report=runtime.say)
-    packed = partial(PairPacking, max_seq_len=config.data.max_seq_len)
-    train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
-    for given, packing in zip(config.data.train, train_packs, strict=True):
-        if config.reward.margin and not packing.has_margins:
+    for given, store in zip(config.data.train, stores.train, strict=True):
+        if config.reward.margin and not has_margins(store):
             raise ValueError(f"reward.margin: {given.path} has rows without a margin; give them one, or leave it out")
 
     causal = load_pretrained(
@@ -55,6 +54,9 @@ def run_reward_stage(config: RewardStageConfig) -> None:
     kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
     module = with_scores(model, kernel, config.data.max_seq_len, runtime.device)
 
+    shared = shares_prompts(model, kernel, config.data.max_seq_len, runtime.device, runtime.say)
+    packed = partial(PairPacking, max_seq_len=config.data.max_seq_len, share_prompts=shared)
+    train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
     plan = plan_data(
         config.data,
         config.train,
@@ -83,6 +85,7 @@ def run_reward_stage(config: RewardStageConfig) -> None:
             "base_fingerprint": fingerprint,
             "tokenizer_fingerprint": tokenizer_fingerprint(chat.tokenizer),
             "stores": stores.names,
+            "shared_prompts": shared,
         },
     )
     if runtime.is_main:

@@ -42,7 +42,7 @@ MAY_CHANGE = (
     "log",
 )
 # Facts that a continued run must find unchanged.
-PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores")
+PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts")
 UNFINISHED = "config.yaml.partial"  # all that a run leaves that is stopped while it makes its folder
 PACKAGES = (
     "llmtrain",
@@ -97,7 +97,8 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
             if then != now:
                 raise ValueError(
                     f"run.dir={folder}: {name.replace('_', ' ')} was {then} when this run started and is {now} now: "
-                    "bring back what it started with (model.revision, tokenizer.revision, data), or start another run"
+                    "bring back what it started with (model.revision, tokenizer.revision, data, machine), or start "
+                    "another run"
                 )
     save_config(config, folder / UNFINISHED)
     (folder / UNFINISHED).rename(folder / "config.yaml")  # whole or not at all: it says whose the folder is

@@ -2,7 +2,7 @@
 
 pairs (`preferences.py`) -> ids and mask (`chat.py`) -> no longer than `max_seq_len` together -> store -> packs ->
 PreferencePairs. Document 2 i of a store is the chosen side of pair i, document 2 i + 1 the rejected one; both carry
-the pair's margin (NaN where its row has none) and weight.
+the pair's margin (NaN where its row has none) and weight. In a pack, what both begin with may be laid once.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from llmtrain.data.store import FORMAT, StoreWriter, TokenStore, discard_unfinis
 from llmtrain.data.stores import Stores, find_or_build, read_ledger, require_held_out, slug
 from llmtrain.durable import Report, cache_root, is_disk_full
 
+LEAST_SHARED = 8  # tokens of a prompt; a call of attention more costs the smallest models as much as these
 BATCH_PAIRS = 256  # rendered and tokenized at a time, on all cores
 VALUES = ("margin", "weight")
 NO_PROMPT_LEFT = "answers longer than data.max_seq_len"
@@ -48,18 +49,25 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairPack(Pack):
-    """A pack of whole pairs; its segments alternate chosen, rejected."""
+    """A pack of whole pairs, each laid as prefix, chosen, rejected: see `PreferencePairs`."""
 
+    prefix_lengths: tuple[int, ...]  # one a pair; `segment_lengths` are two a pair
+    answer_lengths: tuple[int, ...]  # two a pair
     weights: Array  # (pairs,) float32
     margins: Array  # (pairs,) float32; NaN where the row has none
 
 
 @dataclass(frozen=True)
 class PairPacking:
-    """Whole pairs, each at most `max_seq_len` tokens long, in packs chosen once by best fit over their lengths."""
+    """Whole pairs, each at most `max_seq_len` tokens long, in packs chosen once by best fit over their lengths.
+
+    With `share_prompts` the tokens of `shared_lengths` are laid once where they are at least LEAST_SHARED, and a pair
+    is as long as what is laid of it.
+    """
 
     store: TokenStore
     max_seq_len: int
+    share_prompts: bool = False
 
     @property
     def num_packs(self) -> int:
@@ -71,39 +79,76 @@ class PairPacking:
 
     @property
     def num_tokens(self) -> int:
-        return self.store.num_tokens
+        """Tokens that are laid."""
+        return self.store.num_tokens - int(self._prefix_lengths.sum())
 
     @property
     def num_targets(self) -> int:
         """Every token: a score is of all that is read."""
-        return self.store.num_tokens
-
-    @property
-    def has_margins(self) -> bool:
-        """Whether every pair has a margin."""
-        return not bool(np.isnan(self.store.values["margin"]).any())
+        return self.num_tokens
 
     def pack(self, index: int) -> PairPack:
         """Pack number `index`. A label is the answer's next token, and there is none elsewhere."""
         pairs, offsets, trained = self._packs[index], self.store.document_offsets, self.store.trained
         assert trained is not None
-        ids, labels, lengths = [], [], []
+        ids, labels = [], []
         for pair in pairs:
             start, middle, end = (int(offset) for offset in offsets[2 * pair : 2 * pair + 3])
             both = np.asarray(self.store.tokens[start:end], dtype=np.int64)
             target = np.full(end - start, IGNORE_INDEX, dtype=np.int64)
             target[:-1] = np.where(trained[start + 1 : end], both[1:], IGNORE_INDEX)  # a first token is never a target
-            ids.append(both)
-            labels.append(target)
-            lengths += [middle - start, end - middle]
-        firsts = [2 * pair for pair in pairs]
-        weights, margins = (np.asarray(self.store.values[name])[firsts] for name in ("weight", "margin"))
-        return PairPack(np.concatenate(ids), np.concatenate(labels), tuple(lengths), weights, margins)
+            rejected = middle - start + int(self._prefix_lengths[pair])  # where what is laid of it begins
+            ids += [both[: middle - start], both[rejected:]]
+            labels += [target[: middle - start], target[rejected:]]
+        prefix_lengths = self._prefix_lengths[pairs]
+        lengths = np.array([len(side) for side in ids])
+        lengths[::2] -= prefix_lengths
+        weights, margins = (np.asarray(self.store.values[name])[2 * np.array(pairs)] for name in ("weight", "margin"))
+        return PairPack(
+            input_ids=np.concatenate(ids),
+            labels=np.concatenate(labels),
+            segment_lengths=tuple(lengths.tolist()),
+            prefix_lengths=tuple(prefix_lengths.tolist()),
+            answer_lengths=tuple(int(np.count_nonzero(side != IGNORE_INDEX)) for side in labels),
+            weights=weights,
+            margins=margins,
+        )
 
     @cached_property
     def _packs(self) -> list[list[int]]:
-        lengths = np.diff(np.asarray(self.store.document_offsets)).reshape(-1, 2).sum(axis=1)
-        return best_fit(lengths.tolist(), self.max_seq_len)
+        both = np.diff(np.asarray(self.store.document_offsets)).reshape(-1, 2).sum(axis=1)
+        return best_fit((both - self._prefix_lengths).tolist(), self.max_seq_len)
+
+    @cached_property
+    def _prefix_lengths(self) -> Array:
+        """Tokens of each pair that are laid once, (pairs,) int64."""
+        if not self.share_prompts:
+            return np.zeros(self.store.num_documents // 2, dtype=np.int64)
+        lengths = shared_lengths(self.store)
+        return np.where(lengths < LEAST_SHARED, 0, lengths)
+
+
+def shared_lengths(store: TokenStore) -> Array:
+    """How many tokens of each pair need to be laid only once, (pairs,) int64.
+
+    They are those that both documents begin with, less the last one, and less all from the token on that predicts an
+    answer's first: each document keeps a token, and its labels, for itself.
+    """
+    assert store.trained is not None
+    tokens, trained, offsets = (np.asarray(array) for array in (store.tokens, store.trained, store.document_offsets))
+    lengths = np.empty(store.num_documents // 2, dtype=np.int64)
+    for pair in range(len(lengths)):
+        start, middle, end = offsets[2 * pair : 2 * pair + 3]
+        num_both = min(middle - start, end - middle)
+        chosen, rejected = slice(start, start + num_both), slice(middle, middle + num_both)
+        own = (tokens[chosen] != tokens[rejected]) | (trained[chosen] != 0) | (trained[rejected] != 0)
+        lengths[pair] = max((int(own.argmax()) if own.any() else num_both) - 1, 0)
+    return lengths
+
+
+def has_margins(store: TokenStore) -> bool:
+    """Whether every pair of a store has a margin."""
+    return not bool(np.isnan(store.values["margin"]).any())
 
 
 def collate_pairs(packs: Sequence[tuple[int, Pack]]) -> PreferencePairs:
@@ -113,17 +158,27 @@ def collate_pairs(packs: Sequence[tuple[int, Pack]]) -> PreferencePairs:
     if not packs:
         return empty_pairs()
     lengths = tuple(length for pack in pair_packs for length in pack.segment_lengths)
+    prefix_lengths = tuple(length for pack in pair_packs for length in pack.prefix_lengths)
     margins = np.concatenate([pack.margins for pack in pair_packs])
     return PreferencePairs(
         input_ids=torch.from_numpy(np.concatenate([pack.input_ids for pack in pair_packs])),
         labels=torch.from_numpy(np.concatenate([pack.labels for pack in pair_packs])),
-        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])),
+        position_ids=torch.from_numpy(_positions(prefix_lengths, lengths)),
+        prefix_lengths=prefix_lengths,
         segment_lengths=lengths,
+        answer_lengths=tuple(length for pack in pair_packs for length in pack.answer_lengths),
         weights=torch.from_numpy(np.concatenate([pack.weights for pack in pair_packs])),
         margins=None if np.isnan(margins).all() else torch.from_numpy(margins),
         num_pairs=len(lengths) // 2,
         sample_ids=tuple(sample_id for sample_id, _ in packs),
     )
+
+
+def _positions(prefix_lengths: Sequence[int], segment_lengths: Sequence[int]) -> Array:
+    """Each token's place in its document; those of segments continue their prefix's."""
+    sides = zip(prefix_lengths, segment_lengths[::2], segment_lengths[1::2], strict=True)
+    places = [(np.arange(start + chosen), start + np.arange(rejected)) for start, chosen, rejected in sides]
+    return np.concatenate([part for pair in places for part in pair])
 
 
 def build_preference_stores(data: PreferenceDataConfig, encoder: ChatEncoder, *, report: Report) -> Stores:

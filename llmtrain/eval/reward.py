@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmtrain.batch import IGNORE_INDEX, PreferencePairs
 from llmtrain.data.loader import rank_batches
 from llmtrain.data.plan import DataPlan
 from llmtrain.data.preference_store import collate_pairs
@@ -79,7 +78,7 @@ class HeldOutPairs:
                     return None
                 scores = model(batch.to(self.device)).double().cpu()
                 if batch.num_pairs:
-                    lengths = _answer_tokens(batch)
+                    lengths = batch.answer_lengths
                     columns = (scores[::2], scores[1::2], lengths[::2], lengths[1::2], batch.weights)
                     rows += [(*map(float, row), float(source)) for row in zip(*columns, strict=True)]
         return flat_report(report_of(self._of_all_ranks(rows), len(plan.eval)))
@@ -235,12 +234,6 @@ def _ranks(values: Array) -> Array:
     ordered = np.sort(values)
     first, last = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return (first + last - 1) / 2
-
-
-def _answer_tokens(batch: PreferencePairs) -> list[int]:
-    """How many tokens the answer of each segment has."""
-    parts = (batch.labels != IGNORE_INDEX).split(batch.segment_lengths)
-    return [int(part.count_nonzero()) for part in parts]
 
 
 def _leaves(tree: Any, path: str) -> Iterator[tuple[str, float]]:

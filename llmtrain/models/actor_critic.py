@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.batch import IGNORE_INDEX, Experience, PackedTokens
+from llmtrain.batch import IGNORE_INDEX, Experience, KeptTokens, PackedTokens, PreferencePairs
 from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import plan_segments
 from llmtrain.models.lm_head import CausalLMLoss, LossHead
@@ -67,26 +67,29 @@ class ActorCritic(nn.Module):
             else:
                 self.own_logits = True  # rows of new tokens stand beside it
 
-    def forward(self, batch: Experience | PackedTokens) -> PolicyOutputs:
+    def forward(self, batch: Experience | PackedTokens | PreferencePairs) -> PolicyOutputs:
         """Logprobs, entropies and values at the batch's labels; of an empty batch none, but attached to the graph."""
+        device = batch.input_ids.device
         inputs: dict[str, Any] = {
             "input_ids": batch.input_ids[None],
             "position_ids": batch.position_ids[None],
-            "segments": plan_segments(batch.segment_lengths, self.kernel, batch.input_ids.device),
+            "segments": plan_segments(batch.segment_lengths, self.kernel, device, batch.prefix_lengths),
             "use_cache": False,
         }
         selected = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
         labels = batch.labels[selected]
         hidden = self.model.base_model(**inputs).last_hidden_state[0][selected]
-        said = self._logprobs(hidden, labels, inputs, selected)
+        said = self._logprobs(hidden, labels, inputs, selected, batch.kept)
         values = None
         if self.value_head is not None:
             seen = hidden if self.critic is None else self.critic(**inputs).last_hidden_state[0][selected]
             values = self.value_head(seen)
         return PolicyOutputs(said.logprobs, said.entropies, values)
 
-    def _logprobs(self, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], selected: Tensor) -> TokenLogprobs:
+    def _logprobs(
+        self, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], selected: Tensor, kept: KeptTokens | None
+    ) -> TokenLogprobs:
         if self.own_logits:
-            return logits_logprobs(self.model(**inputs).logits[0][selected], labels, self.temperature)
-        said: TokenLogprobs = self.model.get_output_embeddings()(hidden, labels, self.temperature)
+            return logits_logprobs(self.model(**inputs).logits[0][selected], labels, self.temperature, kept)
+        said: TokenLogprobs = self.model.get_output_embeddings()(hidden, labels, self.temperature, kept)
         return said

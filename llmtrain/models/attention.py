@@ -1,5 +1,8 @@
 """Attention that never crosses a document's bound, for packs of documents laid end to end.
 
+Documents that begin alike may share their beginning: a *prefix*, laid once, and behind it what each document goes on
+with. A prefix is a segment like any other; the segments behind it see it whole, and themselves, but not each other.
+
 Registered with `transformers` under the name ATTENTION, so any model that goes through its attention
 interface uses it. The bounds come down the model's forward as the keyword `segments`, which also holds
 where activations are recomputed in backward.
@@ -10,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -23,27 +26,75 @@ from llmtrain.device import AttentionKernel
 ATTENTION = "llmtrain"
 
 
+class Run(NamedTuple):
+    """Neighbouring segments of equal length, which run as one batch."""
+
+    num_segments: int
+    length: int  # tokens of each
+    prefix: int | None = None  # number of the run, of one segment, that these go on from
+
+
 @dataclass(frozen=True)
 class Segments:
     """Where the segments of one packed sequence lie, in the form that the chosen kernel needs."""
 
-    runs: tuple[tuple[int, int], ...]  # (segments, tokens of each): neighbours of equal length run as one batch
+    runs: tuple[Run, ...]
     max_length: int
     cu_seqlens: Int32[Tensor, " segments+1"] | None = None  # for varlen
     mask: Bool[Tensor, "tokens tokens"] | None = None  # for mask; True where a query sees a key
+    positions: Int64[Tensor, " tokens"] | None = None  # for mask; of each token in its document
 
 
-def plan_segments(lengths: Sequence[int], kernel: AttentionKernel, device: torch.device) -> Segments:
-    """Prepare the bounds of a microbatch once, for all layers."""
-    runs = tuple((len(list(group)), length) for length, group in groupby(lengths))
-    cu_seqlens = mask = None
+def plan_segments(
+    lengths: Sequence[int], kernel: AttentionKernel, device: torch.device, prefix_lengths: Sequence[int] = ()
+) -> Segments:
+    """Prepare the bounds of a microbatch once, for all layers.
+
+    `prefix_lengths`: each prefix is laid before its equal share of the segments; one of no tokens is none. Shared
+    prefixes are not for varlen, see `sharing_obstacle`.
+    """
+    runs = _runs(lengths, prefix_lengths)
+    cu_seqlens = mask = positions = None
     if kernel == "varlen":
+        assert not any(prefix_lengths), "asked before"
         bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         cu_seqlens = bounds.to(device, non_blocking=True)
     elif kernel == "mask":
-        owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-        mask = (owner[:, None] == owner[None, :]).tril()
-    return Segments(runs, max(lengths), cu_seqlens, mask)
+        mask, positions = _mask(runs, device)
+    return Segments(runs, max(lengths), cu_seqlens, mask, positions)
+
+
+def sharing_obstacle(kernel: AttentionKernel) -> str | None:
+    """Why documents cannot share a prefix under this kernel; None where they can."""
+    return "attention runs as varlen, which has no shared prompts yet" if kernel == "varlen" else None
+
+
+def _runs(lengths: Sequence[int], prefix_lengths: Sequence[int]) -> tuple[Run, ...]:
+    if not any(prefix_lengths):
+        return tuple(Run(len(list(group)), length) for length, group in groupby(lengths))
+    runs: list[Run] = []
+    num_behind = len(lengths) // len(prefix_lengths)
+    for number, prefix_length in enumerate(prefix_lengths):
+        prefix = len(runs) if prefix_length else None
+        runs += [Run(1, prefix_length)] if prefix_length else []
+        behind = lengths[number * num_behind : (number + 1) * num_behind]
+        runs += [Run(len(list(group)), length, prefix) for length, group in groupby(behind)]
+    return tuple(runs)
+
+
+def _mask(runs: Sequence[Run], device: torch.device) -> tuple[Bool[Tensor, "tokens tokens"], Int64[Tensor, " tokens"]]:
+    """Which key a query sees, and each token's position in its document."""
+    segments: list[tuple[int, int, int]] = []  # (length, number of the prefix that it goes on from, that one's length)
+    firsts: list[int] = []  # number of the first segment of each run
+    for run in runs:
+        firsts.append(len(segments))
+        before = (-1, 0) if run.prefix is None else (firsts[run.prefix], runs[run.prefix].length)
+        segments += [(run.length, *before)] * run.num_segments
+    lengths, prefixes, starts = (torch.tensor(column) for column in zip(*segments, strict=True))
+    owner = torch.repeat_interleave(torch.arange(len(segments)), lengths)
+    positions = torch.cat([torch.arange(length) for length in lengths.tolist()]) + starts[owner]
+    owner, prefix, positions = (tensor.to(device) for tensor in (owner, prefixes[owner], positions))
+    return (owner[:, None] == owner[None, :]).tril() | (prefix[:, None] == owner[None, :]), positions
 
 
 def segment_attention(
@@ -59,7 +110,7 @@ def segment_attention(
     segments: Segments | None = None,
     **unused: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads value_dim"], None]:
-    """Causal attention within each segment. The signature is that of `transformers`' attention interface.
+    """Causal attention within each segment and its prefix; the signature is that of `transformers`' interface.
 
     `sliding_window` counts the query's own token. Raises ValueError for a model that does not hand `segments`
     down, or whose attention has parts that this one does not know (sinks, biases).
@@ -69,7 +120,10 @@ def segment_attention(
     if foreign := [name for name in ("s_aux", "position_bias", "alibi") if unused.get(name) is not None]:
         raise ValueError(f"{type(module).__name__} uses {foreign[0]} in its attention: not supported")
     if segments.mask is not None:
-        mask = _within_window(segments.mask, sliding_window)
+        assert segments.positions is not None
+        mask = segments.mask
+        if sliding_window is not None:
+            mask = mask & (segments.positions[:, None] - segments.positions[None, :] < sliding_window)
         return _masked(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2), None
     if segments.cu_seqlens is not None and softcap is None:
         assert dropout == 0.0, "refused at start-up"
@@ -88,15 +142,22 @@ def _by_runs(
     softcap: float | None,
 ) -> Float[Tensor, "1 tokens heads value_dim"]:
     outputs = []
-    sizes = [count * length for count, length in segments.runs]
+    sizes = [run.num_segments * run.length for run in segments.runs]
     # One split, whose backward is one concatenation; a slice's backward would fill the whole length for each run.
-    parts = zip(*(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True)
-    for (count, length), run in zip(segments.runs, parts, strict=True):
-        q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in run)  # (segments, heads, tokens, _)
+    parts = list(zip(*(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True))
+    for (count, length, prefix), part in zip(segments.runs, parts, strict=True):
+        q, k, v = (tensor.unflatten(1, (count, length)).transpose(0, 1) for tensor in part)  # (count, heads, length, _)
+        num_before = 0
+        if prefix is not None:
+            num_before = segments.runs[prefix].length
+            k, v = (
+                torch.cat([before.expand(count, -1, -1, -1), own], dim=2)
+                for before, own in zip(parts[prefix][1:], (k, v), strict=True)
+            )
         mask = None
-        if softcap is not None or (sliding_window is not None and length > sliding_window):
-            causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-            mask = _within_window(causal, sliding_window)
+        if num_before or softcap is not None or (sliding_window is not None and length > sliding_window):
+            seen = torch.ones(length, num_before + length, dtype=torch.bool, device=query.device).tril(num_before)
+            mask = seen if sliding_window is None else seen.triu(num_before + 1 - sliding_window)
         if mask is None:
             output = scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
@@ -134,9 +195,9 @@ def _varlen(
 
 def _masked(
     query: Float[Tensor, "batch heads tokens head_dim"],
-    key: Float[Tensor, "batch kv_heads tokens head_dim"],
-    value: Float[Tensor, "batch kv_heads tokens value_dim"],
-    mask: Bool[Tensor, "tokens tokens"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
+    mask: Bool[Tensor, "tokens keys"],
     scaling: float | None,
     dropout: float,
     softcap: float | None,
@@ -151,10 +212,6 @@ def _masked(
     scores = softcap * torch.tanh(query @ key.transpose(-1, -2) * scale / softcap)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return torch.dropout(weights, dropout, dropout > 0.0) @ value
-
-
-def _within_window(mask: Bool[Tensor, "q k"], sliding_window: int | None) -> Bool[Tensor, "q k"]:
-    return mask if sliding_window is None else mask.triu(1 - sliding_window)
 
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtrain.batch import IGNORE_INDEX, PackedTokens, PreferencePairs
+from llmtrain.batch import IGNORE_INDEX, PackedTokens, PreferencePairs, segment_ends
 from llmtrain.config import PretrainedModelConfig
 from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import ATTENTION, plan_segments
@@ -49,16 +49,15 @@ class RewardModel(nn.Module):
         self.kernel: AttentionKernel = kernel
 
     def forward(self, batch: PreferencePairs | PackedTokens) -> Float[Tensor, " segments"]:
-        """The score of each segment, at its last token."""
+        """The score of each document, at its last token: the last of a segment."""
         device = batch.input_ids.device
         hidden = self.model.base_model(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
-            segments=plan_segments(batch.segment_lengths, self.kernel, device),
+            segments=plan_segments(batch.segment_lengths, self.kernel, device, batch.prefix_lengths),
             use_cache=False,
         ).last_hidden_state[0]
-        last_tokens = torch.tensor(batch.segment_lengths).cumsum(0).to(device) - 1  # (segments,)
-        scores: Tensor = self.model.get_submodule(HEAD)(hidden[last_tokens])
+        scores: Tensor = self.model.get_submodule(HEAD)(hidden[segment_ends(batch).to(device)])
         return scores[:, 0]
 
 

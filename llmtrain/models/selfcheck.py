@@ -3,6 +3,7 @@
 An architecture that lets a document see its neighbour (a recurrent state, a convolution, positions of its
 own), that bypasses the attention interface, or that does more than project at its head is found here,
 before a step is trained. The reference is the model as `transformers` runs it, one document at a time.
+Whether the documents of a pair may share their prompt is found in the same way.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from transformers import PreTrainedModel
 
 from llmtrain.batch import PackedTokens
 from llmtrain.device import AttentionKernel
-from llmtrain.models.attention import ATTENTION, plan_segments
+from llmtrain.durable import Report
+from llmtrain.models.attention import ATTENTION, plan_segments, sharing_obstacle
 from llmtrain.models.lm_head import CausalLMLoss, is_projection
 from llmtrain.models.quantized import fp32_arithmetic
 
 LENGTHS = (5, 3, 8, 8)
+PAIRS = ((5, 1, 3), (0, 2, 3), (6, 2, 2))  # tokens of a prefix, and of two documents behind it
 PACKING_TOLERANCE = 1e-4  # of the spread of the logits, in fp32; a leak is off by a hundredth or more
 HEAD_TOLERANCE = 1e-6  # the same arithmetic on both sides; a softcap of 30 on logits of a new model is off by 1e-4
 
@@ -55,6 +58,56 @@ def with_loss(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int,
         )
     model.train(was_training)
     return CausalLMLoss(model, kernel, own_logits)
+
+
+def shares_prompts(
+    model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int, device: torch.device, report: Report
+) -> bool:
+    """Whether the documents of a pair can share their prompt in a pack; says so, or why it stands twice.
+
+    `model` has passed the check of packs and is on its device. The kernel must know shared prefixes, and hidden
+    states of pairs that share one must be those of `transformers`, one document at a time.
+    """
+    obstacle = sharing_obstacle(kernel) or _sharing_error(model, kernel, max_seq_len, device)
+    report("prompts: once a pair" if obstacle is None else f"prompts: twice a pair, since {obstacle}")
+    return obstacle is None
+
+
+@torch.no_grad()
+def _sharing_error(
+    model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int, device: torch.device
+) -> str | None:
+    """How pairs that share a prefix are computed wrongly; None: they are not."""
+    pairs = [(min(prefix, max_seq_len - max(behind)), *behind) for prefix, *behind in PAIRS]
+    ids = _probe(tuple(sum(pair) for pair in pairs), model.config.vocab_size, device).input_ids
+    prefixes, behind = [prefix for prefix, *_ in pairs], [length for _, *both in pairs for length in both]
+    positions, expected = [], []
+    was_training = model.training
+    model.eval()
+    with fp32_arithmetic(model):
+        model.set_attn_implementation("eager")
+        for pair, (prefix, chosen, _) in zip(ids.split([sum(pair) for pair in pairs]), pairs, strict=True):
+            first, second = pair[: prefix + chosen], torch.cat([pair[:prefix], pair[prefix + chosen :]])
+            first_hidden, second_hidden = (
+                model.base_model(input_ids=document[None], use_cache=False).last_hidden_state[0]
+                for document in (first, second)
+            )
+            expected += [first_hidden, second_hidden[prefix:]]
+            positions += [torch.arange(len(first)), torch.arange(prefix, len(second))]
+        model.set_attn_implementation(ATTENTION)
+        shared = model.base_model(
+            input_ids=ids[None],
+            position_ids=torch.cat(positions).to(device)[None],
+            segments=plan_segments(behind, kernel, device, prefixes),
+            use_cache=False,
+        ).last_hidden_state[0]
+    model.train(was_training)
+    singles = torch.cat(expected)
+    spread, worst = float((singles - singles.mean(0)).abs().max()), float((shared - singles).abs().max())
+    if worst <= PACKING_TOLERANCE * spread:
+        return None
+    difference = f"hidden states differ by {worst:.2g} of {spread:.2g}"
+    return f"{model.config.model_type} computes otherwise where they are shared ({difference})"
 
 
 def _probe(lengths: tuple[int, ...], vocab_size: int, device: torch.device) -> PackedTokens:

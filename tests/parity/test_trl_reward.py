@@ -1,4 +1,7 @@
-"""The reward model beside TRL's RewardTrainer: the same pairs give the same loss and the same gradients."""
+"""The reward model beside TRL's RewardTrainer: the same pairs give the same loss and the same gradients.
+
+Ours hold the prompt of a pair once or twice, TRL's always twice.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardModel, PreferencePairs, Path]:
-    """Our model and one batch of pairs, and the folder of the same model as others load it."""
+def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardModel, dict[bool, PreferencePairs], Path]:
+    """Our model, one batch of pairs by whether they share prompts, and the folder of the model as others load it."""
     folder = tmp_path_factory.mktemp("reward")
     tokenizer = AutoTokenizer.from_pretrained(write_model(folder / "base"))
     encoder = ChatEncoder(tokenizer, plain=False, loss_on="completion")
@@ -53,8 +56,11 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardModel, Prefere
         }
     )
     stores = build_preference_stores(data, encoder, report=lambda line: None)
-    batch = collate_pairs([(0, PairPacking(stores.train[0], MAX_SEQ_LEN).pack(0))])
-    return module, batch, folder / "model"
+    (store,) = stores.train
+    batches = {
+        shared: collate_pairs([(0, PairPacking(store, MAX_SEQ_LEN, shared).pack(0))]) for shared in (True, False)
+    }
+    return module, batches, folder / "model"
 
 
 def theirs(folder: Path, scratch: Path, batch: PreferencePairs, centering: float | None) -> tuple[Tensor, Any]:
@@ -89,8 +95,10 @@ def theirs(folder: Path, scratch: Path, batch: PreferencePairs, centering: float
         ),
         processing_class=tokenizer,
     )
-    segments = [segment.tolist() for segment in batch.input_ids.split(batch.segment_lengths)]
-    rows = [{"chosen_ids": c, "rejected_ids": r} for c, r in zip(segments[::2], segments[1::2], strict=True)]
+    laid = list(zip(batch.prefix_lengths, batch.segment_lengths[::2], batch.segment_lengths[1::2], strict=True))
+    parts = [part.tolist() for part in batch.input_ids.split([length for pair in laid for length in pair])]
+    sides = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    rows = [{"chosen_ids": prefix + chosen, "rejected_ids": prefix + rejected} for prefix, chosen, rejected in sides]
     if batch.margins is not None:
         rows = [row | {"margin": margin} for row, margin in zip(rows, batch.margins.tolist(), strict=True)]
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
@@ -98,13 +106,20 @@ def theirs(folder: Path, scratch: Path, batch: PreferencePairs, centering: float
     return loss.detach(), trainer.model
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["once", "twice"])
 @pytest.mark.parametrize(("centering", "margin"), [(0.0, False), (0.05, False), (0.0, True)])
 def test_loss_and_gradients_are_those_of_trl(
-    ours: tuple[RewardModel, PreferencePairs, Path], tmp_path: Path, centering: float, margin: bool
+    ours: tuple[RewardModel, dict[bool, PreferencePairs], Path],
+    tmp_path: Path,
+    centering: float,
+    margin: bool,
+    shared: bool,
 ) -> None:
-    module, batch, folder = ours
+    module, batches, folder = ours
+    batch = batches[shared]
     if margin:
         batch = replace(batch, margins=torch.linspace(-1, 2, NUM_PAIRS))
+    assert any(batch.prefix_lengths) == shared
     objective = PairwiseReward(margin=margin, centering=centering)
     module.zero_grad()
     share, _ = objective.loss(module, batch, dict(objective.counts(batch)))

@@ -129,6 +129,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(inputs: Path, tmp_path
     assert models[0] == models[1]
 
 
+def test_a_run_says_that_prompts_stand_once_and_keeps_to_it(inputs: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, inputs / "chat", [inputs / "pairs.jsonl"])
+    assert "prompts: once a pair" in ran(config, "train.steps=1").out
+    environment = tmp_path / "run" / "environment.json"
+    started = json.loads(environment.read_text())
+    environment.write_text(json.dumps(started | {"shared_prompts": False}))
+    ended = run_here(config, "train.steps=2", recipe=RLHF)
+    assert ended.code == 2 and "shared prompts was False when this run started and is True now" in ended.err
+
+
 def test_the_ledger_accounts_for_every_pair(inputs: Path, tmp_path: Path) -> None:
     ran(config_of(tmp_path, inputs / "chat", [inputs / "pairs.jsonl"], data={"max_seq_len": 64, "eval_fraction": 0.2}))
     ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())

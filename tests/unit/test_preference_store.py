@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ from tiny_chat import write_model
 from tiny_pairs import pairs
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llmtrain.batch import IGNORE_INDEX, empty_pairs
+from llmtrain.batch import IGNORE_INDEX, empty_pairs, segment_ends
 from llmtrain.config_rlhf import PreferenceDataConfig
 from llmtrain.data.chat import ChatEncoder, Encoded
 from llmtrain.data.chat_store import TOO_LONG
 from llmtrain.data.preference_store import (
+    LEAST_SHARED,
     NO_PROMPT_LEFT,
     Pair,
+    PairPack,
     PairPacking,
     build_preference_stores,
     collate_pairs,
     fit_pair,
+    has_margins,
+    shared_lengths,
 )
 from llmtrain.data.preferences import EQUAL
 from llmtrain.data.stores import Stores
@@ -43,13 +48,19 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 
 
 def built(
-    tokenizer: PreTrainedTokenizerFast, folder: Path, rows: list[dict[str, Any]], said: Any = None, **settings: Any
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    rows: list[dict[str, Any]],
+    said: Any = None,
+    *,
+    plain: bool = False,
+    **settings: Any,
 ) -> Stores:
     source, content = folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
     if not source.exists() or source.read_text() != content:  # its time of writing stands for its content
         source.write_text(content)
     given = {"train": str(source), "eval_fraction": 0.0, "cache_dir": str(folder / "cache")} | settings
-    encoder = ChatEncoder(tokenizer, plain=False, loss_on="completion")
+    encoder = ChatEncoder(tokenizer, plain=plain, loss_on="completion")
     report = (lambda line: None) if said is None else said.append
     return build_preference_stores(PreferenceDataConfig.model_validate(given), encoder, report=report)
 
@@ -79,10 +90,10 @@ def test_margins_and_weights_stand_beside_the_documents(tokenizer: PreTrainedTok
     assert ranked.values["weight"].tolist() == pytest.approx([1 / 3] * 6)
 
 
-def test_a_packing_has_margins_where_every_row_has_one(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_store_has_margins_where_every_row_has_one(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (some,) = built(tokenizer, tmp_path, ROWS).train
     (every,) = built(tokenizer, tmp_path, ROWS[:1]).train
-    assert not PairPacking(some, 1024).has_margins and PairPacking(every, 1024).has_margins
+    assert not has_margins(some) and has_margins(every)
 
 
 def test_no_pair_is_split_lost_or_repeated_by_packing(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -111,6 +122,96 @@ def test_the_labels_are_those_of_the_answers(tokenizer: PreTrainedTokenizerFast,
         assert labels[-2] == pack.input_ids[end - 1]
 
 
+def laid(pack: PairPack) -> list[tuple[list[int], list[int], list[int]]]:
+    """Prefix, chosen and rejected of each pair, as tokens."""
+    lengths = zip(pack.prefix_lengths, pack.segment_lengths[::2], pack.segment_lengths[1::2], strict=True)
+    bounds = np.cumsum([0, *(length for pair in lengths for length in pair)])
+    parts = [pack.input_ids[start:end].tolist() for start, end in pairwise(bounds)]
+    return list(zip(parts[::3], parts[1::3], parts[2::3], strict=True))
+
+
+def test_a_shared_prompt_stands_once_and_each_answer_with_the_token_that_predicts_it(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    (store,) = built(tokenizer, tmp_path, ROWS[:1]).train
+    pack = PairPacking(store, 1024, share_prompts=True).pack(0)
+    ((prefix, chosen, rejected),) = laid(pack)
+    assert tokenizer.decode(prefix) == "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant"
+    assert [tokenizer.decode(side) for side in (chosen, rejected)] == ["\nyes<|im_end|>", "\nno no<|im_end|>"]
+    ignored = [IGNORE_INDEX]
+    assert pack.labels.tolist() == ignored * len(prefix) + chosen[1:] + ignored + rejected[1:] + ignored
+    assert pack.answer_lengths == (len(chosen) - 1, len(rejected) - 1)
+
+
+def test_documents_and_labels_are_the_same_with_shared_prompts(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = list(pairs(seed=3, num_pairs=60))
+    (store,) = built(tokenizer, tmp_path, rows).train
+    found: dict[bool, list[Any]] = {}
+    for share in (False, True):
+        packing = PairPacking(store, 256, share)
+        packs = [packing.pack(index) for index in range(packing.num_packs)]
+        assert all(len(pack.input_ids) <= 256 for pack in packs)
+        assert sum(len(pack.input_ids) for pack in packs) == packing.num_tokens == packing.num_targets
+        found[share] = []
+        for pack in packs:
+            sides = [prefix + side for prefix, *both in laid(pack) for side in both]
+            answers = iter(pack.labels[pack.labels != IGNORE_INDEX].tolist())
+            labels = [list(islice(answers, length)) for length in pack.answer_lengths]
+            found[share] += zip(sides[::2], labels[::2], sides[1::2], labels[1::2], strict=True)
+        found[share].append(packing.num_packs)
+    assert sorted(found[True][:-1]) == sorted(found[False][:-1])
+    assert found[True][-1] < found[False][-1]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Documents of which all but the first `num_prompt` tokens are answers."""
+
+    documents: tuple[tuple[int, ...], ...]
+    num_prompt: int
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.documents)
+
+    @property
+    def tokens(self) -> Any:
+        return np.concatenate(self.documents)
+
+    @property
+    def document_offsets(self) -> Any:
+        return np.cumsum([0, *map(len, self.documents)])
+
+    @property
+    def trained(self) -> Any:
+        return np.concatenate([np.arange(len(document)) >= self.num_prompt for document in self.documents])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "num_prompt", "shared"),
+    [
+        ((1, 2, 3, 4), (1, 2, 3, 5), 3, 2),
+        ((1, 2, 3, 4), (1, 2, 3, 4, 5), 3, 2),  # one answer begins the other
+        ((1, 2, 3, 4), (1, 2, 3, 4, 5), 9, 3),  # no label, but a document never ends within its prefix
+        ((1, 2, 3, 4), (1, 9, 3, 5), 3, 0),
+        ((1, 2), (3, 4), 1, 0),
+    ],
+)
+def test_what_is_shared_ends_before_the_token_that_predicts_an_answer(
+    chosen: tuple[int, ...], rejected: tuple[int, ...], num_prompt: int, shared: int
+) -> None:
+    store: Any = Store((chosen, rejected) * 2, num_prompt)
+    assert shared_lengths(store).tolist() == [shared] * 2
+
+
+def test_a_prompt_of_a_few_tokens_stands_twice(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [{"prompt": "p" * (LEAST_SHARED + more), "chosen": "yes", "rejected": "no"} for more in (0, 1)]
+    (store,) = built(tokenizer, tmp_path, rows, chat_template="none", plain=True).train
+    assert sorted(PairPacking(store, 1024, share_prompts=True).pack(0).prefix_lengths) == [0, LEAST_SHARED]
+
+
 def test_collate_lays_packs_end_to_end(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     packs = [PairPacking(built(tokenizer, tmp_path, rows).train[0], 1024).pack(0) for rows in (ROWS, RANKED)]
     batch = collate_pairs(list(zip((7, 9), packs, strict=True)))
@@ -121,6 +222,20 @@ def test_collate_lays_packs_end_to_end(tokenizer: PreTrainedTokenizerFast, tmp_p
     assert batch.sample_ids == (7, 9)
     assert batch.weights.tolist() == pytest.approx([1] * 2 + [1 / 3] * 3)
     assert batch.margins is not None and batch.margins.isnan().sum() == 4
+
+
+def test_positions_go_on_behind_a_shared_prompt(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    (store,) = built(tokenizer, tmp_path, ROWS).train
+    batch = collate_pairs([(0, PairPacking(store, 1024, share_prompts=True).pack(0))])
+    lengths = zip(batch.prefix_lengths, batch.segment_lengths[::2], batch.segment_lengths[1::2], strict=True)
+    expected = []
+    for prefix, chosen, rejected in lengths:
+        assert prefix > 0
+        expected += [*range(prefix + chosen), *range(prefix, prefix + rejected)]
+    assert batch.position_ids.tolist() == expected
+    ends = segment_ends(batch)
+    assert batch.input_ids[ends].tolist() == [tokenizer.convert_tokens_to_ids("<|im_end|>")] * 4
+    assert sorted(batch.position_ids[ends] + 1) == sorted(np.diff(store.document_offsets))
 
 
 def test_rows_without_margins_give_a_batch_without(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
