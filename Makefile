@@ -39,5 +39,8 @@ soak: $(STAMP)
 	$(BIN)/python benchmarks/data.py
 	@if [ -n "$(ROWS)" ]; then $(BIN)/python benchmarks/sft.py "$(ROWS)"; \
 	else echo "skipped benchmarks/sft.py: make soak ROWS=path/to/rows/of/prompt/and/response.jsonl"; fi
+	$(BIN)/python benchmarks/ppo.py
+	@if [ -n "$(PAIRS)" ]; then $(BIN)/python benchmarks/reward.py "$(PAIRS)"; \
+	else echo "skipped benchmarks/reward.py: make soak PAIRS=path/to/rows/of/chosen/and/rejected.jsonl"; fi
 	@if [ -n "$(SHAKESPEARE)" ]; then $(BIN)/python benchmarks/shakespeare.py "$(SHAKESPEARE)"; \
 	else echo "skipped benchmarks/shakespeare.py: make soak SHAKESPEARE=path/to/tinyshakespeare.txt"; fi

@@ -94,6 +94,9 @@ class TakingTurns:
     def metrics(self) -> dict[str, float]:
         return self._source.metrics()
 
+    def put_back(self) -> None:
+        self._source.put_back()
+
     def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._source.skip_last(state)
 

@@ -28,13 +28,13 @@ class Measured:
         return json.loads(self.stdout.splitlines()[-1])
 
 
-def run_python(arguments: Sequence[str | Path | int]) -> Measured:
+def run_python(arguments: Sequence[str | Path | int], python: str | Path = sys.executable) -> Measured:
     """Run `python ARGUMENTS` in the repository's folder, and measure its largest resident set.
 
     Linux counts what the parent held when it started the child, so a caller must stay small: no torch in it.
     Raises RuntimeError, with the end of the output, where the command fails.
     """
-    command = [sys.executable, *map(str, arguments)]
+    command = [str(python), *map(str, arguments)]
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -103,6 +103,7 @@ class PreferencePairs:
     margins: Float[Tensor, " pairs"] | None  # by how much the chosen is better, as the rows say; None: no row does
     num_pairs: int  # pairs that are trained: none of an empty batch's
     sample_ids: tuple[int, ...]  # position in the sample order of each pack
+    ref_logprobs: Float[Tensor, " answers"] | None = None  # of the reference, summed over each segment's labels
     kept: ClassVar[None] = None  # no label was drawn
 
     @property
@@ -119,6 +120,7 @@ class PreferencePairs:
             position_ids=self.position_ids.to(device, non_blocking=True),
             weights=self.weights.to(device, non_blocking=True),
             margins=None if self.margins is None else self.margins.to(device, non_blocking=True),
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs.to(device, non_blocking=True),
         )
 
 
@@ -134,6 +136,55 @@ def empty_pairs() -> PreferencePairs:
         weights=torch.zeros(1),
         margins=None,
         num_pairs=0,
+        sample_ids=(),
+        ref_logprobs=torch.zeros(2),
+    )
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """Answers of one microbatch that are judged one by one, each behind its prompt, laid end to end.
+
+    Positions, labels and bounds are as in PackedTokens; labels are the answers' tokens.
+    """
+
+    input_ids: Int[Tensor, " tokens"]
+    labels: Int[Tensor, " tokens"]
+    position_ids: Int[Tensor, " tokens"]
+    segment_lengths: tuple[int, ...]  # tokens of each answer with its prompt, on the host
+    answer_lengths: tuple[int, ...]  # labels of each segment, on the host
+    desirable: Bool[Tensor, " answers"]
+    weights: Float[Tensor, " answers"]
+    ref_logprobs: Float[Tensor, " answers"] | None  # of the reference, summed over each segment's labels
+    sample_ids: tuple[int, ...]  # position in the sample order of each pack
+    kl: Float[Tensor, ""] | None = None  # nats an answer, of the whole step; None: not known yet
+    prefix_lengths: ClassVar[tuple[int, ...]] = ()  # no segments share a prefix
+    kept: ClassVar[None] = None  # no label was drawn
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of samples."""
+        return self.input_ids.numel() if self.sample_ids else 0
+
+    def to(self, device: torch.device) -> JudgedAnswers:
+        """The same batch on another device, copied without waiting where the memory allows it."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+def empty_answers() -> JudgedAnswers:
+    """An answer of two tokens without labels or weight: keeps ranks in step where one has fewer microbatches."""
+    return JudgedAnswers(
+        input_ids=torch.zeros(2, dtype=torch.long),
+        labels=torch.full((2,), IGNORE_INDEX),
+        position_ids=torch.arange(2),
+        segment_lengths=(2,),
+        answer_lengths=(0,),
+        desirable=torch.ones(1, dtype=torch.bool),
+        weights=torch.zeros(1),
+        ref_logprobs=torch.zeros(1),
         sample_ids=(),
     )
 

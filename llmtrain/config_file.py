@@ -25,6 +25,11 @@ def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
 
     Raises ValueError naming the file and line, or the dotted key, and what is allowed.
     """
+    return validate(schema, load_tree(argv))
+
+
+def load_tree(argv: Sequence[str]) -> dict[str, Any]:
+    """Read `CONFIG.yaml [key=value ...]` into a plain tree. Raises ValueError naming the file and line, or the key."""
     if not argv or "=" in argv[0]:
         raise ValueError("usage: CONFIG.yaml [key=value ...]; --help lists every key")
     tree = read_yaml(argv[0])
@@ -37,7 +42,7 @@ def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
         except yaml.YAMLError as error:
             raise ValueError(f"override {override!r}: the value is not valid YAML: {_oneline(error)}") from None
         _set_dotted(tree, key.strip(), value)
-    return validate(schema, tree)
+    return tree
 
 
 def sections_of(argv: Sequence[str]) -> set[str]:

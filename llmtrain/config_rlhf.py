@@ -13,7 +13,7 @@ class PreferenceDataConfig(SourcesConfig):
     eval_fraction: Fraction = 0.1
     """Share of questions held out, chosen by a hash of the first human turn, so that none stands on both sides."""
     max_seq_len: Annotated[int, Field(ge=4)] = 1024
-    """Tokens of a pack: the longest pair, chosen and rejected together."""
+    """Tokens of a pack: the longest pair, chosen and rejected together, each with its prompt."""
     chat_template: str = "auto"
     """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and answer as they are; or a Jinja file."""
     on_long_row: Literal["drop", "truncate"] = "drop"
@@ -27,6 +27,23 @@ class RewardConfig(Section):
     """Demand that the chosen answer is better by the margin of its row (Llama 2, section 3.2.2)."""
     centering: NonNegative = 0.0
     """Coefficient of (chosen + rejected)^2, which keeps scores around zero (Eisenstein et al. 2023: 0.01)."""
+
+
+class PreferenceConfig(Section):
+    """What is minimised over preference pairs without a reward model: DPO (Rafailov et al. 2023) and its kin."""
+
+    loss: Literal["dpo", "cdpo", "ipo", "orpo", "simpo", "kto"] = "dpo"
+    """`cdpo` expects wrong labels; `orpo` and `simpo` need no reference; `kto` takes each answer by itself."""
+    beta: Annotated[float, Field(gt=0)] | None = None
+    """Strength of the pull to the reference (IPO's tau, ORPO's lambda, SimPO's scale); None: as its paper has it."""
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    """The share of pairs that are labelled the wrong way round, which `cdpo` needs (Mitchell 2023)."""
+    gamma: NonNegative | None = None
+    """By how much `simpo` wants the chosen answer ahead; None: 1, as Meng et al. 2024 have it for Llama 3."""
+    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of `kto`'s desirable answers (Ethayarajh et al. 2024, section 4.2: 1)."""
+    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of its undesirable answers; the paper balances the two where there are more of one."""
 
 
 class PromptDataConfig(SourcesConfig):
@@ -73,6 +90,8 @@ class PolicyConfig(Section):
     """Weight of an entropy bonus."""
     critic: Literal["head", "separate"] = "head"
     """The critic of `gae`: a head on the policy's trunk, or a trunk of its own."""
+    critic_init: str = "zero"
+    """Its start: `zero`; `reward`, as the reward model of `rollout.rewards` (Huang et al. 2024); or one's folder."""
     value_coef: NonNegative = 0.1
     """Weight of the critic's loss (Huang et al. 2024: 0.1)."""
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2
@@ -85,7 +104,7 @@ class RolloutConfig(Section):
     """How experience is made."""
 
     rewards: list[str | dict[str, Any]]
-    """What a response is worth: names, or `{name, weight, SETTING: VALUE}`; `{name: model, path}` is a reward model."""
+    """Weighted sum of `{name, weight, SETTING: VALUE}`; `{name: model, path}` is a reward model (all: docs/rlhf.md)."""
     num_prompts: Positive = 32
     """Prompts of a rollout, over all ranks."""
     samples_per_prompt: Positive = 1
@@ -94,13 +113,35 @@ class RolloutConfig(Section):
     """Longest response."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Temperature of the draw, and of the logprobs that are trained (Ouyang 2022: 1)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw among the fewest likeliest tokens of this probability (Holtzman 2020), and train among them; 1: off."""
+    top_k: Positive | None = None
+    """Draw among this many likeliest tokens (Fan 2018), before `top_p`, and train among them; None: off."""
+    behaviour: Literal["train", "generate"] = "train"
+    """Logprobs that ratios start from: of the forward that trains (Huang et al. 2024), or as they were drawn."""
     epochs: Positive = 2
     """Passes over a rollout's episodes (Ouyang 2022 takes 1, Huang et al. 2024 4)."""
     minibatches: Positive = 1
     """Optimizer steps of a pass."""
+    on_weak_reward: Literal["warn", "refuse"] = "warn"
+    """What happens where a reward model's card says that it may be no better than chance."""
+    score_normalise: bool = False
+    """Scores less the mean of all so far, in their deviations (Ziegler 2019, section 2; Engstrom 2020, section 3)."""
     missing_eos_penalty: NonNegative = 0.0
     """Taken from the score of a response that its budget cut off (Huang et al. 2024, detail 3, the EOS trick)."""
+    overlong_buffer_tokens: Positive | None = None
+    """The last tokens before `max_new_tokens`, where length costs (Yu 2025, equation 13); None: it costs nothing."""
+    overlong_penalty: NonNegative = 1.0
+    """Taken from the score at `max_new_tokens`; within the buffer a part of it, in a straight line (Yu 2025: 1)."""
     score_clip: Annotated[float, Field(gt=0)] | None = None
-    """Clip scores to this range around zero; None: off."""
+    """Clip scores, normalised and less penalties, to this range around zero (Engstrom 2020: 5 to 10); None: off."""
     drop_even_groups: bool = False
-    """Leave out prompts whose samples all score the same: they train nothing (Yu 2025, section 3.2)."""
+    """Leave out prompts whose samples all score the same, and draw others in their place (Yu 2025, section 3.2)."""
+
+    def reward_models(self) -> dict[str, dict[str, Any]]:
+        """The rewards that are trained models, by the keys of their places."""
+        return {
+            f"rollout.rewards[{number}]": spec
+            for number, spec in enumerate(self.rewards)
+            if isinstance(spec, dict) and spec.get("name") == "model"
+        }

@@ -5,7 +5,9 @@ Everything else asks here, so a choice is made in one place and can be told to t
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import re
 import resource
 import time
@@ -101,6 +103,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def release_memory() -> None:
+    """Give what is free back to the system, where glibc's allocator keeps it: for between phases of other shapes."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -42,6 +42,26 @@ def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     partial.rename(path)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, so that it outlives a crash of the machine; one writer at a time.
+
+    Raises ValueError where the disk is full.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if not is_disk_full(error):
+            raise
+        raise ValueError(f"{path}: the disk is full; free some space or move data.cache_dir") from None
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path, report: Report, key: str = "data.cache_dir") -> Iterator[None]:
     """Hold a folder's lock; whoever comes second waits here, and the system frees the lock of a process that dies.

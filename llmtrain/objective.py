@@ -58,12 +58,19 @@ class BatchSource(Protocol[Batch]):
         """What there is to tell of the data at hand, the same on every rank; it joins the step's row."""
         ...
 
+    def put_back(self) -> None:
+        """Take back the step that `next_step` gave last: it will be given again."""
+        ...
+
     def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """`state`, an earlier state of this source, changed so that the last step's samples are left out."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; with it, the source goes on as if it had not been interrupted."""
+        """Tensors and plain values; with it, any number of ranks goes on as if there had been no interruption.
+
+        Collective; the main process's is saved.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

@@ -7,11 +7,13 @@ trunk of its own has only its own adapter. With all weights each role is a model
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -23,6 +25,7 @@ from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.device import fuses_layers
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.adapter_folder import export_adapter
+from llmtrain.models.critic_init import start_as_reward
 from llmtrain.models.export import export_model
 from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.fused_lora import fuse_adapters
@@ -31,23 +34,25 @@ from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
 from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.one_base import frozen_copy, shared_copy
+from llmtrain.models.reward_folder import load_reward_model
+from llmtrain.models.tuned import model_folder
 from llmtrain.objective import Role
 from llmtrain.objectives.policy import PolicyObjective
-from llmtrain.reward_term import reward_model_term
+from llmtrain.reward_term import reward_model_path, reward_model_term
 from llmtrain.rollout.generate import Generated
 from llmtrain.rollout.held_out import HeldOutScore
 from llmtrain.rollout.samples import SampleLog
 from llmtrain.rollout.sampling import Sampling
 from llmtrain.rollout.score import Term, load_terms, score
 from llmtrain.rollout.source import Roles, RolloutSource
-from llmtrain.run import Write, export_dtype, export_run, record_ledger
+from llmtrain.run import Write, export_dtype, export_run, mark_finished, record_ledger
 from llmtrain.schemas import PolicyStageConfig
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.runtime import Runtime
 from llmtrain.training import open_training, train, with_loss_here
 
 
-def run_policy_stage(config: PolicyStageConfig) -> None:
+def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
     """Build the parts, run the loop, export the policy."""
     folder, runtime = open_training(config)
     rollout, path, has_adapter = config.rollout, resolved_path(config.model.path), config.adapter.kind != "none"
@@ -71,6 +76,8 @@ def run_policy_stage(config: PolicyStageConfig) -> None:
     sampling = Sampling(
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
         stop_ids=chat.encoder.end_of_turn_ids,
         seed=config.run.seed,
     )
@@ -78,8 +85,9 @@ def run_policy_stage(config: PolicyStageConfig) -> None:
     stop, samples = StopSignal(), SampleLog(folder / "samples.jsonl", runtime.say)
 
     def record(number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        told = of_all_ranks([readable(row, chat.tokenizer) for row in rows], runtime)
         if runtime.is_main:
-            samples.write(number, [readable(row, chat.tokenizer) for row in rows])
+            samples.write(number, told)
 
     assert config.train.steps is not None
     source = RolloutSource(
@@ -144,28 +152,25 @@ def run_policy_stage(config: PolicyStageConfig) -> None:
             adapter_of = config.model.path if has_adapter else None
             exported = export_run(folder, config, trained.checkpoint, policy_only(write), adapter_of)
             runtime.say(f"{trained.outcome}: {exported}")
-    runtime.finish()
+            mark_finished(folder, config)
+    runtime.finish(leave=last or trained.checkpoint is None)
 
 
 def computed_rewards(config: PolicyStageConfig) -> list[Term]:
     """The rewards of the sum that are no models. Raises ValueError for one that cannot be used."""
     if not config.rollout.rewards:
         raise ValueError("rollout.rewards names no reward")
-    return load_terms([spec for spec in config.rollout.rewards if not _is_model(spec)])
+    models = list(config.rollout.reward_models().values())
+    return load_terms([spec for spec in config.rollout.rewards if spec not in models])
 
 
 def reward_models(config: PolicyStageConfig, base: PreTrainedModel | None, runtime: Runtime) -> list[Term]:
     """The trained models of the sum, on the policy's base where it is theirs; ValueError for one that is not there."""
-    terms = []
-    for number, spec in enumerate(config.rollout.rewards):
-        if _is_model(spec):
-            place, max_tokens = f"rollout.rewards[{number}]", config.train.microbatch_tokens
-            terms.append(reward_model_term(spec, place, runtime.device, max_tokens, runtime.say, base))
-    return terms
-
-
-def _is_model(spec: str | dict[str, Any]) -> TypeGuard[dict[str, Any]]:
-    return isinstance(spec, dict) and spec.get("name") == "model"
+    max_tokens, refuses = config.train.microbatch_tokens, config.rollout.on_weak_reward == "refuse"
+    return [
+        reward_model_term(spec, place, runtime.device, max_tokens, runtime.say, base, refuses_weak=refuses)
+        for place, spec in config.rollout.reward_models().items()
+    ]
 
 
 def build_roles(
@@ -192,6 +197,8 @@ def build_roles(
     width = model.config.get_text_config().hidden_size
     head = ValueHead(width).to(runtime.device) if has_critic else None
     trunk = None if critic_model is None else critic_model.base_model.to(runtime.device)
+    if head is not None and policy.critic_init != "zero":
+        runtime.say(start_critic(config, head, trunk))
     module = ActorCritic(checked, config.rollout.temperature, head, trunk)
     reference = None
     if reference_model is not None:
@@ -208,6 +215,18 @@ def build_roles(
     roles += [f"reference on {'the same base' if has_adapter else 'a copy of the weights'}"] if reference else []
     runtime.say(f"{', '.join(roles)}; {adapter_report(module)}")
     return module, reference, parameters
+
+
+def start_critic(config: PolicyStageConfig, head: ValueHead, trunk: nn.Module | None) -> str:
+    """Let a critic start as a reward model, and say so. Raises ValueError where they do not fit."""
+    given, weight = config.policy.critic_init, 1.0
+    path = given
+    if given == "reward":
+        ((place, spec),) = config.rollout.reward_models().items()
+        path, weight = reward_model_path(spec, place), float(spec.get("weight", 1.0))
+    reward, _ = load_reward_model(model_folder(path))
+    start_as_reward(head, trunk, reward, weight, f"policy.critic_init={given}")
+    return f"the critic{' and its trunk start' if trunk is not None else ' starts'} as the reward model {path}"
 
 
 def score_responses(
@@ -228,6 +247,13 @@ def readable(sample: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> d
     prompt, response = sample["prompt"], sample["response"]
     text = str(tokenizer.decode(response.response_ids, skip_special_tokens=True))
     return {**sample, "prompt": prompt.messages, "response": text}
+
+
+def of_all_ranks(rows: Sequence[Mapping[str, Any]], runtime: Runtime) -> list[dict[str, Any]]:
+    """The samples of every rank in the order of their numbers, on the main process; none on the others. Collective."""
+    coded = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
+    parts = [json.loads(part.numpy().tobytes()) for part in runtime.gather_to_main(coded)]
+    return sorted((row for part in parts for row in part), key=lambda row: int(row["sample"]))
 
 
 def policy_only(write: Write) -> Write:

@@ -22,13 +22,13 @@ from llmtrain.models.reward import pooling_pad_id, reward_parameters_by_role, sc
 from llmtrain.models.reward_folder import export_reward_adapter, export_reward_model, merge_reward_adapter
 from llmtrain.models.selfcheck import shares_prompts
 from llmtrain.objectives.reward import PairwiseReward
-from llmtrain.run import Write, export_dtype, export_run, record_ledger
+from llmtrain.run import Write, export_dtype, export_run, mark_finished, record_ledger
 from llmtrain.schemas import RewardStageConfig
 from llmtrain.train.checkpoint import Checkpoint
 from llmtrain.training import open_training, train
 
 
-def run_reward_stage(config: RewardStageConfig) -> None:
+def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
     """Build the parts, run the loop, export the adapter or the model with its card."""
     folder, runtime = open_training(config)
     path, has_adapter = resolved_path(config.model.path), config.adapter.kind != "none"
@@ -115,7 +115,8 @@ def run_reward_stage(config: RewardStageConfig) -> None:
             if config.adapter.merge:
                 merge_reward_adapter(folder / "model", folder / "merged", config.model.trust_remote_code)
                 runtime.say(f"merged: {folder / 'merged'}")
-    runtime.finish()
+            mark_finished(folder, config)
+    runtime.finish(leave=last or trained.checkpoint is None)
 
 
 def reward_verdict(config: RewardStageConfig, folder: Path, checkpoint: Checkpoint) -> str:

@@ -32,20 +32,23 @@ def reward_model_term(
     max_tokens: int,
     say: Report,
     base: PreTrainedModel | None = None,
+    *,
+    refuses_weak: bool = False,
 ) -> Term:
-    """The term of `{name: model, path, weight}`; a model that may be no better than chance is told.
+    """The term of `{name: model, path, weight}`; a model that may be no better than chance is told, or refused.
 
     `base`: a model whose frozen weights it shares where they are the same. Raises ValueError for a setting that is
     missing or unknown, and for a folder without a reward model.
     """
     if unknown := sorted(set(spec) - {"name", "path", "weight"}):
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only path and weight")
-    if not isinstance(spec.get("path"), str):
-        raise ValueError(f"{place}: name the folder of the reward model, or of its run, in path")
-    folder = model_folder(spec["path"])
+    folder = model_folder(reward_model_path(spec, place))
     card = folder.parent / CARD
     if card.is_file() and not beats_chance(json.loads(card.read_text(encoding="utf-8"))):
-        say(f"warning: {place}: {spec['path']} may be no better than chance, says {card}")
+        weak = f"{place}: {spec['path']} may be no better than chance, says {card}"
+        if refuses_weak:
+            raise ValueError(f"{weak}: train a better one, or set rollout.on_weak_reward=warn")
+        say(f"warning: {weak}")
     model, tokenizer = load_reward_model(folder)
     encoder = ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
     model.to(device)
@@ -65,6 +68,14 @@ def reward_model_term(
         return found
 
     return Term("model", float(spec.get("weight", 1.0)), scores)
+
+
+def reward_model_path(spec: Mapping[str, Any], place: str) -> str:
+    """The folder that a reward of the name `model` names. Raises ValueError where it names none."""
+    path = spec.get("path")
+    if not isinstance(path, str):
+        raise ValueError(f"{place}: name the folder of the reward model, or of its run, in path")
+    return path
 
 
 def _documents(encoder: ChatEncoder, prompts: Sequence[Any], responses: Sequence[str]) -> list[Encoded]:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,8 @@ MAY_CHANGE = (
 # Facts that a continued run must find unchanged.
 PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts")
 UNFINISHED = "config.yaml.partial"  # all that a run leaves that is stopped while it makes its folder
+IMMATERIAL = ("run.resume", "data.cache_dir", "log")  # what a finished run would not have come out otherwise for
+FINISHED = "finished.yaml"
 PACKAGES = (
     "llmtrain",
     "torch",
@@ -69,7 +71,7 @@ def open_run(run: RunConfig, config: Section) -> Path:
     if saved.exists():
         if run.resume == "never":
             raise ValueError(f"run.dir={folder} holds a run already and run.resume is never: choose another folder")
-        difference = _first_difference(read_yaml(saved), config.model_dump())
+        difference = _first_difference(read_yaml(saved), config.model_dump(), MAY_CHANGE)
         if difference is not None:
             key, there, here = difference
             raise ValueError(
@@ -112,6 +114,19 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
         **facts,
     }
     write_json(folder / "environment.json", environment)
+
+
+def mark_finished(folder: Path, config: Section) -> None:
+    """Note that a run has come to its end and written all that it writes."""
+    partial = folder / f"{FINISHED}.partial"
+    save_config(config, partial)
+    partial.rename(folder / FINISHED)
+
+
+def is_finished(folder: Path, config: Section) -> bool:
+    """Whether a folder holds the finished run of a configuration."""
+    mark = folder / FINISHED
+    return mark.is_file() and _first_difference(read_yaml(mark), config.model_dump(), IMMATERIAL) is None
 
 
 def export_dtype(train: TrainConfig) -> torch.dtype:
@@ -182,13 +197,13 @@ def _versions() -> Iterator[tuple[str, str]]:
             continue  # an optional one
 
 
-def _first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    if key in MAY_CHANGE or there == here:
+def _first_difference(there: Any, here: Any, leave_out: Sequence[str], key: str = "") -> tuple[str, Any, Any] | None:
+    if key in leave_out or there == here:
         return None
     if not (isinstance(there, dict) and isinstance(here, dict)):
         return key, there, here
     for name in [*here, *(name for name in there if name not in here)]:
-        inner = _first_difference(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+        inner = _first_difference(there.get(name), here.get(name), leave_out, f"{key}.{name}" if key else name)
         if inner is not None:
             return inner
     return None

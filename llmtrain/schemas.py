@@ -27,10 +27,18 @@ from llmtrain.config import (
     TunedModelConfig,
     iter_keys,
 )
-from llmtrain.config_rlhf import PolicyConfig, PreferenceDataConfig, PromptDataConfig, RewardConfig, RolloutConfig
+from llmtrain.config_rlhf import (
+    PolicyConfig,
+    PreferenceConfig,
+    PreferenceDataConfig,
+    PromptDataConfig,
+    RewardConfig,
+    RolloutConfig,
+)
 
 IDLE_IN_PRETRAINING = ("fields",)
 IDLE_IN_TUNING = ("text_field",)
+NEXT_TOKEN_KEYS = ("train.label_smoothing", "train.z_loss", "model.neftune_alpha")
 
 
 class RecipeConfig(Section):
@@ -228,10 +236,39 @@ class RewardStageConfig(TuningConfig):
         return self
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
-        next_token = dict.fromkeys(
-            ("train.label_smoothing", "train.z_loss", "model.neftune_alpha"), (True, "a loss over tokens")
+        return super()._idle_keys() | dict.fromkeys(NEXT_TOKEN_KEYS, (True, "a loss over tokens"))
+
+
+class PreferenceOptimConfig(TuningOptimConfig):
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    """Peak learning rate (DPO, appendix B: 1e-6 for all weights; adapters take about ten times as much)."""
+
+
+class PreferenceStageConfig(TuningConfig):
+    """`recipes/rlhf.py`, offline: preference pairs to a policy, by DPO and its kin, without rollouts."""
+
+    data: PreferenceDataConfig
+    preference: PreferenceConfig
+    optim: PreferenceOptimConfig = PreferenceOptimConfig()
+
+    @model_validator(mode="after")
+    def _loss_agrees(self) -> PreferenceStageConfig:
+        if self.preference.loss == "cdpo" and self.preference.label_smoothing is None:
+            raise ValueError(
+                "preference.loss=cdpo: give preference.label_smoothing, the share of pairs that are labelled the wrong "
+                "way round"
+            )
+        self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {chosen: ..., rejected: ...}` instead")
+        return self
+
+    def _idle_keys(self) -> dict[str, tuple[bool, str]]:
+        loss = self.preference.loss
+        needs = {"label_smoothing": "cdpo", "gamma": "simpo", "desirable_weight": "kto", "undesirable_weight": "kto"}
+        return (
+            super()._idle_keys()
+            | dict.fromkeys(NEXT_TOKEN_KEYS, (True, "a loss over tokens"))
+            | {f"preference.{key}": (loss != name, f"preference.loss={name}") for key, name in needs.items()}
         )
-        return super()._idle_keys() | next_token
 
 
 class PolicyStageConfig(TuningConfig):
@@ -253,6 +290,16 @@ class PolicyStageConfig(TuningConfig):
             )
         if policy.kl_in == "loss" and policy.kl_kind == "k1":
             raise ValueError("policy.kl_kind=k1 in the loss trains nothing: choose k2 or k3, or kl_in=reward")
+        buffer = rollout.overlong_buffer_tokens
+        if buffer is not None and buffer > rollout.max_new_tokens:
+            raise ValueError(
+                f"rollout.overlong_buffer_tokens={buffer} is more than rollout.max_new_tokens={rollout.max_new_tokens}"
+            )
+        if policy.critic_init == "reward" and len(rollout.reward_models()) != 1:
+            raise ValueError(
+                f"policy.critic_init=reward: rollout.rewards names {len(rollout.reward_models())} reward models: name "
+                "one, or give a reward model's folder here"
+            )
         if self.train.spike_factor is not None:
             raise ValueError("train.spike_factor looks at a loss over stored data: leave it out here")
         self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {prompt: ...}` instead")
@@ -262,9 +309,9 @@ class PolicyStageConfig(TuningConfig):
         """A step is a minibatch of episodes, whatever their tokens."""
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
-        policy = self.policy
+        policy, rollout = self.policy, self.rollout
         no_critic = (policy.advantage != "gae", "policy.advantage=gae")
-        of_critic = ("gae_lambda", "whiten", "critic", "value_coef", "value_clip", "critic_lr")
+        of_critic = ("gae_lambda", "whiten", "critic", "critic_init", "value_coef", "value_clip", "critic_lr")
         no_kl = (policy.kl_coef == 0, "policy.kl_coef")
         of_tokens = ("train.label_smoothing", "train.z_loss", "train.global_batch_tokens", "model.neftune_alpha")
         return (
@@ -272,6 +319,8 @@ class PolicyStageConfig(TuningConfig):
             | {f"policy.{name}": no_critic for name in of_critic}
             | {f"policy.{name}": no_kl for name in ("kl_in", "kl_kind", "kl_target", "kl_budget")}
             | {"policy.kl_horizon": (policy.kl_target is None, "policy.kl_target")}
+            | {"rollout.overlong_penalty": (rollout.overlong_buffer_tokens is None, "rollout.overlong_buffer_tokens")}
+            | {"rollout.on_weak_reward": (not rollout.reward_models(), "a reward of the name model")}
             | {"rollout.drop_even_groups": (policy.advantage in ("gae", "reinforce_pp"), "a group's advantage")}
             | dict.fromkeys(of_tokens, (True, "a loss over stored tokens"))
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from transformers.utils.logging import disable_progress_bar
@@ -21,9 +21,20 @@ EXIT_USER_ERROR = 2
 
 def run_recipe(schema: type[Config], main: Callable[[Config], None]) -> None:
     """Parse `sys.argv` and run `main`; a ValueError or a full disk is told in one line: it is the user's to mend."""
+    run_on_arguments(help_text(schema), lambda argv: main(load_config(schema, argv)))
+
+
+def say_once(line: str) -> None:
+    """Print a line, once for all processes of a launch."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
+def run_on_arguments(usage: str, main: Callable[[Sequence[str]], None]) -> None:
+    """The same for a `main` that reads the arguments itself."""
     argv = sys.argv[1:]
     if "--help" in argv or "-h" in argv:
-        print(help_text(schema))
+        print(usage)
         return
     for library in ("accelerate", "deepspeed", "torch", "transformers"):
         # What a library will change in its next version is for us to mend, not for the user to read.
@@ -31,7 +42,7 @@ def run_recipe(schema: type[Config], main: Callable[[Config], None]) -> None:
     if not sys.stderr.isatty():
         disable_progress_bar()
     try:
-        main(load_config(schema, argv))
+        main(argv)
     except ValueError as error:
         _refuse(str(error))
     except OSError as error:

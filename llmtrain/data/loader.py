@@ -111,6 +111,10 @@ class StoredBatches(Generic[BatchType]):
         """Nothing: stored data is the same all the time."""
         return {}
 
+    def put_back(self) -> None:
+        """Let the step that was given last come again."""
+        self._step -= 1
+
     def skip_last(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """`state` with all that was skipped since, and the last step's samples, on its skip-list."""
         assert self._step > 0

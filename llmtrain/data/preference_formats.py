@@ -90,7 +90,7 @@ def recognise_preference(row: Row, fields: Mapping[str, str]) -> PreferenceForma
     if isinstance(view.get("label"), bool):
         raise ValueError(
             f"{row.where}: a row with a label (KTO) judges one answer and compares none: give rows with chosen and "
-            "rejected"
+            "rejected, or set preference.loss=kto"
         )
     names = ", ".join(map(repr, row.fields)) or "none"
     raise ValueError(

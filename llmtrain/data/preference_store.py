@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +21,14 @@ from llmtrain.config import Source
 from llmtrain.config_rlhf import PreferenceDataConfig
 from llmtrain.data.build import eval_share
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
-from llmtrain.data.chat_store import TOO_LONG, ChatPlan
-from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
-from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split
+from llmtrain.data.chat_store import TOO_LONG
+from llmtrain.data.ledger import SPLITS, SourceLedger, Split
 from llmtrain.data.pack import Array, Pack, best_fit
 from llmtrain.data.preferences import EQUAL, Preference, iter_preferences
-from llmtrain.data.store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
-from llmtrain.data.stores import Stores, find_or_build, read_ledger, require_held_out, slug
-from llmtrain.durable import Report, cache_root, is_disk_full
+from llmtrain.data.row_store import RowKind, build_row_stores
+from llmtrain.data.store import StoreWriter, TokenStore
+from llmtrain.data.stores import Stores
+from llmtrain.durable import Report
 
 LEAST_SHARED = 8  # tokens of a prompt; a call of attention more costs the smallest models as much as these
 BATCH_PAIRS = 256  # rendered and tokenized at a time, on all cores
@@ -55,6 +56,7 @@ class PairPack(Pack):
     answer_lengths: tuple[int, ...]  # two a pair
     weights: Array  # (pairs,) float32
     margins: Array  # (pairs,) float32; NaN where the row has none
+    ref_logprobs: Array | None  # (2 pairs,) float32; None: not asked for
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class PairPacking:
     store: TokenStore
     max_seq_len: int
     share_prompts: bool = False
+    answers_only: bool = False  # the loss is over the answers' tokens, not over all that is read
+    ref_logprobs: Array | None = None  # (documents,) float32, of each document's answer under the reference
 
     @property
     def num_packs(self) -> int:
@@ -84,8 +88,12 @@ class PairPacking:
 
     @property
     def num_targets(self) -> int:
-        """Every token: a score is of all that is read."""
-        return self.num_tokens
+        """Every token, since a score is of all that is read; with `answers_only` those of the answers."""
+        return self._num_labels if self.answers_only else self.num_tokens
+
+    def documents(self, index: int) -> list[int]:
+        """Numbers of the documents of pack `index`, in the order of its segments."""
+        return [document for pair in self._packs[index] for document in (2 * pair, 2 * pair + 1)]
 
     def pack(self, index: int) -> PairPack:
         """Pack number `index`. A label is the answer's next token, and there is none elsewhere."""
@@ -112,7 +120,14 @@ class PairPacking:
             answer_lengths=tuple(int(np.count_nonzero(side != IGNORE_INDEX)) for side in labels),
             weights=weights,
             margins=margins,
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[self.documents(index)],
         )
+
+    @cached_property
+    def _num_labels(self) -> int:
+        trained = self.store.trained
+        assert trained is not None
+        return int(np.count_nonzero(trained)) - int(np.count_nonzero(trained[self.store.document_offsets[:-1]]))
 
     @cached_property
     def _packs(self) -> list[list[int]]:
@@ -160,6 +175,7 @@ def collate_pairs(packs: Sequence[tuple[int, Pack]]) -> PreferencePairs:
     lengths = tuple(length for pack in pair_packs for length in pack.segment_lengths)
     prefix_lengths = tuple(length for pack in pair_packs for length in pack.prefix_lengths)
     margins = np.concatenate([pack.margins for pack in pair_packs])
+    ref_logprobs = [pack.ref_logprobs for pack in pair_packs if pack.ref_logprobs is not None]
     return PreferencePairs(
         input_ids=torch.from_numpy(np.concatenate([pack.input_ids for pack in pair_packs])),
         labels=torch.from_numpy(np.concatenate([pack.labels for pack in pair_packs])),
@@ -171,6 +187,7 @@ def collate_pairs(packs: Sequence[tuple[int, Pack]]) -> PreferencePairs:
         margins=None if np.isnan(margins).all() else torch.from_numpy(margins),
         num_pairs=len(lengths) // 2,
         sample_ids=tuple(sample_id for sample_id, _ in packs),
+        ref_logprobs=torch.from_numpy(np.concatenate(ref_logprobs)) if ref_logprobs else None,
     )
 
 
@@ -187,20 +204,18 @@ def build_preference_stores(data: PreferenceDataConfig, encoder: ChatEncoder, *,
     `encoder` trains completions. Raises ValueError, one line, for bad input, a source of which nothing is left, or
     a full disk.
     """
-    fraction = data.eval_fraction if data.eval is None else 0.0
-    train_plans = [_plan(f"data.train[{i}]", source, data, fraction, encoder) for i, source in enumerate(data.train)]
-    eval_plans = [_plan(f"data.eval[{i}]", source, data, 0.0, encoder) for i, source in enumerate(data.eval or ())]
-    for plan in (*train_plans, *eval_plans):
-        find_or_build(plan.folder, partial(_build_or_tell, plan, data, encoder, report), report)
-    train = [_opened(plan) for plan in train_plans]
-    if data.eval is None:
-        held_out = [open_store(plan.folder, "eval") for plan in train_plans] if fraction else []
-        require_held_out(data, train, held_out, report)
-    else:
-        held_out = [_opened(plan) for plan in eval_plans]
-    ledger = Ledger(*([read_ledger(plan.folder) for plan in plans] for plans in (train_plans, eval_plans)))
-    ledger.check()
-    return Stores(train, held_out, ledger)
+    kind = pair_rows(data, encoder, report)
+    return build_row_stores(data, row_settings(data), lambda source: kind, encoder, report)
+
+
+def pair_rows(data: PreferenceDataConfig, encoder: ChatEncoder, report: Report) -> RowKind:
+    """How rows of preferences become documents: both sides of each pair."""
+    return RowKind("preferences", "pair", VALUES, partial(_fill, data, encoder, report), _summary)
+
+
+def row_settings(data: PreferenceDataConfig) -> dict[str, Any]:
+    """The settings that decide what a store of answers holds."""
+    return {"max_seq_len": data.max_seq_len, "on_long_row": data.on_long_row, "on_bad_row": data.on_bad_row}
 
 
 def fit_pair(pair: Pair, max_seq_len: int) -> Pair | None:
@@ -223,75 +238,24 @@ def fit_pair(pair: Pair, max_seq_len: int) -> Pair | None:
     return Pair(chosen, rejected)
 
 
-def _plan(key: str, source: Source, data: PreferenceDataConfig, eval_fraction: float, encoder: ChatEncoder) -> ChatPlan:
-    if is_store(source.path):
-        raise ValueError(f"{key}={source.path}: a token store is no source of preferences; give the rows")
-    read = source_fingerprint(source)
-    content = {
-        "kind": "preferences",
-        "encoder": encoder.fingerprint,
-        "eval_fraction": eval_fraction,
-        "max_seq_len": data.max_seq_len,
-        "on_long_row": data.on_long_row,
-        "on_bad_row": data.on_bad_row,
-    }
-    name = fingerprint({"format": FORMAT, "source": read, **content})
-    return ChatPlan(
-        key=key,
-        source=source,
-        source_fingerprint=read,
-        folder=cache_root(data.cache_dir) / f"{slug(source.path)}-{name}",
-        eval_fraction=eval_fraction,
-        meta={
-            "source": source.model_dump(),
-            "source_fingerprint": read,
-            "revision": resolved_revision(source),
-            **content,
-        },
-    )
-
-
-def _opened(plan: ChatPlan) -> TokenStore:
-    store = open_store(plan.folder, "train")
-    if not store.num_tokens:
-        raise ValueError(
-            f"{plan.key}={plan.source.path}: no pair is left to train on; ledger of {plan.folder} says why"
-        )
-    return store
-
-
-def _build_or_tell(plan: ChatPlan, data: PreferenceDataConfig, encoder: ChatEncoder, report: Report) -> None:
-    discard_unfinished(plan.folder, VALUES)  # of a build that was killed: rows are tokenized again from the first
-    try:
-        _build(plan, data, encoder, report)
-    except ValueError:
-        discard_unfinished(plan.folder, VALUES)
-        raise
-    except OSError as error:
-        discard_unfinished(plan.folder, VALUES)
-        if not is_disk_full(error):
-            raise
-        raise ValueError(f"{plan.folder}: the disk is full; free some space or move data.cache_dir") from None
-
-
-def _build(plan: ChatPlan, data: PreferenceDataConfig, encoder: ChatEncoder, report: Report) -> None:
-    ledger = SourceLedger(path=plan.source.path)
-    preferences = iter_preferences(plan.source, data.on_bad_row, ledger, report)
-    with StoreWriter(plan.folder, encoder.dtype, masked=True, values=VALUES) as writer:
-        for preference, pair in _encoded(preferences, encoder):
-            if isinstance(pair, BadExample):
-                if data.on_bad_row == "error":
-                    raise ValueError(f"{pair}; mend it, or set data.on_bad_row=skip")
-                ledger.drop(pair.reason, preference.num_bytes)
-                continue
-            split: Split = "eval" if eval_share(preference) < plan.eval_fraction else "train"
-            _write(writer, split, preference, pair, data, ledger)
-        writer.flush(ledger.read.documents)
-        ledger.check()
-        if source_fingerprint(plan.source) != plan.source_fingerprint:
-            raise ValueError(f"{plan.key} ({plan.source.path}): its files changed while they were read; start again")
-        writer.finish({**plan.meta, "ledger": ledger.to_dict()})
-    report(f"{plan.key} ({plan.source.path}): {_summary(ledger)}")
+def _fill(
+    data: PreferenceDataConfig,
+    encoder: ChatEncoder,
+    report: Report,
+    source: Source,
+    eval_fraction: float,
+    ledger: SourceLedger,
+    writer: StoreWriter,
+) -> None:
+    """Write the pairs of a source; raises ValueError, one line, for bad input."""
+    for preference, pair in _encoded(iter_preferences(source, data.on_bad_row, ledger, report), encoder):
+        if isinstance(pair, BadExample):
+            if data.on_bad_row == "error":
+                raise ValueError(f"{pair}; mend it, or set data.on_bad_row=skip")
+            ledger.drop(pair.reason, preference.num_bytes)
+            continue
+        split: Split = "eval" if eval_share(preference) < eval_fraction else "train"
+        _write(writer, split, preference, pair, data, ledger)
 
 
 def _encoded(preferences: Iterator[Preference], encoder: ChatEncoder) -> Iterator[tuple[Preference, Pair | BadExample]]:

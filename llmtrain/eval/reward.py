@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmtrain.data.loader import rank_batches
 from llmtrain.data.plan import DataPlan
 from llmtrain.data.preference_store import collate_pairs
+from llmtrain.eval.held_out_rows import Gather, batches_by_source, rows_of_all_ranks
 from llmtrain.intervals import wilson_interval
 
 Array = np.ndarray[Any, Any]
-Gather = Callable[[Sequence[float]], list[list[float]]]
-"""Every rank's numbers, in the order of ranks; equally many on each."""
 
 CALIBRATION_BINS = 10
 MARGIN_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the histogram, with open ends
@@ -67,29 +65,16 @@ class HeldOutPairs:
     def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """The report of `report_of` as flat numbers, `eval_loss` (nats a pair) among them; None if asked to stop."""
         rows: list[tuple[float, ...]] = []
-        plan = self.plan
-        for source in range(len(plan.eval)):
-            packs = [index for index in range(plan.num_eval_packs) if plan.eval_place(index)[0] == source]
-            batches = rank_batches(
-                packs, plan.eval_pack, plan.packs_per_microbatch, self.rank, self.world_size, collate_pairs
-            )
-            for batch in batches:
-                if should_stop():
-                    return None
-                scores = model(batch.to(self.device)).double().cpu()
-                if batch.num_pairs:
-                    lengths = batch.answer_lengths
-                    columns = (scores[::2], scores[1::2], lengths[::2], lengths[1::2], batch.weights)
-                    rows += [(*map(float, row), float(source)) for row in zip(*columns, strict=True)]
-        return flat_report(report_of(self._of_all_ranks(rows), len(plan.eval)))
-
-    def _of_all_ranks(self, rows: Sequence[tuple[float, ...]]) -> PairScores:
-        num_columns = len(PairScores.__dataclass_fields__)
-        longest = int(max(count for (count,) in self.gather([len(rows)])))
-        padding = [math.nan] * num_columns * (longest - len(rows))
-        gathered = np.array(self.gather([number for row in rows for number in row] + padding))
-        table = gathered.reshape(-1, num_columns)
-        return PairScores(*table[~np.isnan(table[:, -1])].T)
+        for source, batch in batches_by_source(self.plan, self.rank, self.world_size, collate_pairs):
+            if should_stop():
+                return None
+            scores = model(batch.to(self.device)).double().cpu()
+            if batch.num_pairs:
+                lengths = batch.answer_lengths
+                columns = (scores[::2], scores[1::2], lengths[::2], lengths[1::2], batch.weights)
+                rows += [(*map(float, row), float(source)) for row in zip(*columns, strict=True)]
+        table = rows_of_all_ranks(rows, len(PairScores.__dataclass_fields__), self.gather)
+        return flat_report(report_of(PairScores(*table.T), len(self.plan.eval)))
 
 
 def report_of(scores: PairScores, num_sources: int) -> dict[str, Any]:

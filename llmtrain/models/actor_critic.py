@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.batch import IGNORE_INDEX, Experience, KeptTokens, PackedTokens, PreferencePairs
+from llmtrain.batch import IGNORE_INDEX, Experience, JudgedAnswers, KeptTokens, PackedTokens, PreferencePairs
 from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import plan_segments
 from llmtrain.models.lm_head import CausalLMLoss, LossHead
@@ -67,7 +67,7 @@ class ActorCritic(nn.Module):
             else:
                 self.own_logits = True  # rows of new tokens stand beside it
 
-    def forward(self, batch: Experience | PackedTokens | PreferencePairs) -> PolicyOutputs:
+    def forward(self, batch: Experience | JudgedAnswers | PackedTokens | PreferencePairs) -> PolicyOutputs:
         """Logprobs, entropies and values at the batch's labels; of an empty batch none, but attached to the graph."""
         device = batch.input_ids.device
         inputs: dict[str, Any] = {

@@ -2,6 +2,10 @@
 
     logprob = z[label] - log sum exp z,   entropy = log sum exp z - sum p z,   z = logits / temperature
 
+A token that was drawn among some of the vocabulary only (top-p, top-k) has its logprob and entropy among the same:
+the sums are over those, whatever the weights have become since. Were they chosen anew, a token could fall out and its
+logprob be minus infinity (DeepSeek-V3.2 2025, section 3.1, keeps them for the same reason).
+
 Chunks of logits are made in forward and again in backward, where the gradient of each token is known.
 """
 
@@ -10,10 +14,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from llmtrain.batch import KeptTokens
 from llmtrain.models.lm_head import CHUNK_ELEMENTS, CUDA_CHUNK_ELEMENTS
+
+LEFT_OUT = -1e30  # a logit without probability; its products with a probability of 0 are 0, which infinity's are not
 
 
 class TokenLogprobs(NamedTuple):
@@ -31,18 +38,24 @@ class LogprobHead(nn.Linear):
         hidden: Float[Tensor, "*batch hidden"],
         labels: Int[Tensor, " tokens"] | None = None,
         temperature: float = 1.0,
+        kept: KeptTokens | None = None,
     ) -> Tensor | TokenLogprobs:
         """Logits without `labels`; with them, the logprobs of `labels` behind `hidden` (tokens, hidden)."""
         if labels is None:
             return super().forward(hidden)
-        return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, self.weight, self.bias, labels, temperature))
+        return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, self.weight, self.bias, labels, temperature, kept))
 
 
 def logits_logprobs(
-    logits: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"], temperature: float
+    logits: Float[Tensor, "tokens vocab"],
+    labels: Int[Tensor, " tokens"],
+    temperature: float,
+    kept: KeptTokens | None = None,
 ) -> TokenLogprobs:
     """The same from logits, by autograd: the plain form of what the chunked one computes."""
     scaled = logits.float() / temperature
+    if kept is not None:
+        scaled = scaled.masked_fill(_left_out(kept, scaled), LEFT_OUT)
     log_probs = scaled.log_softmax(-1)
     return TokenLogprobs(log_probs.gather(-1, labels[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1))
 
@@ -56,17 +69,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias: Float[Tensor, " vocab"] | None,
         labels: Int[Tensor, " tokens"],
         temperature: float,
+        kept: KeptTokens | None,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         logprobs, entropies, log_z = (hidden.new_zeros(labels.shape, dtype=torch.float32) for _ in range(3))
         for chunk in _chunks(hidden, weight):
-            logits = nn.functional.linear(hidden[chunk], weight, bias).float().div_(temperature)
+            logits = _logits(hidden[chunk], weight, bias, temperature, _part(kept, chunk))
             z = logits.logsumexp(-1)
             log_z[chunk] = z
             logprobs[chunk] = logits.gather(-1, labels[chunk, None])[:, 0] - z
             probs = (logits - z[:, None]).exp_()
             entropies[chunk] = z - torch.linalg.vecdot(probs, logits)
         ctx.save_for_backward(hidden, weight, bias, labels, log_z, entropies)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.kept = temperature, kept
         return logprobs, entropies
 
     @staticmethod
@@ -77,7 +91,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
         for chunk in _chunks(hidden, weight):
-            logits = nn.functional.linear(hidden[chunk], weight, bias).float().div_(ctx.temperature)
+            logits = _logits(hidden[chunk], weight, bias, ctx.temperature, _part(ctx.kept, chunk))
             log_probs = logits.sub_(log_z[chunk, None])
             grad = log_probs.exp()  # the probabilities
             # d entropy / d z_k = -p_k (log p_k + entropy);  d logprob / d z_k = [k is the label] - p_k
@@ -92,7 +106,36 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         weight_grad = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None
+        return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None
+
+
+def _logits(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, " vocab"] | None,
+    temperature: float,
+    kept: KeptTokens | None,
+) -> Float[Tensor, "tokens vocab"]:
+    """The scaled logits of a chunk, to be written over."""
+    logits = nn.functional.linear(hidden, weight, bias).float().div_(temperature)
+    return logits if kept is None else logits.masked_fill_(_left_out(kept, logits), LEFT_OUT)
+
+
+def _left_out(kept: KeptTokens, logits: Float[Tensor, "tokens vocab"]) -> Bool[Tensor, "tokens vocab"]:
+    """True where a token could not be drawn."""
+    counts = torch.tensor(kept.counts)
+    rows = torch.arange(len(counts)).repeat_interleave(counts).to(logits.device)
+    left_out = torch.ones_like(logits, dtype=torch.bool)
+    left_out[rows, kept.ids.long()] = False
+    return left_out
+
+
+def _part(kept: KeptTokens | None, chunk: slice) -> KeptTokens | None:
+    """What the tokens of a chunk were drawn among."""
+    if kept is None:
+        return None
+    before, counts = sum(kept.counts[: chunk.start]), kept.counts[chunk]
+    return KeptTokens(kept.ids[before : before + sum(counts)], counts)
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:

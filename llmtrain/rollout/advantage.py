@@ -54,15 +54,6 @@ def shaped_rewards(
     return rewards
 
 
-def overlong_penalty(response_lengths: Sequence[int], max_response_tokens: int, buffer_tokens: int) -> Tensor:
-    """What a score loses to its response's length, from 0 to -1, shape (samples,) (Yu 2025, equation 13).
-
-    Zero up to `buffer_tokens` before `max_response_tokens`, falling in a straight line to -1 there.
-    """
-    lengths = torch.tensor(response_lengths, dtype=torch.float32)
-    return ((max_response_tokens - buffer_tokens - lengths) / buffer_tokens).clamp(-1.0, 0.0)
-
-
 def signal_groups(scores: Float[Tensor, " samples"], group_size: int) -> Bool[Tensor, " groups"]:
     """True where the scores of a group are not all equal: the others train nothing (Yu 2025, section 3.2)."""
     grouped = _grouped(scores, group_size)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmtrain.batch import IGNORE_INDEX, Experience, PackedTokens
+from llmtrain.batch import IGNORE_INDEX, Experience, KeptTokens, PackedTokens
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Episode:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     stopped: bool  # by a stop token, not by its budget
+    logprobs: tuple[float, ...] = ()  # of the response's tokens as they were drawn, in nats
+    kept: KeptTokens | None = None  # what they were drawn among; None: any token
 
     @property
     def num_tokens(self) -> int:
@@ -66,7 +68,15 @@ def pack_episodes(episodes: Sequence[Episode]) -> PackedTokens:
         segment_lengths=tuple(lengths),
         num_trained=sum(len(episode.response_ids) for episode in episodes),
         sample_ids=tuple(episode.sample_id for episode in episodes),
+        kept=join_kept([episode.kept for episode in episodes if episode.kept is not None]),
     )
+
+
+def join_kept(parts: Sequence[KeptTokens]) -> KeptTokens | None:
+    """What the tokens of several responses were drawn among, end to end; None of none."""
+    if not parts:
+        return None
+    return KeptTokens(torch.cat([part.ids for part in parts]), tuple(n for part in parts for n in part.counts))
 
 
 def as_experience(
@@ -92,4 +102,5 @@ def as_experience(
         old_values=old_values,
         returns=returns,
         sample_ids=packed.sample_ids,
+        kept=packed.kept,
     )

@@ -21,6 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmtrain.batch import KeptTokens
+from llmtrain.device import release_memory
 from llmtrain.models.attention import plan_segments
 from llmtrain.rollout.cache import CACHED_ATTENTION, LayerStates, PackedStates, RowCache
 from llmtrain.rollout.noise import exponentials
@@ -42,6 +44,7 @@ class Generated:
     response_ids: list[int]
     logprobs: list[float]
     stopped: bool  # by a stop token, which is the last of `response_ids`; else the budget ended it
+    kept: KeptTokens | None = None  # what each token was drawn among, on the CPU; None: any token
 
 
 @dataclass
@@ -50,6 +53,7 @@ class _Row:
     sample_id: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)  # for each token what it was drawn among, where that is not all
     stopped: bool = False
     ended: bool = False
 
@@ -73,6 +77,7 @@ def generate(
     _check_prompts(model, prompts, sample_ids, settings)
     answers = [_Row(tuple(prompt), sample) for prompt, sample in zip(prompts, sample_ids, strict=True)]
     waiting, rows, cache = deque(answers), list[_Row](), RowCache()
+    release_memory()
     with _generating(model):
         packs = settings.max_new_tokens >= PACKED_MIN_TOKENS and can_pack(model)
         linears: PackedLinears | None = None
@@ -88,7 +93,13 @@ def generate(
                     if all(row.ended for row in rows):
                         break
                     _step(model, rows, cache, settings)
-    return [Generated(row.ids, row.logprobs, row.stopped) for row in answers]
+    del linears, cache
+    release_memory()
+    return [Generated(row.ids, row.logprobs, row.stopped, _kept(row)) for row in answers]
+
+
+def _kept(row: _Row) -> KeptTokens | None:
+    return KeptTokens(torch.cat(row.kept), tuple(len(ids) for ids in row.kept)) if row.kept else None
 
 
 def _check_prompts(
@@ -219,8 +230,9 @@ def _extend(rows: Sequence[_Row], logits: Float[Tensor, "rows vocab"], settings:
     """Draw each row's next token. Raises ValueError for logits that are not finite."""
     samples, positions = [row.sample_id for row in rows], [len(row.ids) for row in rows]
     noise = exponentials(settings.seed, settings.rollout, samples, positions, noise_count(logits.shape[-1]))
-    token_ids, logprobs = draw(logits, noise, settings)
-    for row, token_id, logprob in zip(rows, token_ids.tolist(), logprobs.tolist(), strict=True):
+    token_ids, logprobs, kept = draw(logits, noise, settings)
+    kept_ids = [None] * len(rows) if kept is None else kept.ids.cpu().split(kept.counts)
+    for row, token_id, logprob, among in zip(rows, token_ids.tolist(), logprobs.tolist(), kept_ids, strict=True):
         if row.ended:
             continue
         if not math.isfinite(logprob):
@@ -231,6 +243,7 @@ def _extend(rows: Sequence[_Row], logits: Float[Tensor, "rows vocab"], settings:
             )
         row.ids.append(token_id)
         row.logprobs.append(logprob)
+        row.kept += [] if among is None else [among]
         row.stopped = token_id in settings.stop_ids
         row.ended = row.stopped or len(row.ids) == settings.max_new_tokens
 

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from llmtrain.intervals import mean_interval, wilson_interval
 from llmtrain.rollout.generate import generate
+from llmtrain.rollout.ranks import Ranks
+from llmtrain.rollout.rounds import Score
 from llmtrain.rollout.sampling import Sampling
-from llmtrain.rollout.source import Ranks, Score
 
 EVAL_ROLLOUT = 2**31 - 1  # its noise is no training rollout's, and the same each time
 
@@ -35,7 +36,8 @@ class HeldOutScore:
         mine = range(self.ranks.rank, len(self.prompts), self.ranks.world_size)
         prompts = [self.prompts[index] for index in mine]
         sampling = replace(self.sampling, rollout=EVAL_ROLLOUT)
-        responses = generate(self.policy, [prompt.ids for prompt in prompts], list(mine), sampling, lambda: False)
+        with self.ranks.gathered(self.policy):
+            responses = generate(self.policy, [prompt.ids for prompt in prompts], list(mine), sampling, lambda: False)
         if should_stop():
             return None
         assert responses is not None

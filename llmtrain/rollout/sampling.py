@@ -13,13 +13,24 @@ logprob do not depend on the rows beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from llmtrain.batch import KeptTokens
+
 BLOCK = 256  # tokens; about the square root of a vocabulary, so that both races are short
 FIRST_CANDIDATES = 64  # the likeliest tokens, among which top-p is looked for first; a full sort costs 30 times as much
+
+
+class Draws(NamedTuple):
+    """A token for each row."""
+
+    token_ids: Int[Tensor, " rows"]
+    logprobs: Float[Tensor, " rows"]  # under the distribution that it was drawn from
+    kept: KeptTokens | None  # what it was drawn among; None: any token
 
 
 @dataclass(frozen=True)
@@ -45,16 +56,19 @@ class Sampling:
             if not holds:
                 raise ValueError(f"rollout.{name}={value}: must be {allowed}")
 
+    @property
+    def keeps_some(self) -> bool:
+        """Whether a token is drawn among some of the vocabulary only."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k is not None)
+
 
 def noise_count(vocab_size: int) -> int:
     """Numbers of noise that a token takes."""
     return -(-vocab_size // BLOCK) + BLOCK
 
 
-def draw(
-    logits: Float[Tensor, "rows vocab"], noise: Float64[Tensor, "rows noise"], settings: Sampling
-) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """A token for each row, and its logprob under the distribution that it was drawn from.
+def draw(logits: Float[Tensor, "rows vocab"], noise: Float64[Tensor, "rows noise"], settings: Sampling) -> Draws:
+    """A token for each row, its logprob, and what it was drawn among.
 
     At temperature 0 it is the likeliest token, the first of equal ones, with its logprob at temperature 1. Logits that
     are not finite give a logprob that is not finite.
@@ -68,7 +82,7 @@ def draw(
     if settings.temperature > 0:
         shifted /= settings.temperature
     weights = shifted.exp()
-    if settings.temperature > 0:
+    if settings.keeps_some:
         weights = keep_likely(weights, settings.top_p, settings.top_k)
     blocks = torch.nn.functional.pad(weights, (0, num_blocks * BLOCK - vocab)).unflatten(-1, (num_blocks, BLOCK))
     totals = blocks.sum(-1, dtype=torch.float64)  # (rows, blocks)
@@ -80,7 +94,11 @@ def draw(
         runners = blocks.take_along_dim(first[..., None], 1)[:, 0]  # (rows, BLOCK)
         token_ids = first * BLOCK + (runners / within).argmax(-1, keepdim=True)
     logprobs = shifted.gather(-1, token_ids) - totals.sum(-1, keepdim=True).log()
-    return token_ids[:, 0], logprobs[:, 0].float()
+    kept = None
+    if settings.keeps_some:
+        keeps = weights > 0
+        kept = KeptTokens(keeps.nonzero()[:, 1].int(), tuple(keeps.sum(-1).tolist()))
+    return Draws(token_ids[:, 0], logprobs[:, 0].float(), kept)
 
 
 def keep_likely(weights: Float[Tensor, "rows vocab"], top_p: float, top_k: int | None) -> Float[Tensor, "rows vocab"]:

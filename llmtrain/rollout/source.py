@@ -2,15 +2,16 @@
 
 The loop pulls; when a rollout's minibatches are used up, the next rollout is made with the weights of that moment.
 Which prompts come, the noise of every token and the order of minibatches are pure functions of (seed, rollout), so a
-resumed run makes the same rollouts. A checkpoint inside a rollout keeps the experience that is left.
+resumed run makes the same rollouts. A checkpoint inside a rollout keeps the experience that is left, of every rank.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,48 +19,17 @@ from transformers import PreTrainedModel
 
 from llmtrain.batch import Experience, PackedTokens, empty_experience
 from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
-from llmtrain.objective import Interrupted
+from llmtrain.models.actor_critic import PolicyOutputs
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
-from llmtrain.rollout.advantage import (
-    ADVANTAGES,
-    AdaptiveKl,
-    Episodes,
-    moments,
-    shaped_rewards,
-    signal_groups,
-    whitened,
-)
+from llmtrain.rollout.account import rollout_metrics, sample_rows
+from llmtrain.rollout.advantage import ADVANTAGES, AdaptiveKl, Episodes, moments, shaped_rewards, whitened
 from llmtrain.rollout.experience import Episode, as_experience, group_episodes, pack_episodes
-from llmtrain.rollout.generate import Generated, generate
+from llmtrain.rollout.minibatches import minibatches
+from llmtrain.rollout.ranks import Ranks
+from llmtrain.rollout.remaining import Queue, collect, hand_out
+from llmtrain.rollout.rounds import PromptAt, Samples, Score, draw_samples
 from llmtrain.rollout.sampling import Sampling
-
-MAX_TRIES = 10  # rollouts in a row that may train nothing
-
-
-class Prompt(Protocol):
-    """What a rollout asks of a prompt."""
-
-    @property
-    def ids(self) -> tuple[int, ...]: ...
-
-
-Score = Callable[[Sequence[Any], Sequence[Generated], Sequence[int]], list[float]]
-"""(prompts, responses, sample ids) -> the score of each. Raises ValueError naming the sample that cannot be scored."""
-
-PromptAt = Callable[[int], Any]
-"""The prompt at a position of the order."""
-
-
-class Ranks(Protocol):
-    """The collectives that a rollout needs, as the runtime has them."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def sum_floats(self, values: Sequence[float]) -> list[float]: ...
-    def gather_floats(self, values: Sequence[float]) -> list[list[float]]: ...
-    def any(self, flag: bool) -> bool: ...
+from llmtrain.rollout.shaping import RunningScores
 
 
 @dataclass(frozen=True)
@@ -94,15 +64,25 @@ class RolloutSource:
         record: Record,
         say: Callable[[str], None],
     ) -> None:
-        self._roles, self._prompt_at, self._score = roles, prompt_at, score
-        self._policy, self._rollout, self._sampling = policy, rollout, sampling
+        self._roles, self._policy, self._rollout, self._sampling = roles, policy, rollout, sampling
         self._num_steps, self._capacity = num_steps, microbatch_tokens
-        self._ranks, self._should_stop, self._record, self._say = ranks, should_stop, record, say
+        self._ranks, self._record, self._say = ranks, record, say
+        self._draw = partial(
+            draw_samples,
+            policy=roles.policy,
+            prompt_at=prompt_at,
+            score=score,
+            config=rollout,
+            ranks=ranks,
+            should_stop=should_stop,
+        )
         self._has_critic = policy.advantage == "gae"
         self._kl = AdaptiveKl(policy.kl_coef, policy.kl_target or 1.0, policy.kl_horizon)
-        self._step = self._rollouts = 0
+        self._step = self._rollouts = self._position = 0
+        self._running = RunningScores()
         self._packs: list[Experience] = []
-        self._queue: list[list[int]] = []  # packs of each minibatch to come; -1: an empty one
+        self._queue: Queue = []
+        self._given: list[int] = []  # packs of the minibatch given last
         self._metrics: dict[str, float] = {}
 
     def next_step(self) -> list[Experience] | None:
@@ -112,113 +92,91 @@ class RolloutSource:
         """
         if self._step >= self._num_steps:
             return None
-        tries = 0
-        while not self._queue:
-            if tries == MAX_TRIES:
-                raise ValueError(
-                    f"in {MAX_TRIES} rollouts no prompt has had samples that differ in score, so none trains anything: "
-                    "raise rollout.num_prompts or samples_per_prompt, or make the reward finer"
-                )
-            self._roll_out()
-            tries += 1
+        if not self._queue:
+            with self._ranks.gathered(self._roles.trained):  # each rank reads and generates as often as it needs
+                self._roll_out()
         budget, kl = self._policy.kl_budget, self._metrics["rollout_kl"]
         if budget is not None and kl > budget:
             self._say(f"the KL of a response, {kl:.2f} nats, is over policy.kl_budget={budget:g}: the run ends here")
             return None
         self._step += 1
         nothing = empty_experience(has_reference=self._roles.reference is not None, has_critic=self._has_critic)
-        return [self._packs[index] if index >= 0 else nothing for index in self._queue.pop(0)]
+        self._given = self._queue.pop(0)
+        return [self._packs[index] if index >= 0 else nothing for index in self._given]
 
     def metrics(self) -> dict[str, float]:
         """What the rollout at hand was like, over all ranks."""
         return self._metrics
+
+    def put_back(self) -> None:
+        """Let the minibatch that was given last come again."""
+        self._queue.insert(0, self._given)
+        self._step -= 1
 
     def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Rollouts are not gone back over: a bad minibatch is skipped where it stands."""
         raise AssertionError("a spike rolls back on stored data only; the configuration refuses it here")
 
     def state_dict(self) -> dict[str, Any]:
-        left = sorted({index for step in self._queue for index in step if index >= 0})
+        """What every rank has in common, and the packs of all ranks that are left of the rollout."""
+        left = collect(self._packs, self._queue, self._ranks.gather_to_main) if self._queue else None
         return {
             "step": self._step,
             "rollouts": self._rollouts,
+            "position": self._position,
+            "scores": dict(vars(self._running)),
             "kl": self._kl.state_dict(),
             "metrics": dict(self._metrics),
-            "queue": [list(step) for step in self._queue],
-            "num_packs": len(self._packs),
-            "packs": {str(index): dict(vars(self._packs[index])) for index in left},
+            "left": left,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._step, self._rollouts = int(state["step"]), int(state["rollouts"])
+        self._position, self._running = int(state["position"]), RunningScores(**state["scores"])
         self._kl.load_state_dict(state["kl"])
         self._metrics = dict(state["metrics"])
-        self._queue = [[int(index) for index in step] for step in state["queue"]]
-        if self._ranks.world_size > 1 and self._queue:
-            # Only the main process's experience is saved: what is left of the rollout is left out, on every rank.
-            self._say(f"the rest of rollout {self._rollouts - 1} is not trained on: a new one is made")
-            self._queue, self._packs = [], []
-            return
-        packs = {int(index): _experience(fields) for index, fields in state["packs"].items()}
-        some = next(iter(packs.values()), None)
-        self._packs = [packs.get(index, some) for index in range(int(state["num_packs"]))] if some else []
+        self._packs, self._queue = [], []
+        if state["left"] is not None:
+            self._packs, self._queue = hand_out(state["left"], self._ranks.rank, self._ranks.world_size)
 
     def _roll_out(self) -> None:
         """Make the next rollout's packs and the order in which they are trained on. Raises Interrupted."""
-        prompts, sample_ids = self._asked()
-        sampling = replace(self._sampling, rollout=self._rollouts)
-        responses = generate(self._roles.policy, [p.ids for p in prompts], sample_ids, sampling, self._should_stop)
-        if self._ranks.any(responses is None):  # each rank stops by itself; all find out here
-            raise Interrupted
-        assert responses is not None
-        scores = self._scores(prompts, responses, sample_ids)
-        episodes = [
-            Episode(sample_id, tuple(prompt.ids), tuple(response.response_ids), response.stopped)
-            for sample_id, prompt, response in zip(sample_ids, prompts, responses, strict=True)
-        ]
-        size = self._rollout.samples_per_prompt
-        kept = list(range(len(episodes)))
-        if self._rollout.drop_even_groups:
-            kept = [index for index in kept if bool(signal_groups(scores, size)[index // size])]
-        self._packs, kl = self._experience([episodes[index] for index in kept], scores[kept])
-        self._note(episodes, scores, kl)
-        distances: list[float | None] = [None] * len(episodes)
-        for index, distance in zip(kept, kl.tolist(), strict=True):
-            distances[index] = distance
-        self._record(self._rollouts, _samples(prompts, responses, episodes, scores, distances))
+        drawn = self._draw(self._position, self._running, replace(self._sampling, rollout=self._rollouts))
+        started = time.perf_counter()
+        samples = drawn.samples
+        episodes = [_episode(samples, index) for index in drawn.kept]
+        self._packs, kl, gaps = self._experience(episodes, samples.shaped[drawn.kept])
+        read = time.perf_counter()
+        self._metrics = rollout_metrics(drawn, kl, gaps, self._rollout, self._ranks) | {
+            "kl_coef": self._kl.kl_coef,
+            "rollout_generate_seconds": samples.generate_seconds,
+            "rollout_score_seconds": samples.score_seconds,
+            "rollout_read_seconds": read - started,  # logprobs, values and the reference's logprobs
+        }
+        if self._metrics["rollout_stopped"] == 0 and self._rollouts == 0:
+            self._say("warning: no response of the first rollout ended by itself: raise rollout.max_new_tokens")
+        if self._policy.kl_target is not None:
+            self._kl.update(self._metrics["rollout_kl"], int(self._metrics["rollout_samples"]))
+        self._record(self._rollouts, sample_rows(drawn, kl))
         self._queue = self._order()
+        self._position, self._running = drawn.next_position, drawn.running
         self._rollouts += 1
 
-    def _asked(self) -> tuple[list[Any], list[int]]:
-        """This rank's prompts of the rollout, each as often as it is sampled, and the samples' numbers."""
-        size = self._rollout.samples_per_prompt
-        first = self._rollouts * self._rollout.num_prompts
-        positions = range(first + self._ranks.rank, first + self._rollout.num_prompts, self._ranks.world_size)
-        prompts = [prompt for position in positions for prompt in [self._prompt_at(position)] * size]
-        return prompts, [position * size + sample for position in positions for sample in range(size)]
+    def _experience(self, episodes: Sequence[Episode], scores: Tensor) -> tuple[list[Experience], Tensor, Tensor]:
+        """The packs of a rollout, the KL of each sample to the reference, (samples,), and what `_behaviour` gives.
 
-    def _scores(self, prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> Tensor:
-        """The score of each response, (samples,), less the penalty of one that was cut off, within its bounds."""
-        scores = torch.tensor(self._score(prompts, responses, sample_ids), dtype=torch.float32)
-        cut_off = torch.tensor([not response.stopped for response in responses])
-        scores -= self._rollout.missing_eos_penalty * cut_off
-        clip = self._rollout.score_clip
-        return scores if clip is None else scores.clamp(-clip, clip)
-
-    def _experience(self, episodes: Sequence[Episode], scores: Tensor) -> tuple[list[Experience], Tensor]:
-        """The packs of a rollout, and the KL of each sample to the reference, (samples,)."""
+        Collective.
+        """
         if not episodes:
-            self._estimate(scores, scores, None, ())
-            return [], scores
+            self._estimate(scores, scores, scores if self._has_critic else None, ())
+            return [], scores, scores
         lengths = [episode.num_tokens for episode in episodes]
         grouped = group_episodes(lengths, self._capacity, self._rollout.samples_per_prompt)
         packs = [pack_episodes([episodes[index] for index in indices]) for indices in grouped]
-        said = [self._read(pack) for pack in packs]
-        old_logprobs = torch.cat([logprobs for logprobs, _, _ in said])
-        values = torch.cat([value for _, value, _ in said if value is not None]) if self._has_critic else None
+        old_logprobs, values, gaps = self._behaviour(episodes, packs)
         ref_logprobs = None
-        if self._roles.reference is not None:
-            ref_logprobs = torch.cat([logprobs for _, _, logprobs in said if logprobs is not None])
+        if (reference := self._roles.reference) is not None:
+            ref_logprobs = torch.cat([self._read(reference, pack).logprobs for pack in packs])
         response_lengths = tuple(len(episode.response_ids) for episode in episodes)
         kl = torch.zeros_like(old_logprobs)
         if ref_logprobs is not None:
@@ -241,7 +199,22 @@ class RolloutSource:
             )
             for number, (pack, indices) in enumerate(zip(packs, grouped, strict=True))
         ]
-        return made, per_sample(kl, response_lengths)
+        return made, per_sample(kl, response_lengths), gaps
+
+    def _behaviour(
+        self, episodes: Sequence[Episode], packs: Sequence[PackedTokens]
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logprobs that ratios start from and the critic's values, (tokens,), and the gaps between generation and read.
+
+        Without a critic, logprobs that come from generation are compared on the first pack only.
+        """
+        drawn = torch.tensor([logprob for episode in episodes for logprob in episode.logprobs])
+        takes_drawn = self._rollout.behaviour == "generate"
+        to_read = packs[:1] if takes_drawn and not self._has_critic else packs
+        said = [self._read(self._roles.trained, pack) for pack in to_read]
+        read = torch.cat([outputs.logprobs for outputs in said])
+        values = [outputs.values for outputs in said if outputs.values is not None]
+        return drawn if takes_drawn else read, torch.cat(values) if values else None, read - drawn[: len(read)]
 
     def _estimate(
         self, scores: Tensor, kl: Tensor, values: Tensor | None, response_lengths: tuple[int, ...]
@@ -265,91 +238,29 @@ class RolloutSource:
         return advantages, estimates.returns
 
     @torch.no_grad()
-    def _read(self, pack: PackedTokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Logprobs, values and the reference's logprobs of a pack's response tokens, on the CPU."""
-        trained, batch = self._roles.trained, pack.to(self._ranks.device)
-        was_training = trained.training
-        trained.eval()
-        said = trained(batch)
-        trained.train(was_training)
-        reference = None if self._roles.reference is None else self._roles.reference(batch).logprobs.cpu()
-        return said.logprobs.cpu(), None if said.values is None else said.values.cpu(), reference
+    def _read(self, module: nn.Module, pack: PackedTokens) -> PolicyOutputs:
+        """What a module says of a pack's response tokens, on the CPU."""
+        was_training = module.training
+        module.eval()
+        said: PolicyOutputs = module(pack.to(self._ranks.device))
+        module.train(was_training)
+        values = None if said.values is None else said.values.cpu()
+        return PolicyOutputs(said.logprobs.cpu(), said.entropies.cpu(), values)
 
-    def _order(self) -> list[list[int]]:
-        """The packs of each minibatch, shuffled anew in each pass; as many on every rank, empty ones among them."""
-        counts = [int(count) for (count,) in self._ranks.gather_floats([float(len(self._packs))])]
-        num_minibatches = min(self._rollout.minibatches, max(counts))
-        queue = []
-        for epoch in range(self._rollout.epochs if num_minibatches else 0):
-            order = self._shuffled(len(self._packs), epoch)
-            each = -(-max(counts) // num_minibatches)
-            for number in range(num_minibatches):
-                chosen = order[number::num_minibatches]
-                queue.append(chosen + [-1] * (each - len(chosen)))
-        return queue
-
-    def _shuffled(self, count: int, epoch: int) -> list[int]:
-        name = f"{self._sampling.seed}/{self._rollouts}/{epoch}/{self._ranks.rank}"
-        seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
-        permutation: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-        return permutation
-
-    def _note(self, episodes: Sequence[Episode], scores: Tensor, kl: Tensor) -> None:
-        """Means over all ranks, and the KL coefficient of the next rollout."""
-        size = self._rollout.samples_per_prompt
-        even = float((~signal_groups(scores, size)).sum()) * size if size > 1 else 0.0
-        lengths = float(sum(len(episode.response_ids) for episode in episodes))
-        stopped = float(sum(episode.stopped for episode in episodes))
-        count, score, square, measured, total_kl, tokens, ended, flat = self._ranks.sum_floats(
-            [
-                len(episodes),
-                float(scores.sum()),
-                float((scores**2).sum()),
-                len(kl),
-                float(kl.sum()),
-                lengths,
-                stopped,
-                even,
-            ]
-        )
-        mean, mean_kl = score / count, total_kl / max(1.0, measured)
-        self._metrics = {
-            "rollout_score": mean,
-            "rollout_score_std": max(0.0, square / count - mean**2) ** 0.5,
-            "rollout_kl": mean_kl,
-            "rollout_response_tokens": tokens / count,
-            "rollout_stopped": ended / count,
-            "kl_coef": self._kl.kl_coef,
-        }
-        if size > 1:
-            self._metrics["rollout_even_groups"] = flat / count
-        if ended == 0 and self._rollouts == 0:
-            self._say("warning: no response of the first rollout ended by itself: raise rollout.max_new_tokens")
-        if self._policy.kl_target is not None:
-            self._kl.update(mean_kl, int(count))
+    def _order(self) -> Queue:
+        """The packs of each minibatch, as many on every rank. Collective."""
+        most = max(int(count) for (count,) in self._ranks.gather_floats([float(len(self._packs))]))
+        name = f"{self._sampling.seed}/{self._rollouts}/{self._ranks.rank}"
+        return minibatches(len(self._packs), most, self._rollout.minibatches, self._rollout.epochs, name)
 
 
-def _samples(
-    prompts: Sequence[Any],
-    responses: Sequence[Generated],
-    episodes: Sequence[Episode],
-    scores: Tensor,
-    kl: Sequence[float | None],
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "sample": episode.sample_id,
-            "prompt": prompt,
-            "response": response,
-            "score": round(float(score), 6),
-            "kl": None if distance is None else round(distance, 6),
-            "stopped": episode.stopped,
-        }
-        for episode, prompt, response, score, distance in zip(episodes, prompts, responses, scores, kl, strict=True)
-    ]
-
-
-def _experience(fields: Mapping[str, Any]) -> Experience:
-    tuples = ("segment_lengths", "response_lengths", "sample_ids")
-    restored: dict[str, Any] = {name: tuple(value) if name in tuples else value for name, value in fields.items()}
-    return Experience(**restored)
+def _episode(samples: Samples, index: int) -> Episode:
+    response = samples.responses[index]
+    return Episode(
+        samples.sample_ids[index],
+        tuple(samples.prompts[index].ids),
+        tuple(response.response_ids),
+        response.stopped,
+        tuple(response.logprobs),
+        response.kept,
+    )

@@ -94,7 +94,7 @@ class Loop(Generic[BatchType]):
 
     def _step(self) -> Outcome | None:
         """One optimizer step; None where the run goes on."""
-        started, before, progress = time.perf_counter(), self.source.state_dict(), self.progress
+        started, progress = time.perf_counter(), self.progress
         try:
             microbatches = self.source.next_step()
         except Interrupted:
@@ -107,7 +107,7 @@ class Loop(Generic[BatchType]):
         counts = [{"input_tokens": batch.num_tokens, **self.objective.counts(batch)} for batch in microbatches]
         totals, stop = self.runtime.sum_counts(counts, self.stop.requested is not None)
         if stop:
-            self.source.load_state_dict(before)
+            self.source.put_back()
             self.log.say(f"{self.stop.requested or 'a signal on another rank'}: stopping after {progress.step} steps")
             return "interrupted"
         metrics = []

@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -31,6 +32,7 @@ from llmtrain.objective import Counts, Metrics
 from llmtrain.train import engine_state
 from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, is_on
 from llmtrain.train.watchdog import Watchdog
+from llmtrain.train.whole_weights import whole_weights
 
 Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -61,7 +63,7 @@ CAPABILITIES: dict[str, dict[Engine, str | None]] = {
     "dora": dict.fromkeys(ENGINES, None) | {"zero3": "its norms need whole weights", "fsdp2": _UNTESTED},
     "quantize": _NOWHERE | {"single": None, "ddp": None},
     "8-bit optimizer": _NOWHERE | {"single": None, "ddp": None},
-    "rollouts": dict.fromkeys(ENGINES, None) | {"zero3": _SHARDED, "fsdp2": _SHARDED},
+    "rollouts": dict.fromkeys(ENGINES, None) | {"fsdp2": _SHARDED},
 }
 NEED_CUDA = ("quantize", "8-bit optimizer")
 
@@ -144,6 +146,7 @@ class Runtime:
         prepared, wrapped = self._accelerator.prepare(model, optimizer)
         self._optimizer = optimizer  # `wrapped` without accelerate's wrapper
         self._module: nn.Module = prepared if self.engine == "fsdp2" else model
+        self._prepared = prepared
         if self._is_deepspeed:
             for group in {prepared.data_parallel_group, prepared.seq_data_parallel_group}:
                 dist.distributed_c10d._set_pg_timeout(self._backstop, group)
@@ -235,6 +238,22 @@ class Runtime:
             dist.all_gather(rows, mine)
         return [row.tolist() for row in rows]
 
+    def gather_to_main(self, values: Tensor) -> list[Tensor]:
+        """Every rank's values, (elements,), as many as each has, on the CPU of the main process; none on the others."""
+        if self.world_size == 1:
+            return [values.cpu()]
+        sizes = [int(size) for (size,) in self.gather_floats([values.numel()])]
+        mine = torch.zeros(max(1, *sizes), dtype=values.dtype, device=self.device)
+        mine[: values.numel()] = values
+        rows = [torch.empty_like(mine) for _ in sizes] if self.is_main else []
+        dist.gather(mine, rows or None)
+        return [row[:size].cpu() for row, size in zip(rows, sizes, strict=False)]
+
+    def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
+        """With the module's weights whole, to be called as a plain one, as often as this rank needs. Collective."""
+        self._arrive("gathered")
+        return whole_weights(self._prepared, module) if self.engine == "zero3" else nullcontext()
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         return self._summed("any", [float(flag)])[0] > 0
@@ -279,11 +298,18 @@ class Runtime:
         if self.is_main:
             self._accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
 
-    def finish(self) -> None:
-        """Close the trackers and leave the other processes."""
+    def finish(self, *, leave: bool = True) -> None:
+        """Close the trackers and leave the other processes, or wait for them and stay for another runtime."""
+        if not leave:
+            self.barrier()
         if self._watchdog is not None:
             self._watchdog.stop()
-        self._accelerator.end_training()
+        if leave:
+            self._accelerator.end_training()
+            return
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+        AcceleratorState._reset_state()  # what it says of precision and engine is of this run
 
     @property
     def shards_parameters(self) -> bool:

@@ -19,14 +19,24 @@ def launch(
     """Run a script under recipes/accelerate/CONFIG.yaml; None: in one process, without a launcher."""
     if config is None:
         return run([sys.executable, str(script), *arguments])
-    file = ROOT / "recipes" / "accelerate" / f"{config}.yaml"
-    return accelerate(["--config_file", str(file), "--num_processes", str(num_processes)], script, arguments)
+    return run(command(script, arguments, options_of(config, num_processes)))
 
 
 def accelerate(options: Sequence[str], script: Path, arguments: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run `accelerate launch OPTIONS SCRIPT ARGUMENTS`."""
+    return run(command(script, arguments, options))
+
+
+def command(script: Path, arguments: Sequence[str], options: Sequence[str]) -> list[str]:
     """`accelerate launch OPTIONS SCRIPT ARGUMENTS`, on a free port."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    return run([*launcher, *options, str(script), *arguments])
+    return [*launcher, *options, str(script), *arguments]
+
+
+def options_of(config: str, num_processes: int = 2) -> list[str]:
+    """The launcher's options for recipes/accelerate/CONFIG.yaml."""
+    file = ROOT / "recipes" / "accelerate" / f"{config}.yaml"
+    return ["--config_file", str(file), "--num_processes", str(num_processes)]
 
 
 def torchrun(script: Path) -> subprocess.CompletedProcess[str]:

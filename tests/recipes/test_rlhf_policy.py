@@ -141,6 +141,12 @@ def test_groups_without_a_signal_are_left_out(task: Path, tmp_path: Path) -> Non
         ({"rollout": {"rewards": ["no_such_reward"]}}, "no reward 'no_such_reward'"),
         ({"rollout": {"max_new_tokens": 16}}, "leaves no room for a prompt"),
         ({"train": {"steps": None, "epochs": 1}}, "train.epochs means nothing"),
+        ({"rollout": {"overlong_buffer_tokens": 5}}, "overlong_buffer_tokens=5 is more than rollout.max_new_tokens=4"),
+        ({"rollout": {"overlong_penalty": 2.0}}, "overlong_penalty does nothing without rollout.overlong_buffer_tokens"),
+        ({"rollout": {"on_weak_reward": "refuse"}}, "on_weak_reward does nothing without a reward of the name model"),
+        ({"policy": {"critic_init": "reward"}}, "rollout.rewards names 0 reward models: name one"),
+        ({"policy": {"critic_init": "no/such/folder"}}, "no/such/folder: neither a run's folder nor a model's"),
+        ({"reward": {}}, "reward and policy are sections of different stages: put what each needs under reward_stage"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(

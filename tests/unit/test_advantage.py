@@ -14,7 +14,6 @@ from llmtrain.rollout.advantage import (
     group_mean,
     leave_one_out,
     moments,
-    overlong_penalty,
     reinforce_plus_plus,
     shaped_rewards,
     signal_groups,
@@ -147,10 +146,6 @@ def test_the_score_stands_on_the_last_token_and_the_kl_on_each() -> None:
     kl = torch.tensor([0.5, 0.0, 1.0, 2.0, -1.0, 3.0])
     rewards = shaped_rewards(torch.tensor([1.0, 2.0, -1.0]), kl, 0.1, LENGTHS)
     assert rewards.tolist() == pytest.approx([-0.05, 0.0, 1.0 - 0.1, 2.0 - 0.2, 0.1, -1.0 - 0.3])
-
-
-def test_overlong_penalty_falls_in_a_straight_line_within_the_buffer() -> None:
-    assert overlong_penalty([1, 80, 85, 90, 100, 120], 100, 20).tolist() == pytest.approx([0, 0, -0.25, -0.5, -1, -1])
 
 
 def test_groups_with_signal_are_those_whose_scores_differ() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 
 from llmtrain.cli.main import VERBS
 from llmtrain.config import Section, TokenizerTrainConfig
-from llmtrain.config_file import load_config, sections_of
-from llmtrain.schemas import PolicyStageConfig, PretrainConfig, RewardStageConfig, SftConfig
+from llmtrain.config_file import load_config, load_tree, sections_of
+from llmtrain.rollout.reward_functions import REWARDS
+from llmtrain.schemas import PolicyStageConfig, PreferenceStageConfig, PretrainConfig, RewardStageConfig, SftConfig
+from llmtrain.stages import stage_configs
 from llmtrain.train.runtime import CAPABILITIES, ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +28,12 @@ SCHEMAS: dict[str, type[Section]] = {
     "recipes/rlhf.py": RewardStageConfig,
     "tokenizer/train.py": TokenizerTrainConfig,
 }
+
+
+def load_stages(argv: list[str]) -> None:
+    """Read a file of several stages as the recipe does."""
+    stages = runpy.run_path(str(ROOT / "recipes" / "rlhf.py"))["STAGES"]
+    assert len(stage_configs(load_tree(argv), stages)) > 1
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -77,8 +86,14 @@ def test_a_shown_command_would_start(page: Path, words: list[str]) -> None:
     if words[script] in SCHEMAS and arguments != ["--help"]:
         config, *overrides = arguments
         schema = SCHEMAS[words[script]]
-        if "policy" in sections_of([str(ROOT / config)]):
+        sections = sections_of([str(ROOT / config)])
+        if any(section.endswith("_stage") for section in sections):
+            load_stages([str(ROOT / config), *overrides])
+            return
+        if "policy" in sections:
             schema = PolicyStageConfig
+        elif "preference" in sections:
+            schema = PreferenceStageConfig
         load_config(schema, [str(ROOT / config), *overrides])
 
 
@@ -89,9 +104,17 @@ def test_the_first_page_shows_commands() -> None:
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
 def test_a_configuration_of_ours_is_valid(path: Path) -> None:
     is_tokenizer = path.parent.name == "tokenizer" or path.stem.endswith("_tokenizer")
-    by_name = {"sft": SftConfig, "reward": RewardStageConfig, "ppo": PolicyStageConfig}
+    by_name = {"sft": SftConfig, "reward": RewardStageConfig, "ppo": PolicyStageConfig, "dpo": PreferenceStageConfig}
+    if path.stem.startswith("rlhf"):
+        load_stages([str(path)])
+        return
     schema = by_name.get(path.stem.split("_")[0], PretrainConfig)
     load_config(TokenizerTrainConfig if is_tokenizer else schema, [str(path)])
+
+
+def test_every_reward_that_there_is_is_listed() -> None:
+    page = (ROOT / "docs" / "rlhf.md").read_text(encoding="utf-8")
+    assert not [name for name in [*REWARDS, "model"] if f"`{name}`" not in page]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

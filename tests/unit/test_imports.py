@@ -37,6 +37,14 @@ MAY_IMPORT = {
     "reward_term": CONTRACTS | ROOMS | {"eval", "rollout"},
     "policy_stage": CONTRACTS | ROOMS | {"run", "schemas", "rollout", "training", "reward_term"},
     "reward_stage": CONTRACTS | ROOMS | {"run", "schemas", "eval", "training"},
+    "reference_logprobs": CONTRACTS | {"data", "train"},
+    "tuned_export": CONTRACTS | {"models", "train", "run", "schemas"},
+    "kl_batches": CONTRACTS | {"objectives"},
+    "preference_parts": CONTRACTS | ROOMS | {"schemas", "eval", "kl_batches"},
+    "preference_stage": CONTRACTS
+    | ROOMS
+    | {"run", "schemas", "training", "preference_parts", "reference_logprobs", "tuned_export"},
+    "stages": CONTRACTS | {"config_file", "run", "schemas"},
     "__main__": {"cli"},
     "cli": CONTRACTS
     | ROOMS

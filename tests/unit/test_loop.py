@@ -60,6 +60,9 @@ class NumberedSamples:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def put_back(self) -> None:
+        self.step -= 1
+
     def skip_last(self, state: Mapping[str, Any]) -> dict[str, Any]:
         return {**state, "skip_list": sorted([*self.skip_list, *self._ids(self.step - 1)])}
 

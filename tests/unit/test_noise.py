@@ -113,8 +113,24 @@ def test_tokens_and_logprobs_are_those_of_transformers_filters(settings: Samplin
     drawn, kept = counts(logits, 4_000, settings), ~expected.isinf()
     assert not drawn[~kept].any()
     assert chi_square(drawn[kept], expected[kept].exp()) <= chi_square_bound(int(kept.sum()) - 1)
-    token_ids, logprobs = draw(logits.expand(50, -1), noise_for(logits, 50), settings)
+    token_ids, logprobs, _ = draw(logits.expand(50, -1), noise_for(logits, 50), settings)
     torch.testing.assert_close(logprobs, expected[token_ids], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [Sampling(1, top_k=5), Sampling(1, top_p=0.9), Sampling(1, 0.7, 0.8, 12)])
+def test_what_a_token_was_drawn_among_is_what_the_filters_keep(settings: Sampling) -> None:
+    logits = 2 * torch.randn(6, 200, generator=torch.Generator().manual_seed(1))
+    token_ids, _, kept = draw(logits, noise_for(logits, 6), settings)
+    assert kept is not None
+    for row, ids in enumerate(kept.ids.split(kept.counts)):
+        assert ids.tolist() == warped(logits[row : row + 1], settings)[0].isfinite().nonzero()[:, 0].tolist()
+        assert int(token_ids[row]) in ids
+
+
+def test_a_draw_from_the_whole_vocabulary_keeps_nothing_back() -> None:
+    logits = torch.randn(2, 50)
+    assert draw(logits, noise_for(logits, 2), ONE).kept is None
+    assert draw(logits, noise_for(logits, 2), Sampling(1, temperature=0, top_k=5)).kept is None
 
 
 def test_equally_likely_tokens_at_the_bound_are_all_kept() -> None:
@@ -127,13 +143,13 @@ def test_no_noise_points_to_an_impossible_token() -> None:
     logits[0, :3] = torch.tensor([0.1, 0.2, 0.3])
     smallest = torch.full((1, noise_count(1_000)), 2.0**-54, dtype=torch.float64)
     for noise in (smallest, smallest * 2.0**60):
-        token_ids, logprobs = draw(logits, noise, ONE)
+        token_ids, logprobs, _ = draw(logits, noise, ONE)
         assert token_ids.tolist() == [2] and bool(logprobs.isfinite().all())
 
 
 def test_temperature_zero_takes_the_likeliest_token() -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
-    token_ids, logprobs = draw(logits, noise_for(logits, 4), Sampling(1, temperature=0))
+    token_ids, logprobs, _ = draw(logits, noise_for(logits, 4), Sampling(1, temperature=0))
     assert torch.equal(token_ids, logits.argmax(-1))
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmtrain.batch import Experience
+from llmtrain.batch import Experience, KeptTokens
 from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.lm_head import CausalLMLoss
@@ -43,6 +46,12 @@ class OneRank:
     def gather_floats(self, values: Sequence[float]) -> list[list[float]]:
         return [list(values)]
 
+    def gather_to_main(self, values: Tensor) -> list[Tensor]:
+        return [values]
+
+    def gathered(self, module: torch.nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def any(self, flag: bool) -> bool:
         return flag
 
@@ -52,6 +61,29 @@ class RankOf(OneRank):
 
     def __init__(self, rank: int) -> None:
         self.rank, self.world_size = rank, 2
+
+
+class OneOfSeveral(OneRank):
+    """A rank that is a thread, and meets the others at a desk where each leaves what it has."""
+
+    def __init__(self, rank: int, meeting: threading.Barrier) -> None:
+        self.rank, self.world_size, self._meeting = rank, meeting.parties, meeting
+
+    def _exchanged(self, value: Any) -> list[Any]:
+        vars(self._meeting).setdefault("desk", {})[self.rank] = value
+        self._meeting.wait()
+        left = [vars(self._meeting)["desk"][rank] for rank in range(self.world_size)]
+        self._meeting.wait()
+        return left
+
+    def sum_floats(self, values: Sequence[float]) -> list[float]:
+        return [sum(column) for column in zip(*self._exchanged(list(values)), strict=True)]
+
+    def gather_floats(self, values: Sequence[float]) -> list[list[float]]:
+        return self._exchanged(list(values))
+
+    def any(self, flag: bool) -> bool:
+        return any(self._exchanged(flag))
 
 
 def prompt_at(position: int) -> Asked:
@@ -93,7 +125,7 @@ def source_of(made: Roles, *, ranks: Any = None, policy: dict[str, Any] | None =
         score,
         PolicyConfig.model_validate(policy or {}),
         rollout,
-        Sampling(max_new_tokens=5, temperature=0.9, stop_ids=(1,), seed=3),
+        Sampling(max_new_tokens=5, temperature=0.9, top_p=rollout.top_p, top_k=rollout.top_k, stop_ids=(1,), seed=3),
         num_steps=changes.get("num_steps", 100),
         microbatch_tokens=changes.get("microbatch_tokens", 24),
         ranks=ranks or OneRank(),
@@ -103,19 +135,24 @@ def source_of(made: Roles, *, ranks: Any = None, policy: dict[str, Any] | None =
     )
 
 
-def test_on_the_first_minibatch_every_ratio_is_exactly_one() -> None:
+FILTERS = [{}, {"top_k": 4}, {"top_p": 0.8}, {"top_k": 9, "top_p": 0.7}]
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+def test_on_the_first_minibatch_every_ratio_is_exactly_one(filters: dict[str, Any]) -> None:
     made, module = roles()
-    first = source_of(made).next_step()
+    first = source_of(made, **filters).next_step()
     assert first and sum(len(batch.response_lengths) for batch in first) == 3
     module.train()
     for batch in first:
         assert torch.equal(module(batch).logprobs, batch.old_logprobs)
 
 
-def test_behaviour_logprobs_are_those_that_the_tokens_were_drawn_with() -> None:
+@pytest.mark.parametrize("filters", FILTERS)
+def test_behaviour_logprobs_are_those_that_the_tokens_were_drawn_with(filters: dict[str, Any]) -> None:
     made, _ = roles()
     seen: list[Any] = []
-    source = source_of(made, record=lambda number, rows: seen.extend(rows), minibatches=1)
+    source = source_of(made, record=lambda number, rows: seen.extend(rows), minibatches=1, **filters)
     batches = source.next_step()
     assert batches is not None
     by_sample = {row["sample"]: row["response"].logprobs for row in seen}
@@ -123,7 +160,65 @@ def test_behaviour_logprobs_are_those_that_the_tokens_were_drawn_with() -> None:
         for sample, logprobs in zip(
             batch.sample_ids, batch.old_logprobs.split(list(batch.response_lengths)), strict=True
         ):
-            assert logprobs.tolist() == pytest.approx(by_sample[sample], abs=1e-4)
+            assert logprobs.tolist() == pytest.approx(by_sample[sample], abs=1e-5)
+    assert source.metrics()["rollout_logprob_gap"] <= source.metrics()["rollout_logprob_gap_max"] < 1e-5
+
+
+def test_a_policy_that_moved_is_read_among_what_its_tokens_were_drawn_among() -> None:
+    made, module = roles()
+    batches = source_of(made, minibatches=1, top_p=0.5).next_step()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        for batch in batches or ():
+            assert batch.kept is not None
+            said, whole = module(batch), module(replace(batch, kept=None))
+            assert bool(said.logprobs.isfinite().all()) and bool((said.logprobs >= whole.logprobs).all())
+
+
+def counting(module: torch.nn.Module) -> list[int]:
+    """The tokens of each call to a module from now on."""
+    calls: list[int] = []
+    module.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].num_tokens))
+    return calls
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.8}])
+def test_logprobs_of_generation_spare_a_read_and_give_ratios_within_the_gap(filters: dict[str, Any]) -> None:
+    made, module = roles(has_critic=False)
+    calls = counting(module)
+    policy, settings = {"advantage": "rloo"}, {"samples_per_prompt": 2, "minibatches": 1, "microbatch_tokens": 32}
+    source = source_of(made, policy=policy, behaviour="generate", **settings, **filters)
+    batches = source.next_step()
+    assert batches and len(batches) > 1 and len(calls) == 1
+    with torch.no_grad():
+        moved = torch.cat([module(batch).logprobs - batch.old_logprobs for batch in batches]).abs()
+    assert 0 < float(moved.max()) < 1e-5
+    assert 0 < source.metrics()["rollout_logprob_gap"] <= source.metrics()["rollout_logprob_gap_max"] < 1e-5
+
+
+def test_a_critic_measures_the_gap_of_every_token() -> None:
+    made, module = roles()
+    source = source_of(made, behaviour="generate", minibatches=1)
+    batches = source.next_step()
+    assert batches
+    with torch.no_grad():
+        gaps = torch.cat([module(batch).logprobs - batch.old_logprobs for batch in batches]).abs()
+    assert source.metrics()["rollout_logprob_gap"] == pytest.approx(float(gaps.mean()), rel=1e-4)
+    assert source.metrics()["rollout_logprob_gap_max"] == pytest.approx(float(gaps.max()), rel=1e-6)
+
+
+def test_normalised_scores_are_trained_on_and_plain_ones_are_told() -> None:
+    seen: list[Any] = []
+    policy = {"advantage": "dr_grpo", "kl_coef": 0.0}
+    changes = {"samples_per_prompt": 2, "minibatches": 1, "score_normalise": True}
+    source = source_of(roles(False)[0], policy=policy, record=lambda number, rows: seen.extend(rows), **changes)
+    source.next_step()
+    plain = torch.tensor([row["score"] for row in seen], dtype=torch.float64)
+    shaped = torch.tensor([row["shaped_score"] for row in seen], dtype=torch.float64)
+    torch.testing.assert_close(shaped, (plain - plain.mean()) / plain.std(correction=0), rtol=0, atol=1e-5)
+    assert source.metrics()["rollout_score"] == pytest.approx(float(plain.mean()))
+    assert source.metrics()["rollout_shaped_score"] == pytest.approx(0, abs=1e-6)
 
 
 def test_every_episode_comes_once_a_pass_and_each_pass_in_another_order() -> None:
@@ -169,23 +264,69 @@ def test_the_ranks_share_the_prompts_and_draw_what_one_rank_draws() -> None:
     assert both == drawn and len(drawn) == 12
 
 
-def test_a_source_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:
-    made, _ = roles()
-    alone, stopped = source_of(made, minibatches=3), source_of(made, minibatches=3)
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "reinforce_pp"])
+def test_a_rank_without_a_prompt_keeps_up_with_the_others(advantage: str) -> None:
+    def steps(rank: int, meeting: threading.Barrier) -> list[list[int]]:
+        ranks, policy = OneOfSeveral(rank, meeting), {"advantage": advantage}
+        source = source_of(made[rank], ranks=ranks, policy=policy, num_prompts=1, samples_per_prompt=2)
+        return [[len(batch.response_lengths) for batch in source.next_step() or ()] for _ in range(3)]
+
+    made = [roles(advantage == "gae")[0] for _ in range(2)]
+    meeting = threading.Barrier(2, timeout=30)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(steps, range(2), [meeting] * 2))
+    assert found == [[[2]] * 3, [[0]] * 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"top_p": 0.8},
+        {"score_normalise": True},
+        {"policy": {"advantage": "rloo"}, "samples_per_prompt": 2, "drop_even_groups": True, "behaviour": "generate"},
+    ],
+)
+def test_a_source_goes_on_from_its_state_as_if_it_had_not_stopped(changes: dict[str, Any]) -> None:
+    made, _ = roles(has_critic="policy" not in changes)
+    alone, stopped, resumed = (source_of(made, minibatches=3, **changes) for _ in range(3))
     for _ in range(4):
         alone.next_step(), stopped.next_step()
-    resumed = source_of(made, minibatches=3)
     resumed.load_state_dict(stopped.state_dict())
     for _ in range(5):  # the rest of this rollout, and into the next one
         for one, other in zip(alone.next_step() or (), resumed.next_step() or (), strict=True):
             assert_same(one, other)
-    assert alone.metrics() == resumed.metrics()
+    assert without_seconds(alone.metrics()) == without_seconds(resumed.metrics())
+
+
+def test_a_minibatch_that_is_put_back_comes_again() -> None:
+    source = source_of(roles()[0], minibatches=3, microbatch_tokens=1)
+    source.next_step()
+    given = source.next_step()
+    source.put_back()
+    again = source.next_step()
+    assert given and again and [batch.sample_ids for batch in given] == [batch.sample_ids for batch in again]
+    assert source.state_dict()["step"] == 2
+
+
+def without_seconds(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.endswith("_seconds")}
+
+
+def test_a_rollout_tells_how_long_it_generated_scored_and_read() -> None:
+    source = source_of(roles()[0])
+    source.next_step()
+    seconds = {name for name, value in source.metrics().items() if name.endswith("_seconds") and value > 0}
+    assert seconds == {"rollout_generate_seconds", "rollout_score_seconds", "rollout_read_seconds"}
 
 
 def assert_same(one: Experience, other: Experience) -> None:
     for name, value in vars(one).items():
         found = getattr(other, name)
-        assert torch.equal(value, found) if isinstance(value, Tensor) else value == found, name
+        if isinstance(value, KeptTokens):
+            assert torch.equal(value.ids, found.ids) and value.counts == found.counts
+        else:
+            assert torch.equal(value, found) if isinstance(value, Tensor) else value == found, name
 
 
 def test_a_rollout_that_is_stopped_leaves_the_source_as_it_was() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmtrain.batch import KeptTokens
 from llmtrain.models import token_logprobs
 from llmtrain.models.token_logprobs import LogprobHead, logits_logprobs
 
@@ -31,6 +32,54 @@ def test_values_and_gradients_are_those_of_whole_logits(
     torch.testing.assert_close(chunked.entropies, whole.entropies, rtol=0, atol=1e-6)
     for one, other in zip(gradients(chunked), gradients(whole), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def some_kept(num_tokens: int, vocab: int, labels: torch.Tensor) -> KeptTokens:
+    """A few tokens of the vocabulary for each, the label among them."""
+    rows = torch.rand(num_tokens, vocab, generator=torch.Generator().manual_seed(1)) < 0.3
+    rows[torch.arange(num_tokens), labels] = True
+    return KeptTokens(rows.nonzero()[:, 1].int(), tuple(rows.sum(-1).tolist()))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_alone(
+    monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    monkeypatch.setattr(token_logprobs, "CHUNK_ELEMENTS", 1)  # chunks of 64 tokens
+    torch.manual_seed(0)
+    head = LogprobHead(8, 11).double()
+    hidden = torch.randn(150, 8, dtype=torch.float64, requires_grad=True)
+    labels, weights = torch.randint(11, (150,)), torch.randn(2, 150)
+    kept = some_kept(150, 11, labels)
+
+    def by_hand() -> token_logprobs.TokenLogprobs:
+        said = []
+        for row, ids, label in zip(head(hidden), kept.ids.long().split(kept.counts), labels, strict=True):
+            log_probs = (row[ids] / temperature).log_softmax(-1)
+            said.append((log_probs[(ids == label).nonzero()[0, 0]], -(log_probs.exp() * log_probs).sum()))
+        return token_logprobs.TokenLogprobs(*(torch.stack(column) for column in zip(*said, strict=True)))
+
+    def gradients(said: token_logprobs.TokenLogprobs) -> list[torch.Tensor]:
+        loss = (said.logprobs * weights[0]).sum() + (said.entropies * weights[1]).sum()
+        return list(torch.autograd.grad(loss, [hidden, *head.parameters()]))
+
+    wanted, chunked = by_hand(), head(hidden, labels, temperature, kept)
+    whole = logits_logprobs(head(hidden), labels, temperature, kept)
+    for said in (chunked, whole):
+        torch.testing.assert_close(said.logprobs.double(), wanted.logprobs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(said.entropies.double(), wanted.entropies, rtol=0, atol=1e-6)
+    expected = gradients(wanted)
+    for said in (chunked, whole):
+        for one, other in zip(gradients(said), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_token_drawn_among_itself_alone_has_probability_one_and_no_gradient() -> None:
+    head = LogprobHead(4, 16, bias=False)
+    said = head(torch.randn(3, 4), torch.tensor([0, 5, 15]), 1.0, KeptTokens(torch.tensor([0, 5, 15]).int(), (1, 1, 1)))
+    (said.logprobs + said.entropies).sum().backward()
+    assert said.logprobs.tolist() == said.entropies.tolist() == [0.0, 0.0, 0.0]
+    assert head.weight.grad is not None and not head.weight.grad.any()
 
 
 def test_a_uniform_policy_has_the_entropy_of_its_vocabulary() -> None:

@@ -1,0 +1,152 @@
+"""TRL's side of `reward.py`, set up as one who knows it would, and the pairs of our own steps.
+
+    python benchmarks/reward_peer.py train PAIRS-OF-A-MICROBATCH CONFIG
+    python benchmarks/reward_peer.py count once|twice CONFIG
+
+`train` runs RewardTrainer on the token ids of our stores and the model of one of our configurations: batches grouped by
+length, SDPA, the same LoRA with a trained head, AdamW (fused), fp32, no gradient checkpointing, nothing saved or
+reported; microbatches are accumulated to the tokens of our step, as near as whole ones come. The last line is JSON: the
+clock after each step, the tokens of each step without padding, the tokens of an average pair, the last loss. `count`
+prints the tokens of each step of our run, whose prompts are laid once or twice a pair, counting them twice.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+from llmtrain.config import ChatDataConfig
+from llmtrain.config_file import load_config
+from llmtrain.data.chat_tokenizer import ChatTokenizer, open_chat_tokenizer
+from llmtrain.data.plan import plan_data
+from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs
+from llmtrain.data.store import TokenStore
+from llmtrain.models.reward import pooling_pad_id
+from llmtrain.schemas import RewardStageConfig
+
+
+def opened(config: RewardStageConfig) -> tuple[ChatTokenizer, TokenStore]:
+    """The tokenizer and the pairs of a run."""
+    compared = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
+    chat = open_chat_tokenizer(config.model, config.tokenizer, compared, config.model.path)
+    return chat, build_preference_stores(config.data, chat.encoder, report=print).train[0]
+
+
+def pair_tokens(store: TokenStore) -> float:
+    """Tokens of an average pair."""
+    return store.num_tokens / (store.num_documents / 2)
+
+
+def count(config: RewardStageConfig, share_prompts: bool) -> dict[str, Any]:
+    """Tokens of the pairs of each step of our run."""
+    _, store = opened(config)
+    packing = PairPacking(store, config.data.max_seq_len, share_prompts)
+    plan = plan_data(config.data, config.train, config.eval, [packing], [], eval_bytes=None, seed=0, world_size=1)
+    source = plan.batches_by(collate_pairs, 0, 1)
+    tokens = []
+    while (step := source.next_step()) is not None:
+        tokens.append(sum(sum(batch.segment_lengths) + 2 * sum(batch.prefix_lengths) for batch in step))
+    return {"tokens": tokens, "pair_tokens": pair_tokens(store)}
+
+
+def train(config: RewardStageConfig, batch: int, folder: str) -> dict[str, Any]:
+    """A run of RewardTrainer."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForSequenceClassification, TrainerCallback
+    from trl import RewardConfig, RewardTrainer
+
+    seconds: list[float] = []
+    tokens: list[int] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+            seconds.append(time.perf_counter())
+
+    chat, store = opened(config)
+    offsets = store.document_offsets
+    documents = [store.tokens[offsets[i] : offsets[i + 1]].tolist() for i in range(store.num_documents)]
+    rows = [
+        {"chosen_ids": chosen, "rejected_ids": rejected, "length": max(len(chosen), len(rejected))}
+        for chosen, rejected in zip(documents[::2], documents[1::2], strict=True)
+    ]
+    pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
+    chat.tokenizer.pad_token = chat.tokenizer.convert_ids_to_tokens(pad_token_id)
+    step_tokens = statistics.mean(count(config, share_prompts=True)["tokens"])
+    accumulation = max(1, round(step_tokens / pair_tokens(store) / batch))
+    assert config.train.steps is not None
+    adapter = config.adapter
+    trainer = RewardTrainer(
+        model=AutoModelForSequenceClassification.from_pretrained(
+            config.model.path,
+            num_labels=1,
+            pad_token_id=pad_token_id,
+            attn_implementation="sdpa",
+            dtype="float32",
+        ),
+        args=RewardConfig(
+            output_dir=folder,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            train_sampling_strategy="group_by_length",
+            remove_unused_columns=False,  # the sampler reads the lengths
+            max_steps=config.train.steps,
+            max_length=config.data.max_seq_len,
+            learning_rate=config.optim.lr,
+            lr_scheduler_type="constant",
+            optim="adamw_torch_fused",
+            activation_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=1,
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=chat.tokenizer,
+        peft_config=LoraConfig(
+            r=adapter.rank,
+            lora_alpha=int(adapter.alpha),
+            target_modules="all-linear",
+            modules_to_save=["score"],
+            task_type="SEQ_CLS",
+        ),
+        callbacks=[Clock()],
+    )
+    collate = trainer.data_collator
+
+    def counted(examples: list[dict[str, Any]]) -> Any:
+        tokens.append(sum(len(example["chosen_ids"]) + len(example["rejected_ids"]) for example in examples))
+        return collate(examples)
+
+    trainer.data_collator = counted
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    steps = range(0, accumulation * len(seconds), accumulation)
+    return {
+        "seconds": seconds,
+        "tokens": [sum(tokens[step : step + accumulation]) for step in steps],
+        "pair_tokens": pair_tokens(store),
+        "loss": float(losses[-1]),
+    }
+
+
+def main() -> None:
+    task, how, path = sys.argv[1:]
+    config = load_config(RewardStageConfig, [path])
+    if task == "count":
+        print(json.dumps(count(config, share_prompts=how == "once")))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(train(config, int(how), folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The batches of KTO: stored answers, and how far the policy has moved from the reference, of the whole step.
+
+    kl = max(0, mean over answers of log p(other | prompt) - log p_ref(other | prompt))
+
+`other` answers another prompt: the mean estimates the KL of the policy, over which each answer is judged
+(Ethayarajh 2024, section 4.1). It is taken over all microbatches and ranks, without gradient and without dropout, and
+travels in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from llmtrain.batch import JudgedAnswers
+from llmtrain.objective import BatchSource
+from llmtrain.objectives.preference import log_ratios
+
+
+class Ranks(Protocol):
+    """The processes that train together."""
+
+    device: torch.device
+
+    def sum_floats(self, values: Sequence[float]) -> list[float]: ...
+    def gathered(self, module: nn.Module) -> AbstractContextManager[None]: ...
+
+
+class KlBatches:
+    """A batch source of judged answers that adds the KL to another's."""
+
+    def __init__(
+        self,
+        source: BatchSource[JudgedAnswers],
+        mismatched: Callable[[JudgedAnswers], JudgedAnswers],
+        module: nn.Module,
+        ranks: Ranks,
+    ) -> None:
+        """`mismatched`: the documents of a microbatch with other answers; `module` gives logprobs of labels."""
+        self._source, self._mismatched, self._module, self._ranks = source, mismatched, module, ranks
+        self._kl = 0.0
+
+    @torch.no_grad()
+    def next_step(self) -> list[JudgedAnswers] | None:
+        """This rank's microbatches of the next step, with the KL of the weights before it; None after the last."""
+        batches = self._source.next_step()
+        if batches is None:
+            return None
+        was_training = self._module.training
+        self._module.eval()
+        moved = weight = 0.0
+        with self._ranks.gathered(self._module):
+            for batch in map(self._mismatched, batches):
+                placed = batch.to(self._ranks.device)
+                ratios = log_ratios(self._module(placed).logprobs, placed)
+                moved += float((placed.weights * ratios).double().sum())
+                weight += float(placed.weights.double().sum())
+        self._module.train(was_training)
+        moved, weight = self._ranks.sum_floats([moved, weight])
+        self._kl = max(0.0, moved / weight)
+        return [replace(batch, kl=torch.tensor(self._kl)) for batch in batches]
+
+    def metrics(self) -> dict[str, float]:
+        """The KL of the step that was given last, nats an answer."""
+        return {"kl": self._kl, **self._source.metrics()}
+
+    def put_back(self) -> None:
+        """Let the step that was given last come again."""
+        self._source.put_back()
+
+    def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`state` with the last step's samples on its skip-list."""
+        return self._source.skip_last(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The other source's: the KL follows from the weights."""
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._source.load_state_dict(state)

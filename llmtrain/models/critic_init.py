@@ -1,0 +1,94 @@
+"""A critic that starts as the reward model (Huang et al. 2024): what it says of a response's end is then its score.
+
+The head always comes from there. A trunk of the critic's own does too: all its weights where it has no adapter, those
+of a reward adapter added in; or the adapter, where both stand on the same base.
+"""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from llmtrain.models.actor_critic import ValueHead
+from llmtrain.models.reward import HEAD, RewardModel
+
+MEND = "set policy.critic_init=zero, or train a reward model that fits"
+
+
+@torch.no_grad()
+def start_as_reward(head: ValueHead, trunk: nn.Module | None, reward: RewardModel, weight: float, where: str) -> None:
+    """Set a critic to what a reward model says, times the weight of its reward; the reward model may be used up.
+
+    `trunk`: the critic's own; None: it stands on the policy's, and only its head is set. `where`: for messages. Raises
+    ValueError where the two do not fit.
+    """
+    scores = _head_weight(reward)
+    if scores.shape != head.weight.shape:
+        raise ValueError(
+            f"{where}: the reward model has a hidden size of {scores.shape[1]}, the policy of {head.weight.shape[1]}: "
+            f"{MEND}"
+        )
+    if trunk is not None:
+        _start_trunk(trunk, reward.model.base_model, where)
+    head.weight.copy_(weight * scores)
+    head.bias.zero_()
+
+
+def _head_weight(reward: RewardModel) -> Tensor:
+    head = reward.model.get_submodule(HEAD)
+    if isinstance(head, ModulesToSaveWrapper):
+        head = head.modules_to_save["default"]
+    assert isinstance(head.weight, Tensor)
+    return head.weight
+
+
+def _start_trunk(trunk: nn.Module, theirs: nn.Module, where: str) -> None:
+    has_adapter, is_adapter = (
+        any(isinstance(module, BaseTunerLayer) for module in part.modules()) for part in (trunk, theirs)
+    )
+    if has_adapter and not is_adapter:
+        raise ValueError(
+            f"{where}: the critic is an adapter and the reward model has all weights: train the reward model with the "
+            "policy's adapter section, or set adapter.kind=none"
+        )
+    if has_adapter:
+        scales, their_scales = _scales(trunk), _scales(theirs)
+        if scales != their_scales:
+            name = next(n for n in {**scales, **their_scales} if scales.get(n) != their_scales.get(n))
+            raise ValueError(
+                f"{where}: the adapter of {name} has scale {their_scales.get(name)} in the reward model and "
+                f"{scales.get(name)} in the critic: give both stages one adapter section"
+            )
+    source: dict[str, Tensor] = dict(theirs.named_parameters()) if has_adapter else _merged(theirs)
+    mine = dict(trunk.named_parameters())
+    unlike = [
+        n for n in sorted({*mine, *source}) if n not in mine or n not in source or mine[n].shape != source[n].shape
+    ]
+    if unlike:
+        raise ValueError(f"{where}: {unlike[0]} is not alike in the reward model and in the critic: {MEND}")
+    for name, parameter in mine.items():
+        value = source[name].to(parameter.device)
+        if parameter.requires_grad:
+            parameter.copy_(value)
+        elif not torch.equal(parameter, value.to(parameter.dtype)):
+            raise ValueError(f"{where}: the reward model stands on another base, {name} differs: {MEND}")
+
+
+def _scales(trunk: nn.Module) -> dict[str, float]:
+    """The scale of each adapted layer's adapter."""
+    return {name: module.scaling["default"] for name, module in trunk.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _merged(trunk: nn.Module) -> dict[str, Tensor]:
+    """A trunk's weights by their plain names, adapters added in."""
+    for module in list(trunk.modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    return {
+        name.replace(".base_layer", ""): parameter
+        for name, parameter in trunk.named_parameters()
+        if ".lora_" not in name
+    }

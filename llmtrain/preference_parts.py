@@ -1,0 +1,126 @@
+"""What losses over pairs, and KTO over single answers, have each in their own way: packs, objective, evaluation.
+
+`preference_stage` runs either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from llmtrain.batch import JudgedAnswers
+from llmtrain.data.answer_store import AnswerPacking, collate_answers
+from llmtrain.data.loader import StoredBatches
+from llmtrain.data.pack import Array, Packing
+from llmtrain.data.plan import DataPlan, plan_data
+from llmtrain.data.preference_store import PairPacking, collate_pairs
+from llmtrain.data.store import TokenStore
+from llmtrain.data.stores import Stores
+from llmtrain.eval.judged import HeldOutAnswers
+from llmtrain.eval.preference import HeldOutPreferences
+from llmtrain.kl_batches import KlBatches
+from llmtrain.objective import BatchSource, Objective
+from llmtrain.objectives.preference import JudgedPreference, PairwisePreference, preference_options
+from llmtrain.objectives.preference_losses import REFERENCE_FREE
+from llmtrain.schemas import PreferenceStageConfig
+from llmtrain.train.loop import Evaluate
+from llmtrain.train.runtime import Runtime
+
+Ask = Callable[..., Array]
+"""(packs, collate, reads=) -> the reference's logprobs of their answers: `reference_logprobs`, the model bound."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run's own parts."""
+
+    plan: DataPlan
+    stored: StoredBatches[Any]
+    source: BatchSource[Any]  # `stored`, or what is made of it
+    objective: Objective[Any]
+    evaluate: Evaluate
+
+
+def pair_parts(config: PreferenceStageConfig, stores: Stores, shared: bool, ask: Ask, runtime: Runtime) -> Parts:
+    """The parts of a loss that compares the answers of a pair; `shared`: a pack holds their prompt once."""
+
+    def packed(store: TokenStore) -> PairPacking:
+        packs = PairPacking(store, config.data.max_seq_len, share_prompts=shared, answers_only=True)
+        if config.preference.loss in REFERENCE_FREE:
+            return packs
+        return replace(packs, ref_logprobs=ask(packs, collate_pairs, reads="answers"))
+
+    train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
+    plan = _planned(config, train_packs, eval_packs, runtime)
+    rank, world_size = runtime.rank, runtime.world_size
+    objective = PairwisePreference(config.preference.loss, preference_options(config.preference))
+    stored = plan.batches_by(collate_pairs, rank, world_size)
+    evaluate = HeldOutPreferences(plan, rank, world_size, runtime.device, runtime.gather_floats, objective)
+    return Parts(plan, stored, stored, objective, evaluate)
+
+
+def answer_parts(config: PreferenceStageConfig, stores: Stores, module: nn.Module, ask: Ask, runtime: Runtime) -> Parts:
+    """The parts of KTO, which judges each answer by itself and needs the KL of each step."""
+
+    def packed(store: TokenStore, *, mismatched: bool = False) -> AnswerPacking:
+        packs = AnswerPacking(store, config.data.max_seq_len, mismatched)
+        reads = "mismatched answers" if mismatched else "single answers"
+        return replace(packs, ref_logprobs=ask(packs, collate_answers, reads=reads))
+
+    train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
+    train_others, eval_others = (
+        [packed(store, mismatched=True) for store in split] for split in (stores.train, stores.eval)
+    )
+    plan = _planned(config, train_packs, eval_packs, runtime)
+
+    def in_training(batch: JudgedAnswers) -> JudgedAnswers:
+        places = [(sample_id, *plan.order(sample_id)) for sample_id in batch.sample_ids]
+        return collate_answers([(sample_id, train_others[source].pack(index)) for sample_id, source, index in places])
+
+    def held_out(batch: JudgedAnswers) -> JudgedAnswers:
+        places = [(sample_id, *plan.eval_place(sample_id)) for sample_id in batch.sample_ids]
+        return collate_answers([(sample_id, eval_others[source].pack(index)) for sample_id, source, index in places])
+
+    runtime.say(_balance(config, train_packs))
+    rank, world_size = runtime.rank, runtime.world_size
+    stored = plan.batches_by(collate_answers, rank, world_size)
+    objective = JudgedPreference(
+        preference_options(config.preference).beta,
+        config.preference.desirable_weight,
+        config.preference.undesirable_weight,
+    )
+    evaluate = HeldOutAnswers(plan, rank, world_size, runtime.device, runtime.gather_floats, objective, held_out)
+    return Parts(plan, stored, KlBatches(stored, in_training, module, runtime), objective, evaluate)
+
+
+def _planned(
+    config: PreferenceStageConfig, train: Sequence[Packing], held_out: Sequence[Packing], runtime: Runtime
+) -> DataPlan:
+    return plan_data(
+        config.data,
+        config.train,
+        config.eval,
+        train,
+        held_out,
+        eval_bytes=None,
+        seed=config.run.seed,
+        world_size=runtime.world_size,
+    )
+
+
+def _balance(config: PreferenceStageConfig, packs: Sequence[AnswerPacking]) -> str:
+    """How many answers of each kind there are, and a warning where their weights leave them far apart."""
+    desirable = np.concatenate([each.desirable for each in packs])
+    good, bad = int(desirable.sum()), int((~desirable).sum())
+    told = f"{good:,} desirable and {bad:,} undesirable answers"
+    ratio = good * config.preference.desirable_weight / max(bad * config.preference.undesirable_weight, 1e-9)
+    if 1 <= ratio <= 4 / 3:  # Ethayarajh 2024, equation 8
+        return told
+    return (
+        f"{told}: warning: weighted, {ratio:.3g} to 1, where KTO's paper wants 1 to 4/3: set "
+        "preference.desirable_weight or preference.undesirable_weight"
+    )

@@ -1,0 +1,82 @@
+"""What a rollout was like: its metrics over all ranks, and its samples one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from llmtrain.config_rlhf import RolloutConfig
+from llmtrain.rollout.advantage import signal_groups
+from llmtrain.rollout.ranks import Ranks
+from llmtrain.rollout.rounds import Drawn
+
+
+def rollout_metrics(
+    drawn: Drawn,
+    kl: Float[Tensor, " kept"],
+    gaps: Float[Tensor, " tokens"],
+    config: RolloutConfig,
+    ranks: Ranks,
+) -> dict[str, float]:
+    """Means over the samples of all ranks; `gaps`: of logprobs as they were drawn to those of training, in nats.
+
+    `rollout_score` is what the rewards say, of all samples; `rollout_kl` is of those that are trained on. Collective.
+    """
+    samples, size = drawn.samples, config.samples_per_prompt
+    even = float((~signal_groups(samples.shaped, size)).sum()) * size if size > 1 else 0.0
+    responses = samples.responses
+    scores, gap = samples.scores.double(), gaps.double().abs()
+    sums = {
+        "count": float(len(responses)),
+        "score": float(scores.sum()),
+        "square": float((scores**2).sum()),
+        "shaped": float(samples.shaped.sum()),
+        "kept": float(len(drawn.kept)),
+        "kl": float(kl.sum()),
+        "tokens": float(sum(len(response.response_ids) for response in responses)),
+        "stopped": float(sum(response.stopped for response in responses)),
+        "even": even,
+        "compared": float(gap.numel()),
+        "gap": float(gap.sum()),
+    }
+    totals = dict(zip(sums, ranks.sum_floats(list(sums.values())), strict=True))
+    count, mean = totals["count"], totals["score"] / totals["count"]
+    metrics = {
+        "rollout_score": mean,
+        "rollout_score_std": max(0.0, totals["square"] / count - mean**2) ** 0.5,
+        "rollout_shaped_score": totals["shaped"] / count,
+        "rollout_kl": totals["kl"] / max(1.0, totals["kept"]),
+        "rollout_response_tokens": totals["tokens"] / count,
+        "rollout_stopped": totals["stopped"] / count,
+        "rollout_logprob_gap": totals["gap"] / max(1.0, totals["compared"]),
+        "rollout_logprob_gap_max": max(row[0] for row in ranks.gather_floats([max([0.0, *gap.tolist()])])),
+        "rollout_samples": totals["kept"],
+    }
+    if size > 1:
+        metrics["rollout_even_groups"] = totals["even"] / count
+    if config.drop_even_groups:
+        metrics["rollout_rounds"] = float(drawn.num_rounds)
+    return metrics
+
+
+def sample_rows(drawn: Drawn, kl: Float[Tensor, " kept"]) -> list[Mapping[str, Any]]:
+    """A row for each sample of this rank; one that is not trained on has no KL."""
+    samples = drawn.samples
+    distances = dict(zip(drawn.kept, kl.tolist(), strict=True))
+    return [
+        {
+            "sample": sample_id,
+            "prompt": prompt,
+            "response": response,
+            "score": round(float(score), 6),
+            "shaped_score": round(float(shaped), 6),
+            "kl": round(distances[index], 6) if index in distances else None,
+            "stopped": response.stopped,
+        }
+        for index, (sample_id, prompt, response, score, shaped) in enumerate(
+            zip(samples.sample_ids, samples.prompts, samples.responses, samples.scores, samples.shaped, strict=True)
+        )
+    ]

@@ -1,0 +1,69 @@
+"""DPO and KTO under two processes are those of one: the reference asked in shares, the KL of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launch import launch
+from safetensors.torch import load_file
+from tiny_chat import write_config, write_model
+from tiny_pairs import RLHF, write_pairs
+from tiny_run import metrics
+from torch import Tensor
+
+TOLERANCE = 2e-5
+ENGINES = {"ddp": "cpu", "zero3": "cpu_zero3"}
+SECTIONS: dict[str, dict[str, Any]] = {
+    "dpo": {"adapter": {"kind": "lora", "rank": 4}, "optim": {"lr": 1e-2}},
+    "kto": {"preference": {"loss": "kto"}, "optim": {"lr": 1e-3}},
+}
+Trained = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The run's folder of a loss under an engine (single, ddp, ...), trained once."""
+    folder = tmp_path_factory.mktemp("preference")
+    model = write_model(folder / "model", spread=0.1)
+    pairs = write_pairs(folder / "pairs.jsonl", seed=1)
+
+    def folder_of(loss: str, engine: str) -> Path:
+        run = folder / f"{loss}_{engine}"
+        if not run.exists():
+            # Five packs a step: one of two processes gets one more than the other, which gets an empty one.
+            sections: dict[str, Any] = {"preference": {}} | SECTIONS[loss]
+            config = write_config(
+                run,
+                model,
+                [pairs],
+                data={"eval_fraction": 0.2},
+                train={"steps": 6, "global_batch_tokens": 5 * 128, "microbatch_tokens": 128},
+                **sections,
+            )
+            done = launch(RLHF, [str(config)], config=ENGINES.get(engine))
+            assert done.returncode == 0, done.stderr[-4000:]
+        return run / "run"
+
+    return folder_of
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    (file,) = (run / "model").glob("*model*.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("loss", list(SECTIONS))
+def test_what_two_processes_train_is_that_of_one(trained: Trained, loss: str, engine: str) -> None:
+    one, two = weights(trained(loss, "single")), weights(trained(loss, engine))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=TOLERANCE, msg=name)
+    for value in ("loss", "eval_loss", "eval_accuracy", *(["kl"] if loss == "kto" else ["margin"])):
+        found = [[row[value] for row in metrics(trained(loss, which)) if value in row] for which in ("single", engine)]
+        assert found[0] and found[1] == pytest.approx(found[0], abs=2e-4), value

@@ -1,0 +1,188 @@
+"""Answers judged one by one: which rows are read, what stands in packs, which other answer a prompt is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_chat import write_model
+from tiny_pairs import write_pairs
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from llmtrain.batch import IGNORE_INDEX
+from llmtrain.config import Source
+from llmtrain.config_rlhf import PreferenceDataConfig
+from llmtrain.data.answer_store import AnswerPacking, build_answer_stores, collate_answers
+from llmtrain.data.chat import ChatEncoder
+from llmtrain.data.judged_rows import Judged, iter_judged
+from llmtrain.data.ledger import SourceLedger
+from llmtrain.data.preferences import iter_preferences
+from llmtrain.data.stores import Stores
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(write_model(tmp_path_factory.mktemp("model")))
+
+
+def written(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path, **settings: Any) -> list[Judged]:
+    source = Source(path=str(path), **settings)
+    return list(iter_judged(source, "error", SourceLedger(path=str(path)), lambda line: None))
+
+
+def row(number: int, label: bool | None = True) -> dict[str, Any]:
+    return {"prompt": f"question {number}", "completion": "no" * (number + 1), "label": label}
+
+
+def stores_of(tokenizer: PreTrainedTokenizerFast, folder: Path, path: Path, **settings: Any) -> Stores:
+    given = {"train": str(path), "eval_fraction": 0.0, "max_seq_len": 96, "cache_dir": str(folder / "cache")}
+    data = PreferenceDataConfig.model_validate(given | settings)
+    encoder = ChatEncoder(tokenizer, plain=False, loss_on="completion")
+    return build_answer_stores(data, encoder, report=lambda line: None)
+
+
+ASKED, ANSWER = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}
+EARLIER = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes?"}]
+SHAREGPT = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "num_prompt"),
+    [
+        ({"prompt": "hello", "completion": "hi", "label": True}, {}, 1),
+        ({"prompt": [ASKED], "completion": [ANSWER], "label": True}, {}, 1),
+        ({"messages": [*EARLIER, ASKED, ANSWER], "label": True}, {}, 3),
+        ({"conversations": SHAREGPT, "kto_tag": True}, {}, 1),
+        ({"instruction": "hello", "input": "", "output": "hi", "kto_tag": True}, {}, 1),
+        ({"asked": "hello", "said": "hi", "good": True}, {"prompt": "asked", "completion": "said", "label": "good"}, 1),
+    ],
+    ids=["texts", "messages", "a dialogue", "ShareGPT", "Alpaca", "mapped fields"],
+)
+def test_a_row_of_any_format_is_judged_by_its_last_answer(
+    tmp_path: Path, fields: dict[str, Any], settings: dict[str, str], num_prompt: int
+) -> None:
+    (judged,) = read(written(tmp_path / "rows.jsonl", [fields]), fields=settings)
+    assert judged.conversation.messages[-1]["content"] == "hi"
+    assert (judged.conversation.num_prompt, judged.desirable, judged.group) == (num_prompt, True, "hello")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "a", "completion": "b"}, "rows.jsonl:2: no field says true or false of the answer"),
+        ({"prompt": "a", "completion": "b", "label": "good"}, "rows.jsonl:2: no field says true or false"),
+        ({"prompt": "a", "completion": [ASKED], "label": True}, "rows.jsonl:2: the last message is no answer"),
+        ({"prompt": "a", "completion": None, "label": False}, "rows.jsonl:2: 'completion' is missing or null"),
+    ],
+)
+def test_a_row_that_judges_nothing_is_refused_with_its_line(tmp_path: Path, fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(written(tmp_path / "rows.jsonl", [row(0), fields]))
+
+
+def test_a_source_without_a_good_row_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", [row(0) | {"completion": None}])
+    with pytest.raises(ValueError, match="no answer to train on"):
+        list(iter_judged(Source(path=str(path)), "skip", SourceLedger(path=""), lambda line: None))
+
+
+def test_a_loss_over_pairs_says_who_takes_rows_with_a_label(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", [row(0)])
+    with pytest.raises(ValueError, match=r"set preference\.loss=kto"):
+        list(iter_preferences(Source(path=str(path)), "error", SourceLedger(path=""), lambda line: None))
+
+
+def test_answers_to_one_question_fall_into_one_split(tmp_path: Path) -> None:
+    rows = [row(3), row(3) | {"completion": "other", "label": False}]
+    first, second = read(written(tmp_path / "rows.jsonl", rows))
+    assert first.digest() == second.digest()
+
+
+def test_every_answer_is_in_one_pack_with_its_judgement(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [row(number, label=number % 3 > 0) for number in range(9)]
+    (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", rows)).train
+    packs = AnswerPacking(store, 96)
+    found = {}
+    for index in range(packs.num_packs):
+        batch = collate_answers([(index, packs.pack(index))])
+        answers = batch.labels[batch.labels != IGNORE_INDEX].split(batch.answer_lengths)
+        for document, ids, label in zip(packs.documents(index), answers, batch.desirable, strict=True):
+            found[document] = tokenizer.decode(ids), bool(label)
+    assert found == {number: (f"{given['completion']}<|im_end|>", given["label"]) for number, given in enumerate(rows)}
+    assert packs.num_targets == sum(len(given["completion"]) + 1 for given in rows)
+
+
+def test_pairs_are_taken_apart(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", seed=1, num_pairs=5)
+    (store,) = stores_of(tokenizer, tmp_path, path, max_seq_len=192).train
+    assert AnswerPacking(store, 192).desirable.tolist() == [True, False] * 5
+
+
+@pytest.mark.parametrize("from_pairs", [False, True], ids=["rows", "pairs"])
+def test_a_mismatched_prompt_has_the_answer_to_another(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, from_pairs: bool
+) -> None:
+    if from_pairs:
+        path = write_pairs(tmp_path / "pairs.jsonl", seed=1, num_pairs=4)
+    else:
+        path = written(tmp_path / "rows.jsonl", [row(number) for number in range(7)])
+    (store,) = stores_of(tokenizer, tmp_path, path, max_seq_len=192).train
+    matched, mismatched = (AnswerPacking(store, 192, mismatched=other) for other in (False, True))
+    for index in range(matched.num_packs):
+        own, other = matched.pack(index), mismatched.pack(index)
+        bounds = [np.cumsum(pack.segment_lengths)[:-1] for pack in (own, other)]
+        (ids, labels), (other_ids, other_labels) = (
+            (np.split(pack.input_ids, at), np.split(pack.labels, at))
+            for pack, at in zip((own, other), bounds, strict=True)
+        )
+        for document in range(len(own.segment_lengths)):
+            first, other_first = (int((side[document] != IGNORE_INDEX).argmax()) + 1 for side in (labels, other_labels))
+            assert (ids[document][:first] == other_ids[document][:other_first]).all()
+            assert ids[document][first:].tolist() != other_ids[document][other_first:].tolist()
+
+
+def test_a_mismatched_answer_is_cut_at_the_longest_document(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p" * 40, "completion": "a", "label": True},
+        {"prompt": "p", "completion": "b" * 50, "label": False},
+    ]
+    (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", rows)).train
+    mismatched = AnswerPacking(store, 96, mismatched=True)
+    lengths = [mismatched.pack(index).segment_lengths for index in range(mismatched.num_packs)]
+    assert sorted(length for pack in lengths for length in pack)[-1] == 96
+
+
+def test_answers_to_a_single_prompt_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="train split has answers to one prompt only"):
+        stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", [row(0)]))
+
+
+@pytest.mark.parametrize(("on_long_row", "kept"), [("drop", 1), ("truncate", 2)])
+def test_a_long_prompt_is_dropped_or_loses_its_beginning(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, on_long_row: str, kept: int
+) -> None:
+    rows = [row(0), row(1), {"prompt": "x" * 90, "completion": "end", "label": False}]
+    stores = stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", rows), on_long_row=on_long_row)
+    (ledger,) = stores.ledger.train
+    assert ledger.kept["train"].documents == kept + 1
+    if kept == 2:
+        assert ledger.tokens["train"].rows_cut == 1
+        (store,) = stores.train
+        assert tokenizer.decode(store.tokens[-len("xxx<|im_end|>") :]).endswith("end<|im_end|>")
+
+
+def test_the_ledger_accounts_for_every_row(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [row(0), row(1), row(2) | {"label": None}]
+    path = written(tmp_path / "rows.jsonl", rows)
+    (ledger,) = stores_of(tokenizer, tmp_path, path, on_bad_row="skip").ledger.train
+    assert (ledger.read.documents, ledger.kept["train"].documents, set(ledger.bad_rows)) == (3, 2, {"no label"})
+    assert ledger.row_format == "judged prompt/completion"
