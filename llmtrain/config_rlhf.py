@@ -85,11 +85,11 @@ class PolicyConfig(Section):
     kl_horizon: Positive = 10000
     """Samples over which `kl_coef` adapts (Ziegler 2019: 10,000)."""
     kl_budget: Annotated[float, Field(gt=0)] | None = None
-    """End the run once a rollout's mean KL, nats a response, is above this; None: off."""
+    """End the run once a rollout's mean KL, nats a response, is above this (`checkpoint.best` keeps one below)."""
     entropy_coef: NonNegative = 0.0
     """Weight of an entropy bonus."""
     critic: Literal["head", "separate"] = "head"
-    """The critic of `gae`: a head on the policy's trunk, or a trunk of its own."""
+    """The critic of `gae`: a head on the policy's trunk, which it trains along, or a trunk of its own."""
     critic_init: str = "zero"
     """Its start: `zero`; `reward`, as the reward model of `rollout.rewards` (Huang et al. 2024); or one's folder."""
     value_coef: NonNegative = 0.1
@@ -97,7 +97,7 @@ class PolicyConfig(Section):
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2
     """How far a value may move from that of the rollout before its gradient ends (Huang 2024: 0.2); None: off."""
     critic_lr: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate of the critic; None: `optim.lr`."""
+    """Peak learning rate of the critic's own weights, of a `head` those of the head; None: `optim.lr`."""
 
 
 class RolloutConfig(Section):
@@ -111,6 +111,8 @@ class RolloutConfig(Section):
     """Responses to each; methods that compare samples of a prompt need two or more."""
     max_new_tokens: Positive = 128
     """Longest response."""
+    eval_prompts: Positive | None = None
+    """Held-out prompts that an evaluation answers; None: all."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Temperature of the draw, and of the logprobs that are trained (Ouyang 2022: 1)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

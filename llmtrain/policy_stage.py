@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,9 +23,7 @@ from llmtrain.data.prompts import Prompt, load_prompts
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.device import fuses_layers
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
-from llmtrain.models.adapter_folder import export_adapter
 from llmtrain.models.critic_init import start_as_reward
-from llmtrain.models.export import export_model
 from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.fused_lora import fuse_adapters
 from llmtrain.models.gguf import resolved_path
@@ -45,11 +42,12 @@ from llmtrain.rollout.samples import SampleLog
 from llmtrain.rollout.sampling import Sampling
 from llmtrain.rollout.score import Term, load_terms, score
 from llmtrain.rollout.source import Roles, RolloutSource
-from llmtrain.run import Write, export_dtype, export_run, mark_finished, record_ledger
+from llmtrain.run import mark_finished, record_ledger
 from llmtrain.schemas import PolicyStageConfig
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.runtime import Runtime
 from llmtrain.training import open_training, train, with_loss_here
+from llmtrain.tuned_export import export_tuned
 
 
 def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
@@ -68,7 +66,10 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         return prompts.train[source][index]
 
     model = load_pretrained(
-        config.model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
+        config.model.model_copy(update={"dropout": 0.0}),  # or the first ratio would not be 1
+        chat.tokenizer,
+        max_seq_len=config.data.max_seq_len,
+        new_token_ids=chat.new_token_ids,
     )
     module, reference, parameters = build_roles(config, model, chat.new_token_ids, runtime)
     terms += reward_models(config, model if has_adapter and not runtime.shards_parameters else None, runtime)
@@ -104,8 +105,10 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         record=record,
         say=runtime.say,
     )
-    held_out = prompts.eval if config.eval.tokens is None else prompts.eval[: config.eval.tokens]
-    evaluate = HeldOutScore(held_out, model, scored, replace(sampling), runtime) if held_out else None
+    held_out = prompts.eval
+    if rollout.eval_prompts is not None:
+        held_out = sorted(held_out, key=Prompt.digest)[: rollout.eval_prompts]
+    evaluate = HeldOutScore(held_out, model, scored, sampling, runtime) if held_out else None
     trained = train(
         config,
         folder,
@@ -129,28 +132,15 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         account = {"steps": trained.progress.step, "tokens_trained": trained.progress.tokens}
         record_ledger(folder, prompts.ledger.to_dict(), account)
         if trained.checkpoint is not None:
-            write: Write = partial(
-                export_model,
+            exported = export_tuned(
+                folder,
+                config,
+                trained.checkpoint,
                 shape=model.config,
                 tokenizer=chat.tokenizer,
                 stop_ids=chat.encoder.end_of_turn_ids,
-                dtype=export_dtype(config.train),
-                trust_remote_code=config.model.trust_remote_code,
+                fingerprint=fingerprint,
             )
-            if has_adapter:
-                write = partial(
-                    export_adapter,
-                    shape=model.config,
-                    tokenizer=chat.tokenizer,
-                    stop_ids=chat.encoder.end_of_turn_ids,
-                    adapter=config.adapter,
-                    base_path=path,
-                    base_revision=config.model.revision,
-                    fingerprint=fingerprint,
-                    trust_remote_code=config.model.trust_remote_code,
-                )
-            adapter_of = config.model.path if has_adapter else None
-            exported = export_run(folder, config, trained.checkpoint, policy_only(write), adapter_of)
             runtime.say(f"{trained.outcome}: {exported}")
             mark_finished(folder, config)
     runtime.finish(leave=last or trained.checkpoint is None)
@@ -254,12 +244,3 @@ def of_all_ranks(rows: Sequence[Mapping[str, Any]], runtime: Runtime) -> list[di
     coded = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
     parts = [json.loads(part.numpy().tobytes()) for part in runtime.gather_to_main(coded)]
     return sorted((row for part in parts for row in part), key=lambda row: int(row["sample"]))
-
-
-def policy_only(write: Write) -> Write:
-    """Writes the policy's weights of a checkpoint, by the names that they are exported under."""
-
-    def written(folder: Any, *, weights: Mapping[str, Any], card: str) -> None:
-        write(folder, weights={name: w for name, w in weights.items() if name.startswith("model.")}, card=card)
-
-    return written

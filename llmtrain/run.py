@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "eval.patience",
     "checkpoint",
     "log",
+    "policy.kl_budget",
 )
 # Facts that a continued run must find unchanged.
 PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts")
@@ -146,15 +147,23 @@ class Write(Protocol):
 
 
 def export_run(
-    folder: Path, config: RecipeConfig, checkpoint: Checkpoint, write: Write, adapter_of: str | None = None
+    folder: Path,
+    config: RecipeConfig,
+    checkpoint: Checkpoint,
+    write: Write,
+    adapter_of: str | None = None,
+    prefix: str = "",
 ) -> Path:
     """Write `model/` from a checkpoint, from its average where the run keeps one; `adapter_of`: an adapter's base.
+
+    `prefix`: what the names of the weights that are written begin with.
 
     Raises ValueError where the disk is full, or `log.push_to_hub` is set and the hub refuses.
     """
     weights = checkpoint.read_all("model")
     if config.train.ema_decay is not None:
         weights |= checkpoint.read_all("ema")
+    weights = {name: weight for name, weight in weights.items() if name.startswith(prefix)}
     final, partial = folder / "model", folder / "model.partial"
     card = model_card(
         config=config.model_dump(),

@@ -224,11 +224,17 @@ class SftConfig(TuningConfig):
         return self
 
 
+class RewardOptimConfig(TuningOptimConfig):
+    lr: Annotated[float, Field(gt=0)] = 9e-6
+    """Peak learning rate (Ouyang et al. 2022, C.2: 9e-6 for all weights; adapters take about ten times as much)."""
+
+
 class RewardStageConfig(TuningConfig):
     """`recipes/rlhf.py`, reward model: preference pairs to a model that scores answers."""
 
     data: PreferenceDataConfig
     reward: RewardConfig
+    optim: RewardOptimConfig = RewardOptimConfig()
 
     @model_validator(mode="after")
     def _sources_agree(self) -> RewardStageConfig:
@@ -271,12 +277,18 @@ class PreferenceStageConfig(TuningConfig):
         )
 
 
+class PolicyOptimConfig(TuningOptimConfig):
+    lr: Annotated[float, Field(gt=0)] = 3e-6
+    """Peak learning rate (Huang et al. 2024: 3e-6 for all weights; adapters take about ten times as much)."""
+
+
 class PolicyStageConfig(TuningConfig):
     """`recipes/rlhf.py`, policy: prompts and a reward to a policy, by PPO and its family."""
 
     data: PromptDataConfig
     policy: PolicyConfig
     rollout: RolloutConfig
+    optim: PolicyOptimConfig = PolicyOptimConfig()
 
     @model_validator(mode="after")
     def _policy_agrees(self) -> PolicyStageConfig:
@@ -288,8 +300,11 @@ class PolicyStageConfig(TuningConfig):
                 f"policy.advantage={policy.advantage} compares samples of a prompt: give rollout.samples_per_prompt=2 "
                 "or more"
             )
-        if policy.kl_in == "loss" and policy.kl_kind == "k1":
-            raise ValueError("policy.kl_kind=k1 in the loss trains nothing: choose k2 or k3, or kl_in=reward")
+        self._kl_agrees()
+        self._loss_agrees()
+        if self.model.dropout or self.adapter.dropout:
+            key = "model.dropout" if self.model.dropout else "adapter.dropout"
+            raise ValueError(f"{key}: the policy is trained as it answers, without dropout: remove it")
         buffer = rollout.overlong_buffer_tokens
         if buffer is not None and buffer > rollout.max_new_tokens:
             raise ValueError(
@@ -305,6 +320,36 @@ class PolicyStageConfig(TuningConfig):
         self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {prompt: ...}` instead")
         return self
 
+    def _kl_agrees(self) -> None:
+        policy, rollout = self.policy, self.rollout
+        if policy.kl_in == "loss" and policy.kl_kind == "k1":
+            raise ValueError("policy.kl_kind=k1 in the loss trains nothing: choose k2 or k3, or kl_in=reward")
+        if policy.kl_in == "loss" and policy.kl_target is not None:
+            raise ValueError("policy.kl_target adapts the weight of a KL in the reward: remove it, or kl_in=reward")
+        if policy.advantage == "group_mean" and policy.kl_in == "reward" and policy.kl_coef > 0:
+            raise ValueError(
+                "policy.advantage=group_mean divides by a group's deviation, which makes a signal of the KL in its "
+                "rewards: give policy.kl_in=loss and kl_kind=k3, or kl_coef=0"
+            )
+        samples = rollout.num_prompts * rollout.samples_per_prompt
+        if policy.kl_target is not None and samples >= 5 * policy.kl_horizon:
+            raise ValueError(
+                f"policy.kl_horizon={policy.kl_horizon} is too short for rollouts of {samples} samples: raise it"
+            )
+
+    def _loss_agrees(self) -> None:
+        policy, rollout = self.policy, self.rollout
+        if policy.loss == "reinforce" and rollout.epochs * rollout.minibatches > 1:
+            raise ValueError(
+                "policy.loss=reinforce corrects for no earlier step of its rollout: give rollout.epochs=1 and "
+                "minibatches=1, or another loss"
+            )
+        if policy.loss == "gspo" and policy.advantage in ("gae", "reinforce_pp"):
+            raise ValueError(
+                f"policy.loss=gspo takes one advantage for a whole response: policy.advantage={policy.advantage} has "
+                "one for each token"
+            )
+
     def _check_batch(self) -> None:
         """A step is a minibatch of episodes, whatever their tokens."""
 
@@ -313,11 +358,15 @@ class PolicyStageConfig(TuningConfig):
         no_critic = (policy.advantage != "gae", "policy.advantage=gae")
         of_critic = ("gae_lambda", "whiten", "critic", "critic_init", "value_coef", "value_clip", "critic_lr")
         no_kl = (policy.kl_coef == 0, "policy.kl_coef")
+        no_clip = (policy.loss == "reinforce", "a loss that clips")
         of_tokens = ("train.label_smoothing", "train.z_loss", "train.global_batch_tokens", "model.neftune_alpha")
         return (
             super()._idle_keys()
             | {f"policy.{name}": no_critic for name in of_critic}
             | {f"policy.{name}": no_kl for name in ("kl_in", "kl_kind", "kl_target", "kl_budget")}
+            | {f"policy.{name}": no_clip for name in ("clip_low", "clip_high")}
+            | {"rollout.eval_prompts": (not self._evaluates, "held-out data")}
+            | {"eval.tokens": (True, "stored tokens: rollout.eval_prompts is what you mean")}
             | {"policy.kl_horizon": (policy.kl_target is None, "policy.kl_target")}
             | {"rollout.overlong_penalty": (rollout.overlong_buffer_tokens is None, "rollout.overlong_buffer_tokens")}
             | {"rollout.on_weak_reward": (not rollout.reward_models(), "a reward of the name model")}

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from llmtrain.models.adapter_folder import export_adapter, merge_adapter
-from llmtrain.models.export import export_model
+from llmtrain.models.export import WRAPPER_PREFIX, export_model
 from llmtrain.models.gguf import resolved_path
 from llmtrain.run import Write, export_dtype, export_run
 from llmtrain.schemas import TuningConfig
@@ -26,7 +26,7 @@ def export_tuned(
     stop_ids: tuple[int, ...],
     fingerprint: str | None,
 ) -> str:
-    """Write `model/`, and `merged/` where the run asks for it; what was written, for the log.
+    """Write `model/`, without a critic, and `merged/` where the run asks for it; what was written, for the log.
 
     `fingerprint` is the base's, which a merge compares. Raises ValueError as `export_run` and `merge_adapter` do.
     """
@@ -44,7 +44,7 @@ def export_tuned(
         write = partial(export_model, dtype=export_dtype(config.train))
     write = partial(write, shape=shape, tokenizer=tokenizer, stop_ids=stop_ids, trust_remote_code=trust)
     adapter_of = config.model.path if has_adapter else None
-    written = str(export_run(folder, config, checkpoint, write, adapter_of))
+    written = str(export_run(folder, config, checkpoint, write, adapter_of, WRAPPER_PREFIX))
     if config.adapter.merge:
         shutil.rmtree(folder / "merged", ignore_errors=True)
         merge_adapter(folder / "model", folder / "merged", trust)

@@ -6,7 +6,6 @@ recipes/accelerate/cpu.yaml recipes/sft.py CONFIG.yaml`.
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 
 from llmtrain.cli.recipe import run_recipe
@@ -17,17 +16,16 @@ from llmtrain.data.plan import plan_data
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.device import fuses_layers
 from llmtrain.eval.held_out import HeldOut
-from llmtrain.models.adapter_folder import export_adapter, merge_adapter
-from llmtrain.models.export import export_model
 from llmtrain.models.fused_lora import fuse_adapters
 from llmtrain.models.gguf import resolved_path
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
 from llmtrain.models.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
-from llmtrain.run import Write, export_dtype, export_run, record_ledger
+from llmtrain.run import record_ledger
 from llmtrain.schemas import SftConfig
 from llmtrain.training import open_training, train, with_loss_here
+from llmtrain.tuned_export import export_tuned
 
 
 def main(config: SftConfig) -> None:
@@ -84,31 +82,16 @@ def main(config: SftConfig) -> None:
         account = plan.account(trained.progress.step, trained.progress.tokens, source.num_skipped)
         record_ledger(folder, stores.ledger.to_dict(), account)
         if trained.checkpoint is not None:
-            trust = config.model.trust_remote_code
-            write: Write
-            if has_adapter:
-                write = partial(
-                    export_adapter,
-                    adapter=config.adapter,
-                    base_path=path,
-                    base_revision=config.model.revision,
-                    fingerprint=fingerprint if config.model.quantize is None else None,
-                )
-            else:
-                write = partial(export_model, dtype=export_dtype(config.train))
-            write = partial(
-                write,
+            exported = export_tuned(
+                folder,
+                config,
+                trained.checkpoint,
                 shape=model.config,
                 tokenizer=chat.tokenizer,
                 stop_ids=chat.encoder.end_of_turn_ids,
-                trust_remote_code=trust,
+                fingerprint=fingerprint,
             )
-            adapter_of = config.model.path if has_adapter else None
-            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, write, adapter_of)}")
-            if config.adapter.merge:
-                shutil.rmtree(folder / "merged", ignore_errors=True)
-                merge_adapter(folder / "model", folder / "merged", trust)
-                runtime.say(f"merged: {folder / 'merged'}")
+            runtime.say(f"{trained.outcome}: {exported}")
     runtime.finish()
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 TOLERANCE = 2e-5
 ENGINES = {"ddp": "cpu", "zero3": "cpu_zero3"}
 SECTIONS: dict[str, dict[str, Any]] = {
-    "dpo": {"adapter": {"kind": "lora", "rank": 4}, "optim": {"lr": 1e-2}},
-    "kto": {"preference": {"loss": "kto"}, "optim": {"lr": 1e-3}},
+    "dpo": {"adapter": {"kind": "lora", "rank": 4}},
+    "kto": {"preference": {"loss": "kto"}},
 }
 Trained = Callable[[str, str], Path]
 
@@ -41,6 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
                 model,
                 [pairs],
                 data={"eval_fraction": 0.2},
+                optim={"lr": 1e-3},
                 train={"steps": 6, "global_batch_tokens": 5 * 128, "microbatch_tokens": 128},
                 **sections,
             )
@@ -64,6 +65,6 @@ def test_what_two_processes_train_is_that_of_one(trained: Trained, loss: str, en
     assert one.keys() == two.keys()
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=TOLERANCE, msg=name)
-    for value in ("loss", "eval_loss", "eval_accuracy", *(["kl"] if loss == "kto" else ["margin"])):
+    for value in ("loss", "eval_loss", "kl" if loss == "kto" else "margin"):
         found = [[row[value] for row in metrics(trained(loss, which)) if value in row] for which in ("single", engine)]
-        assert found[0] and found[1] == pytest.approx(found[0], abs=2e-4), value
+        assert found[0] and found[1] == pytest.approx(found[0], abs=1e-5, rel=1e-5), value

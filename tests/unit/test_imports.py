@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "preflight": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "report": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
     "reward_term": CONTRACTS | ROOMS | {"eval", "rollout"},
-    "policy_stage": CONTRACTS | ROOMS | {"run", "schemas", "rollout", "training", "reward_term"},
+    "policy_stage": CONTRACTS | ROOMS | {"run", "schemas", "rollout", "training", "reward_term", "tuned_export"},
     "reward_stage": CONTRACTS | ROOMS | {"run", "schemas", "eval", "training"},
     "reference_logprobs": CONTRACTS | {"data", "train"},
     "tuned_export": CONTRACTS | {"models", "train", "run", "schemas"},
