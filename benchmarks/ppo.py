@@ -45,7 +45,7 @@ SETTING = {
     "alpha": 32,
     "kl_coef": 0.05,
     "lr": 1e-5,
-    "microbatch_tokens": 896,  # of ours: a whole minibatch
+    "microbatch_tokens": 448,  # of ours: half a minibatch
     "peer_microbatch": 8,  # episodes; a whole minibatch
 }
 PARTS = {

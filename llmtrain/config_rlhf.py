@@ -41,7 +41,7 @@ class PreferenceConfig(Section):
     gamma: NonNegative | None = None
     """By how much `simpo` wants the chosen answer ahead; None: 1, as Meng et al. 2024 have it for Llama 3."""
     desirable_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of `kto`'s desirable answers (Ethayarajh et al. 2024, section 4.2: 1)."""
+    """Weight of `kto`'s desirable answers (Ethayarajh et al. 2024: 1)."""
     undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of its undesirable answers; the paper balances the two where there are more of one."""
 

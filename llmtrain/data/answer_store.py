@@ -113,7 +113,7 @@ class AnswerPacking:
         """A document's prompt with the answer of the one half the store away, cut to `max_seq_len`."""
         stride = 1 if "desirable" in self.store.values else 2  # both answers of a pair are to one prompt
         num_away = stride * (self.store.num_documents // stride // 2)
-        assert num_away, "has_mismatches"
+        assert num_away, "the store has answers to one prompt only"
         (ids, trained), (others, trained_others) = (
             self._document(number) for number in (document, (document + num_away) % self.store.num_documents)
         )

@@ -119,10 +119,10 @@ PREFERENCE_LOSSES: dict[str, Callable[[PairLogprobs, PreferenceOptions], Prefere
 PAPER_OPTIONS: dict[str, PreferenceOptions] = {
     "dpo": PreferenceOptions(beta=0.1),  # Rafailov 2023, appendix B
     "cdpo": PreferenceOptions(beta=0.1),  # DPO's
-    "ipo": PreferenceOptions(beta=0.1),  # Azar 2023, section 5, the least regularised of its three
-    "orpo": PreferenceOptions(beta=0.1),  # Hong 2024, section 5.1, as for Mistral
-    "simpo": PreferenceOptions(beta=2.0, gamma=1.0),  # Meng 2024, appendix B, as for Llama 3 Base
-    "kto": PreferenceOptions(beta=0.1),  # Ethayarajh 2024, section 5
+    "ipo": PreferenceOptions(beta=0.1),  # Azar 2023, the smallest of the three it tries
+    "orpo": PreferenceOptions(beta=0.1),  # Hong 2024, as for Mistral
+    "simpo": PreferenceOptions(beta=2.0, gamma=1.0),  # Meng 2024, as for Llama 3 Base
+    "kto": PreferenceOptions(beta=0.1),  # Ethayarajh 2024
 }
 """What a loss takes where the configuration says nothing, from its paper."""
 

@@ -171,6 +171,12 @@ def test_two_ranks_draw_the_samples_of_one(trained: Trained, kind: str, engine: 
 
 
 @pytest.mark.parametrize(("kind", "engine"), PAIRS)
+def test_on_the_first_minibatch_every_ratio_is_exactly_one(trained: Trained, kind: str, engine: str) -> None:
+    first = next(row for row in metrics(trained(kind, engine)) if "loss" in row)
+    assert first["approx_kl"] == first["clip_fraction"] == 0.0
+
+
+@pytest.mark.parametrize(("kind", "engine"), PAIRS)
 def test_what_two_ranks_train_is_that_of_one(trained: Trained, kind: str, engine: str) -> None:
     weights = [
         Checkpoint(trained(kind, which) / "checkpoints" / f"step-{STEPS:08d}").read_all("model")
