@@ -81,11 +81,11 @@ class PolicyConfig(Section):
     kl_kind: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL (Schulman 2020); in the loss k3 is usual."""
     kl_target: Annotated[float, Field(gt=0)] | None = None
-    """Adapt `kl_coef` to this KL, nats a response (Ziegler 2019: 6); None: fixed."""
+    """Adapt `kl_coef` to this KL, nats a response (Ziegler 2019: 6), always by k1; None: fixed."""
     kl_horizon: Positive = 10000
     """Samples over which `kl_coef` adapts (Ziegler 2019: 10,000)."""
     kl_budget: Annotated[float, Field(gt=0)] | None = None
-    """End the run once a rollout's mean KL, nats a response, is above this (`checkpoint.best` keeps one below)."""
+    """End the run above this mean KL of a rollout, nats a response, by k1 (`checkpoint.best` keeps one below)."""
     entropy_coef: NonNegative = 0.0
     """Weight of an entropy bonus."""
     critic: Literal["head", "separate"] = "head"
@@ -124,7 +124,7 @@ class RolloutConfig(Section):
     epochs: Positive = 2
     """Passes over a rollout's episodes (Ouyang 2022 takes 1, Huang et al. 2024 4)."""
     minibatches: Positive = 1
-    """Optimizer steps of a pass."""
+    """Optimizer steps of a pass, each on an equal share of the prompts, which are no fewer."""
     on_weak_reward: Literal["warn", "refuse"] = "warn"
     """What happens where a reward model's card says that it may be no better than chance."""
     score_normalise: bool = False

@@ -11,15 +11,22 @@ import platform
 import re
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import nn
 
 # Large tensors on huge pages, where Linux leaves the choice to programs: a tenth less memory in tuning runs on CPUs,
 # at the same speed. torch reads this when it first makes a tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, whoever imports it, warns that it chose this
+
+M_MMAP_THRESHOLD = -3  # the number that malloc.h gives this option
+SEPARATE_BYTES = 2**18
+HEAP_BYTES = 2**25  # where glibc's own threshold ends up once large tensors have been freed
 
 AttentionKernel = Literal["segments", "varlen", "mask"]
 
@@ -74,6 +81,15 @@ def fuses_layers(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def training_precision(module: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to the type that a run trains in, for a call that goes past what an engine has prepared.
+
+    None where all weights are in that type: an engine that has cast them, as DeepSpeed does, trains without it.
+    """
+    casts = dtype != torch.float32 and any(parameter.dtype != dtype for parameter in module.parameters())
+    return torch.autocast(device.type, dtype, enabled=casts)
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """(FLOP/s that count as 100 % in MFU, where the figure is from): a data sheet, or a measured matmul."""
     if device.type == "cuda":
@@ -105,10 +121,18 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def release_memory() -> None:
-    """Give what is free back to the system, where glibc's allocator keeps it: for between phases of other shapes."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+@contextmanager
+def separate_allocations() -> Iterator[None]:
+    """Let large allocations be apart from the heap, where glibc allocates, so that freeing them leaves no holes.
+
+    For what lives from one phase to the next; what comes and goes is faster on the heap.
+    """
+    is_glibc = platform.libc_ver()[0] == "glibc"
+    if is_glibc:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, SEPARATE_BYTES)
+    yield
+    if is_glibc:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, HEAP_BYTES)
 
 
 def _synchronize(device: torch.device) -> None:

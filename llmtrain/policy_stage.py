@@ -40,7 +40,7 @@ from llmtrain.rollout.generate import Generated
 from llmtrain.rollout.held_out import HeldOutScore
 from llmtrain.rollout.samples import SampleLog
 from llmtrain.rollout.sampling import Sampling
-from llmtrain.rollout.score import Term, load_terms, score
+from llmtrain.rollout.score import Scores, Term, load_terms, named_apart, score, term_weight
 from llmtrain.rollout.source import Roles, RolloutSource
 from llmtrain.run import mark_finished, record_ledger
 from llmtrain.schemas import PolicyStageConfig
@@ -85,6 +85,9 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
     scored = partial(score_responses, terms, chat.tokenizer)
     stop, samples = StopSignal(), SampleLog(folder / "samples.jsonl", runtime.say)
 
+    def is_stopped() -> bool:
+        return stop.requested is not None
+
     def record(number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         told = of_all_ranks([readable(row, chat.tokenizer) for row in rows], runtime)
         if runtime.is_main:
@@ -101,14 +104,14 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         num_steps=config.train.steps,
         microbatch_tokens=config.train.microbatch_tokens,
         ranks=runtime,
-        should_stop=lambda: stop.requested is not None,
+        should_stop=is_stopped,
         record=record,
         say=runtime.say,
     )
     held_out = prompts.eval
     if rollout.eval_prompts is not None:
         held_out = sorted(held_out, key=Prompt.digest)[: rollout.eval_prompts]
-    evaluate = HeldOutScore(held_out, model, scored, sampling, runtime) if held_out else None
+    evaluate = HeldOutScore(held_out, model, scored, sampling, runtime, is_stopped) if held_out else None
     trained = train(
         config,
         folder,
@@ -157,10 +160,12 @@ def computed_rewards(config: PolicyStageConfig) -> list[Term]:
 def reward_models(config: PolicyStageConfig, base: PreTrainedModel | None, runtime: Runtime) -> list[Term]:
     """The trained models of the sum, on the policy's base where it is theirs; ValueError for one that is not there."""
     max_tokens, refuses = config.train.microbatch_tokens, config.rollout.on_weak_reward == "refuse"
-    return [
-        reward_model_term(spec, place, runtime.device, max_tokens, runtime.say, base, refuses_weak=refuses)
-        for place, spec in config.rollout.reward_models().items()
-    ]
+    return named_apart(
+        [
+            reward_model_term(spec, place, runtime.device, max_tokens, runtime.say, base, refuses_weak=refuses)
+            for place, spec in config.rollout.reward_models().items()
+        ]
+    )
 
 
 def build_roles(
@@ -213,7 +218,7 @@ def start_critic(config: PolicyStageConfig, head: ValueHead, trunk: nn.Module | 
     path = given
     if given == "reward":
         ((place, spec),) = config.rollout.reward_models().items()
-        path, weight = reward_model_path(spec, place), float(spec.get("weight", 1.0))
+        path, weight = reward_model_path(spec, place), term_weight(spec, place)
     reward, _ = load_reward_model(model_folder(path))
     start_as_reward(head, trunk, reward, weight, f"policy.critic_init={given}")
     return f"the critic{' and its trunk start' if trunk is not None else ' starts'} as the reward model {path}"
@@ -225,18 +230,23 @@ def score_responses(
     prompts: Sequence[Prompt],
     responses: Sequence[Generated],
     sample_ids: Sequence[int],
-) -> list[float]:
-    """The weighted sum of the rewards of each response, as text. Raises ValueError naming the sample at fault."""
-    texts = [str(tokenizer.decode(response.response_ids, skip_special_tokens=True)) for response in responses]
+) -> Scores:
+    """What the rewards say of each response, as text. Raises ValueError naming the sample at fault."""
+    texts = [response_text(response, tokenizer) for response in responses]
     given: list[Any] = [prompt.messages for prompt in prompts]
-    return score(terms, given, texts, [prompt.row for prompt in prompts], sample_ids).total
+    return score(terms, given, texts, [prompt.row for prompt in prompts], sample_ids)
+
+
+def response_text(response: Generated, tokenizer: PreTrainedTokenizerFast) -> str:
+    """A response without the token that stopped it; special tokens within it are shown, so that none goes unseen."""
+    ids = response.response_ids[:-1] if response.stopped else response.response_ids
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def readable(sample: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """A sample as `samples.jsonl` holds it."""
     prompt, response = sample["prompt"], sample["response"]
-    text = str(tokenizer.decode(response.response_ids, skip_special_tokens=True))
-    return {**sample, "prompt": prompt.messages, "response": text}
+    return {**sample, "prompt": prompt.messages, "response": response_text(response, tokenizer)}
 
 
 def of_all_ranks(rows: Sequence[Mapping[str, Any]], runtime: Runtime) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from llmtrain.data.files import fingerprint
 from llmtrain.data.loader import Collate, rank_batches
 from llmtrain.data.pack import Pack
 from llmtrain.data.store import TokenStore
+from llmtrain.device import training_precision
 from llmtrain.durable import exclusive, write_bytes
 from llmtrain.train.runtime import Runtime
 
@@ -85,7 +86,7 @@ def _computed(
     for batch in rank_batches(
         range(packs.num_packs), packs.pack, packs_per_microbatch, runtime.rank, runtime.world_size, collate
     ):
-        with torch.autocast(runtime.device.type, runtime.dtype, enabled=runtime.dtype != torch.float32):
+        with training_precision(module, runtime.device, runtime.dtype):
             logprobs = module(batch.to(runtime.device)).logprobs.double().cpu()
         if batch.sample_ids:
             documents = [document for pack in batch.sample_ids for document in packs.documents(pack)]

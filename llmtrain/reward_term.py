@@ -12,15 +12,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from llmtrain.batch import PackedTokens
+from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.conversations import Conversation
+from llmtrain.data.dialogues import tool_list
+from llmtrain.device import fuses_layers
 from llmtrain.durable import Report
 from llmtrain.eval.reward import beats_chance
+from llmtrain.models.fused_layers import fuse_layers
+from llmtrain.models.fused_lora import fuse_adapters
 from llmtrain.models.one_base import share_equal
 from llmtrain.models.reward_folder import load_reward_model
 from llmtrain.models.tuned import model_folder
-from llmtrain.rollout.score import Term
+from llmtrain.rollout.score import Term, term_weight
 
 CARD = "reward_card.json"
 
@@ -42,7 +46,7 @@ def reward_model_term(
     """
     if unknown := sorted(set(spec) - {"name", "path", "weight"}):
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only path and weight")
-    folder = model_folder(reward_model_path(spec, place))
+    weight, folder = term_weight(spec, place), model_folder(reward_model_path(spec, place))
     card = folder.parent / CARD
     if card.is_file() and not beats_chance(json.loads(card.read_text(encoding="utf-8"))):
         weak = f"{place}: {spec['path']} may be no better than chance, says {card}"
@@ -52,13 +56,16 @@ def reward_model_term(
     model, tokenizer = load_reward_model(folder)
     encoder = ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
     model.to(device)
+    if fuses_layers(device):
+        fuse_layers(model.model)
+        fuse_adapters(model.model)
     saved = 0 if base is None else share_equal(model.model, base)
     say(f"{place}: {spec['path']} scores{f', {saved / 1e6:,.1f} MB of it on the base of the policy' if saved else ''}")
 
     @torch.no_grad()
     def scores(prompts: Sequence[Any], responses: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """The score of each conversation, at the end of its last answer."""
-        documents = _documents(encoder, prompts, responses)
+        documents = _documents(encoder, prompts, responses, rows)
         order = sorted(range(len(documents)), key=lambda i: len(documents[i].input_ids))
         found = [0.0] * len(documents)
         for batch in _batches(order, [len(document.input_ids) for document in documents], max_tokens):
@@ -67,7 +74,7 @@ def reward_model_term(
                 found[i] = value
         return found
 
-    return Term("model", float(spec.get("weight", 1.0)), scores)
+    return Term(f"model {spec['path']}", weight, scores)
 
 
 def reward_model_path(spec: Mapping[str, Any], place: str) -> str:
@@ -78,12 +85,16 @@ def reward_model_path(spec: Mapping[str, Any], place: str) -> str:
     return path
 
 
-def _documents(encoder: ChatEncoder, prompts: Sequence[Any], responses: Sequence[str]) -> list[Encoded]:
+def _documents(
+    encoder: ChatEncoder, prompts: Sequence[Any], responses: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> list[Encoded]:
+    """Each prompt with its response and the `tools` of its row. Raises BadExample where the template does not fit."""
     examples = []
-    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+    for number, (prompt, response, row) in enumerate(zip(prompts, responses, rows, strict=True)):
         before = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
         messages = (*before, {"role": "assistant", "content": response})
-        examples.append(Conversation(messages, len(before), (), f"response {number}", 0))
+        tools = tool_list(row.get("tools"), "'tools'")
+        examples.append(Conversation(messages, len(before), tools, f"response {number}", 0))
     documents = []
     for encoded in encoder.encode(examples):
         if isinstance(encoded, BadExample):
@@ -110,7 +121,7 @@ def _packed(documents: Sequence[Encoded]) -> PackedTokens:
     lengths = tuple(len(document.input_ids) for document in documents)
     return PackedTokens(
         input_ids=ids,
-        labels=torch.full_like(ids, -100),
+        labels=torch.full_like(ids, IGNORE_INDEX),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         segment_lengths=lengths,
         num_trained=0,

@@ -305,6 +305,11 @@ class PolicyStageConfig(TuningConfig):
         if self.model.dropout or self.adapter.dropout:
             key = "model.dropout" if self.model.dropout else "adapter.dropout"
             raise ValueError(f"{key}: the policy is trained as it answers, without dropout: remove it")
+        if rollout.minibatches > rollout.num_prompts:
+            raise ValueError(
+                f"rollout.minibatches={rollout.minibatches} is more than rollout.num_prompts={rollout.num_prompts}: "
+                "a step needs a prompt"
+            )
         buffer = rollout.overlong_buffer_tokens
         if buffer is not None and buffer > rollout.max_new_tokens:
             raise ValueError(

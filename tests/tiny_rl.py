@@ -22,26 +22,21 @@ SPECIAL = ("<bos>", "<eos>", "<pad>", "<unk>")
 
 def alphabet(prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """The reward."""
-    return [
-        share_right(prompt.strip(), response.replace(" ", ""))
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
+    return [share_right(prompt.strip(), response.split()) for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def share_right(letter: str, response: str) -> float:
+def share_right(letter: str, response: Sequence[str]) -> float:
     """Places that hold the letter after the one before, over NUM_LETTERS."""
     right, before = 0, letter
     for found in response[:NUM_LETTERS]:
-        right += found == LETTERS[(LETTERS.index(before) + 1) % len(LETTERS)]
+        right += before in LETTERS and found == LETTERS[(LETTERS.index(before) + 1) % len(LETTERS)]
         before = found
     return right / NUM_LETTERS
 
 
 def optimum() -> float:
     """The best mean score over all prompts, by trying every response."""
-    best = [
-        max(share_right(letter, "".join(word)) for word in product(LETTERS, repeat=NUM_LETTERS)) for letter in LETTERS
-    ]
+    best = [max(share_right(letter, word) for word in product(LETTERS, repeat=NUM_LETTERS)) for letter in LETTERS]
     return sum(best) / len(best)
 
 

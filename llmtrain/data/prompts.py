@@ -7,7 +7,7 @@ Prompts are few and short, so they are kept in memory; the held-out split is by 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -20,7 +20,7 @@ from llmtrain.data.dialogues import Message, UnfitRow, UnwantedRow, text_message
 from llmtrain.data.files import resolve
 from llmtrain.data.formats import BadRow, Row
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
-from llmtrain.data.row_formats import check_canonical, recognise, renamed
+from llmtrain.data.row_formats import Dialogue, check_canonical, recognise, renamed, with_extras
 from llmtrain.data.rows import iter_items
 from llmtrain.durable import Report
 
@@ -34,7 +34,7 @@ class Prompt:
 
     ids: tuple[int, ...]
     messages: str | tuple[Message, ...]  # a text where no chat template is used
-    row: Mapping[str, Any]
+    row: Mapping[str, Any]  # `tools` in it, where it has any under whatever name
     where: str
 
     def digest(self) -> bytes:
@@ -116,37 +116,46 @@ def _prompts(
 
 def _read(row: Row, source: Source, tokenizer: PreTrainedTokenizerFast) -> Prompt | BadRow:
     try:
-        messages = _before_the_answer(row, source)
+        said = _before_the_answer(row, source)
     except (UnfitRow, UnwantedRow) as fault:
         return BadRow("no prompt", f"{row.where}: {fault}", 0)
+    messages = said.messages
+    tools: list[Any] = list(said.tools)
     if tokenizer.chat_template is None:
-        if len(messages) > 1:
-            return BadRow("no template", f"{row.where}: several messages need a chat template (data.chat_template)", 0)
+        if len(messages) > 1 or tools:
+            what = "tools need" if tools else "several messages need"
+            return BadRow("no template", f"{row.where}: {what} a chat template (data.chat_template)", 0)
         text = str(messages[0]["content"])
         return Prompt(tuple(tokenizer(text)["input_ids"]), text, row.fields, row.where)
     given: Any = list(messages)
     try:
-        ids: Any = tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids: Any = tokenizer.apply_chat_template(
+            given, tools=tools or None, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
     except Exception as error:  # a template may raise anything; jinja2 has no class for what it raises itself
         return BadRow("template refuses the row", f"{row.where}: {' '.join(str(error).split())}", 0)
-    return Prompt(tuple(ids), tuple(messages), row.fields, row.where)
+    fields = {"tools": tools, **row.fields} if tools else row.fields
+    return Prompt(tuple(ids), tuple(messages), fields, row.where)
 
 
-def _before_the_answer(row: Row, source: Source) -> list[Message]:
-    """The messages of a row's prompt. Raises UnfitRow and UnwantedRow."""
+def _before_the_answer(row: Row, source: Source) -> Dialogue:
+    """The messages of a row's prompt, and its tools. Raises UnfitRow and UnwantedRow."""
     fields = renamed(row.fields, source.fields)
     name = next((name for name in PROMPT_FIELDS if fields.get(name)), None)
     if name is not None:
         given = fields[name]
-        return [text_message("user", given, name)] if isinstance(given, str) else turn_messages(given, name)
+        asked = [text_message("user", given, name)] if isinstance(given, str) else turn_messages(given, name)
+        if asked[-1]["role"] == "assistant":
+            raise UnfitRow("no prompt", f"{name!r} ends with an answer: leave it out, or put all of it into messages")
+        return with_extras(fields, asked, 0)
     said = recognise(row, source.fields).convert(fields)
     if isinstance(said, str):
-        return [text_message("user", said, "text")]
+        return Dialogue([text_message("user", said, "text")])
     answers = [index for index, message in enumerate(said.messages) if message["role"] == "assistant"]
     messages = list(said.messages[: answers[-1]] if answers else said.messages)
     if not messages:
         raise UnfitRow("no prompt", "nothing stands before the answer")
-    return messages
+    return replace(said, messages=messages)
 
 
 def _account(ledger: SourceLedger) -> str:

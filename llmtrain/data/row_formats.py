@@ -155,7 +155,7 @@ def _listed(row: Fields) -> Iterator[RowFormat]:
 
 
 def _convert_listed(name: str, row: Fields) -> Dialogue:
-    return _with_extras(row, turn_messages(_value(row, name), repr(name)), 0)
+    return with_extras(row, turn_messages(_value(row, name), repr(name)), 0)
 
 
 def _pairs(row: Fields) -> Iterator[RowFormat]:
@@ -172,7 +172,7 @@ def _pairs(row: Fields) -> Iterator[RowFormat]:
 
 def _convert_pair(prompt: str, completion: str, row: Fields) -> Dialogue:
     before = _side(row, prompt, "user")
-    return _with_extras(row, [*before, *_side(row, completion, "assistant")], len(before))
+    return with_extras(row, [*before, *_side(row, completion, "assistant")], len(before))
 
 
 def _alpaca(row: Fields) -> Iterator[RowFormat]:
@@ -193,7 +193,7 @@ def _convert_alpaca(output: str, row: Fields) -> Dialogue:
     for question, answer in history:
         messages += [text_message("user", question, "'history'"), text_message("assistant", answer, "'history'")]
     messages.append(_instruction(row))
-    return _with_extras(row, [*messages, text_message("assistant", _value(row, output), repr(output))], len(messages))
+    return with_extras(row, [*messages, text_message("assistant", _value(row, output), repr(output))], len(messages))
 
 
 def _instruction(row: Fields) -> Message:
@@ -282,12 +282,12 @@ def _choices(row: Fields) -> Iterator[RowFormat]:
 
 def _convert_whole_choice(row: Fields) -> Dialogue:
     messages = turn_messages(_value(row, "chosen"), "'chosen'")
-    return _with_extras(row, messages, len(messages) - 1 if "prompt" in row else 0)
+    return with_extras(row, messages, len(messages) - 1 if "prompt" in row else 0)
 
 
 def _convert_choice(base: str, row: Fields) -> Dialogue:
     before = [_instruction(row)] if base == "instruction" else _side(row, base, "user")
-    return _with_extras(row, [*before, *_side(row, "chosen", "assistant")], len(before))
+    return with_extras(row, [*before, *_side(row, "chosen", "assistant")], len(before))
 
 
 FINDERS = (_listed, _pairs, _alpaca, _self_instruct, _marked_pair, _trees, _choices, _text)
@@ -317,8 +317,8 @@ def _labelled(row: Fields, row_format: RowFormat) -> RowFormat:
     return replace(row_format, convert=convert, note="rows whose label is false are dropped")
 
 
-def _with_extras(row: Fields, messages: list[Message], num_prompt: int) -> Dialogue:
-    """A dialogue with the row's system prompt before it, and its tools."""
+def with_extras(row: Fields, messages: list[Message], num_prompt: int) -> Dialogue:
+    """A dialogue with the row's system prompt before it, and its tools; raises UnfitRow for what is none."""
     system = next((row[name] for name in SYSTEMS if row.get(name) is not None), "")
     if isinstance(system, str) and not system.strip():
         return Dialogue(messages, num_prompt, tool_list(row.get("tools"), "'tools'"))

@@ -78,7 +78,9 @@ class ActorCritic(nn.Module):
         }
         selected = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
         labels = batch.labels[selected]
-        hidden = self.model.base_model(**inputs).last_hidden_state[0][selected]
+        hidden: Tensor | None = None  # of the policy's trunk, where the head or the critic asks for them
+        if not self.own_logits or (self.value_head is not None and self.critic is None):
+            hidden = self.model.base_model(**inputs).last_hidden_state[0][selected]
         said = self._logprobs(hidden, labels, inputs, selected, batch.kept)
         values = None
         if self.value_head is not None:
@@ -87,7 +89,7 @@ class ActorCritic(nn.Module):
         return PolicyOutputs(said.logprobs, said.entropies, values)
 
     def _logprobs(
-        self, hidden: Tensor, labels: Tensor, inputs: dict[str, Any], selected: Tensor, kept: KeptTokens | None
+        self, hidden: Tensor | None, labels: Tensor, inputs: dict[str, Any], selected: Tensor, kept: KeptTokens | None
     ) -> TokenLogprobs:
         if self.own_logits:
             return logits_logprobs(self.model(**inputs).logits[0][selected], labels, self.temperature, kept)

@@ -6,7 +6,8 @@ A token that was drawn among some of the vocabulary only (top-p, top-k) has its 
 the sums are over those, whatever the weights have become since. Were they chosen anew, a token could fall out and its
 logprob be minus infinity (DeepSeek-V3.2 2025, section 3.1, keeps them for the same reason).
 
-Chunks of logits are made in forward and again in backward, where the gradient of each token is known.
+Chunks of logits are made in forward and again in backward, where the gradient of each token is known: in the same
+precision, which autograd does not see to by itself.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             entropies[chunk] = z - torch.linalg.vecdot(probs, logits)
         ctx.save_for_backward(hidden, weight, bias, labels, log_z, entropies)
         ctx.temperature, ctx.kept = temperature, kept
+        kind = hidden.device.type
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         return logprobs, entropies
 
     @staticmethod
@@ -90,21 +93,22 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
-        for chunk in _chunks(hidden, weight):
-            logits = _logits(hidden[chunk], weight, bias, ctx.temperature, _part(ctx.kept, chunk))
-            log_probs = logits.sub_(log_z[chunk, None])
-            grad = log_probs.exp()  # the probabilities
-            # d entropy / d z_k = -p_k (log p_k + entropy);  d logprob / d z_k = [k is the label] - p_k
-            inner = log_probs.add_(entropies[chunk, None]).mul_(grad_entropies[chunk, None])
-            grad *= inner.add_(grad_logprobs[chunk, None]).neg_()
-            grad.scatter_add_(-1, labels[chunk, None], grad_logprobs[chunk, None])
-            grad = grad.div_(ctx.temperature).to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[chunk] = grad @ weight.to(grad.dtype)
-            if grad_weight is not None:
-                grad_weight += grad.t() @ hidden[chunk]
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
+        with torch.autocast(*ctx.autocast):
+            for chunk in _chunks(hidden, weight):
+                logits = _logits(hidden[chunk], weight, bias, ctx.temperature, _part(ctx.kept, chunk))
+                log_probs = logits.sub_(log_z[chunk, None])
+                grad = log_probs.exp()  # the probabilities
+                # d entropy / d z_k = -p_k (log p_k + entropy);  d logprob / d z_k = [k is the label] - p_k
+                inner = log_probs.add_(entropies[chunk, None]).mul_(grad_entropies[chunk, None])
+                grad *= inner.add_(grad_logprobs[chunk, None]).neg_()
+                grad.scatter_add_(-1, labels[chunk, None], grad_logprobs[chunk, None])
+                grad = grad.div_(ctx.temperature).to(hidden.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[chunk] = grad @ weight.to(grad.dtype)
+                if grad_weight is not None:
+                    grad_weight += grad.t() @ hidden[chunk]
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
         weight_grad = None if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None
 

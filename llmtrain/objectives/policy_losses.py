@@ -155,19 +155,12 @@ def kl_estimate(
 
 
 def kl_loss(
-    logprobs: Float[Tensor, " tokens"],
-    ref_logprobs: Float[Tensor, " tokens"],
-    kind: KlKind,
-    old_logprobs: Float[Tensor, " tokens"] | None = None,
+    logprobs: Float[Tensor, " tokens"], ref_logprobs: Float[Tensor, " tokens"], kind: KlKind
 ) -> Float[Tensor, " tokens"]:
     """The KL of each token as a term of the loss, to be added to a form's (GRPO: Shao 2024, equation 4, takes k3).
 
-    With `old_logprobs` an estimate is weighed with the ratio, which is differentiable: for k1 and k3 the gradient is
-    then that of the KL itself, also on tokens of an older policy (DeepSeek-V3.2 2025, equation 7). Raises ValueError
-    for k1 without them, whose gradient, grad log p, is zero on average.
+    Raises ValueError for k1, whose gradient, grad log p, is zero on average.
     """
-    if old_logprobs is not None:
-        return (logprobs - old_logprobs).exp() * kl_estimate(logprobs, ref_logprobs, kind)
     if kind == "k1":
         raise ValueError("kl estimate k1 in the loss trains nothing: choose k2 or k3, or put the KL in the reward")
     return kl_estimate(logprobs, ref_logprobs, kind)
@@ -182,12 +175,6 @@ def policy_metrics(
     """Shares of `clip_fraction` and of `approx_kl`, k3 of KL(old policy || policy) in nats a token."""
     kl = kl_estimate(old_logprobs, logprobs.detach(), "k3")
     return {"clip_fraction": clipped.sum() / totals["tokens"], "approx_kl": kl.sum() / totals["tokens"]}
-
-
-def ratio_max(logprobs: Float[Tensor, " tokens"], old_logprobs: Float[Tensor, " tokens"]) -> Float[Tensor, ""]:
-    """The largest ratio; not a share: over microbatches and ranks it is their maximum. No tokens: 0."""
-    ratio = (logprobs.detach() - old_logprobs).exp()
-    return torch.cat([ratio, ratio.new_zeros(1)]).max()
 
 
 def value_loss(

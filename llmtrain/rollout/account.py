@@ -12,6 +12,7 @@ from llmtrain.config_rlhf import RolloutConfig
 from llmtrain.rollout.advantage import signal_groups
 from llmtrain.rollout.ranks import Ranks
 from llmtrain.rollout.rounds import Drawn
+from llmtrain.rollout.score import several
 
 
 def rollout_metrics(
@@ -23,7 +24,8 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Means over the samples of all ranks; `gaps`: of logprobs as they were drawn to those of training, in nats.
 
-    `rollout_score` is what the rewards say, of all samples; `rollout_kl` is of those that are trained on. Collective.
+    `rollout_score` is what the rewards say, of all samples, and `rollout_score/NAME` what each of several says before
+    its weight; `rollout_kl` is of those that are trained on. Collective.
     """
     samples, size = drawn.samples, config.samples_per_prompt
     even = float((~signal_groups(samples.shaped, size)).sum()) * size if size > 1 else 0.0
@@ -42,6 +44,8 @@ def rollout_metrics(
         "compared": float(gap.numel()),
         "gap": float(gap.sum()),
     }
+    of_terms = {f"rollout_score/{name}": sum(values) for name, values in several(samples.by_term).items()}
+    sums |= of_terms
     totals = dict(zip(sums, ranks.sum_floats(list(sums.values())), strict=True))
     count, mean = totals["count"], totals["score"] / totals["count"]
     metrics = {
@@ -55,6 +59,7 @@ def rollout_metrics(
         "rollout_logprob_gap_max": max(row[0] for row in ranks.gather_floats([max([0.0, *gap.tolist()])])),
         "rollout_samples": totals["kept"],
     }
+    metrics |= {name: totals[name] / count for name in of_terms}
     if size > 1:
         metrics["rollout_even_groups"] = totals["even"] / count
     if config.drop_even_groups:
@@ -63,8 +68,9 @@ def rollout_metrics(
 
 
 def sample_rows(drawn: Drawn, kl: Float[Tensor, " kept"]) -> list[Mapping[str, Any]]:
-    """A row for each sample of this rank; one that is not trained on has no KL."""
+    """A row for each sample of this rank; one that is not trained on has no KL, one of a single reward no `scores`."""
     samples = drawn.samples
+    by_term = several(samples.by_term)
     distances = dict(zip(drawn.kept, kl.tolist(), strict=True))
     return [
         {
@@ -72,6 +78,7 @@ def sample_rows(drawn: Drawn, kl: Float[Tensor, " kept"]) -> list[Mapping[str, A
             "prompt": prompt,
             "response": response,
             "score": round(float(score), 6),
+            **({"scores": {name: round(values[index], 6) for name, values in by_term.items()}} if by_term else {}),
             "shaped_score": round(float(shaped), 6),
             "kl": round(distances[index], 6) if index in distances else None,
             "stopped": response.stopped,

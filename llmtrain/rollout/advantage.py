@@ -79,6 +79,8 @@ def group_mean(scores: Float[Tensor, " samples"], group_size: int, normalise: bo
 
     The deviation is the sample's, with Bessel's correction.
     """
+    if not scores.numel():
+        return scores  # torch warns of the deviation of nothing
     grouped = _grouped(scores, group_size)
     advantages = grouped - grouped.mean(1, keepdim=True)
     if normalise:

@@ -1,8 +1,8 @@
 """Responses -> experience: episodes in packs, and what each pack is trained on.
 
 An episode is a prompt with its response, less the last token, behind which nothing is drawn. Packs are made once a
-rollout: policy, critic and reference read them in the very shape that the update does, so that on the first
-minibatch of the first pass every ratio is exactly 1.
+rollout, each of one minibatch: policy, critic and reference read them in the very shape that the update does, so that
+on the first minibatch of the first pass every ratio is exactly 1.
 """
 
 from __future__ import annotations
@@ -33,21 +33,19 @@ class Episode:
         return len(self.prompt_ids) + len(self.response_ids) - 1
 
 
-def group_episodes(lengths: Sequence[int], capacity: int, group_size: int) -> list[list[int]]:
-    """Indices of episodes in packs of at most `capacity` tokens, in order; the samples of a prompt stay together.
+def group_episodes(lengths: Sequence[int], minibatches: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of episodes in packs of at most `capacity` tokens, in order; a longer episode is a pack by itself.
 
-    One pack holds at least one group, also where that is longer.
+    `minibatches`: that of each episode, those of one next to each other; no pack is of two.
     """
     packs: list[list[int]] = []
-    filled = capacity
-    for start in range(0, len(lengths), group_size):
-        group = list(range(start, start + group_size))
-        needed = sum(lengths[index] for index in group)
-        if not packs or filled + needed > capacity:
+    filled = 0
+    for index, (length, minibatch) in enumerate(zip(lengths, minibatches, strict=True)):
+        if not packs or filled + length > capacity or minibatches[packs[-1][-1]] != minibatch:
             packs.append([])
             filled = 0
-        packs[-1] += group
-        filled += needed
+        packs[-1].append(index)
+        filled += length
     return packs
 
 

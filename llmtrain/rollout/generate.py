@@ -22,7 +22,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmtrain.batch import KeptTokens
-from llmtrain.device import release_memory
 from llmtrain.models.attention import plan_segments
 from llmtrain.rollout.cache import CACHED_ATTENTION, LayerStates, PackedStates, RowCache
 from llmtrain.rollout.noise import exponentials
@@ -77,7 +76,6 @@ def generate(
     _check_prompts(model, prompts, sample_ids, settings)
     answers = [_Row(tuple(prompt), sample) for prompt, sample in zip(prompts, sample_ids, strict=True)]
     waiting, rows, cache = deque(answers), list[_Row](), RowCache()
-    release_memory()
     with _generating(model):
         packs = settings.max_new_tokens >= PACKED_MIN_TOKENS and can_pack(model)
         linears: PackedLinears | None = None
@@ -93,8 +91,6 @@ def generate(
                     if all(row.ended for row in rows):
                         break
                     _step(model, rows, cache, settings)
-    del linears, cache
-    release_memory()
     return [Generated(row.ids, row.logprobs, row.stopped, _kept(row)) for row in answers]
 
 

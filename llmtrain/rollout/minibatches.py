@@ -1,7 +1,13 @@
-"""The order in which a rollout's packs are trained on: minibatches of each pass, shuffled anew in each."""
+"""Which groups of a rollout make an optimizer step, and the order of steps and of their packs in each pass.
+
+A minibatch is cut from the groups of all ranks before anything is packed: it has the same episodes whatever
+`microbatch_tokens` and the number of ranks are. Its groups are neighbours in the order of prompts, which is shuffled
+itself, so the ranks have equally many of them, up to one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import torch
@@ -9,20 +15,24 @@ import torch
 from llmtrain.rollout.remaining import Queue
 
 
-def minibatches(num_packs: int, most_packs: int, num_minibatches: int, epochs: int, name: str) -> Queue:
-    """A rank's minibatches of all passes, empty packs among them: as many in each as the rank with most packs needs.
+def minibatch_of(groups: Sequence[int], num_minibatches: int) -> dict[int, int]:
+    """The minibatch of each group: equally many groups in each, up to one; of fewer groups than minibatches, one."""
+    num_minibatches = min(num_minibatches, len(groups))
+    return {group: number * num_minibatches // len(groups) for number, group in enumerate(groups)}
 
-    A pass has no more minibatches than that rank has packs. `name` stands for the rollout and the rank, and is all
-    that the order depends on.
+
+def training_order(of_packs: Sequence[int], most_packs: Sequence[int], epochs: int, name: str, rank: int) -> Queue:
+    """A rank's packs of every step of all passes, with empty ones behind them up to the rank that has most.
+
+    `of_packs`: the minibatch of each of this rank's packs; `most_packs`: of each minibatch, over all ranks. `name`
+    stands for the rollout: with it and the pass the order of minibatches is given, the same on every rank.
     """
-    num_minibatches = min(num_minibatches, most_packs)
     ordered: Queue = []
-    for epoch in range(epochs if most_packs else 0):
-        packs = _shuffled(num_packs, f"{name}/{epoch}")
-        each = -(-most_packs // num_minibatches)
-        for number in range(num_minibatches):
-            chosen = packs[number::num_minibatches]
-            ordered.append(chosen + [-1] * (each - len(chosen)))
+    for epoch in range(epochs):
+        for number in _shuffled(len(most_packs), f"{name}/{epoch}"):
+            packs = [pack for pack, minibatch in enumerate(of_packs) if minibatch == number]
+            chosen = [packs[place] for place in _shuffled(len(packs), f"{name}/{epoch}/{number}/{rank}")]
+            ordered.append(chosen + [-1] * (most_packs[number] - len(chosen)))
     return ordered
 
 

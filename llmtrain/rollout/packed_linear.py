@@ -18,6 +18,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
+from llmtrain.device import separate_allocations
 from llmtrain.models.fused_lora import FusedLoraLinear
 from llmtrain.models.lm_head import LossHead
 
@@ -31,7 +32,7 @@ class PackedLinears:
         """Copy the weights; `can_pack` says where that is possible."""
         self.rows = rows
         self._layers = _packable(model)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with separate_allocations(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
             self._packed = list(pool.map(partial(_packed, rows=rows), self._layers))
 
     @contextmanager
@@ -93,7 +94,8 @@ def _packed(layer: nn.Module, rows: int) -> Tensor:
         if isinstance(layer, LoraLinear) and not layer.disable_adapters and not layer.merged:
             for adapter in layer.active_adapters:
                 if adapter in layer.lora_A:
-                    weight = weight + layer.get_delta_weight(adapter)
+                    lora_a, lora_b = (part[adapter].get_parameter("weight") for part in (layer.lora_A, layer.lora_B))
+                    weight = torch.addmm(weight, lora_b, lora_a, alpha=layer.scaling[adapter])
         packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
     return packed
 

@@ -16,6 +16,7 @@ class Ranks(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    dtype: torch.dtype  # that training computes in
 
     def sum_floats(self, values: Sequence[float]) -> list[float]: ...
     def gather_floats(self, values: Sequence[float]) -> list[list[float]]: ...

@@ -18,7 +18,7 @@ from llmtrain.batch import Experience, KeptTokens
 from llmtrain.rollout.experience import join_kept
 
 Queue = list[list[int]]
-"""The packs of each minibatch to come, as many in each on every rank; -1: an empty one."""
+"""The packs of each minibatch to come, then -1 for each empty one, up to the rank that has most packs of it."""
 
 GatherToMain = Callable[[Tensor], list[Tensor]]
 """(elements,) -> the same of every rank, in order, on the main process; nothing on the others. Collective."""
@@ -33,9 +33,11 @@ def collect(packs: Sequence[Experience], queue: Queue, gather_to_main: GatherToM
     needed = sorted({index for minibatch in queue for index in minibatch if index >= 0})
     number_of = {index: number for number, index in enumerate(needed)} | {-1: -1}
     left = [packs[index] for index in needed]
+    widest = max(len(minibatch) for minibatch in queue)
+    slots = [[number_of[index] for index in minibatch] + [-1] * (widest - len(minibatch)) for minibatch in queue]
     columns = {
         "num_episodes": torch.tensor([len(pack.sample_ids) for pack in left], dtype=torch.long),
-        "queues": torch.tensor([[number_of[index] for index in minibatch] for minibatch in queue]).flatten(),
+        "queues": torch.tensor(slots).flatten(),
     }
     for name in OF_EPISODES:
         columns[name] = torch.tensor([n for pack in left for n in vars(pack)[name]], dtype=torch.long)
@@ -61,7 +63,8 @@ def hand_out(state: Mapping[str, Tensor], rank: int, world_size: int) -> tuple[l
     """This rank's packs of what `collect` gave, and its minibatches to come."""
     queues: Int[Tensor, "ranks minibatches slots"] = state["queues"]
     if len(queues) == world_size:
-        mine: Queue = queues[rank].tolist()
+        filled = (queues >= 0).any(0)  # (minibatches, slots); of minibatches that need fewer the last ones are not
+        mine: Queue = [minibatch[used].tolist() for minibatch, used in zip(queues[rank], filled, strict=True)]
     else:
         mine = [_share(minibatch, rank, world_size) for minibatch in queues.transpose(0, 1).flatten(1).tolist()]
     needed = sorted({index for minibatch in mine for index in minibatch if index >= 0})

@@ -24,7 +24,8 @@ Prompt = str | Sequence[Mapping[str, Any]]
 Row = Mapping[str, Any]
 
 NUMBER = re.compile(r"(?<![\w.])-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+MARKED = re.compile(rf"####\s*\$?({NUMBER.pattern})")
+BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 FENCED = re.compile(r"```[ \t]*(?:[\w+-]*)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 MAX_EQUATION_CHARS = 200  # a longer one may nest deeper than Python parses
@@ -76,9 +77,10 @@ def regex(
 def gsm8k(
     prompts: Sequence[Prompt], responses: Sequence[str], rows: Sequence[Row], *, field: str = "answer"
 ) -> list[float]:
-    """1 where the last number of the response, or what it puts behind #### or into a box, is the row's answer.
+    """1 where the number that the response ends in is the row's answer.
 
-    The answer is a number, or a text whose number stands behind #### (Cobbe et al. 2021) or last.
+    It is the one directly behind #### (Cobbe et al. 2021), else the last of the last box, else the last of all; so in
+    the row, whose answer may be a number, too.
     """
     scores = []
     for response, row in zip(responses, rows, strict=True):
@@ -218,11 +220,8 @@ def _field(row: Row, name: str) -> Any:
 def _last_number(text: str) -> Decimal | None:
     """The number that a solution ends in."""
     boxes = BOXED.findall(text)
-    if "####" in text:
-        found = NUMBER.findall(text.rsplit("####", 1)[1])[:1]
-    else:
-        found = NUMBER.findall(boxes[-1] if boxes else text)[-1:]
-    return Decimal(found[0].replace(",", "")) if found else None
+    found = MARKED.findall(text) or NUMBER.findall(boxes[-1] if boxes else text)
+    return Decimal(found[-1].replace(",", "")) if found else None
 
 
 def _fenced(response: str) -> str:

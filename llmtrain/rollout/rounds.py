@@ -18,17 +18,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmtrain.config_rlhf import RolloutConfig
+from llmtrain.device import training_precision
 from llmtrain.objective import Interrupted
 from llmtrain.rollout.advantage import signal_groups
 from llmtrain.rollout.generate import Generated, generate
 from llmtrain.rollout.ranks import Ranks
 from llmtrain.rollout.sampling import Sampling
+from llmtrain.rollout.score import Scores
 from llmtrain.rollout.shaping import RunningScores, shaped_scores
 
 MAX_ROUNDS = 10  # of a rollout
 
-Score = Callable[[Sequence[Any], Sequence[Generated], Sequence[int]], list[float]]
-"""(prompts, responses, sample ids) -> the score of each. Raises ValueError naming the sample that cannot be scored."""
+Score = Callable[[Sequence[Any], Sequence[Generated], Sequence[int]], Scores]
+"""(prompts, responses, sample ids) -> the scores, of no response too. Raises ValueError naming the sample at fault."""
 
 PromptAt = Callable[[int], Any]
 """The prompt at a position of the order; its `ids` are what the response goes on from."""
@@ -42,6 +44,7 @@ class Samples:
     responses: list[Generated]
     sample_ids: list[int]  # position of the prompt * samples of a prompt + number of the sample
     scores: Float[Tensor, " samples"]  # as the rewards add up to them
+    by_term: dict[str, list[float]]  # what each reward of the sum gave, before its weight
     shaped: Float[Tensor, " samples"]
     generate_seconds: float
     score_seconds: float
@@ -53,6 +56,7 @@ class Drawn:
 
     samples: Samples
     kept: list[int]  # indices of samples, whole groups
+    trained: list[int]  # positions of the prompts whose groups these are, of all ranks
     num_rounds: int
     next_position: int  # of the first prompt that no rollout has taken
     running: RunningScores
@@ -82,17 +86,20 @@ def draw_samples(
         prompts = [prompt for place in mine for prompt in [prompt_at(place)] * size]
         sample_ids = [place * size + sample for place in mine for sample in range(size)]
         started = time.perf_counter()
-        responses = generate(policy, [prompt.ids for prompt in prompts], sample_ids, sampling, should_stop)
+        with training_precision(policy, ranks.device, ranks.dtype):
+            responses = generate(policy, [prompt.ids for prompt in prompts], sample_ids, sampling, should_stop)
         if ranks.any(responses is None):  # each rank stops by itself; all find out here
             raise Interrupted
         assert responses is not None
         generated = time.perf_counter()
-        scores = torch.tensor(score(prompts, responses, sample_ids) if prompts else [], dtype=torch.float32)
+        given = score(prompts, responses, sample_ids)
+        scores = torch.tensor(given.total, dtype=torch.float32)
         scored = time.perf_counter()
         if config.score_normalise:
             running = running.joined_by(scores, ranks.sum_floats)
         shaped = shaped_scores(scores, responses, config, running)
-        return Samples(prompts, responses, sample_ids, scores, shaped, generated - started, scored - generated), running
+        seconds = generated - started, scored - generated
+        return Samples(prompts, responses, sample_ids, scores, given.by_term, shaped, *seconds), running
 
     parts: list[Samples] = []
     signals: list[bool] = []  # of the groups of all ranks, by position: whether they train something
@@ -107,9 +114,10 @@ def draw_samples(
             "rollout.samples_per_prompt, or make the reward finer"
         )
     samples = _joined(parts)
-    trained = set([position + number for number, signal in enumerate(signals) if signal][: config.num_prompts])
-    kept = [i for i, sample in enumerate(samples.sample_ids) if sample // config.samples_per_prompt in trained]
-    return Drawn(samples, kept, len(parts), position + len(signals), running)
+    trained = [position + number for number, signal in enumerate(signals) if signal][: config.num_prompts]
+    mine = set(trained)
+    kept = [i for i, sample in enumerate(samples.sample_ids) if sample // config.samples_per_prompt in mine]
+    return Drawn(samples, kept, trained, len(parts), position + len(signals), running)
 
 
 def num_needed(num_prompts: int, signals: Sequence[bool]) -> int:
@@ -138,6 +146,7 @@ def _joined(parts: Sequence[Samples]) -> Samples:
         [response for part in parts for response in part.responses],
         [sample_id for part in parts for sample_id in part.sample_ids],
         torch.cat([part.scores for part in parts]),
+        {name: [value for part in parts for value in part.by_term[name]] for name in parts[0].by_term},
         torch.cat([part.shaped for part in parts]),
         sum(part.generate_seconds for part in parts),
         sum(part.score_seconds for part in parts),

@@ -4,7 +4,8 @@ The process has an empty temporary folder, no environment, limits on CPU time, m
 its whole group. `sandbox_child` puts up the walls inside it: no file is written outside the folder, no process started,
 no socket opened, no signal sent: by the kernel where it is Linux on x86-64 or ARM (seccomp; Landlock from 5.13 on),
 and everywhere by hooks of the interpreter, which deliberate code can get around. The verdict is trusted as far as the
-program does not search its own interpreter's memory for it. Reading files is not walled.
+program does not search its own interpreter's memory for it. Reading files is not walled. A test holds where its own
+Python says so: `assert f(x) == 3` passes for an object whose `__eq__` is always true.
 """
 
 from __future__ import annotations
@@ -58,9 +59,18 @@ FAILED = Verdict(0, ())
 
 
 def run_all(programs: Sequence[tuple[str, Sequence[str]]], limits: Limits) -> list[Verdict]:
-    """The verdicts on programs with their tests, in order; as many run at once as there are processors."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    """The verdicts on programs with their tests, in order; as many run at once as this process has processors."""
+    with ThreadPoolExecutor(max_workers=num_at_once()) as pool:
         return list(pool.map(partial(_run, limits=limits), programs))
+
+
+def num_at_once() -> int:
+    """The processors that this process may use, shared with the others of a launch on this machine.
+
+    More programs at once would wait for each other, while the clock of each runs.
+    """
+    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _run(program: tuple[str, Sequence[str]], limits: Limits) -> Verdict:

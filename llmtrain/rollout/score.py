@@ -12,7 +12,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from typing import Any, get_type_hints
@@ -52,19 +52,33 @@ def load_terms(specs: Sequence[str | Mapping[str, Any]], key: str = "rollout.rew
     `key`, for a name, a weight or a setting that is wrong.
     """
     terms: list[Term] = []
-    seen: Counter[str] = Counter()
     for number, spec in enumerate(specs):
         place = f"{key}[{number}]"
         settings = {"name": spec} if isinstance(spec, str) else dict(spec)
-        name, weight = settings.pop("name", None), settings.pop("weight", 1.0)
+        name, weight = settings.pop("name", None), term_weight(settings, place)
+        settings.pop("weight", None)
         if not isinstance(name, str):
             raise ValueError(f"{place}: names no reward: give it a name, one of {', '.join(REWARDS)}")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            raise ValueError(f"{place}.weight={weight!r}: must be a finite number")
-        seen[name] += 1
-        label = name if seen[name] == 1 else f"{name} {seen[name]}"
-        terms.append(Term(label, float(weight), _load(name, settings, place)))
-    return terms
+        terms.append(Term(name, weight, _load(name, settings, place)))
+    return named_apart(terms)
+
+
+def term_weight(spec: Mapping[str, Any], place: str) -> float:
+    """The weight of a reward's configuration, 1 where it gives none. Raises ValueError for what is no finite number."""
+    weight = spec.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        raise ValueError(f"{place}.weight={weight!r}: must be a finite number")
+    return float(weight)
+
+
+def named_apart(terms: Sequence[Term]) -> list[Term]:
+    """Terms whose name came before with their number behind it."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for term in terms:
+        seen[term.name] += 1
+        apart.append(term if seen[term.name] == 1 else replace(term, name=f"{term.name} {seen[term.name]}"))
+    return apart
 
 
 def score(
@@ -76,13 +90,19 @@ def score(
 ) -> Scores:
     """The scores of responses to prompts from data rows; the sample ids are for messages.
 
-    Some functions with TRL's signature want tokens: a field `completion_ids` of each row, as any other column.
-    Raises ValueError, one line with the reward and the sample, where a reward raises, or returns anything but a finite
-    number for each response.
+    Rewards are not asked about no response. Some functions with TRL's signature want tokens: a field `completion_ids`
+    of each row, as any other column. Raises ValueError, one line with the reward and the sample, where a reward raises,
+    or returns anything but a finite number for each response.
     """
-    by_term = {term.name: _scores_of(term, prompts, responses, rows, sample_ids) for term in terms}
+    assert len({term.name for term in terms}) == len(terms), f"terms of one name: {[term.name for term in terms]}"
+    by_term = {term.name: _scores_of(term, prompts, responses, rows, sample_ids) if responses else [] for term in terms}
     total = [sum(term.weight * by_term[term.name][i] for term in terms) for i in range(len(responses))]
     return Scores(total, by_term)
+
+
+def several(by_term: Mapping[str, list[float]]) -> Mapping[str, list[float]]:
+    """What to tell of the terms of a sum: nothing where there is one, whose scores are the total but for its weight."""
+    return by_term if len(by_term) > 1 else {}
 
 
 def _load(name: str, settings: dict[str, Any], place: str) -> Reward:

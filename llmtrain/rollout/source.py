@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 
 from llmtrain.batch import Experience, PackedTokens, empty_experience
 from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
+from llmtrain.device import training_precision
 from llmtrain.models.actor_critic import PolicyOutputs
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
 from llmtrain.rollout.account import rollout_metrics, sample_rows
 from llmtrain.rollout.advantage import ADVANTAGES, AdaptiveKl, Episodes, moments, shaped_rewards, whitened
 from llmtrain.rollout.experience import Episode, as_experience, group_episodes, pack_episodes
-from llmtrain.rollout.minibatches import minibatches
+from llmtrain.rollout.minibatches import minibatch_of, training_order
 from llmtrain.rollout.ranks import Ranks
 from llmtrain.rollout.remaining import Queue, collect, hand_out
 from llmtrain.rollout.rounds import PromptAt, Samples, Score, draw_samples
@@ -145,7 +146,10 @@ class RolloutSource:
         started = time.perf_counter()
         samples = drawn.samples
         episodes = [_episode(samples, index) for index in drawn.kept]
-        self._packs, kl, gaps = self._experience(episodes, samples.shaped[drawn.kept])
+        by_group = minibatch_of(drawn.trained, self._rollout.minibatches)
+        minibatches = [by_group[episode.sample_id // self._rollout.samples_per_prompt] for episode in episodes]
+        grouped = group_episodes([episode.num_tokens for episode in episodes], minibatches, self._capacity)
+        self._packs, kl, gaps = self._experience(episodes, grouped, samples.shaped[drawn.kept])
         read = time.perf_counter()
         self._metrics = rollout_metrics(drawn, kl, gaps, self._rollout, self._ranks) | {
             "kl_coef": self._kl.kl_coef,
@@ -158,30 +162,31 @@ class RolloutSource:
         if self._policy.kl_target is not None:
             self._kl.update(self._metrics["rollout_kl"], int(self._metrics["rollout_samples"]))
         self._record(self._rollouts, sample_rows(drawn, kl))
-        self._queue = self._order()
+        self._queue = self._order([minibatches[first] for first, *_ in grouped], max(by_group.values()) + 1)
         self._position, self._running = drawn.next_position, drawn.running
         self._rollouts += 1
 
-    def _experience(self, episodes: Sequence[Episode], scores: Tensor) -> tuple[list[Experience], Tensor, Tensor]:
-        """The packs of a rollout, the KL of each sample to the reference, (samples,), and what `_behaviour` gives.
+    def _experience(
+        self, episodes: Sequence[Episode], grouped: Sequence[Sequence[int]], scores: Tensor
+    ) -> tuple[list[Experience], Tensor, Tensor]:
+        """A rollout's packs, of the episodes of `grouped`; the KL of each sample, (samples,); the gaps of `_behaviour`.
 
-        Collective.
+        The KL to the reference is by k1, which has no bias, whatever estimate shapes the rewards. Collective.
         """
         if not episodes:
             self._estimate(scores, scores, scores if self._has_critic else None, ())
             return [], scores, scores
-        lengths = [episode.num_tokens for episode in episodes]
-        grouped = group_episodes(lengths, self._capacity, self._rollout.samples_per_prompt)
         packs = [pack_episodes([episodes[index] for index in indices]) for indices in grouped]
         old_logprobs, values, gaps = self._behaviour(episodes, packs)
         ref_logprobs = None
         if (reference := self._roles.reference) is not None:
             ref_logprobs = torch.cat([self._read(reference, pack).logprobs for pack in packs])
         response_lengths = tuple(len(episode.response_ids) for episode in episodes)
-        kl = torch.zeros_like(old_logprobs)
+        shaping = measured = torch.zeros_like(old_logprobs)
         if ref_logprobs is not None:
-            kl = kl_estimate(old_logprobs, ref_logprobs, self._policy.kl_kind)
-        advantages, returns = self._estimate(scores, kl, values, response_lengths)
+            shaping = kl_estimate(old_logprobs, ref_logprobs, self._policy.kl_kind)
+            measured = kl_estimate(old_logprobs, ref_logprobs, "k1")
+        advantages, returns = self._estimate(scores, shaping, values, response_lengths)
         columns = {
             "old_logprobs": old_logprobs,
             "ref_logprobs": ref_logprobs,
@@ -199,7 +204,7 @@ class RolloutSource:
             )
             for number, (pack, indices) in enumerate(zip(packs, grouped, strict=True))
         ]
-        return made, per_sample(kl, response_lengths), gaps
+        return made, per_sample(measured, response_lengths), gaps
 
     def _behaviour(
         self, episodes: Sequence[Episode], packs: Sequence[PackedTokens]
@@ -242,16 +247,18 @@ class RolloutSource:
         """What a module says of a pack's response tokens, on the CPU."""
         was_training = module.training
         module.eval()
-        said: PolicyOutputs = module(pack.to(self._ranks.device))
+        with training_precision(module, self._ranks.device, self._ranks.dtype):
+            said: PolicyOutputs = module(pack.to(self._ranks.device))
         module.train(was_training)
         values = None if said.values is None else said.values.cpu()
         return PolicyOutputs(said.logprobs.cpu(), said.entropies.cpu(), values)
 
-    def _order(self) -> Queue:
-        """The packs of each minibatch, as many on every rank. Collective."""
-        most = max(int(count) for (count,) in self._ranks.gather_floats([float(len(self._packs))]))
-        name = f"{self._sampling.seed}/{self._rollouts}/{self._ranks.rank}"
-        return minibatches(len(self._packs), most, self._rollout.minibatches, self._rollout.epochs, name)
+    def _order(self, of_packs: Sequence[int], num_minibatches: int) -> Queue:
+        """The packs of each step, as many on every rank; `of_packs`: the minibatch of each. Collective."""
+        counts = self._ranks.gather_floats([float(of_packs.count(number)) for number in range(num_minibatches)])
+        most_packs = [int(max(of_ranks)) for of_ranks in zip(*counts, strict=True)]
+        name = f"{self._sampling.seed}/{self._rollouts}"
+        return training_order(of_packs, most_packs, self._rollout.epochs, name, self._ranks.rank)
 
 
 def _episode(samples: Samples, index: int) -> Episode:

@@ -115,6 +115,22 @@ def test_the_folder_tells_of_samples_and_loads(task: Path, tmp_path: Path) -> No
     assert torch.isfinite(model(torch.tensor([[4, 5]])).logits).all()
 
 
+def test_each_of_several_rewards_has_an_account_of_its_own(task: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, task, log={"every": 1}, eval={"every": 2})
+    alphabet = yaml.safe_load(config.read_text())["rollout"]["rewards"][0]
+    length = {"name": "length", "weight": 0.5, "target": NUM_LETTERS, "unit": "words"}
+    ran(config, f"rollout.rewards={json.dumps([alphabet, length])}", "train.steps=2")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["score"] == pytest.approx(row["scores"][alphabet] + 0.5 * row["scores"]["length"], abs=1e-5)
+    means = {name: sum(row["scores"][name] for row in rows) / len(rows) for name in (alphabet, "length")}
+    step = next(row for row in metrics(tmp_path / "run") if "rollout_score" in row)
+    assert {name: step[f"rollout_score/{name}"] for name in means} == pytest.approx(means, abs=1e-5)
+    held_out = next(row for row in metrics(tmp_path / "run") if "eval_score" in row)
+    total = held_out[f"eval_score/{alphabet}"] + 0.5 * held_out["eval_score/length"]
+    assert held_out["eval_score"] == pytest.approx(total)
+
+
 def test_a_kl_over_its_budget_ends_the_run(task: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, task, policy={"kl_coef": 0.001, "kl_budget": 0.5}, log={"every": 1})
     ended = ran(config)
@@ -159,6 +175,7 @@ def test_groups_without_a_signal_are_left_out(task: Path, tmp_path: Path) -> Non
             {"rollout": {"overlong_penalty": 2.0}},
             "overlong_penalty does nothing without rollout.overlong_buffer_tokens",
         ),
+        ({"rollout": {"minibatches": 65}}, "rollout.minibatches=65 is more than rollout.num_prompts=64"),
         ({"rollout": {"on_weak_reward": "refuse"}}, "on_weak_reward does nothing without a reward of the name model"),
         ({"policy": {"critic_init": "reward"}}, "rollout.rewards names 0 reward models: name one"),
         ({"policy": {"critic_init": "no/such/folder"}}, "no/such/folder: neither a run's folder nor a model's"),

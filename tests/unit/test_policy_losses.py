@@ -19,7 +19,6 @@ from llmtrain.objectives.policy_losses import (
     per_token,
     policy_metrics,
     ppo_clip,
-    ratio_max,
     reinforce,
     value_loss,
 )
@@ -206,18 +205,6 @@ def test_kl_in_the_loss_pulls_the_policy_to_the_reference(kind: KlKind) -> None:
     assert logprobs.grad[0].item() > 0 > logprobs.grad[1].item()
 
 
-@pytest.mark.parametrize("kind", ["k1", "k3"])
-def test_kl_weighed_with_the_ratio_has_the_gradient_of_the_kl(kind: KlKind) -> None:
-    """On average over a vocabulary, each token as often as the older policy draws it."""
-    logits = torch.tensor([1.0, 0.2, -0.5], dtype=torch.float64, requires_grad=True)
-    old, reference = (torch.tensor(p, dtype=torch.float64) for p in ([0.5, 0.2, 0.3], [0.3, 0.3, 0.4]))
-    logprobs = logits.log_softmax(-1)
-    average = (old * kl_loss(logprobs, reference.log(), kind, old.log())).sum()
-    (gradient,) = torch.autograd.grad(average, logits, retain_graph=True)
-    (expected,) = torch.autograd.grad((logprobs.exp() * (logprobs - reference.log())).sum(), logits)
-    torch.testing.assert_close(gradient, expected)
-
-
 def test_k1_in_the_loss_is_refused() -> None:
     with pytest.raises(ValueError, match="k1 in the loss trains nothing"):
         kl_loss(torch.tensor([-1.0]), torch.tensor([-1.5]), "k1")
@@ -229,15 +216,6 @@ def test_policy_metrics_are_shares_over_the_tokens_of_the_step() -> None:
     k3 = [ratio - 1 - math.log(ratio) for ratio in RATIOS]
     assert metrics["clip_fraction"].item() == pytest.approx(2 / 10)
     assert metrics["approx_kl"].item() == pytest.approx(sum(k3) / 10)
-
-
-def test_the_largest_ratio_is_that_of_one_token() -> None:
-    logprobs, old_logprobs, _ = inputs()
-    assert ratio_max(logprobs, old_logprobs).item() == pytest.approx(RATIOS[0])
-
-
-def test_the_largest_ratio_of_no_tokens_is_zero() -> None:
-    assert ratio_max(torch.zeros(0), torch.zeros(0)).item() == 0.0
 
 
 VALUES, OLD_VALUES, RETURNS = [0.5, 0.9, 0.1], [0.4, 0.4, 0.6], [1.0, 1.0, 1.0]

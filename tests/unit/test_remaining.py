@@ -106,3 +106,10 @@ def test_other_ranks_share_the_packs_of_each_minibatch(world_size: int) -> None:
 
 def test_packs_that_no_minibatch_needs_are_not_kept() -> None:
     assert collected(two_ranks())["sample_ids"].tolist() == [0, 1, 20, 21, 30, 31, 32, 40, 41, 42]
+
+
+def test_minibatches_of_unequally_many_packs_come_back_without_more_empty_ones() -> None:
+    packs = [[pack(first, 1) for first in firsts] for firsts in ((0, 10, 20, 30), (40, 50))]
+    queues: list[Queue] = [[[0, 1, 2], [3]], [[0, -1, -1], [1]]]
+    state = collected(list(zip(packs, queues, strict=True)))
+    assert [hand_out(state, rank, 2)[1] for rank in (0, 1)] == queues

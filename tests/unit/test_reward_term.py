@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from llmtrain.models.load import load_pretrained
 from llmtrain.models.reward import RewardModel, pooling_pad_id, score_model
 from llmtrain.models.reward_folder import export_reward_model
 from llmtrain.reward_term import reward_model_term
+from llmtrain.rollout.score import Term
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {name: p.detach() for name, p in RewardModel(model, "segments").named_parameters()}
     export_reward_model(folder / "model", model.config, weights, tokenizer, dtype=torch.float32, card="")
     return folder
+
+
+def term_of(run: Path, say: Callable[[str], None] = lambda line: None, **spec: Any) -> Term:
+    spec = {"name": "model", "path": str(run)} | spec
+    return reward_model_term(spec, "rollout.rewards[0]", torch.device("cpu"), 64, say)
 
 
 def term(run: Path, accuracy_low: float | None, **settings: Any) -> list[str]:
@@ -50,3 +58,23 @@ def test_a_model_no_better_than_chance_is_told_or_refused(run: Path, accuracy_lo
 def test_a_model_that_beats_chance_is_taken_without_a_word_of_it(run: Path) -> None:
     (line,) = term(run, 0.51, refuses_weak=True)
     assert "scores" in line and "chance" not in line
+
+
+def test_a_term_has_the_name_of_its_folder(run: Path) -> None:
+    assert term_of(run, weight=0.5).name == f"model {run}"
+
+
+@pytest.mark.parametrize("weight", [float("nan"), "abc", True, None])
+def test_a_weight_that_is_no_finite_number_is_refused_with_its_key(run: Path, weight: Any) -> None:
+    with pytest.raises(ValueError, match=r"^rollout\.rewards\[0\]\.weight=.*: must be a finite number$"):
+        term_of(run, weight=weight)
+
+
+def test_the_tools_of_a_row_reach_the_models_template(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path / "run" / "model")
+    rows = [{}, {"tools": json.dumps([{"name": "search", "description": ""}])}]
+    plain, with_tools = term_of(tmp_path / "run").reward(["hi", "hi"], ["yes", "yes"], rows)
+    assert plain != with_tools

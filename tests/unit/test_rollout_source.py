@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.rollout.experience import Episode, group_episodes, pack_episodes
 from llmtrain.rollout.generate import Generated
 from llmtrain.rollout.sampling import Sampling
+from llmtrain.rollout.score import Scores
 from llmtrain.rollout.source import Roles, RolloutSource
 
 CPU = torch.device("cpu")
@@ -38,7 +40,7 @@ class Asked:
 class OneRank:
     """The collectives of one process."""
 
-    rank, world_size, device = 0, 1, CPU
+    rank, world_size, device, dtype = 0, 1, CPU, torch.float32
 
     def sum_floats(self, values: Sequence[float]) -> list[float]:
         return list(values)
@@ -54,6 +56,10 @@ class OneRank:
 
     def any(self, flag: bool) -> bool:
         return flag
+
+
+class InBf16(OneRank):
+    dtype = torch.bfloat16
 
 
 class RankOf(OneRank):
@@ -90,11 +96,12 @@ def prompt_at(position: int) -> Asked:
     return Asked(tuple((position * 7 + place) % 20 for place in range(3 + position % 4)))
 
 
-def score(prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> list[float]:
-    return [float(sum(response.response_ids) % 5) for response in responses]
+def score(prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> Scores:
+    scores = [float(sum(response.response_ids) % 5) for response in responses]
+    return Scores(scores, {"sum": scores})
 
 
-def roles(has_critic: bool = True) -> tuple[Roles, ActorCritic]:
+def roles(has_critic: bool = True, moved: float = 0.02) -> tuple[Roles, ActorCritic]:
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=24,
@@ -108,7 +115,7 @@ def roles(has_critic: bool = True) -> tuple[Roles, ActorCritic]:
     model = LlamaForCausalLM(shape)
     reference = frozen_copy(model)
     for parameter in reference.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
+        parameter.data += moved * torch.randn_like(parameter)
     module = ActorCritic(with_loss(model, "segments", 64, CPU), 0.9, ValueHead(16) if has_critic else None)
     frozen = ActorCritic(CausalLMLoss(with_loss(reference, "segments", 64, CPU).model, "segments", False), 0.9)
     return Roles(model, module, frozen), module
@@ -231,6 +238,46 @@ def test_every_episode_comes_once_a_pass_and_each_pass_in_another_order() -> Non
     assert passes[0] != passes[1]
 
 
+Step = list[list[tuple[int, ...]]]
+"""The samples of each microbatch of a rank, of each rank."""
+
+
+def steps_of(world_size: int, num_steps: int, **changes: Any) -> list[Step]:
+    """The first steps of as many ranks."""
+
+    def run(rank: int) -> list[list[tuple[int, ...]]]:
+        source = source_of(made[rank], ranks=OneOfSeveral(rank, meeting), **changes)
+        return [[batch.sample_ids for batch in source.next_step() or ()] for _ in range(num_steps)]
+
+    made, meeting = [roles()[0] for _ in range(world_size)], threading.Barrier(world_size, timeout=30)
+    with ThreadPoolExecutor(world_size) as pool:
+        return [list(step) for step in zip(*pool.map(run, range(world_size)), strict=True)]
+
+
+def samples_of(steps: Sequence[Step]) -> list[list[int]]:
+    """The samples of each step, over all ranks."""
+    return [sorted(sample for rank in step for batch in rank for sample in batch) for step in steps]
+
+
+@pytest.mark.parametrize("minibatches", [2, 6])
+@pytest.mark.parametrize("microbatch_tokens", [1, 16, 64])
+def test_steps_do_not_depend_on_the_packs(microbatch_tokens: int, minibatches: int) -> None:
+    settings = {"samples_per_prompt": 2, "minibatches": minibatches}
+    steps = samples_of(steps_of(1, 2 * minibatches, microbatch_tokens=microbatch_tokens, **settings))
+    assert [len(step) for step in steps] == [12 // minibatches] * (2 * minibatches)
+    for one_pass in (steps[:minibatches], steps[minibatches:]):
+        assert sorted(chain.from_iterable(one_pass)) == list(range(12))
+    assert steps == samples_of(steps_of(1, 2 * minibatches, microbatch_tokens=24, **settings))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_steps_do_not_depend_on_the_ranks(world_size: int) -> None:
+    settings = {"num_prompts": 7, "samples_per_prompt": 2, "minibatches": 3}
+    steps = steps_of(world_size, 6, **settings)
+    assert samples_of(steps) == samples_of(steps_of(1, 6, **settings))
+    assert all(len({len(rank) for rank in step}) == 1 for step in steps)
+
+
 @pytest.mark.parametrize("microbatch_tokens", [1, 24, 1000])
 def test_advantages_do_not_depend_on_the_packs(microbatch_tokens: int) -> None:
     def by_sample(tokens: int) -> dict[int, Tensor]:
@@ -264,7 +311,7 @@ def test_the_ranks_share_the_prompts_and_draw_what_one_rank_draws() -> None:
     assert both == drawn and len(drawn) == 12
 
 
-@pytest.mark.parametrize("advantage", ["gae", "rloo", "reinforce_pp"])
+@pytest.mark.parametrize("advantage", ["gae", "group_mean", "rloo", "reinforce_pp"])
 def test_a_rank_without_a_prompt_keeps_up_with_the_others(advantage: str) -> None:
     def steps(rank: int, meeting: threading.Barrier) -> list[list[int]]:
         ranks, policy = OneOfSeveral(rank, meeting), {"advantage": advantage}
@@ -351,9 +398,41 @@ def test_microbatches_of_a_step_sum_to_its_loss() -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-def test_packs_keep_groups_together_and_within_capacity() -> None:
-    assert group_episodes([4, 4, 4, 4, 9, 9], capacity=10, group_size=2) == [[0, 1], [2, 3], [4, 5]]
-    assert group_episodes([4, 4, 1, 9], capacity=10, group_size=1) == [[0, 1, 2], [3]]
+def test_packs_are_within_capacity_but_for_an_episode_that_is_longer_alone() -> None:
+    assert group_episodes([4, 4, 4, 4, 11, 2], [0] * 6, capacity=10) == [[0, 1], [2, 3], [4], [5]]
+
+
+def test_a_pack_is_of_one_minibatch() -> None:
+    assert group_episodes([2, 2, 2, 2], [0, 1, 1, 2], capacity=10) == [[0], [1, 2], [3]]
+
+
+def test_in_bf16_the_kl_to_an_equal_reference_is_exactly_zero() -> None:
+    made, _ = roles(moved=0.0)
+    precisions: set[bool] = set()
+    made.policy.register_forward_pre_hook(lambda *_: precisions.add(torch.is_autocast_enabled("cpu")))
+    rows: list[Any] = []
+    source = source_of(made, ranks=InBf16(), record=lambda number, told: rows.extend(told))
+    batches = source.next_step()
+    assert batches and precisions == {True}
+    assert {row["kl"] for row in rows} == {0.0}
+
+
+def test_in_bf16_every_ratio_of_the_first_minibatch_is_exactly_one() -> None:
+    made, module = roles()
+    for batch in source_of(made, ranks=InBf16()).next_step() or ():
+        with torch.autocast("cpu", torch.bfloat16):
+            said = module(batch)
+        assert torch.equal(said.logprobs, batch.old_logprobs)
+        assert not torch.equal(module(batch).logprobs, batch.old_logprobs)
+
+
+def test_the_kl_of_a_rollout_is_by_k1_whatever_estimate_shapes_the_rewards() -> None:
+    measured = []
+    for kind in ("k1", "k3"):
+        source = source_of(roles()[0], policy={"kl_kind": kind})
+        source.next_step()
+        measured.append(source.metrics()["rollout_kl"])
+    assert measured[0] == measured[1] != 0.0
 
 
 def test_an_episode_has_its_response_as_labels_and_its_last_token_as_no_input() -> None:

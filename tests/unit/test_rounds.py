@@ -17,6 +17,7 @@ from llmtrain.rollout import rounds
 from llmtrain.rollout.generate import Generated
 from llmtrain.rollout.rounds import MAX_ROUNDS, Drawn, draw_samples, num_needed
 from llmtrain.rollout.sampling import Sampling
+from llmtrain.rollout.score import Scores
 from llmtrain.rollout.shaping import RunningScores
 
 
@@ -29,7 +30,7 @@ class Asked:
 class Threads:
     """Ranks as threads of this process."""
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, rank: int, barrier: threading.Barrier, shared: dict[int, list[float]]) -> None:
         self.rank, self.world_size = rank, barrier.parties
@@ -82,11 +83,11 @@ def drawn_by(
     barrier, shared = threading.Barrier(world_size), dict[int, list[float]]()
     found: dict[int, Drawn | BaseException] = {}
 
-    def score(prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> list[float]:
-        assert prompts, "a function of the user's may not take nothing"
-        return [
+    def score(prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> Scores:
+        scores = [
             float(sample) if differs(asked.position) else 1.0 for asked, sample in zip(prompts, sample_ids, strict=True)
         ]
+        return Scores(scores, {"one": scores, "two": [-score for score in scores]})
 
     def run(rank: int) -> None:
         try:
@@ -127,6 +128,13 @@ def test_a_rollout_fills_up_with_groups_that_differ() -> None:
     (drawn,) = drawn_by(1, lambda position: position % 3 == 0)
     assert trained([drawn]) == [0, 1, 6, 7, 12, 13, 18, 19]  # the prompts 0, 3, 6 and 9
     assert drawn.num_rounds > 1 and drawn.next_position >= 10
+
+
+def test_what_each_reward_gave_is_kept_of_all_rounds() -> None:
+    (drawn,) = drawn_by(1, lambda position: position % 3 == 0)
+    scores = drawn.samples.scores.tolist()
+    assert drawn.num_rounds > 1 and len(scores) == len(drawn.samples.sample_ids)
+    assert drawn.samples.by_term == {"one": scores, "two": [-score for score in scores]}
 
 
 def test_without_dropping_a_rollout_is_one_round() -> None:

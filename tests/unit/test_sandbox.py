@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from llmtrain.rollout.sandbox import CHILD, Limits, Verdict, run_all
+from llmtrain.rollout.sandbox import CHILD, Limits, Verdict, num_at_once, run_all
 
 Found = TypeVar("Found")
 
@@ -37,6 +37,18 @@ def test_a_right_program_passes() -> None:
 def test_each_test_counts_for_itself() -> None:
     tests = ["assert f(1) == 2", "assert f(1) == 3", "assert g(1) == 2", "assert f(2) == 3"]
     assert run_all([(SOLVED, tests)], LIMITS)[0].num_passed == 2
+
+
+def test_programs_at_once_share_the_processors_among_the_processes_of_a_launch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert num_at_once() == 6
+    for processes, programs in (("2", 3), ("4", 1), ("8", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert num_at_once() == programs
 
 
 def test_verdicts_come_in_order() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.rollout.score import Scores, Term, load_terms, score
+from llmtrain.rollout.score import Scores, Term, load_terms, named_apart, score
 
 PROMPTS = ["What is 2 + 2?", "What is 3 + 3?", "What is 4 + 4?"]
 RESPONSES = ["It is 4.", "It is 7.\nSorry.", "8"]
@@ -37,6 +37,18 @@ def test_a_reward_that_is_used_twice_keeps_both_accounts() -> None:
     scores = scored(load_terms([{"name": "regex", "pattern": "It"}, {"name": "regex", "pattern": "8", "weight": -1}]))
     assert scores.by_term == {"regex": [1.0, 1.0, 0.0], "regex 2": [0.0, 0.0, 1.0]}
     assert scores.total == [1.0, 1.0, -1.0]
+
+
+def test_two_terms_of_one_name_are_told_apart() -> None:
+    terms = named_apart([Term("model runs/a", weight, load_terms(["gsm8k"])[0].reward) for weight in (1.0, 2.0)])
+    assert [(term.name, term.weight) for term in terms] == [("model runs/a", 1.0), ("model runs/a 2", 2.0)]
+    with pytest.raises(AssertionError, match="terms of one name"):
+        scored([terms[0], terms[0]])
+
+
+def test_a_reward_is_not_asked_about_no_response(tmp_path: Path) -> None:
+    term = user_term(tmp_path, "raise ValueError('nothing to score')")
+    assert score([term], [], [], [], []) == Scores([], {term.name: []})
 
 
 def test_a_users_function_gets_prompts_responses_rows_and_settings(tmp_path: Path) -> None:

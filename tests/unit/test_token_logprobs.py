@@ -34,6 +34,21 @@ def test_values_and_gradients_are_those_of_whole_logits(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_under_autocast_the_gradient_is_the_same_wherever_backward_runs() -> None:
+    torch.manual_seed(0)
+    head, labels = LogprobHead(32, 50), torch.randint(50, (70,))
+    hidden = torch.randn(70, 32, requires_grad=True)
+
+    def gradients(in_autocast: bool) -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            said = head(hidden, labels, 0.9)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_autocast):
+            return list(torch.autograd.grad((said.logprobs + said.entropies).sum(), [hidden, *head.parameters()]))
+
+    for outside, inside in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(outside, inside)
+
+
 def some_kept(num_tokens: int, vocab: int, labels: torch.Tensor) -> KeptTokens:
     """A few tokens of the vocabulary for each, the label among them."""
     rows = torch.rand(num_tokens, vocab, generator=torch.Generator().manual_seed(1)) < 0.3

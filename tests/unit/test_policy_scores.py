@@ -1,0 +1,56 @@
+"""What rewards and `samples.jsonl` get to see of a response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from tiny_chat import write_model
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from llmtrain.data.prompts import Prompt
+from llmtrain.policy_stage import readable, score_responses
+from llmtrain.rollout.generate import Generated
+from llmtrain.rollout.score import Term
+
+PROMPT = Prompt((1,), ({"role": "user", "content": "hi"},), {}, "rows.jsonl:1")
+CASES = [
+    ("yes<|im_end|>", True, "yes"),
+    ("yes<|im_start|>user more<|im_end|>", True, "yes<|im_start|>user more"),
+    ("yes<|pad|>", False, "yes<|pad|>"),
+    ("<|im_end|>", True, ""),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    made: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(write_model(tmp_path_factory.mktemp("model")))
+    return made
+
+
+def response_of(text: str, stopped: bool, tokenizer: PreTrainedTokenizerFast) -> Generated:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Generated(ids, [-1.0] * len(ids), stopped)
+
+
+@pytest.mark.parametrize(("text", "stopped", "shown"), CASES)
+def test_a_reward_sees_every_token_but_the_one_that_stopped_the_response(
+    tokenizer: PreTrainedTokenizerFast, text: str, stopped: bool, shown: str
+) -> None:
+    seen: list[str] = []
+
+    def reward(prompts: Any, responses: Sequence[str], rows: Any) -> list[float]:
+        seen.extend(responses)
+        return [1.0]
+
+    score_responses([Term("one", 1.0, reward)], tokenizer, [PROMPT], [response_of(text, stopped, tokenizer)], [0])
+    assert seen == [shown]
+
+
+@pytest.mark.parametrize(("text", "stopped", "shown"), CASES)
+def test_samples_tell_what_rewards_see(
+    tokenizer: PreTrainedTokenizerFast, text: str, stopped: bool, shown: str
+) -> None:
+    sample = {"prompt": PROMPT, "response": response_of(text, stopped, tokenizer)}
+    assert readable(sample, tokenizer)["response"] == shown

@@ -1,0 +1,80 @@
+"""Rows -> prompts: what stands before an answer, with the system prompt and the tools of the row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_chat import CHATML, write_model
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from llmtrain.config_rlhf import PromptDataConfig
+from llmtrain.data.prompts import Prompt, load_prompts
+
+TOOLS = [{"type": "function", "function": {"name": "search", "description": "Looks up."}}]
+WITH_TOOLS = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}" + CHATML
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    made: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(write_model(tmp_path_factory.mktemp("model")))
+    made.chat_template = WITH_TOOLS
+    return made
+
+
+def prompt_of(row: dict[str, Any], tokenizer: PreTrainedTokenizerFast, folder: Path, **fields: str) -> Prompt:
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    source = {"path": str(path), "fields": fields}
+    data = PromptDataConfig.model_validate({"train": [source], "eval_fraction": 0.0, "on_bad_row": "error"})
+    prompts = load_prompts(data, tokenizer, max_new_tokens=8, report=lambda line: None)
+    return prompts.train[0][0]
+
+
+@pytest.mark.parametrize("name", ["prompt", "question", "query"])
+def test_a_system_prompt_in_a_field_of_its_own_stands_first(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+) -> None:
+    prompt = prompt_of({"system": "Be short.", name: "Why?"}, tokenizer, tmp_path)
+    assert [message["role"] for message in prompt.messages] == ["system", "user"]  # type: ignore[index]
+    assert "Be short." in tokenizer.decode(prompt.ids)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": "Why?"},
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
+        {"question": "Why?", "answer": "So."},
+    ],
+)
+@pytest.mark.parametrize("written", [TOOLS, json.dumps(TOOLS)], ids=["list", "json"])
+def test_tools_reach_the_template(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, asked: dict[str, Any], written: Any
+) -> None:
+    prompt = prompt_of({"tools": written, **asked}, tokenizer, tmp_path)
+    assert tokenizer.decode(prompt.ids).startswith("[search]")
+    assert prompt.row["tools"] == written
+
+
+def test_tools_of_another_name_stand_in_the_row_under_theirs(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    row = {"functions": TOOLS, "prompt": "Why?"}
+    prompt = prompt_of(row, tokenizer, tmp_path, tools="functions")
+    assert prompt.row == {"tools": TOOLS, **row}
+
+
+def test_a_prompt_that_ends_with_an_answer_is_a_bad_row(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: 'prompt' ends with an answer"):
+        prompt_of({"prompt": messages}, tokenizer, tmp_path)
+
+
+def test_a_message_and_its_system_prompt_need_a_template(tmp_path: Path) -> None:
+    plain = AutoTokenizer.from_pretrained(write_model(tmp_path / "model", chat=False))
+    for extra, what in (({"system": "Be short."}, "several messages need"), ({"tools": TOOLS}, "tools need")):
+        with pytest.raises(ValueError, match=rf"{what} a chat template \(data\.chat_template\)"):
+            prompt_of({"prompt": "Why?", **extra}, plain, tmp_path)
