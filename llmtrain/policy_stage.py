@@ -153,8 +153,7 @@ def computed_rewards(config: PolicyStageConfig) -> list[Term]:
     """The rewards of the sum that are no models. Raises ValueError for one that cannot be used."""
     if not config.rollout.rewards:
         raise ValueError("rollout.rewards names no reward")
-    models = list(config.rollout.reward_models().values())
-    return load_terms([spec for spec in config.rollout.rewards if spec not in models])
+    return load_terms(config.rollout.rewards)
 
 
 def reward_models(config: PolicyStageConfig, base: PreTrainedModel | None, runtime: Runtime) -> list[Term]:

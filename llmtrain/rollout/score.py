@@ -23,6 +23,7 @@ from llmtrain.rollout.reward_functions import REWARDS, Prompt, Reward, Row, RowE
 from llmtrain.rollout.user_function import TRL, load_function
 
 EXCERPT_CHARS = 60
+MODEL = "model"  # the name of a trained reward model
 OURS = {"prompts", "responses", "rows"}
 COLUMNS_OF_ITS_OWN = {"prompt", "prompts", "completion", "completions"}  # which TRL fills in itself
 
@@ -48,13 +49,15 @@ def load_terms(specs: Sequence[str | Mapping[str, Any]], key: str = "rollout.rew
     """Terms from a configuration: names, or `{name, weight, SETTING: VALUE, ...}`; a weight is 1 where none is given.
 
     A name is one of REWARDS, `FILE.py:FUNCTION` or `trl:FUNCTION`. A function takes (prompts, responses, rows) or, as
-    TRL's do, (prompts, completions, COLUMN, ...); settings are keywords. Raises ValueError, naming the place under
-    `key`, for a name, a weight or a setting that is wrong.
+    TRL's do, (prompts, completions, COLUMN, ...); settings are keywords. Trained models are left to who can load them.
+    Raises ValueError, naming the place under `key`, for a name, a weight or a setting that is wrong.
     """
     terms: list[Term] = []
     for number, spec in enumerate(specs):
         place = f"{key}[{number}]"
         settings = {"name": spec} if isinstance(spec, str) else dict(spec)
+        if settings.get("name") == MODEL and isinstance(spec, Mapping):
+            continue
         name, weight = settings.pop("name", None), term_weight(settings, place)
         settings.pop("weight", None)
         if not isinstance(name, str):

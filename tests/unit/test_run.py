@@ -96,7 +96,6 @@ def test_what_may_change_is_spelled_as_in_the_schemas() -> None:
         assert any(known == key or known.startswith(f"{key}.") for known in keys), key
 
 
-
 def test_a_run_that_must_be_new_is_not_resumed(folder: Path) -> None:
     config = config_of(folder, run={"resume": "never"})
     with pytest.raises(ValueError, match=r"run\.resume is never"):

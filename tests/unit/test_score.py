@@ -206,3 +206,8 @@ def test_a_users_file_that_cannot_serve_is_refused(
     file.write_text(source, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"^rollout\.rewards\[0\]: {message}"):
         load_terms([{"name": f"{file}:mine", **settings}])
+
+
+def test_a_reward_behind_a_model_is_told_by_its_own_place() -> None:
+    with pytest.raises(ValueError, match=r"^rollout\.rewards\[1\]: no reward 'nothing'"):
+        load_terms([{"name": "model", "path": "runs/a"}, "nothing"])
