@@ -31,7 +31,7 @@ from llmtrain.rollout.sampling import Sampling, draw, noise_count
 STEPS_PER_CHUNK = 8  # between chunks rows come and go, and the loop can be stopped
 PREFILL_TOKENS = 8192  # of one packed forward
 MAX_ROWS = 64
-PACKED_MIN_TOKENS = 16  # the steps that packing takes as long as
+PACKED_MIN_TOKENS = 64  # steps; in about as many, packing saves the time that it takes
 ROWS_MULTIPLE = 8  # of a batch on a CPU; a product of 9 to 15 rows takes longer than one of 16
 PREFILL_MIN_TOKENS = 16  # below, MKL takes another path
 

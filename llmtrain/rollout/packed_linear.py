@@ -1,9 +1,9 @@
 """Linear layers laid out for a few rows, on a CPU: what MKL does to a weight at every product is done once.
 
-A decoding step multiplies a handful of rows by every weight, and there the layout costs as much as the arithmetic. A
-packed copy of each weight, with its adapter added in, takes a quarter of a generation's time away, and a third where
-there is an adapter (SmolLM2-135M, 8 rows, 48 tokens, 2 cores). The weights themselves stay untouched. A row's product
-is the same to the bit for any number of rows.
+A decoding step multiplies a handful of rows by every weight, and there the layout costs as much as the arithmetic. With
+a packed copy of each weight, its adapter added in, a step of 8 rows of SmolLM2-135M with LoRA takes 78 ms in place of
+94 (2 cores); the copies take 1.1 s, so they are for long responses. The weights themselves stay untouched. A row's
+product is the same to the bit for any number of rows.
 """
 
 from __future__ import annotations

@@ -53,6 +53,11 @@ LENGTHS = (3, 9, 5, 12, 5, 1, 7, 20)
 STOP = tuple(range(5, 11))
 
 
+@pytest.fixture(autouse=True)
+def short_responses_are_packed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PACKED_MIN_TOKENS", 16)
+
+
 def tiny(name: str = "llama", **changes: Any) -> PreTrainedModel:
     """A model whose likeliest tokens are clear of each other, in training mode, with attention within documents."""
     torch.manual_seed(0)
