@@ -198,9 +198,7 @@ def test_what_two_ranks_export_loads(trained: Trained, kind: str, engine: str) -
     assert torch.isfinite(model(torch.tensor([[4, 5]])).logits).all()
 
 
-@pytest.mark.parametrize(
-    "engine", ["ddp", *(pytest.param(name, marks=pytest.mark.soak) for name in ("zero2", "zero3"))]
-)
+@pytest.mark.parametrize("engine", [pytest.param(name, marks=pytest.mark.soak) for name in ENGINES])
 def test_two_ranks_learn(task: Path, tmp_path: Path, engine: str) -> None:
     policy = {"kl_coef": 0.0, "gae_lambda": 1.0}
     config = write_config(tmp_path, task, policy=policy, rollout={"num_prompts": 32}, train={"steps": 60})
