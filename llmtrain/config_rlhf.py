@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field
 
@@ -142,8 +142,9 @@ class RolloutConfig(Section):
 
     def reward_models(self) -> dict[str, dict[str, Any]]:
         """The rewards that are trained models, by the keys of their places."""
-        return {
-            f"rollout.rewards[{number}]": spec
-            for number, spec in enumerate(self.rewards)
-            if isinstance(spec, dict) and spec.get("name") == "model"
-        }
+        return {f"rollout.rewards[{number}]": spec for number, spec in enumerate(self.rewards) if is_reward_model(spec)}
+
+
+def is_reward_model(spec: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a reward of `rollout.rewards` is a trained model."""
+    return isinstance(spec, dict) and spec.get("name") == "model"

@@ -29,11 +29,17 @@ SEPARATE_BYTES = 2**18
 HEAP_BYTES = 2**25  # the most that glibc takes, and where its own threshold ends up once large tensors have been freed
 IS_GLIBC = platform.libc_ver()[0] == "glibc"
 
+
+def _set_allocator(option: int, value: int) -> None:
+    """Set an option of glibc's allocator, where it is that one."""
+    if IS_GLIBC:
+        ctypes.CDLL(None).mallopt(option, value)
+
+
 # Freed memory is kept for the next step, which would fetch it page by page again: a sixth of the time of an update of
-# all weights (PPO, SmolLM2-135M with a critic of its own, 2 cores), at the same peak.
-if IS_GLIBC:
-    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, -1)
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, HEAP_BYTES)
+# all weights (PPO, SmolLM2-135M with a critic of its own, 2 cores). Steps peak as before; an export adds to them.
+_set_allocator(M_TRIM_THRESHOLD, -1)
+_set_allocator(M_MMAP_THRESHOLD, HEAP_BYTES)
 
 AttentionKernel = Literal["segments", "varlen", "mask"]
 
@@ -134,11 +140,11 @@ def separate_allocations() -> Iterator[None]:
 
     For what lives from one phase to the next; what comes and goes is faster on the heap.
     """
-    if IS_GLIBC:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, SEPARATE_BYTES)
-    yield
-    if IS_GLIBC:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, HEAP_BYTES)
+    _set_allocator(M_MMAP_THRESHOLD, SEPARATE_BYTES)
+    try:
+        yield
+    finally:
+        _set_allocator(M_MMAP_THRESHOLD, HEAP_BYTES)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmtrain.config_file import validate
+from llmtrain.config_rlhf import is_reward_model
 from llmtrain.run import is_finished
 from llmtrain.schemas import RecipeConfig
 
@@ -115,7 +116,7 @@ def _with_reward(tree: Mapping[str, Any], folder: str) -> dict[str, Any]:
     if not isinstance(rollout, dict) or not isinstance(rollout.get("rewards"), Sequence):
         return dict(tree)
     rewards = [
-        {"path": folder, **spec} if isinstance(spec, dict) and spec.get("name") == "model" else spec
+        {"path": folder, **spec} if is_reward_model(spec) else spec
         for spec in ({"name": "model"} if given == "model" else given for given in rollout["rewards"])
     ]
     return {**tree, "rollout": {**rollout, "rewards": rewards}}

@@ -22,10 +22,10 @@ from llmtrain.data.build import eval_share
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.chat_store import TOO_LONG
 from llmtrain.data.judged_rows import Judged, holds_judgements, iter_judged
-from llmtrain.data.ledger import SPLITS, SourceLedger, Split
+from llmtrain.data.ledger import SourceLedger, Split
 from llmtrain.data.pack import Array, Pack, best_fit
 from llmtrain.data.preference_store import NO_PROMPT_LEFT, pair_rows, row_settings
-from llmtrain.data.row_store import RowKind, build_row_stores
+from llmtrain.data.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
 from llmtrain.data.store import StoreWriter, TokenStore
 from llmtrain.data.stores import Stores
 from llmtrain.durable import Report
@@ -205,9 +205,7 @@ def _fill(
     """Write the judged answers of a source; raises ValueError, one line, for bad input."""
     for judged, document in _encoded(iter_judged(source, data.on_bad_row, ledger, report), encoder):
         if isinstance(document, BadExample):
-            if data.on_bad_row == "error":
-                raise ValueError(f"{document}; mend it, or set data.on_bad_row=skip")
-            ledger.drop(document.reason, judged.conversation.num_bytes)
+            leave_out(document, data.on_bad_row, ledger, judged.conversation.num_bytes)
             continue
         split: Split = "eval" if eval_share(judged) < eval_fraction else "train"
         _write(writer, split, judged, document, data, ledger)
@@ -236,28 +234,11 @@ def _write(
         tally.dropped_tokens += num_tokens
         ledger.drop(TOO_LONG if data.on_long_row == "drop" else NO_PROMPT_LEFT, num_bytes)
         return
-    num_kept, num_trained = len(fitted.input_ids), int(np.count_nonzero(fitted.trained))
-    tally.truncated_tokens += num_tokens - num_kept
+    tally.truncated_tokens += num_tokens - len(fitted.input_ids)
     tally.rows_cut += fitted is not document
     ledger.kept[split].add(num_bytes)
-    writer.write_tokens(split, fitted.input_ids, num_kept, 0, fitted.trained)
-    writer.end_document(split, num_bytes, (float(judged.desirable), 1.0))
-    tally.tokens += num_kept
-    tally.text_tokens += num_kept
-    tally.unpredicted_tokens += 1
-    tally.trained_tokens += num_trained
-    tally.masked_tokens += num_kept - num_trained
+    write_document(writer, split, fitted, tally, num_bytes, (float(judged.desirable), 1.0))
 
 
 def _summary(ledger: SourceLedger) -> str:
-    """The account in one line."""
-    parts = []
-    for split in SPLITS:
-        num_answers, tally = ledger.kept[split].documents, ledger.tokens[split]
-        if num_answers:
-            parts.append(f"{num_answers:,} {split} answers, {tally.tokens:,} tokens")
-        if tally.rows_cut:
-            parts.append(f"{tally.rows_cut:,} {split} prompts cut short by {tally.truncated_tokens:,} tokens")
-    parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
-    parts += [f"{tally.documents:,} answers dropped: {reason}" for reason, tally in ledger.dropped.items()]
-    return "; ".join(parts)
+    return summary_of(ledger, "answers", "prompts cut short by {} tokens")

@@ -21,6 +21,7 @@ from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.conversations import Example, iter_examples
 from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
 from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split
+from llmtrain.data.row_store import leave_out, left_out, write_document
 from llmtrain.data.store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
 from llmtrain.data.stores import Stores, find_or_build, read_ledger, require_held_out, slug
 from llmtrain.durable import Report, cache_root, is_disk_full
@@ -141,9 +142,7 @@ def _build(plan: ChatPlan, data: ChatDataConfig, encoder: ChatEncoder, report: R
     with StoreWriter(plan.folder, encoder.dtype, masked=True) as writer:
         for example, documents in _encoded(examples, encoder):
             if isinstance(documents, BadExample):
-                if data.on_bad_row == "error":
-                    raise ValueError(f"{documents}; mend it, or set data.on_bad_row=skip")
-                ledger.drop(documents.reason, example.num_bytes)
+                leave_out(documents, data.on_bad_row, ledger, example.num_bytes)
                 continue
             split: Split = "eval" if eval_share(example) < plan.eval_fraction else "train"
             _write(writer, split, example, documents, data, ledger, encoder.unknown_id)
@@ -186,16 +185,9 @@ def _write(
     ledger.kept[split].add(example.num_bytes)
     pieces = [piece for pieces in kept for piece in pieces]
     for i, piece in enumerate(pieces):
-        num_trained = int(np.count_nonzero(piece.trained))
         num_unknown = int(np.count_nonzero(piece.input_ids == unknown_id)) if unknown_id is not None else 0
-        writer.write_tokens(split, piece.input_ids, len(piece.input_ids), num_unknown, piece.trained)
-        tally.unknown_tokens += num_unknown
-        writer.end_document(split, example.num_bytes if i == 0 else 0)  # a row's bytes count once
-        tally.tokens += len(piece.input_ids)
-        tally.text_tokens += len(piece.input_ids)
-        tally.unpredicted_tokens += 1
-        tally.trained_tokens += num_trained
-        tally.masked_tokens += len(piece.input_ids) - num_trained
+        num_bytes = example.num_bytes if i == 0 else 0  # a row's bytes count once
+        write_document(writer, split, piece, tally, num_bytes, num_unknown=num_unknown)
 
 
 def _summary(ledger: SourceLedger) -> str:
@@ -212,6 +204,4 @@ def _summary(ledger: SourceLedger) -> str:
             parts.append(f"{tally.truncated_tokens:,} {split} tokens cut off")
     unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
     parts += [f"{unknown:,} unknown tokens"] if unknown else []
-    parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
-    parts += [f"{tally.documents:,} rows dropped: {reason}" for reason, tally in ledger.dropped.items()]
-    return "; ".join(parts)
+    return "; ".join(parts + left_out(ledger, "rows"))

@@ -22,10 +22,10 @@ from llmtrain.config_rlhf import PreferenceDataConfig
 from llmtrain.data.build import eval_share
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.chat_store import TOO_LONG
-from llmtrain.data.ledger import SPLITS, SourceLedger, Split
+from llmtrain.data.ledger import SourceLedger, Split
 from llmtrain.data.pack import Array, Pack, best_fit
 from llmtrain.data.preferences import EQUAL, Preference, iter_preferences
-from llmtrain.data.row_store import RowKind, build_row_stores
+from llmtrain.data.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
 from llmtrain.data.store import StoreWriter, TokenStore
 from llmtrain.data.stores import Stores
 from llmtrain.durable import Report
@@ -250,9 +250,7 @@ def _fill(
     """Write the pairs of a source; raises ValueError, one line, for bad input."""
     for preference, pair in _encoded(iter_preferences(source, data.on_bad_row, ledger, report), encoder):
         if isinstance(pair, BadExample):
-            if data.on_bad_row == "error":
-                raise ValueError(f"{pair}; mend it, or set data.on_bad_row=skip")
-            ledger.drop(pair.reason, preference.num_bytes)
+            leave_out(pair, data.on_bad_row, ledger, preference.num_bytes)
             continue
         split: Split = "eval" if eval_share(preference) < eval_fraction else "train"
         _write(writer, split, preference, pair, data, ledger)
@@ -306,25 +304,8 @@ def _write(
     values = (float("nan") if preference.margin is None else preference.margin, preference.weight)
     sides = (preference.chosen, fitted.chosen), (preference.rejected, fitted.rejected)
     for conversation, side in sides:
-        num_trained = int(np.count_nonzero(side.trained))
-        writer.write_tokens(split, side.input_ids, len(side.input_ids), 0, side.trained)
-        writer.end_document(split, conversation.num_bytes, values)
-        tally.tokens += len(side.input_ids)
-        tally.text_tokens += len(side.input_ids)
-        tally.unpredicted_tokens += 1
-        tally.trained_tokens += num_trained
-        tally.masked_tokens += len(side.input_ids) - num_trained
+        write_document(writer, split, side, tally, conversation.num_bytes, values)
 
 
 def _summary(ledger: SourceLedger) -> str:
-    """The account in one line."""
-    parts = []
-    for split in SPLITS:
-        num_pairs, tally = ledger.kept[split].documents, ledger.tokens[split]
-        if num_pairs:
-            parts.append(f"{num_pairs:,} {split} pairs, {tally.tokens:,} tokens")
-        if tally.rows_cut:
-            parts.append(f"{tally.rows_cut:,} {split} pairs cut short by {tally.truncated_tokens:,} tokens of prompts")
-    parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
-    parts += [f"{tally.documents:,} pairs dropped: {reason}" for reason, tally in ledger.dropped.items()]
-    return "; ".join(parts)
+    return summary_of(ledger, "pairs", "pairs cut short by {} tokens of prompts")

@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from llmtrain.config import Source, SourcesConfig
-from llmtrain.data.chat import ChatEncoder
+from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
-from llmtrain.data.ledger import Ledger, SourceLedger
+from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split, TokenTally
 from llmtrain.data.store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
 from llmtrain.data.stores import Stores, find_or_build, read_ledger, require_held_out, slug
 from llmtrain.durable import Report, cache_root, is_disk_full
@@ -80,6 +82,52 @@ def build_row_stores(
     ledger = Ledger(*([read_ledger(plan.folder) for plan in plans] for plans in (train_plans, eval_plans)))
     ledger.check()
     return Stores(train, held_out, ledger)
+
+
+def leave_out(bad: BadExample, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, num_bytes: int) -> None:
+    """Account for a row that cannot be trained on. Raises it as ValueError where bad rows are errors."""
+    if on_bad_row == "error":
+        raise ValueError(f"{bad}; mend it, or set data.on_bad_row=skip")
+    ledger.drop(bad.reason, num_bytes)
+
+
+def write_document(
+    writer: StoreWriter,
+    split: Split,
+    document: Encoded,
+    tally: TokenTally,
+    num_bytes: int,
+    values: Sequence[float] = (),
+    num_unknown: int = 0,
+) -> None:
+    """Write a document whole, and account for each of its tokens."""
+    num_tokens, num_trained = len(document.input_ids), int(np.count_nonzero(document.trained))
+    writer.write_tokens(split, document.input_ids, num_tokens, num_unknown, document.trained)
+    writer.end_document(split, num_bytes, values)
+    tally.tokens += num_tokens
+    tally.text_tokens += num_tokens
+    tally.unknown_tokens += num_unknown
+    tally.unpredicted_tokens += 1
+    tally.trained_tokens += num_trained
+    tally.masked_tokens += num_tokens - num_trained
+
+
+def summary_of(ledger: SourceLedger, units: str, cut: str) -> str:
+    """The account in one line; `units`: what is counted; `cut`: what is told of a number of cut off tokens, at {}."""
+    parts = []
+    for split in SPLITS:
+        num_units, tally = ledger.kept[split].documents, ledger.tokens[split]
+        if num_units:
+            parts.append(f"{num_units:,} {split} {units}, {tally.tokens:,} tokens")
+        if tally.rows_cut:
+            parts.append(f"{tally.rows_cut:,} {split} {cut.format(f'{tally.truncated_tokens:,}')}")
+    return "; ".join(parts + left_out(ledger, units))
+
+
+def left_out(ledger: SourceLedger, units: str) -> list[str]:
+    """What is told of rows that are not in a store, by reason."""
+    parts = [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
+    return parts + [f"{tally.documents:,} {units} dropped: {reason}" for reason, tally in ledger.dropped.items()]
 
 
 def _plan(

@@ -19,11 +19,11 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from llmtrain.config_rlhf import is_reward_model
 from llmtrain.rollout.reward_functions import REWARDS, Prompt, Reward, Row, RowError
 from llmtrain.rollout.user_function import TRL, load_function
 
 EXCERPT_CHARS = 60
-MODEL = "model"  # the name of a trained reward model
 OURS = {"prompts", "responses", "rows"}
 COLUMNS_OF_ITS_OWN = {"prompt", "prompts", "completion", "completions"}  # which TRL fills in itself
 
@@ -55,9 +55,9 @@ def load_terms(specs: Sequence[str | Mapping[str, Any]], key: str = "rollout.rew
     terms: list[Term] = []
     for number, spec in enumerate(specs):
         place = f"{key}[{number}]"
-        settings = {"name": spec} if isinstance(spec, str) else dict(spec)
-        if settings.get("name") == MODEL and isinstance(spec, Mapping):
+        if is_reward_model(spec):
             continue
+        settings = {"name": spec} if isinstance(spec, str) else dict(spec)
         name, weight = settings.pop("name", None), term_weight(settings, place)
         settings.pop("weight", None)
         if not isinstance(name, str):
