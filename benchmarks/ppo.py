@@ -45,12 +45,12 @@ SETTING = {
     "alpha": 32,
     "kl_coef": 0.05,
     "lr": 1e-5,
-    "microbatch_tokens": 448,  # of ours: half a minibatch
+    "microbatch_tokens": {"lora": 896, "full": 224},  # of ours: a whole minibatch, and a quarter of one
     "peer_microbatch": 8,  # episodes; a whole minibatch
 }
 PARTS = {
     "generate": "generation",
-    "read": "logprobs, values, reference",
+    "read": "reference, critic of its own",
     "score": "scoring",
     "update": "update",
 }
@@ -73,8 +73,8 @@ def main() -> None:
     options.add_argument("--updates", type=int, default=3, help="updates of a run, the first of which warms up")
     options.add_argument("--sides", default=",".join(SIDES), help=f"some of {','.join(SIDES)}")
     options.add_argument("--peer-python", type=Path, help="a Python that has TRL 1.12.0; default: one is set up")
-    for name in ("microbatch_tokens", "peer_microbatch"):
-        options.add_argument(f"--{name.replace('_', '-')}", type=int, default=SETTING[name])
+    options.add_argument("--microbatch-tokens", type=int, help="of ours; default: as the setting says for each side")
+    options.add_argument("--peer-microbatch", type=int, default=SETTING["peer_microbatch"])
     arguments = options.parse_args()
     sides = arguments.sides.split(",")
     if unknown := set(sides) - set(SIDES):
@@ -97,7 +97,9 @@ def write_inputs(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     setting = SETTING | {
         "model": run_python(shown).stdout.splitlines()[-1],
         "updates": arguments.updates,
-        "microbatch_tokens": arguments.microbatch_tokens,
+        "microbatch_tokens": {
+            kind: arguments.microbatch_tokens or tokens for kind, tokens in SETTING["microbatch_tokens"].items()
+        },
         "peer_microbatch": arguments.peer_microbatch,
     }
     path = work / "setting.json"
@@ -145,10 +147,11 @@ def write_config(work: Path, kind: str) -> Path:
             "num_prompts": setting["episodes"],
             "max_new_tokens": setting["response_tokens"],
             "epochs": setting["epochs"],
+            "behaviour": "generate",  # as TRL does
         },
         "train": {
             "steps": setting["epochs"] * setting["updates"],
-            "microbatch_tokens": setting["microbatch_tokens"],
+            "microbatch_tokens": setting["microbatch_tokens"][kind],
         },
         "optim": {"lr": setting["lr"], "schedule": "constant", "warmup_steps": 0},
         "eval": {"every": None},

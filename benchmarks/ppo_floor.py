@@ -97,7 +97,7 @@ def parts(shape: Shape, setting: Mapping[str, Any], rank: int | None) -> dict[st
     policy = forward(shape, episodes, tokens, rank=rank, head_tokens=response)
     reference = forward(shape, episodes, tokens, rank=None, head_tokens=response)
     critic = forward(shape, episodes, tokens, rank=None)
-    reads, updates = policy.alone + reference.alone, policy.with_backward
+    reads, updates = reference.alone, policy.with_backward  # the policy is read while it draws
     if rank is None:  # else the critic is a head on the policy's trunk
         reads, updates = reads + critic.alone, updates + critic.with_backward
     return {

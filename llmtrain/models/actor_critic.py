@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -69,14 +69,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, batch: Experience | JudgedAnswers | PackedTokens | PreferencePairs) -> PolicyOutputs:
         """Logprobs, entropies and values at the batch's labels; of an empty batch none, but attached to the graph."""
-        device = batch.input_ids.device
-        inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids[None],
-            "position_ids": batch.position_ids[None],
-            "segments": plan_segments(batch.segment_lengths, self.kernel, device, batch.prefix_lengths),
-            "use_cache": False,
-        }
-        selected = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+        inputs, selected = self._inputs(batch)
         labels = batch.labels[selected]
         hidden: Tensor | None = None  # of the policy's trunk, where the head or the critic asks for them
         if not self.own_logits or (self.value_head is not None and self.critic is None):
@@ -87,6 +80,30 @@ class ActorCritic(nn.Module):
             seen = hidden if self.critic is None else self.critic(**inputs).last_hidden_state[0][selected]
             values = self.value_head(seen)
         return PolicyOutputs(said.logprobs, said.entropies, values)
+
+    @property
+    def trunk_head(self) -> ValueHead | None:
+        """The value head, where it reads what the policy's output head does."""
+        return self.value_head if self.critic is None else None
+
+    def values(self, batch: PackedTokens) -> Float[Tensor, " responses"]:
+        """The values alone, of a critic with a trunk of its own."""
+        assert self.value_head is not None and self.critic is not None
+        inputs, selected = self._inputs(batch)
+        return self.value_head(self.critic(**inputs).last_hidden_state[0][selected])
+
+    def _inputs(
+        self, batch: Experience | JudgedAnswers | PackedTokens | PreferencePairs
+    ) -> tuple[dict[str, Any], Int[Tensor, " responses"]]:
+        """What a trunk is called with, and the places that have labels."""
+        segments = plan_segments(batch.segment_lengths, self.kernel, batch.input_ids.device, batch.prefix_lengths)
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids[None],
+            "position_ids": batch.position_ids[None],
+            "segments": segments,
+            "use_cache": False,
+        }
+        return inputs, (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
 
     def _logprobs(
         self, hidden: Tensor | None, labels: Tensor, inputs: dict[str, Any], selected: Tensor, kept: KeptTokens | None

@@ -30,7 +30,7 @@ def fuse_layers(model: PreTrainedModel) -> tuple[int, int]:
     was_training = model.training
     model.eval()  # the probe must meet no dropout
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
-    mlps = [module for module in model.modules() if _is_swiglu(module)]
+    mlps = [module for module in model.modules() if is_swiglu(module)]
     fused = ([_fuse(norm, FusedNorm) for norm in norms], [_fuse(mlp, FusedSwiGlu) for mlp in mlps])
     model.train(was_training)
     return sum(fused[0]), sum(fused[1])
@@ -63,11 +63,19 @@ class FusedSwiGlu:
         return output
 
 
-def _is_swiglu(module: nn.Module) -> bool:
+def is_swiglu(module: nn.Module) -> bool:
+    """Whether a module is a gated MLP with SiLU, as `transformers` writes it."""
     names = {name for name, _ in module.named_children()}
     return names == {"gate_proj", "up_proj", "down_proj", "act_fn"} and isinstance(
         module.get_submodule("act_fn"), (nn.SiLU, SiLUActivation)
     )
+
+
+def rms_norm(
+    x: Float[Tensor, "*batch hidden"], weight: Float[Tensor, " hidden"], eps: float
+) -> Float[Tensor, "*batch hidden"]:
+    """RMSNorm without a backward."""
+    return (x * _reciprocal_rms(x, eps)).mul_(weight)
 
 
 @torch.no_grad()
@@ -97,13 +105,17 @@ def _first_matrix(mlp: nn.Module) -> nn.Parameter:
     return next(parameter for parameter in mlp.get_submodule("gate_proj").parameters() if parameter.ndim == 2)
 
 
+def _reciprocal_rms(x: Float[Tensor, "*batch hidden"], eps: float) -> Float[Tensor, "*batch 1"]:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Float[Tensor, "*batch hidden"], weight: Float[Tensor, " hidden"], eps: float
     ) -> Float[Tensor, "*batch hidden"]:
-        rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        rstd = rstd.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (*batch, 1)
+        rstd = _reciprocal_rms(x, eps)
         ctx.save_for_backward(x, weight, rstd)
         return (x * rstd).mul_(weight)
 

@@ -60,6 +60,7 @@ class RowCache(Cache):
         self.keys, self.values = list(keys), list(values)
         self.visible = 0  # columns that are attended to, the longest row's and up to a multiple
         self._masks: dict[int | None, Bool[Tensor, "rows 1 1 columns"]] = {}
+        self._biases: dict[tuple[int | None, torch.dtype], Float[Tensor, "rows 1 1 columns"]] = {}
 
     @property
     def num_rows(self) -> int:
@@ -76,7 +77,7 @@ class RowCache(Cache):
         self.visible = whole_columns(max(positions) + 1)
         self._positions = torch.tensor(positions, device=device)
         self._rows = torch.arange(len(positions), device=device)
-        self._masks = {}
+        self._masks, self._biases = {}, {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -100,6 +101,14 @@ class RowCache(Cache):
                 mask &= columns > self._positions[:, None] - sliding_window
             self._masks[sliding_window] = mask[:, None, None]
         return self._masks[sliding_window]
+
+    def bias(self, sliding_window: int | None, dtype: torch.dtype) -> Float[Tensor, "rows 1 1 columns"]:
+        """The same as what is added to scores: nothing, or minus infinity."""
+        key = sliding_window, dtype
+        if key not in self._biases:
+            mask = self.mask(sliding_window)
+            self._biases[key] = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+        return self._biases[key]
 
     def rearranged(self, kept: Sequence[int], joining: Sequence[LayerStates], num_rows: int, columns: int) -> RowCache:
         """The rows `kept`, then the `joining` prompts, then empty rows up to `num_rows`, with room for `columns`."""
@@ -149,12 +158,13 @@ def cached_attention(
         )
     groups = query.shape[1] // key.shape[1]
     shared = query[:, :, 0].unflatten(1, (-1, groups))  # (rows, kv_heads, groups, head_dim)
-    mask = cached.mask(sliding_window)
     if softcap is None:
-        output = scaled_dot_product_attention(shared, key, value, attn_mask=mask, scale=scaling)
+        bias = cached.bias(sliding_window, query.dtype)  # a mask would be made into this in each layer
+        output = scaled_dot_product_attention(shared, key, value, attn_mask=bias, scale=scaling)
     else:
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         scores = softcap * torch.tanh(shared @ key.transpose(-1, -2) * scale / softcap)
+        mask = cached.mask(sliding_window)
         output = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype) @ value
     return output.flatten(1, 2)[:, None], None
 

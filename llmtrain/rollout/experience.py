@@ -27,6 +27,7 @@ class Episode:
     stopped: bool  # by a stop token, not by its budget
     logprobs: tuple[float, ...] = ()  # of the response's tokens as they were drawn, in nats
     kept: KeptTokens | None = None  # what they were drawn among; None: any token
+    values: tuple[float, ...] = ()  # of the states that they were drawn in, where a value head read them then
 
     @property
     def num_tokens(self) -> int:

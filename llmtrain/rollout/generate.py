@@ -4,8 +4,9 @@ Distinct prompts are prefilled in one packed forward, without padding and once f
 every response grows by a token a step, in one batch. Rows that end make room for prompts that wait. Noise comes from
 `noise.exponentials`, so a sample's tokens are the same in any batch, up to what rounding does to its logits.
 
-The bound of that: it holds to the bit on a CPU with MKL where the layers can be packed. Elsewhere a library may
-compute a row otherwise beside others, and then about one token in a hundred thousand is another.
+The bound of that: it holds to the bit where layers are packed (`step_linear`), for long responses in fp32 on a CPU with
+MKL. Elsewhere a library may compute a row otherwise beside others, and then about one token in a hundred thousand is
+another.
 """
 
 from __future__ import annotations
@@ -13,27 +14,22 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import KeptTokens
-from llmtrain.models.attention import plan_segments
-from llmtrain.rollout.cache import CACHED_ATTENTION, LayerStates, PackedStates, RowCache
+from llmtrain.rollout.cache import LayerStates, RowCache
+from llmtrain.rollout.forward import ROWS_MULTIPLE, Forward, Said
 from llmtrain.rollout.noise import exponentials
-from llmtrain.rollout.packed_linear import PackedLinears, can_pack
 from llmtrain.rollout.sampling import Sampling, draw, noise_count
 
 STEPS_PER_CHUNK = 8  # between chunks rows come and go, and the loop can be stopped
 PREFILL_TOKENS = 8192  # of one packed forward
 MAX_ROWS = 64
-PACKED_MIN_TOKENS = 64  # steps; in about as many, packing saves the time that it takes
-ROWS_MULTIPLE = 8  # of a batch on a CPU; a product of 9 to 15 rows takes longer than one of 16
-PREFILL_MIN_TOKENS = 16  # below, MKL takes another path
+PACKED_MIN_TOKENS = 96  # steps; in about as many, packing saves the time that it takes
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ class Generated:
     logprobs: list[float]
     stopped: bool  # by a stop token, which is the last of `response_ids`; else the budget ended it
     kept: KeptTokens | None = None  # what each token was drawn among, on the CPU; None: any token
+    values: list[float] = field(default_factory=list)  # of the state that each token was drawn in, by a value head
 
 
 @dataclass
@@ -52,6 +49,7 @@ class _Row:
     sample_id: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)  # for each token what it was drawn among, where that is not all
     stopped: bool = False
     ended: bool = False
@@ -64,34 +62,31 @@ def generate(
     settings: Sampling,
     should_stop: Callable[[], bool],
     *,
+    value_head: nn.Module | None = None,
     max_rows: int = MAX_ROWS,
 ) -> list[Generated] | None:
     """A response to each prompt, in order; None once `should_stop` says so, which is asked every few tokens.
 
     The model is the plain one inside of what wraps it for training, its parameters whole on this rank, its adapter on
-    or off as it is found. `max_rows` responses grow at once. Raises ValueError for a prompt that is empty, or too long
-    for the model's positions, and for logits that are not finite.
+    or off as it is found. `value_head`, (tokens, hidden) -> (tokens,), reads what the output head does. `max_rows`
+    responses grow at once. Raises ValueError for a prompt that is empty, or too long for the model's positions, and
+    for logits that are not finite.
     """
     assert len(set(sample_ids)) == len(sample_ids) == len(prompts)
     _check_prompts(model, prompts, sample_ids, settings)
     answers = [_Row(tuple(prompt), sample) for prompt, sample in zip(prompts, sample_ids, strict=True)]
     waiting, rows, cache = deque(answers), list[_Row](), RowCache()
-    with _generating(model):
-        packs = settings.max_new_tokens >= PACKED_MIN_TOKENS and can_pack(model)
-        linears: PackedLinears | None = None
+    with Forward.of(model, value_head, packs=settings.max_new_tokens >= PACKED_MIN_TOKENS) as forward:
         while waiting or not all(row.ended for row in rows):
             if should_stop():
                 return None
-            rows, cache = _admit(model, waiting, rows, cache, settings, max_rows)
-            if packs and (linears is None or linears.rows != cache.num_rows):
-                linears = None  # the old copies go first
-                linears = PackedLinears(model, cache.num_rows)
-            with linears.in_use() if linears is not None else nullcontext():
+            rows, cache = _admit(forward, waiting, rows, cache, settings, max_rows)
+            with forward.steps_of(cache.num_rows):
                 for _ in range(STEPS_PER_CHUNK):
                     if all(row.ended for row in rows):
                         break
-                    _step(model, rows, cache, settings)
-    return [Generated(row.ids, row.logprobs, row.stopped, _kept(row)) for row in answers]
+                    _step(forward, rows, cache, settings)
+    return [Generated(row.ids, row.logprobs, row.stopped, _kept(row), row.values) for row in answers]
 
 
 def _kept(row: _Row) -> KeptTokens | None:
@@ -114,27 +109,8 @@ def _check_prompts(
             )
 
 
-@contextmanager
-def _generating(model: PreTrainedModel) -> Iterator[None]:
-    """The model without dropout and gradients, with attention over the cache; then as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    attention: str = model.config._attn_implementation
-    # A model compiled for packs would be compiled anew for the shapes of each step.
-    compiled = model.base_model._compiled_call_impl is not None
-    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    model.eval()
-    model.set_attn_implementation(CACHED_ATTENTION)
-    try:
-        with torch.no_grad(), eager:
-            yield
-    finally:
-        model.set_attn_implementation(attention)
-        for module, training in modes:
-            module.training = training
-
-
 def _admit(
-    model: PreTrainedModel,
+    forward: Forward,
     waiting: deque[_Row],
     rows: list[_Row],
     cache: RowCache,
@@ -149,24 +125,27 @@ def _admit(
     )
     if len(kept) == len(rows) and not joining and needed <= cache.columns:
         return rows, cache
-    states = _start(model, joining, settings)
+    states = _start(forward, joining, settings)
     rows = [*(rows[number] for number in kept), *joining]
     steps_left = settings.max_new_tokens - min(len(row.ids) for row in rows)
-    return rows, cache.rearranged(kept, states, _width(model, len(rows), cache.num_rows, steps_left), needed)
+    return rows, cache.rearranged(kept, states, _width(forward, len(rows), cache.num_rows, steps_left), needed)
 
 
-def _start(model: PreTrainedModel, joining: Sequence[_Row], settings: Sampling) -> list[LayerStates]:
+def _start(forward: Forward, joining: Sequence[_Row], settings: Sampling) -> list[LayerStates]:
     """Give each row its first token; the keys and values of its prompt."""
     distinct = list(dict.fromkeys(row.prompt for row in joining))
-    states: dict[tuple[int, ...], LayerStates] = {}
-    logits: dict[tuple[int, ...], Float[Tensor, " vocab"]] = {}
+    states: list[LayerStates] = []
+    said: list[Said] = []
+    numbers: dict[tuple[int, ...], int] = {}
     for prompts in _by_tokens(distinct):
-        prompt_states, prompt_logits = _prefill(model, prompts)
-        states.update(zip(prompts, prompt_states, strict=True))
-        logits.update(zip(prompts, prompt_logits, strict=True))
+        numbers |= {prompt: len(numbers) + place for place, prompt in enumerate(prompts)}
+        prompt_states, behind = forward.prefill(prompts)
+        states += prompt_states
+        said.append(behind)
+    order = [numbers[row.prompt] for row in joining]
     if joining:
-        _extend(joining, torch.stack([logits[row.prompt] for row in joining]), settings)
-    return [states[row.prompt] for row in joining]
+        _extend(joining, Said.joined(said).of(order), settings)
+    return [states[number] for number in order]
 
 
 def _by_tokens(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
@@ -181,54 +160,24 @@ def _by_tokens(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, .
         yield group
 
 
-def _prefill(
-    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]
-) -> tuple[list[LayerStates], Float[Tensor, "prompts vocab"]]:
-    """Keys and values of each prompt, and the logits behind its last token, from one packed forward."""
-    device = model.device
-    lengths = [len(prompt) for prompt in prompts]
-    lacking = max(0, PREFILL_MIN_TOKENS - sum(lengths))
-    packed = [token for prompt in prompts for token in prompt] + [0] * lacking
-    segment_lengths = [*lengths, lacking] if lacking else lengths
-    ends = torch.tensor(lengths).cumsum(0)
-    last = torch.cat([ends - 1, torch.zeros(max(0, PREFILL_MIN_TOKENS - len(prompts)), dtype=torch.long)])
-    cache = PackedStates()
-    outputs = model(
-        input_ids=torch.tensor([packed], device=device),
-        position_ids=torch.cat([torch.arange(length) for length in segment_lengths])[None].to(device),
-        segments=plan_segments(segment_lengths, "segments", device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=last.to(device),
-    )
-    states = [cache.span(end - length, end) for length, end in zip(lengths, ends.tolist(), strict=True)]
-    return states, outputs.logits[0, : len(prompts)]
-
-
-def _step(model: PreTrainedModel, rows: Sequence[_Row], cache: RowCache, settings: Sampling) -> None:
+def _step(forward: Forward, rows: Sequence[_Row], cache: RowCache, settings: Sampling) -> None:
     """One more token for each row; a row that ended repeats its last step, unheard."""
-    device = model.device
     padding = [0] * (cache.num_rows - len(rows))
     positions = [len(row.prompt) + len(row.ids) - 1 for row in rows] + padding
-    cache.place(positions, device)
-    outputs = model(
-        input_ids=torch.tensor([row.ids[-1] for row in rows] + padding, device=device)[:, None],
-        position_ids=torch.tensor(positions, device=device)[:, None],
-        past_key_values=cache,
-        cached=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    _extend(rows, outputs.logits[: len(rows), -1], settings)
+    said = forward.step([row.ids[-1] for row in rows] + padding, positions, cache)
+    _extend(rows, said.of(range(len(rows))), settings)
 
 
-def _extend(rows: Sequence[_Row], logits: Float[Tensor, "rows vocab"], settings: Sampling) -> None:
+def _extend(rows: Sequence[_Row], said: Said, settings: Sampling) -> None:
     """Draw each row's next token. Raises ValueError for logits that are not finite."""
     samples, positions = [row.sample_id for row in rows], [len(row.ids) for row in rows]
-    noise = exponentials(settings.seed, settings.rollout, samples, positions, noise_count(logits.shape[-1]))
-    token_ids, logprobs, kept = draw(logits, noise, settings)
+    noise = exponentials(settings.seed, settings.rollout, samples, positions, noise_count(said.logits.shape[-1]))
+    token_ids, logprobs, kept = draw(said.logits, noise, settings)
     kept_ids = [None] * len(rows) if kept is None else kept.ids.cpu().split(kept.counts)
-    for row, token_id, logprob, among in zip(rows, token_ids.tolist(), logprobs.tolist(), kept_ids, strict=True):
+    values = [[]] * len(rows) if said.values is None else said.values[:, None].tolist()
+    for row, token_id, logprob, value, among in zip(
+        rows, token_ids.tolist(), logprobs.tolist(), values, kept_ids, strict=True
+    ):
         if row.ended:
             continue
         if not math.isfinite(logprob):
@@ -239,14 +188,15 @@ def _extend(rows: Sequence[_Row], logits: Float[Tensor, "rows vocab"], settings:
             )
         row.ids.append(token_id)
         row.logprobs.append(logprob)
+        row.values += value
         row.kept += [] if among is None else [among]
         row.stopped = token_id in settings.stop_ids
         row.ended = row.stopped or len(row.ids) == settings.max_new_tokens
 
 
-def _width(model: PreTrainedModel, num_rows: int, current: int, steps_left: int) -> int:
+def _width(forward: Forward, num_rows: int, current: int, steps_left: int) -> int:
     """Rows of the batch that holds `num_rows`: on a CPU a multiple, and narrower only where that is worth packing."""
-    if model.device.type != "cpu":
+    if forward.device.type != "cpu":
         return num_rows
     if num_rows <= current and (current < 2 * num_rows or steps_left < PACKED_MIN_TOKENS):
         return current

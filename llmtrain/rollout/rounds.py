@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.config_rlhf import RolloutConfig
@@ -68,6 +68,7 @@ def draw_samples(
     sampling: Sampling,
     *,
     policy: PreTrainedModel,
+    value_head: nn.Module | None,
     prompt_at: PromptAt,
     score: Score,
     config: RolloutConfig,
@@ -76,7 +77,8 @@ def draw_samples(
 ) -> Drawn:
     """The samples of a rollout whose first prompt is at `position`. Collective.
 
-    Raises Interrupted where a rank was asked to stop, and ValueError where no group trains anything.
+    `value_head` reads a value behind each token as it is drawn; None: none does. Raises Interrupted where a rank was
+    asked to stop, and ValueError where no group trains anything.
     """
 
     def draw(first: int, num_prompts: int, running: RunningScores) -> tuple[Samples, RunningScores]:
@@ -87,7 +89,14 @@ def draw_samples(
         sample_ids = [place * size + sample for place in mine for sample in range(size)]
         started = time.perf_counter()
         with training_precision(policy, ranks.device, ranks.dtype):
-            responses = generate(policy, [prompt.ids for prompt in prompts], sample_ids, sampling, should_stop)
+            responses = generate(
+                policy,
+                [prompt.ids for prompt in prompts],
+                sample_ids,
+                sampling,
+                should_stop,
+                value_head=value_head,
+            )
         if ranks.any(responses is None):  # each rank stops by itself; all find out here
             raise Interrupted
         assert responses is not None

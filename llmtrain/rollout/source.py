@@ -8,7 +8,8 @@ resumed run makes the same rollouts. A checkpoint inside a rollout keeps the exp
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from llmtrain.batch import Experience, PackedTokens, empty_experience
 from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
 from llmtrain.device import training_precision
-from llmtrain.models.actor_critic import PolicyOutputs
+from llmtrain.models.actor_critic import ActorCritic, PolicyOutputs
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
 from llmtrain.rollout.account import rollout_metrics, sample_rows
 from llmtrain.rollout.advantage import ADVANTAGES, AdaptiveKl, Episodes, moments, shaped_rewards, whitened
@@ -38,8 +39,8 @@ class Roles:
     """The models of a rollout; their weights are read as they are at that moment."""
 
     policy: PreTrainedModel  # draws responses
-    trained: nn.Module  # the same with its critic: logprobs and values in the shape of training
-    reference: nn.Module | None  # None: no KL
+    trained: ActorCritic  # the same with its critic: logprobs and values in the shape of training
+    reference: ActorCritic | None  # None: no KL
 
 
 Record = Callable[[int, Sequence[Mapping[str, Any]]], None]
@@ -71,6 +72,7 @@ class RolloutSource:
         self._draw = partial(
             draw_samples,
             policy=roles.policy,
+            value_head=roles.trained.trunk_head if rollout.behaviour == "generate" else None,
             prompt_at=prompt_at,
             score=score,
             config=rollout,
@@ -211,15 +213,24 @@ class RolloutSource:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Logprobs that ratios start from and the critic's values, (tokens,), and the gaps between generation and read.
 
-        Without a critic, logprobs that come from generation are compared on the first pack only.
+        What comes from generation is compared on the rollout's first episode only.
         """
+        trained = self._roles.trained
         drawn = torch.tensor([logprob for episode in episodes for logprob in episode.logprobs])
         takes_drawn = self._rollout.behaviour == "generate"
-        to_read = packs[:1] if takes_drawn and not self._has_critic else packs
-        said = [self._read(self._roles.trained, pack) for pack in to_read]
+        to_read = [pack_episodes(episodes[:1])] if takes_drawn else packs
+        said = [self._read(trained, pack) for pack in to_read]
         read = torch.cat([outputs.logprobs for outputs in said])
-        values = [outputs.values for outputs in said if outputs.values is not None]
-        return drawn if takes_drawn else read, torch.cat(values) if values else None, read - drawn[: len(read)]
+        gaps = read - drawn[: len(read)]
+        values: Tensor | None = None
+        if not takes_drawn:
+            read_values = [outputs.values for outputs in said if outputs.values is not None]
+            values = torch.cat(read_values) if read_values else None
+        elif trained.trunk_head is not None:
+            values = torch.tensor([value for episode in episodes for value in episode.values])
+        elif trained.value_head is not None:
+            values = torch.cat([self._read_values(trained, pack) for pack in packs])
+        return drawn if takes_drawn else read, values, gaps
 
     def _estimate(
         self, scores: Tensor, kl: Tensor, values: Tensor | None, response_lengths: tuple[int, ...]
@@ -242,16 +253,26 @@ class RolloutSource:
             advantages = whitened(advantages, self._ranks.sum_floats(moments(advantages)), shift_mean=True)
         return advantages, estimates.returns
 
-    @torch.no_grad()
-    def _read(self, module: nn.Module, pack: PackedTokens) -> PolicyOutputs:
+    def _read(self, module: ActorCritic, pack: PackedTokens) -> PolicyOutputs:
         """What a module says of a pack's response tokens, on the CPU."""
-        was_training = module.training
-        module.eval()
-        with training_precision(module, self._ranks.device, self._ranks.dtype):
+        with self._reading(module):
             said: PolicyOutputs = module(pack.to(self._ranks.device))
-        module.train(was_training)
         values = None if said.values is None else said.values.cpu()
         return PolicyOutputs(said.logprobs.cpu(), said.entropies.cpu(), values)
+
+    def _read_values(self, module: ActorCritic, pack: PackedTokens) -> Tensor:
+        """The values alone, where the critic has a trunk of its own."""
+        with self._reading(module):
+            return module.values(pack.to(self._ranks.device)).cpu()
+
+    @contextmanager
+    def _reading(self, module: nn.Module) -> Iterator[None]:
+        """A module without dropout and gradients, in the precision of training; then as it was."""
+        was_training = module.training
+        module.eval()
+        with torch.no_grad(), training_precision(module, self._ranks.device, self._ranks.dtype):
+            yield
+        module.train(was_training)
 
     def _order(self, of_packs: Sequence[int], num_minibatches: int) -> Queue:
         """The packs of each step, as many on every rank; `of_packs`: the minibatch of each. Collective."""
@@ -270,4 +291,5 @@ def _episode(samples: Samples, index: int) -> Episode:
         response.stopped,
         tuple(response.logprobs),
         response.kept,
+        tuple(response.values),
     )

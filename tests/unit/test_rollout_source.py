@@ -23,8 +23,9 @@ from llmtrain.models.one_base import frozen_copy
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import Interrupted
 from llmtrain.objectives.policy import PolicyObjective
+from llmtrain.rollout import rounds
 from llmtrain.rollout.experience import Episode, group_episodes, pack_episodes
-from llmtrain.rollout.generate import Generated
+from llmtrain.rollout.generate import Generated, generate
 from llmtrain.rollout.sampling import Sampling
 from llmtrain.rollout.score import Scores
 from llmtrain.rollout.source import Roles, RolloutSource
@@ -201,18 +202,47 @@ def test_logprobs_of_generation_spare_a_read_and_give_ratios_within_the_gap(filt
     with torch.no_grad():
         moved = torch.cat([module(batch).logprobs - batch.old_logprobs for batch in batches]).abs()
     assert 0 < float(moved.max()) < 1e-5
-    assert 0 < source.metrics()["rollout_logprob_gap"] <= source.metrics()["rollout_logprob_gap_max"] < 1e-5
+    assert source.metrics()["rollout_logprob_gap"] <= source.metrics()["rollout_logprob_gap_max"] < 1e-5
 
 
-def test_a_critic_measures_the_gap_of_every_token() -> None:
+def test_a_gap_between_generation_and_training_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn_otherwise(*arguments: Any, **options: Any) -> Any:
+        responses = generate(*arguments, **options)
+        return [replace(one, logprobs=[0.25 + logprob for logprob in one.logprobs]) for one in responses or ()]
+
+    monkeypatch.setattr(rounds, "generate", drawn_otherwise)
+    source = source_of(roles()[0], behaviour="generate", minibatches=1)
+    source.next_step()
+    assert source.metrics()["rollout_logprob_gap"] == pytest.approx(0.25, abs=1e-5)
+    assert source.metrics()["rollout_logprob_gap_max"] == pytest.approx(0.25, abs=1e-5)
+
+
+def test_generation_reads_the_values_of_a_head_on_its_trunk() -> None:
     made, module = roles()
+    assert module.value_head is not None
+    torch.nn.init.normal_(module.value_head.weight)
+    calls = counting(module)
     source = source_of(made, behaviour="generate", minibatches=1)
     batches = source.next_step()
-    assert batches
+    assert batches and len(calls) == 1 and calls[0] < sum(map(len, (batch.input_ids for batch in batches)))
     with torch.no_grad():
-        gaps = torch.cat([module(batch).logprobs - batch.old_logprobs for batch in batches]).abs()
-    assert source.metrics()["rollout_logprob_gap"] == pytest.approx(float(gaps.mean()), rel=1e-4)
-    assert source.metrics()["rollout_logprob_gap_max"] == pytest.approx(float(gaps.max()), rel=1e-6)
+        said = [module(batch) for batch in batches]
+    for batch, outputs in zip(batches, said, strict=True):
+        assert batch.old_values is not None and float(batch.old_values.std()) > 0.1
+        torch.testing.assert_close(outputs.values, batch.old_values, rtol=0, atol=1e-5)
+
+
+def test_a_critic_of_its_own_is_read_without_the_policy() -> None:
+    made, module = roles()
+    assert module.value_head is not None
+    module.critic = frozen_copy(module.model).base_model
+    torch.nn.init.normal_(module.value_head.weight)
+    calls = counting(module)
+    batches = source_of(made, behaviour="generate", minibatches=1).next_step()
+    assert batches and len(calls) == 1
+    with torch.no_grad():
+        for batch in batches:
+            torch.testing.assert_close(module(batch).values, batch.old_values, rtol=0, atol=0)
 
 
 def test_normalised_scores_are_trained_on_and_plain_ones_are_told() -> None:

@@ -61,7 +61,12 @@ def responses_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A response is the number of its rollout and of its sample."""
 
     def answered(
-        model: Any, prompts: Any, sample_ids: Sequence[int], settings: Sampling, should_stop: Callable[[], bool]
+        model: Any,
+        prompts: Any,
+        sample_ids: Sequence[int],
+        settings: Sampling,
+        should_stop: Callable[[], bool],
+        value_head: None,
     ) -> list[Generated] | None:
         if should_stop():
             return None
@@ -96,6 +101,7 @@ def drawn_by(
                 RunningScores(),
                 Sampling(2, rollout=7),
                 policy=LlamaForCausalLM.__new__(LlamaForCausalLM),
+                value_head=None,
                 prompt_at=lambda place: Asked((place,), place),
                 score=score,
                 config=RolloutConfig.model_validate(settings),
