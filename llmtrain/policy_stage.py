@@ -193,12 +193,14 @@ def build_roles(
     trunk = None if critic_model is None else critic_model.base_model.to(runtime.device)
     if head is not None and policy.critic_init != "zero":
         runtime.say(start_critic(config, head, trunk))
-    module = ActorCritic(checked, config.rollout.temperature, head, trunk)
+    module = ActorCritic(
+        checked, config.rollout.temperature, head, trunk, trains_entropy=config.policy.entropy_coef > 0
+    )
     reference = None
     if reference_model is not None:
         nn.Module.to(reference_model, runtime.device)
         reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.own_logits)
-        reference = ActorCritic(reference_loss, config.rollout.temperature)
+        reference = ActorCritic(reference_loss, config.rollout.temperature, trains_entropy=False)
         reference.requires_grad_(False).eval()
     parameters = parameters_by_role(model)
     of_critic = [*(head.parameters() if head is not None else ()), *(trunk.parameters() if trunk is not None else ())]

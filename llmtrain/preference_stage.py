@@ -45,7 +45,7 @@ def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) ->
     fingerprint = base_fingerprint(model)
     checked = with_loss_here(config, model, runtime)
     shared = not by_answer and shares_prompts(model, checked.kernel, max_seq_len, runtime.device, runtime.say)
-    module = ActorCritic(checked, temperature=1.0)
+    module = ActorCritic(checked, temperature=1.0, trains_entropy=False)
     ask = partial(
         reference_logprobs,
         module,

@@ -50,14 +50,20 @@ class ActorCritic(nn.Module):
         temperature: float,
         value_head: ValueHead | None = None,
         critic: nn.Module | None = None,
+        *,
+        trains_entropy: bool = True,
     ) -> None:
-        """`checked` has passed the start-up check. `critic`: the value head's own trunk; None: the policy's."""
+        """`checked` has passed the start-up check. `critic`: the value head's own trunk; None: the policy's.
+
+        Without `trains_entropy` entropies are told and have no gradient, which saves time.
+        """
         super().__init__()
         self.model: PreTrainedModel = checked.model
         self._no_split_modules = self.model._no_split_modules
         self.kernel: AttentionKernel = checked.kernel
         self.own_logits = checked.own_logits
         self.temperature = temperature
+        self.trains_entropy = trains_entropy
         self.value_head, self.critic = value_head, critic
         head = self.model.get_output_embeddings()
         if not self.own_logits:
@@ -110,5 +116,6 @@ class ActorCritic(nn.Module):
     ) -> TokenLogprobs:
         if self.own_logits:
             return logits_logprobs(self.model(**inputs).logits[0][selected], labels, self.temperature, kept)
-        said: TokenLogprobs = self.model.get_output_embeddings()(hidden, labels, self.temperature, kept)
+        head = self.model.get_output_embeddings()
+        said: TokenLogprobs = head(hidden, labels, self.temperature, kept, trains_entropy=self.trains_entropy)
         return said

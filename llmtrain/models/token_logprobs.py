@@ -7,11 +7,13 @@ the sums are over those, whatever the weights have become since. Were they chose
 logprob be minus infinity (DeepSeek-V3.2 2025, section 3.1, keeps them for the same reason).
 
 Chunks of logits are made in forward and again in backward, where the gradient of each token is known: in the same
-precision, which autograd does not see to by itself.
+precision, which autograd does not see to by itself. Where only the hidden states are trained (under an adapter), what a
+token's logprob and entropy change by with its hidden state is taken in forward, and backward only scales it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -40,11 +42,17 @@ class LogprobHead(nn.Linear):
         labels: Int[Tensor, " tokens"] | None = None,
         temperature: float = 1.0,
         kept: KeptTokens | None = None,
+        *,
+        trains_entropy: bool = True,
     ) -> Tensor | TokenLogprobs:
-        """Logits without `labels`; with them, the logprobs of `labels` behind `hidden` (tokens, hidden)."""
+        """Logits without `labels`; with them, the logprobs of `labels` behind `hidden` (tokens, hidden).
+
+        Entropies have no gradient unless `trains_entropy`.
+        """
         if labels is None:
             return super().forward(hidden)
-        return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, self.weight, self.bias, labels, temperature, kept))
+        options = _Options(temperature, kept, trains_entropy, torch.is_grad_enabled())
+        return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, self.weight, self.bias, labels, options))
 
 
 def logits_logprobs(
@@ -61,6 +69,14 @@ def logits_logprobs(
     return TokenLogprobs(log_probs.gather(-1, labels[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1))
 
 
+@dataclass(frozen=True)
+class _Options:
+    temperature: float
+    kept: KeptTokens | None
+    trains_entropy: bool
+    needed: bool  # a Function is told that its inputs need gradients even where none are taken
+
+
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -69,59 +85,95 @@ class _ChunkedLogprobs(torch.autograd.Function):
         weight: Float[Tensor, "vocab hidden"],
         bias: Float[Tensor, " vocab"] | None,
         labels: Int[Tensor, " tokens"],
-        temperature: float,
-        kept: KeptTokens | None,
+        options: _Options,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         logprobs, entropies, log_z = (hidden.new_zeros(labels.shape, dtype=torch.float32) for _ in range(3))
+        need_hidden, need_weight, need_bias = (options.needed and need for need in ctx.needs_input_grad[:3])
+        slopes: list[Tensor | None] = [None, None]  # of logprobs and entropies along the hidden states
+        if need_hidden and not need_weight and not need_bias:
+            slopes = [torch.empty_like(hidden), torch.empty_like(hidden) if options.trains_entropy else None]
         for chunk in _chunks(hidden, weight):
-            logits = _logits(hidden[chunk], weight, bias, temperature, _part(kept, chunk))
+            logits = _logits(hidden[chunk], weight, bias, options, chunk)
             z = logits.logsumexp(-1)
             log_z[chunk] = z
             logprobs[chunk] = logits.gather(-1, labels[chunk, None])[:, 0] - z
             probs = (logits - z[:, None]).exp_()
             entropies[chunk] = z - torch.linalg.vecdot(probs, logits)
-        ctx.save_for_backward(hidden, weight, bias, labels, log_z, entropies)
-        ctx.temperature, ctx.kept = temperature, kept
+            if slopes[1] is not None:
+                by_entropy = logits.sub_(z[:, None]).add_(entropies[chunk, None]).mul_(probs)
+                slopes[1][chunk] = _times_weight(by_entropy, weight, hidden, -1 / options.temperature)
+            if slopes[0] is not None:
+                probs.scatter_add_(-1, labels[chunk, None], probs.new_full((len(z), 1), -1.0))
+                slopes[0][chunk] = _times_weight(probs, weight, hidden, -1 / options.temperature)
+        if slopes[0] is None:
+            ctx.save_for_backward(hidden, weight, bias, labels, log_z, entropies)
+        else:
+            ctx.save_for_backward(*slopes)
+        ctx.options, ctx.has_slopes = options, slopes[0] is not None
+        if not options.trains_entropy:
+            ctx.mark_non_differentiable(entropies)
         kind = hidden.device.type
         ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> Any:
-        hidden, weight, bias, labels, log_z, entropies = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
-        with torch.autocast(*ctx.autocast):
-            for chunk in _chunks(hidden, weight):
-                logits = _logits(hidden[chunk], weight, bias, ctx.temperature, _part(ctx.kept, chunk))
-                log_probs = logits.sub_(log_z[chunk, None])
-                grad = log_probs.exp()  # the probabilities
-                # d entropy / d z_k = -p_k (log p_k + entropy);  d logprob / d z_k = [k is the label] - p_k
+        if ctx.has_slopes:
+            of_logprobs, of_entropies = ctx.saved_tensors
+            grad_hidden = grad_logprobs[:, None] * of_logprobs
+            if of_entropies is not None:
+                grad_hidden.addcmul_(grad_entropies[:, None], of_entropies)
+            return grad_hidden.to(of_logprobs.dtype), None, None, None, None
+        return _backward_through_logits(ctx, grad_logprobs, grad_entropies)
+
+
+def _backward_through_logits(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> Any:
+    hidden, weight, bias, labels, log_z, entropies = ctx.saved_tensors
+    need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+    grad_hidden = torch.empty_like(hidden) if need_hidden else None
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
+    with torch.autocast(*ctx.autocast):
+        for chunk in _chunks(hidden, weight):
+            logits = _logits(hidden[chunk], weight, bias, ctx.options, chunk)
+            log_probs = logits.sub_(log_z[chunk, None])
+            grad = log_probs.exp()  # the probabilities
+            # d entropy / d z_k = -p_k (log p_k + entropy);  d logprob / d z_k = [k is the label] - p_k
+            if ctx.options.trains_entropy:
                 inner = log_probs.add_(entropies[chunk, None]).mul_(grad_entropies[chunk, None])
                 grad *= inner.add_(grad_logprobs[chunk, None]).neg_()
-                grad.scatter_add_(-1, labels[chunk, None], grad_logprobs[chunk, None])
-                grad = grad.div_(ctx.temperature).to(hidden.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[chunk] = grad @ weight.to(grad.dtype)
-                if grad_weight is not None:
-                    grad_weight += grad.t() @ hidden[chunk]
-                if grad_bias is not None:
-                    grad_bias += grad.sum(0)
-        weight_grad = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None
+            else:
+                grad *= -grad_logprobs[chunk, None]
+            grad.scatter_add_(-1, labels[chunk, None], grad_logprobs[chunk, None])
+            grad = grad.div_(ctx.options.temperature).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = grad @ weight.to(grad.dtype)
+            if grad_weight is not None:
+                grad_weight += grad.t() @ hidden[chunk]
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+    weight_grad = None if grad_weight is None else grad_weight.to(weight.dtype)
+    return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None
+
+
+def _times_weight(
+    of_logits: Float[Tensor, "tokens vocab"], weight: Float[Tensor, "vocab hidden"], hidden: Tensor, scale: float
+) -> Float[Tensor, "tokens hidden"]:
+    """What a change of logits is worth along the hidden states."""
+    kind = of_logits.to(hidden.dtype)
+    return (kind @ weight.to(kind.dtype)).mul_(scale)
 
 
 def _logits(
     hidden: Float[Tensor, "tokens hidden"],
     weight: Float[Tensor, "vocab hidden"],
     bias: Float[Tensor, " vocab"] | None,
-    temperature: float,
-    kept: KeptTokens | None,
+    options: _Options,
+    chunk: slice,
 ) -> Float[Tensor, "tokens vocab"]:
     """The scaled logits of a chunk, to be written over."""
-    logits = nn.functional.linear(hidden, weight, bias).float().div_(temperature)
+    logits = nn.functional.linear(hidden, weight, bias).float().div_(options.temperature)
+    kept = _part(options.kept, chunk)
     return logits if kept is None else logits.masked_fill_(_left_out(kept, logits), LEFT_OUT)
 
 

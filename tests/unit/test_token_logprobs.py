@@ -10,23 +10,28 @@ from llmtrain.models import token_logprobs
 from llmtrain.models.token_logprobs import LogprobHead, logits_logprobs
 
 
+@pytest.mark.parametrize("trains_entropy", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("bias", [False, True])
 def test_values_and_gradients_are_those_of_whole_logits(
-    monkeypatch: pytest.MonkeyPatch, temperature: float, bias: bool
+    monkeypatch: pytest.MonkeyPatch, temperature: float, bias: bool, frozen: bool, trains_entropy: bool
 ) -> None:
     monkeypatch.setattr(token_logprobs, "CHUNK_ELEMENTS", 1)  # chunks of 64 tokens
     torch.manual_seed(0)
-    head = LogprobHead(8, 11, bias=bias).double()
+    head = LogprobHead(8, 11, bias=bias).double().requires_grad_(not frozen)
     hidden = torch.randn(150, 8, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(11, (150,))
     weights = torch.randn(2, 150)
 
     def gradients(said: token_logprobs.TokenLogprobs) -> list[torch.Tensor]:
-        loss = (said.logprobs * weights[0]).sum() + (said.entropies * weights[1]).sum()
-        return list(torch.autograd.grad(loss, [hidden, *head.parameters()]))
+        loss = (said.logprobs * weights[0]).sum()
+        if trains_entropy:
+            loss = loss + (said.entropies * weights[1]).sum()
+        return list(torch.autograd.grad(loss, [hidden, *([] if frozen else head.parameters())]))
 
-    chunked = head(hidden, labels, temperature)
+    chunked = head(hidden, labels, temperature, trains_entropy=trains_entropy)
+    assert chunked.entropies.requires_grad is trains_entropy
     whole = logits_logprobs(head(hidden), labels, temperature)
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, rtol=0, atol=1e-6)
     torch.testing.assert_close(chunked.entropies, whole.entropies, rtol=0, atol=1e-6)
@@ -34,16 +39,18 @@ def test_values_and_gradients_are_those_of_whole_logits(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_under_autocast_the_gradient_is_the_same_wherever_backward_runs() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_under_autocast_the_gradient_is_the_same_wherever_backward_runs(frozen: bool) -> None:
     torch.manual_seed(0)
-    head, labels = LogprobHead(32, 50), torch.randint(50, (70,))
+    head, labels = LogprobHead(32, 50).requires_grad_(not frozen), torch.randint(50, (70,))
     hidden = torch.randn(70, 32, requires_grad=True)
 
     def gradients(in_autocast: bool) -> list[torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
             said = head(hidden, labels, 0.9)
         with torch.autocast("cpu", torch.bfloat16, enabled=in_autocast):
-            return list(torch.autograd.grad((said.logprobs + said.entropies).sum(), [hidden, *head.parameters()]))
+            trained = [hidden, *([] if frozen else head.parameters())]
+            return list(torch.autograd.grad((said.logprobs + said.entropies).sum(), trained))
 
     for outside, inside in zip(gradients(False), gradients(True), strict=True):
         assert torch.equal(outside, inside)
@@ -56,13 +63,14 @@ def some_kept(num_tokens: int, vocab: int, labels: torch.Tensor) -> KeptTokens:
     return KeptTokens(rows.nonzero()[:, 1].int(), tuple(rows.sum(-1).tolist()))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_alone(
-    monkeypatch: pytest.MonkeyPatch, temperature: float
+    monkeypatch: pytest.MonkeyPatch, temperature: float, frozen: bool
 ) -> None:
     monkeypatch.setattr(token_logprobs, "CHUNK_ELEMENTS", 1)  # chunks of 64 tokens
     torch.manual_seed(0)
-    head = LogprobHead(8, 11).double()
+    head = LogprobHead(8, 11).double().requires_grad_(not frozen)
     hidden = torch.randn(150, 8, dtype=torch.float64, requires_grad=True)
     labels, weights = torch.randint(11, (150,)), torch.randn(2, 150)
     kept = some_kept(150, 11, labels)
@@ -76,7 +84,7 @@ def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_a
 
     def gradients(said: token_logprobs.TokenLogprobs) -> list[torch.Tensor]:
         loss = (said.logprobs * weights[0]).sum() + (said.entropies * weights[1]).sum()
-        return list(torch.autograd.grad(loss, [hidden, *head.parameters()]))
+        return list(torch.autograd.grad(loss, [hidden, *([] if frozen else head.parameters())]))
 
     wanted, chunked = by_hand(), head(hidden, labels, temperature, kept)
     whole = logits_logprobs(head(hidden), labels, temperature, kept)
