@@ -124,6 +124,17 @@ def _gradient_precision(hidden: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def add_product(
+    total: Float[Tensor, "rows columns"], left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner columns"]
+) -> None:
+    """total += left @ right, in autocast's type, without a copy of the product where all are in one type."""
+    in_place = left.dtype == right.dtype == total.dtype and not torch.is_autocast_enabled(total.device.type)
+    if in_place:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """logits = hidden @ weight.T + bias, then `logits_loss`, with the gradients taken in the forward pass."""
 
@@ -184,7 +195,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     if rows is not None:
                         grad_hidden[chunk] += grad_at_rows @ rows.to(grad.dtype)
                 if grad_weight is not None:
-                    grad_weight += grad.t() @ hidden[chunk].to(grad.dtype)
+                    add_product(grad_weight, grad.t(), hidden[chunk].to(grad.dtype))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_rows)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, rows)]
         ctx.mark_non_differentiable(cross_entropy)

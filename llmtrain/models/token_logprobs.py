@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llmtrain.batch import KeptTokens
-from llmtrain.models.lm_head import CHUNK_ELEMENTS, CUDA_CHUNK_ELEMENTS
+from llmtrain.models.lm_head import CHUNK_ELEMENTS, CUDA_CHUNK_ELEMENTS, add_product
 
 LEFT_OUT = -1e30  # a logit without probability; its products with a probability of 0 are 0, which infinity's are not
 
@@ -149,7 +149,7 @@ def _backward_through_logits(ctx: Any, grad_logprobs: Tensor, grad_entropies: Te
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight.to(grad.dtype)
             if grad_weight is not None:
-                grad_weight += grad.t() @ hidden[chunk]
+                add_product(grad_weight, grad.t(), hidden[chunk])
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
     weight_grad = None if grad_weight is None else grad_weight.to(weight.dtype)
