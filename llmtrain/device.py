@@ -103,6 +103,18 @@ def training_precision(module: nn.Module, device: torch.device, dtype: torch.dty
     return torch.autocast(device.type, dtype, enabled=casts)
 
 
+@contextmanager
+def reading(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """A module that is called past its engine: no dropout, no gradients, the precision of training; then as it was."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad(), training_precision(module, device, dtype):
+            yield
+    finally:
+        module.train(was_training)
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """(FLOP/s that count as 100 % in MFU, where the figure is from): a data sheet, or a measured matmul."""
     if device.type == "cuda":

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from llmtrain.batch import JudgedAnswers
+from llmtrain.device import reading
 from llmtrain.objective import BatchSource
 from llmtrain.objectives.preference import log_ratios
 
@@ -26,6 +27,7 @@ class Ranks(Protocol):
     """The processes that train together."""
 
     device: torch.device
+    dtype: torch.dtype
 
     def sum_floats(self, values: Sequence[float]) -> list[float]: ...
     def gathered(self, module: nn.Module) -> AbstractContextManager[None]: ...
@@ -45,23 +47,20 @@ class KlBatches:
         self._source, self._mismatched, self._module, self._ranks = source, mismatched, module, ranks
         self._kl = 0.0
 
-    @torch.no_grad()
     def next_step(self) -> list[JudgedAnswers] | None:
         """This rank's microbatches of the next step, with the KL of the weights before it; None after the last."""
         batches = self._source.next_step()
         if batches is None:
             return None
-        was_training = self._module.training
-        self._module.eval()
         moved = weight = 0.0
-        with self._ranks.gathered(self._module):
+        ranks = self._ranks
+        with ranks.gathered(self._module), reading(self._module, ranks.device, ranks.dtype):
             for batch in map(self._mismatched, batches):
-                placed = batch.to(self._ranks.device)
+                placed = batch.to(ranks.device)
                 ratios = log_ratios(self._module(placed).logprobs, placed)
                 moved += float((placed.weights * ratios).double().sum())
                 weight += float(placed.weights.double().sum())
-        self._module.train(was_training)
-        moved, weight = self._ranks.sum_floats([moved, weight])
+        moved, weight = ranks.sum_floats([moved, weight])
         self._kl = max(0.0, moved / weight)
         return [replace(batch, kl=torch.tensor(self._kl)) for batch in batches]
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 
 from llmtrain.data.files import fingerprint
 from llmtrain.data.loader import Collate, rank_batches
 from llmtrain.data.pack import Pack
 from llmtrain.data.store import TokenStore
-from llmtrain.device import training_precision
+from llmtrain.device import reading
 from llmtrain.durable import exclusive, write_bytes
 from llmtrain.train.runtime import Runtime
 
@@ -74,19 +73,16 @@ def _is_whole(path: Path, store: TokenStore) -> bool:
     return path.is_file() and path.stat().st_size == 4 * store.num_documents
 
 
-@torch.no_grad()
 def _computed(
     module: nn.Module, packs: AnswerPacks, collate: Collate[Any], packs_per_microbatch: int, runtime: Runtime
 ) -> Array:
     """Each rank takes a share of the packs, with dropout off."""
     found = np.zeros(packs.store.num_documents)
-    was_training = module.training
-    module.eval()
     num_done, reported = 0, time.monotonic()
     for batch in rank_batches(
         range(packs.num_packs), packs.pack, packs_per_microbatch, runtime.rank, runtime.world_size, collate
     ):
-        with training_precision(module, runtime.device, runtime.dtype):
+        with reading(module, runtime.device, runtime.dtype):
             logprobs = module(batch.to(runtime.device)).logprobs.double().cpu()
         if batch.sample_ids:
             documents = [document for pack in batch.sample_ids for document in packs.documents(pack)]
@@ -95,5 +91,4 @@ def _computed(
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
             runtime.say(f"reference logprobs: {min(1.0, num_done / packs.num_packs):.0%} of the answers computed")
-    module.train(was_training)
     return np.array(runtime.sum_floats(found.tolist()), dtype=np.float32)  # a document is 0 on all ranks but one

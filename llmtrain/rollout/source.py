@@ -8,19 +8,18 @@ resumed run makes the same rollouts. A checkpoint inside a rollout keeps the exp
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmtrain.batch import Experience, PackedTokens, empty_experience
 from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
-from llmtrain.device import training_precision
+from llmtrain.device import reading
 from llmtrain.models.actor_critic import ActorCritic, PolicyOutputs
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
 from llmtrain.rollout.account import rollout_metrics, sample_rows
@@ -255,24 +254,15 @@ class RolloutSource:
 
     def _read(self, module: ActorCritic, pack: PackedTokens) -> PolicyOutputs:
         """What a module says of a pack's response tokens, on the CPU."""
-        with self._reading(module):
+        with reading(module, self._ranks.device, self._ranks.dtype):
             said: PolicyOutputs = module(pack.to(self._ranks.device))
         values = None if said.values is None else said.values.cpu()
         return PolicyOutputs(said.logprobs.cpu(), said.entropies.cpu(), values)
 
     def _read_values(self, module: ActorCritic, pack: PackedTokens) -> Tensor:
         """The values alone, where the critic has a trunk of its own."""
-        with self._reading(module):
+        with reading(module, self._ranks.device, self._ranks.dtype):
             return module.values(pack.to(self._ranks.device)).cpu()
-
-    @contextmanager
-    def _reading(self, module: nn.Module) -> Iterator[None]:
-        """A module without dropout and gradients, in the precision of training; then as it was."""
-        was_training = module.training
-        module.eval()
-        with torch.no_grad(), training_precision(module, self._ranks.device, self._ranks.dtype):
-            yield
-        module.train(was_training)
 
     def _order(self, of_packs: Sequence[int], num_minibatches: int) -> Queue:
         """The packs of each step, as many on every rank; `of_packs`: the minibatch of each. Collective."""

@@ -157,6 +157,7 @@ class Ranks:
     """One of several processes: what the others sum up is given."""
 
     device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self, others: Sequence[float] = (0.0, 0.0)) -> None:
         self.others = others
