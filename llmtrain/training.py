@@ -103,10 +103,11 @@ def train(
         record_run(folder, config, machine | dict(facts))
     runtime.start_trackers(config.log.project)
 
-    if config.train.activation_checkpointing:
-        module.model.activation_checkpointing_enable({"use_reentrant": False})
-    if config.train.compile:
-        compile_model(module.model)
+    for trunk in (part for part in module.children() if isinstance(part, PreTrainedModel)):  # a critic may have its own
+        if config.train.activation_checkpointing:
+            trunk.activation_checkpointing_enable({"use_reentrant": False})
+        if config.train.compile:
+            compile_model(trunk)
     ema = None if config.train.ema_decay is None else Ema(module, config.train.ema_decay)
     prepared, optimizer = runtime.prepare(module, make_optimizer(parameters, config.optim, critic_lr))
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)

@@ -13,8 +13,9 @@ import torch
 import yaml
 from tiny_rl import NUM_LETTERS, optimum, write_config, write_task
 from tiny_run import RLHF, Ended, metrics, run_here
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmtrain import training
 from llmtrain.rollout import advantage
 from llmtrain.train.checkpoint import Checkpoint
 
@@ -103,6 +104,33 @@ def test_an_adapter_moves_away_from_a_base_that_stays(task: Path, tmp_path: Path
     assert rows[0]["rollout_kl"] == 0.0 and rows[-1]["rollout_kl"] > 0.05
     names = Checkpoint(tmp_path / "run" / "checkpoints" / "step-00000080").names("model")
     assert names and all("lora_" in name or name.startswith("value_head.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("option", "enable"),
+    [
+        ("train.activation_checkpointing=true", (PreTrainedModel, "activation_checkpointing_enable")),
+        pytest.param("train.compile=true", (training, "compile_model"), marks=pytest.mark.soak),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler
+def test_what_saves_memory_or_time_reaches_policy_and_critic_and_changes_no_update(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, enable: tuple[Any, str]
+) -> None:
+    stock, reached = getattr(*enable), list[str]()
+
+    def told(model: PreTrainedModel, *arguments: Any) -> None:
+        reached.append(type(model).__name__)
+        stock(model, *arguments)
+
+    monkeypatch.setattr(*enable, told)
+    losses: list[list[float]] = []
+    for name, overrides in {"plain": [], "saving": [option]}.items():
+        config = write_config(tmp_path / name, task, policy={"kl_coef": 0.05, "critic": "separate"}, log={"every": 1})
+        ran(config, "train.steps=4", "eval.every=null", *overrides)
+        losses.append([row["loss"] for row in metrics(tmp_path / name / "run") if "loss" in row])
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert reached == ["LlamaForCausalLM", "LlamaModel"]
 
 
 def test_the_folder_tells_of_samples_and_loads(task: Path, tmp_path: Path) -> None:
