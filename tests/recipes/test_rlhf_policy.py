@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import tiny_pairs
 import torch
 import yaml
 from tiny_rl import NUM_LETTERS, optimum, write_config, write_task
-from tiny_run import RLHF, Ended, metrics, run_here
+from tiny_run import RLHF, Ended, command, environment, metrics, run_here
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmtrain import training
 from llmtrain.rollout import advantage
 from llmtrain.train.checkpoint import Checkpoint
 
@@ -106,31 +106,38 @@ def test_an_adapter_moves_away_from_a_base_that_stays(task: Path, tmp_path: Path
     assert names and all("lora_" in name or name.startswith("value_head.") for name in names)
 
 
-@pytest.mark.parametrize(
-    ("option", "enable"),
-    [
-        ("train.activation_checkpointing=true", (PreTrainedModel, "activation_checkpointing_enable")),
-        pytest.param("train.compile=true", (training, "compile_model"), marks=pytest.mark.soak),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler
-def test_what_saves_memory_or_time_reaches_policy_and_critic_and_changes_no_update(
-    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, enable: tuple[Any, str]
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in metrics(folder / "run") if "loss" in row]
+
+
+def with_critic(folder: Path, task: Path) -> Path:
+    """A run of four steps that logs each, with a critic of its own."""
+    sections: dict[str, Any] = {"train": {"steps": 4}, "eval": {"every": None}, "log": {"every": 1}}
+    return write_config(folder, task, policy={"kl_coef": 0.05, "critic": "separate"}, **sections)
+
+
+def test_checkpointed_activations_are_those_of_policy_and_critic_and_change_no_update(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock, reached = getattr(*enable), list[str]()
+    stock, reached = PreTrainedModel.activation_checkpointing_enable, list[str]()
 
     def told(model: PreTrainedModel, *arguments: Any) -> None:
         reached.append(type(model).__name__)
         stock(model, *arguments)
 
-    monkeypatch.setattr(*enable, told)
-    losses: list[list[float]] = []
-    for name, overrides in {"plain": [], "saving": [option]}.items():
-        config = write_config(tmp_path / name, task, policy={"kl_coef": 0.05, "critic": "separate"}, log={"every": 1})
-        ran(config, "train.steps=4", "eval.every=null", *overrides)
-        losses.append([row["loss"] for row in metrics(tmp_path / name / "run") if "loss" in row])
-    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], abs=1e-5)
+    monkeypatch.setattr(PreTrainedModel, "activation_checkpointing_enable", told)
+    ran(with_critic(tmp_path / "plain", task))
+    ran(with_critic(tmp_path / "saving", task), "train.activation_checkpointing=true")
+    assert losses(tmp_path / "saving") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
     assert reached == ["LlamaForCausalLM", "LlamaModel"]
+
+
+@pytest.mark.soak
+def test_compiled_models_make_the_same_updates(task: Path, tmp_path: Path) -> None:
+    ran(with_critic(tmp_path / "plain", task))
+    line = command(with_critic(tmp_path / "compiled", task), "train.compile=true", recipe=RLHF)
+    subprocess.run(line, check=True, capture_output=True, env=environment())  # type checks here stop the compiler
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
 
 
 def test_the_folder_tells_of_samples_and_loads(task: Path, tmp_path: Path) -> None:
