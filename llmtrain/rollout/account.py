@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llmtrain.batch import Experience
 from llmtrain.config_rlhf import RolloutConfig
 from llmtrain.rollout.advantage import signal_groups
 from llmtrain.rollout.ranks import Ranks
@@ -65,6 +67,24 @@ def rollout_metrics(
     if config.drop_even_groups:
         metrics["rollout_rounds"] = float(drawn.num_rounds)
     return metrics
+
+
+def explained_variance(packs: Sequence[Experience], ranks: Ranks) -> float:
+    """1 - var(returns - values) / var(returns), over response tokens of all ranks; 0 where returns are all the same.
+
+    1 of a critic that foresees every return, 0 of one that knows no more than their mean. Collective.
+    """
+    sums = torch.zeros(5, dtype=torch.float64)
+    for pack in packs:
+        assert pack.returns is not None and pack.old_values is not None
+        returns = pack.returns.double()
+        errors = returns - pack.old_values.double()
+        parts = [torch.ones_like(returns), returns, returns**2, errors, errors**2]
+        sums += torch.stack([part.sum() for part in parts])
+    count, *moments = ranks.sum_floats(sums.tolist())
+    mean, square, mean_error, square_error = (moment / max(1.0, count) for moment in moments)
+    variance = square - mean**2
+    return 1 - (square_error - mean_error**2) / variance if variance > 0 else 0.0
 
 
 def sample_rows(drawn: Drawn, kl: Float[Tensor, " kept"]) -> list[Mapping[str, Any]]:

@@ -22,7 +22,7 @@ from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
 from llmtrain.device import reading
 from llmtrain.models.actor_critic import ActorCritic, PolicyOutputs
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
-from llmtrain.rollout.account import rollout_metrics, sample_rows
+from llmtrain.rollout.account import explained_variance, rollout_metrics, sample_rows
 from llmtrain.rollout.advantage import ADVANTAGES, AdaptiveKl, Episodes, moments, shaped_rewards, whitened
 from llmtrain.rollout.experience import Episode, as_experience, group_episodes, pack_episodes
 from llmtrain.rollout.minibatches import minibatch_of, training_order
@@ -158,6 +158,8 @@ class RolloutSource:
             "rollout_score_seconds": samples.score_seconds,
             "rollout_read_seconds": read - started,  # logprobs, values and the reference's logprobs
         }
+        if self._has_critic:
+            self._metrics["rollout_explained_variance"] = explained_variance(self._packs, self._ranks)
         if self._metrics["rollout_stopped"] == 0 and self._rollouts == 0:
             self._say("warning: no response of the first rollout ended by itself: raise rollout.max_new_tokens")
         if self._policy.kl_target is not None:

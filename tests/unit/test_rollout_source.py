@@ -245,6 +245,23 @@ def test_a_critic_of_its_own_is_read_without_the_policy() -> None:
             torch.testing.assert_close(module(batch).values, batch.old_values, rtol=0, atol=0)
 
 
+def test_how_much_of_the_returns_the_critic_foresees_is_told() -> None:
+    made, module = roles()
+    assert module.value_head is not None
+    torch.nn.init.normal_(module.value_head.weight, std=0.3)
+    source = source_of(made, minibatches=1)
+    batches = source.next_step() or []
+    returns, values = (
+        torch.cat([getattr(batch, name) for batch in batches]).double() for name in ("returns", "old_values")
+    )
+    expected = float(1 - (returns - values).var() / returns.var())
+    assert abs(expected) > 0.01
+    assert source.metrics()["rollout_explained_variance"] == pytest.approx(expected, abs=1e-6)
+    without = source_of(roles(False)[0], policy={"advantage": "rloo"}, samples_per_prompt=2, minibatches=1)
+    without.next_step()
+    assert "rollout_explained_variance" not in without.metrics()
+
+
 def test_normalised_scores_are_trained_on_and_plain_ones_are_told() -> None:
     seen: list[Any] = []
     policy = {"advantage": "dr_grpo", "kl_coef": 0.0}
