@@ -120,10 +120,7 @@ class RolloutConfig(Section):
     top_k: Positive | None = None
     """Draw among this many likeliest tokens (Fan 2018), before `top_p`, and train among them; None: off."""
     behaviour: Literal["train", "generate"] = "train"
-    """Logprobs that ratios start from: of the forward that trains (Huang et al. 2024), or as they were drawn.
-
-    The latter spares a forward of the policy, and of a critic on its trunk; `rollout_logprob_gap` tells the gap.
-    """
+    """Logprobs that ratios start from: of the forward that trains (Huang et al. 2024), or as they were drawn."""
     epochs: Positive = 2
     """Passes over a rollout's episodes (Ouyang 2022 takes 1, Huang et al. 2024 4)."""
     minibatches: Positive = 1

@@ -116,7 +116,7 @@ def logits_loss(
     return TokenLoss(objective.sum(), cross_entropy.detach().sum())
 
 
-def _gradient_precision(hidden: Tensor) -> AbstractContextManager[object]:
+def gradient_precision(hidden: Tensor) -> AbstractContextManager[object]:
     """Autocast as it is, but not in fp16: these products come before the loss scale, and would over- or underflow."""
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
@@ -182,7 +182,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad.scatter_add_(-1, targets, torch.full_like(log_z, smoothing - 1))
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
-            with _gradient_precision(hidden):
+            with gradient_precision(hidden):
                 # Engines without autocast hold hidden states and weights in half precision.
                 grad = grad.to(hidden.dtype) if hidden.dtype == torch.bfloat16 else grad
                 if rows is not None:

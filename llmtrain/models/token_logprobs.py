@@ -14,14 +14,16 @@ token's logprob and entropy change by with its hidden state is taken in forward,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from llmtrain.batch import KeptTokens
-from llmtrain.models.lm_head import CHUNK_ELEMENTS, CUDA_CHUNK_ELEMENTS, add_product
+from llmtrain.models.lm_head import CHUNK_ELEMENTS, CUDA_CHUNK_ELEMENTS, add_product, gradient_precision
 
 LEFT_OUT = -1e30  # a logit without probability; its products with a probability of 0 are 0, which infinity's are not
 
@@ -91,7 +93,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         need_hidden, need_weight, need_bias = (options.needed and need for need in ctx.needs_input_grad[:3])
         slopes: list[Tensor | None] = [None, None]  # of logprobs and entropies along the hidden states
         if need_hidden and not need_weight and not need_bias:
-            slopes = [torch.empty_like(hidden), torch.empty_like(hidden) if options.trains_entropy else None]
+            empty = partial(torch.empty_like, hidden, dtype=torch.float32)
+            slopes = [empty(), empty() if options.trains_entropy else None]
         for chunk in _chunks(hidden, weight):
             logits = _logits(hidden[chunk], weight, bias, options, chunk)
             z = logits.logsumexp(-1)
@@ -101,15 +104,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
             entropies[chunk] = z - torch.linalg.vecdot(probs, logits)
             if slopes[1] is not None:
                 by_entropy = logits.sub_(z[:, None]).add_(entropies[chunk, None]).mul_(probs)
-                slopes[1][chunk] = _times_weight(by_entropy, weight, hidden, -1 / options.temperature)
+                slopes[1][chunk] = _along_hidden(by_entropy, weight, hidden.dtype).div_(-options.temperature)
             if slopes[0] is not None:
                 probs.scatter_add_(-1, labels[chunk, None], probs.new_full((len(z), 1), -1.0))
-                slopes[0][chunk] = _times_weight(probs, weight, hidden, -1 / options.temperature)
+                slopes[0][chunk] = _along_hidden(probs, weight, hidden.dtype).div_(-options.temperature)
         if slopes[0] is None:
             ctx.save_for_backward(hidden, weight, bias, labels, log_z, entropies)
         else:
             ctx.save_for_backward(*slopes)
-        ctx.options, ctx.has_slopes = options, slopes[0] is not None
+        ctx.options, ctx.has_slopes, ctx.dtype = options, slopes[0] is not None, hidden.dtype
         if not options.trains_entropy:
             ctx.mark_non_differentiable(entropies)
         kind = hidden.device.type
@@ -117,13 +120,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
+    @once_differentiable  # the slopes would count as constants
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> Any:
         if ctx.has_slopes:
             of_logprobs, of_entropies = ctx.saved_tensors
             grad_hidden = grad_logprobs[:, None] * of_logprobs
             if of_entropies is not None:
                 grad_hidden.addcmul_(grad_entropies[:, None], of_entropies)
-            return grad_hidden.to(of_logprobs.dtype), None, None, None, None
+            return grad_hidden.to(ctx.dtype), None, None, None, None
         return _backward_through_logits(ctx, grad_logprobs, grad_entropies)
 
 
@@ -156,12 +160,13 @@ def _backward_through_logits(ctx: Any, grad_logprobs: Tensor, grad_entropies: Te
     return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None
 
 
-def _times_weight(
-    of_logits: Float[Tensor, "tokens vocab"], weight: Float[Tensor, "vocab hidden"], hidden: Tensor, scale: float
+def _along_hidden(
+    of_logits: Float[Tensor, "tokens vocab"], weight: Float[Tensor, "vocab hidden"], dtype: torch.dtype
 ) -> Float[Tensor, "tokens hidden"]:
-    """What a change of logits is worth along the hidden states."""
-    kind = of_logits.to(hidden.dtype)
-    return (kind @ weight.to(kind.dtype)).mul_(scale)
+    """The slope along hidden states of this type, from that along logits: before fp16's loss scale, so not in fp16."""
+    with gradient_precision(weight):
+        narrow = of_logits.to(dtype) if dtype == torch.bfloat16 else of_logits
+        return narrow @ weight.to(narrow.dtype)
 
 
 def _logits(

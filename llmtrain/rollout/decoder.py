@@ -3,7 +3,8 @@
 A decoding step multiplies a handful of rows by every weight. What lies between the products is small, and there each
 call costs more than its arithmetic: of 94 ms that a step of SmolLM2-135M took (8 rows, 2 cores), the products were 50.
 The layers are the model's own, as they are found (adapted, packed), and so are norms' and embeddings' weights; only
-what stands between them is written shorter. Models of any other shape take `transformers`' forward.
+what stands between them is written shorter, past any hook of a whole layer. Models of any other shape take
+`transformers`' forward.
 """
 
 from __future__ import annotations
@@ -15,17 +16,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 
 from llmtrain.models.fused_layers import is_swiglu, rms_norm
 from llmtrain.rollout.cache import RowCache, cached_attention
 from llmtrain.rollout.step_linear import in_fp32_on_cpu
 
-LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
-"""Pre-norm, rotary embeddings, SwiGLU; biases, and norms of queries and keys, where they have them."""
+FAMILIES: dict[type, tuple[type, type]] = {
+    LlamaForCausalLM: (LlamaModel, LlamaDecoderLayer),
+    MistralForCausalLM: (MistralModel, MistralDecoderLayer),
+    Qwen2ForCausalLM: (Qwen2Model, Qwen2DecoderLayer),
+    Qwen3ForCausalLM: (Qwen3Model, Qwen3DecoderLayer),
+}
+"""Pre-norm, rotary embeddings, SwiGLU; biases, and norms of queries and keys, where they have them.
+
+A class that derives from one of these may compute otherwise, and is another shape.
+"""
 
 
 class Decoder:
@@ -56,15 +65,18 @@ class Decoder:
 
 def can_decode(model: PreTrainedModel) -> bool:
     """Whether a model has Llama's shape, without windows, and is in fp32 on a CPU, where this way was measured."""
-    trunk = model.base_model
-    layers = list(getattr(trunk, "layers", ()))
-    config = model.config
+    if type(model) not in FAMILIES or not in_fp32_on_cpu(model):
+        return False
+    trunk_type, layer_type = FAMILIES[type(model)]
+    trunk: Any = model.base_model
+    layers: list[Any] = list(trunk.layers)
+    shape = model.config.to_dict()
     return (
-        bool(layers)
-        and all(type(layer) in LAYERS and is_swiglu(layer.mlp) for layer in layers)
-        and getattr(config, "sliding_window", None) is None
-        and set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
-        and in_fp32_on_cpu(model)
+        type(trunk) is trunk_type
+        and {type(layer) for layer in layers} == {layer_type}
+        and all(is_swiglu(layer.mlp) for layer in layers)
+        and shape.get("sliding_window") is None
+        and set(shape.get("layer_types") or ()) <= {"full_attention"}
     )
 
 
@@ -81,7 +93,7 @@ def _attention(
     query, key, value = (
         project(x).unflatten(1, (-1, width)) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
     )  # (rows, heads, head_dim)
-    if hasattr(attention, "q_norm"):
+    if isinstance(attention, Qwen3Attention):
         query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
     query, key = _rotated(query, cos, turn), _rotated(key, cos, turn)
     keys, values = cache.update(key[:, :, None], value[:, :, None], layer)

@@ -2,7 +2,7 @@
 
 An episode is a prompt with its response, less the last token, behind which nothing is drawn. Packs are made once a
 rollout, each of one minibatch: policy, critic and reference read them in the very shape that the update does, so that
-on the first minibatch of the first pass every ratio is exactly 1.
+on the first minibatch of the first pass every ratio is exactly 1, unless logprobs are those of the draw.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ PREFILL_MIN_TOKENS = 16  # below, MKL takes another path
 
 @dataclass(frozen=True)
 class Said:
-    """What is behind some tokens."""
+    """What the model and the value head say behind some tokens."""
 
     logits: Float[Tensor, "places vocab"]
     values: Float[Tensor, " places"] | None  # by the value head; None: there is none
@@ -36,8 +36,8 @@ class Said:
         values = [part.values for part in parts if part.values is not None]
         return cls(torch.cat([part.logits for part in parts]), torch.cat(values) if values else None)
 
-    def of(self, places: Sequence[int]) -> Said:
-        """The places at these numbers."""
+    def at(self, places: Sequence[int]) -> Said:
+        """Of the places with these numbers."""
         chosen = torch.tensor(places, device=self.logits.device)
         return Said(self.logits[chosen], None if self.values is None else self.values[chosen])
 
@@ -46,26 +46,25 @@ class Forward:
     """The forwards of one generation, within which the model has no dropout, no gradients and a cache's attention."""
 
     def __init__(self, model: PreTrainedModel, value_head: nn.Module | None, *, packs: bool) -> None:
-        self.device = model.device
+        self.device, self.packs = model.device, packs
         self._model, self._value_head = model, value_head
-        self._packs = packs
         self._linears: StepLinears | None = None
         self._decoder = Decoder(model) if can_decode(model) else None
         self._hidden: Tensor | None = None  # what the output head has read last
 
     @classmethod
     @contextmanager
-    def of(cls, model: PreTrainedModel, value_head: nn.Module | None, *, packs: bool) -> Iterator[Self]:
+    def opened(cls, model: PreTrainedModel, value_head: nn.Module | None, *, packs: bool) -> Iterator[Self]:
         """The model is left as it was. `packs`: responses are long enough for packed layers."""
         modes = [(module, module.training) for module in model.modules()]
         attention: str = model.config._attn_implementation
         # A model compiled for packs would be compiled anew for the shapes of each step.
         compiled = model.base_model._compiled_call_impl is not None
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        model.eval()
-        model.set_attn_implementation(CACHED_ATTENTION)
-        forward = cls(model, value_head, packs=packs)
         try:
+            model.eval()
+            model.set_attn_implementation(CACHED_ATTENTION)
+            forward = cls(model, value_head, packs=packs)
             with torch.no_grad(), eager, forward._watching():
                 yield forward
         finally:
@@ -91,14 +90,14 @@ class Forward:
             logits_to_keep=last.to(self.device),
         )
         states = [cache.span(end - length, end) for length, end in zip(lengths, ends.tolist(), strict=True)]
-        return states, self._said(outputs.logits[0]).of(range(len(prompts)))
+        return states, self._said(outputs.logits[0]).at(range(len(prompts)))
 
     @contextmanager
     def steps_of(self, num_rows: int) -> Iterator[None]:
         """Within it, steps are of `num_rows` rows."""
         if self._linears is None or self._linears.rows != num_rows:
             self._linears = None  # the old copies go first
-            self._linears = StepLinears(self._model, num_rows, packs=self._packs)
+            self._linears = StepLinears(self._model, num_rows, packs=self.packs)
         with self._linears.in_use():
             yield
 

@@ -76,11 +76,13 @@ def generate(
     _check_prompts(model, prompts, sample_ids, settings)
     answers = [_Row(tuple(prompt), sample) for prompt, sample in zip(prompts, sample_ids, strict=True)]
     waiting, rows, cache = deque(answers), list[_Row](), RowCache()
-    with Forward.of(model, value_head, packs=settings.max_new_tokens >= PACKED_MIN_TOKENS) as forward:
+    with Forward.opened(model, value_head, packs=settings.max_new_tokens >= PACKED_MIN_TOKENS) as forward:
         while waiting or not all(row.ended for row in rows):
             if should_stop():
                 return None
             rows, cache = _admit(forward, waiting, rows, cache, settings, max_rows)
+            if all(row.ended for row in rows):  # with their first token
+                continue
             with forward.steps_of(cache.num_rows):
                 for _ in range(STEPS_PER_CHUNK):
                     if all(row.ended for row in rows):
@@ -144,7 +146,7 @@ def _start(forward: Forward, joining: Sequence[_Row], settings: Sampling) -> lis
         said.append(behind)
     order = [numbers[row.prompt] for row in joining]
     if joining:
-        _extend(joining, Said.joined(said).of(order), settings)
+        _extend(joining, Said.joined(said).at(order), settings)
     return [states[number] for number in order]
 
 
@@ -165,7 +167,7 @@ def _step(forward: Forward, rows: Sequence[_Row], cache: RowCache, settings: Sam
     padding = [0] * (cache.num_rows - len(rows))
     positions = [len(row.prompt) + len(row.ids) - 1 for row in rows] + padding
     said = forward.step([row.ids[-1] for row in rows] + padding, positions, cache)
-    _extend(rows, said.of(range(len(rows))), settings)
+    _extend(rows, said.at(range(len(rows))), settings)
 
 
 def _extend(rows: Sequence[_Row], said: Said, settings: Sampling) -> None:
@@ -195,9 +197,9 @@ def _extend(rows: Sequence[_Row], said: Said, settings: Sampling) -> None:
 
 
 def _width(forward: Forward, num_rows: int, current: int, steps_left: int) -> int:
-    """Rows of the batch that holds `num_rows`: on a CPU a multiple, and narrower only where that is worth packing."""
+    """Rows of the batch that holds `num_rows`: on a CPU a multiple, narrower only where packing anew is worth it."""
     if forward.device.type != "cpu":
         return num_rows
-    if num_rows <= current and (current < 2 * num_rows or steps_left < PACKED_MIN_TOKENS):
+    if forward.packs and num_rows <= current and (current < 2 * num_rows or steps_left < PACKED_MIN_TOKENS):
         return current
     return -(-num_rows // ROWS_MULTIPLE) * ROWS_MULTIPLE

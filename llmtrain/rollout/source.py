@@ -156,7 +156,7 @@ class RolloutSource:
             "kl_coef": self._kl.kl_coef,
             "rollout_generate_seconds": samples.generate_seconds,
             "rollout_score_seconds": samples.score_seconds,
-            "rollout_read_seconds": read - started,  # logprobs, values and the reference's logprobs
+            "rollout_read_seconds": read - started,  # the reference, and what was not drawn
         }
         if self._has_critic:
             self._metrics["rollout_explained_variance"] = explained_variance(self._packs, self._ranks)

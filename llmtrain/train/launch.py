@@ -1,10 +1,13 @@
 """Refuses launches that accelerate would quietly turn into something else than was asked for.
 
-The launcher speaks to the processes through environment variables; each check names the mend.
+The launcher speaks to the processes through environment variables; each check names the mend. One thing is mended here:
+the single thread that `accelerate launch` gives a process on a CPU unasked.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 
 
@@ -56,6 +59,15 @@ def check_environment(environment: Mapping[str, str], *, precision: str, has_acc
         raise ValueError(f"dynamo_backend: {backend} in accelerate's configuration: use train.compile instead")
     if is_on(environment, "FSDP_ACTIVATION_CHECKPOINTING"):
         raise ValueError("fsdp_activation_checkpointing: true: use train.activation_checkpointing instead")
+
+
+def share_of_cores(environment: Mapping[str, str]) -> int | None:
+    """Threads for a process that the launcher has left one: its share of the cores; None: leave them as they are."""
+    launched = "ACCELERATE_MIXED_PRECISION" in environment
+    if not launched or environment.get("OMP_NUM_THREADS") != "1":
+        return None
+    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, num_cores // int(environment.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def check_outcome(environment: Mapping[str, str], *, engine: str, world_size: int) -> None:

@@ -30,7 +30,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llmtrain.objective import Counts, Metrics
 from llmtrain.train import engine_state
-from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, is_on
+from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, is_on, share_of_cores
 from llmtrain.train.watchdog import Watchdog
 from llmtrain.train.whole_weights import whole_weights
 
@@ -92,6 +92,7 @@ class Runtime:
         """Join the other processes. Raises ValueError where the launch would quietly be something else."""
         has_accelerator = torch.accelerator.is_available()
         check_environment(os.environ, precision=precision, has_accelerator=has_accelerator)
+        threads = share_of_cores(os.environ)  # before accelerate writes there too
         _check_trackers(trackers)
         self._precision, self._max_grad_norm, self._seed = precision, max_grad_norm, seed
         self._timeout = timedelta(minutes=timeout_minutes)
@@ -105,6 +106,8 @@ class Runtime:
         check_outcome(os.environ, engine=self.engine, world_size=self.world_size)
         if precision == "fp16" and self.device.type == "cpu":
             raise ValueError("train.precision=fp16 needs a GPU: a CPU would quietly train in fp32; use fp32 or bf16")
+        if self.device.type == "cpu" and threads is not None:
+            torch.set_num_threads(threads)
         if self.engine in ZERO_STAGES.values():
             self._configure_deepspeed()
         self._finite = torch.ones((), device=self.device)

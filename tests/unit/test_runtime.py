@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.train import runtime as runtime_module
-from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome
+from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, share_of_cores
 from llmtrain.train.runtime import CAPABILITIES, ENGINES, NEED_CUDA, Engine, Runtime
 
 
@@ -221,6 +222,24 @@ def test_rows_reach_tensorboard(tmp_path: Path) -> None:
 
 LAUNCHER = {"ACCELERATE_MIXED_PRECISION": "no"}
 SPAWNED = LAUNCHER | {"MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        (LAUNCHER | {"OMP_NUM_THREADS": "1"}, 6),
+        (SPAWNED | {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, 3),
+        (SPAWNED | {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "8"}, 1),
+        (LAUNCHER | {"OMP_NUM_THREADS": "4"}, None),  # asked for
+        ({"OMP_NUM_THREADS": "1"}, None),  # not launched
+    ],
+)
+def test_a_process_that_was_left_one_thread_takes_its_share_of_the_cores(
+    environment: dict[str, str], threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert share_of_cores(environment) == threads
 
 
 @pytest.mark.parametrize(
