@@ -31,7 +31,12 @@ TOLERANCE = 1e-6
 STEPS = 6
 LIVE: dict[str, dict[str, Any]] = {
     "full": {"policy": {"kl_coef": 0.05, "critic": "separate"}},
-    "lora": {"policy": {"kl_coef": 0.05}, "adapter": {"kind": "lora", "rank": 4, "alpha": 32}, "optim": {"lr": 1e-2}},
+    "lora": {
+        "policy": {"kl_coef": 0.05},
+        "rollout": {"behaviour": "generate"},
+        "adapter": {"kind": "lora", "rank": 4, "alpha": 32},
+        "optim": {"lr": 1e-2},
+    },
 }
 QUICK = [("full", "ddp"), ("lora", "zero3")]
 SLOW = [(kind, engine) for kind in LIVE for engine in ENGINES if (kind, engine) not in QUICK]
@@ -123,14 +128,14 @@ def trained(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
     @cache
     def folder_of(kind: str, engine: str) -> Path:
+        rollout = {"num_prompts": 3, "samples_per_prompt": 2, "max_new_tokens": 12}
         config = write_config(
             folder / f"{kind}_{engine}",
             task,
-            rollout={"num_prompts": 3, "samples_per_prompt": 2, "max_new_tokens": 12},
             train={"steps": STEPS, "microbatch_tokens": 32},
             eval={"every": 3},
             log={"every": 1},
-            **LIVE[kind],
+            **LIVE[kind] | {"rollout": rollout | LIVE[kind].get("rollout", {})},
         )
         if engine == "single":
             ended = run_here(config, recipe=RLHF)
@@ -171,9 +176,10 @@ def test_two_ranks_draw_the_samples_of_one(trained: Trained, kind: str, engine: 
 
 
 @pytest.mark.parametrize(("kind", "engine"), PAIRS)
-def test_on_the_first_minibatch_every_ratio_is_exactly_one(trained: Trained, kind: str, engine: str) -> None:
+def test_on_the_first_minibatch_every_ratio_is_one(trained: Trained, kind: str, engine: str) -> None:
     first = next(row for row in metrics(trained(kind, engine)) if "loss" in row)
-    assert first["approx_kl"] == first["clip_fraction"] == 0.0
+    assert first["clip_fraction"] == 0.0
+    assert first["approx_kl"] == 0.0 if kind == "full" else abs(first["approx_kl"]) < 1e-9  # as tokens were drawn
 
 
 @pytest.mark.parametrize(("kind", "engine"), PAIRS)

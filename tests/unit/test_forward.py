@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,15 @@ from tiny_generation import (
 from torch import nn
 from transformers import (
     LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
     MistralConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
 )
 
+from llmtrain.models.token_logprobs import LogprobHead
 from llmtrain.rollout import forward
 from llmtrain.rollout.decoder import can_decode
 from llmtrain.rollout.generate import generate
@@ -42,6 +46,7 @@ from llmtrain.rollout.step_linear import StepLinears, in_fp32_on_cpu
 def test_layers_of_steps_compute_what_the_layers_do(fused: bool, packs: bool, rows: int) -> None:
     wide = {"hidden_size": 64, "head_dim": 64, "intermediate_size": 128, "vocab_size": 192}
     model = tiny(attention_bias=True, **wide)
+    model.get_output_embeddings().__class__ = LogprobHead  # as a policy that is trained has it
     with_adapter(model, fused)
     inputs = {
         name: torch.randn(rows, 1, layer.in_features)
@@ -113,6 +118,24 @@ def test_the_short_way_gives_the_logits_of_transformers(name: str, monkeypatch: 
         torch.testing.assert_close(torch.tensor(response.logprobs), expected, rtol=0, atol=1e-4)
     monkeypatch.setattr(forward, "can_decode", lambda model: False)
     assert [one.response_ids for one in respond(model)] == [one.response_ids for one in short]
+
+
+class ScaledLlama(LlamaForCausalLM):
+    """Computes otherwise behind layers that are Llama's."""
+
+    def forward(self, *arguments: Any, **inputs: Any) -> Any:
+        outputs = super().forward(*arguments, **inputs)
+        outputs.logits = outputs.logits / 4
+        return outputs
+
+
+def test_a_class_that_derives_from_a_known_one_is_not_taken_for_it() -> None:
+    model = tiny()
+    model.__class__ = ScaledLlama
+    assert not can_decode(model)
+    of_trunk = tiny()
+    of_trunk.base_model.__class__ = type("ScaledTrunk", (LlamaModel,), {})
+    assert not can_decode(of_trunk)
 
 
 @pytest.mark.parametrize("name", NOT_DECODED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -27,7 +28,9 @@ from llmtrain.config import AdapterConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.lora import add_adapter
+from llmtrain.rollout import forward
 from llmtrain.rollout import generate as engine
+from llmtrain.rollout.decoder import Decoder
 from llmtrain.rollout.generate import generate
 from llmtrain.rollout.sampling import Sampling, keep_likely
 
@@ -162,28 +165,30 @@ def test_no_prompt_has_no_response() -> None:
     assert respond(tiny(), []) == []
 
 
-def never() -> bool:
-    return False
+@pytest.mark.parametrize("fails_at", [None, "before it opens", "between steps", "within a step"])
+def test_the_model_is_left_as_it_was(fails_at: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> bool:
+        raise RuntimeError
 
-
-def fails() -> bool:
-    raise RuntimeError
-
-
-@pytest.mark.parametrize("should_stop", [never, fails])
-def test_the_model_is_left_as_it_was(should_stop: Callable[[], bool]) -> None:
     model = tiny(attention_dropout=0.1)
     layer = model.get_submodule("model.layers.0")
     layer.eval()
     before = [module.training for module in model.modules()]
+    head = nn.Sequential(nn.Linear(32, 1), nn.Flatten(0))
     random_state = torch.get_rng_state()
-    if should_stop is fails:
-        with pytest.raises(RuntimeError):
-            generate(model, PROMPTS, range(8), Sampling(4), should_stop)
-    else:
-        generate(model, PROMPTS, range(8), Sampling(4), should_stop)
+    asked = iter([False, True])
+    should_stop: Callable[[], bool] = {None: lambda: False, "between steps": lambda: next(asked) and fails()}.get(
+        fails_at, lambda: False
+    )
+    if fails_at == "before it opens":
+        monkeypatch.setattr(forward, "can_decode", fails)
+    if fails_at == "within a step":
+        monkeypatch.setattr(Decoder, "logits", fails)
+    with pytest.raises(RuntimeError) if fails_at else nullcontext():
+        generate(model, PROMPTS, range(8), Sampling(20), should_stop, value_head=head)
     assert [module.training for module in model.modules()] == before
     assert model.config._attn_implementation == ATTENTION
+    assert not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(torch.get_rng_state(), random_state)
 
 

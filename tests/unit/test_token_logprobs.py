@@ -118,3 +118,33 @@ def test_no_tokens_give_nothing_but_stay_attached() -> None:
     said = head(torch.zeros(0, 4, requires_grad=True), torch.zeros(0, dtype=torch.long))
     said.logprobs.sum().backward()
     assert head.weight.grad is not None and not head.weight.grad.any()
+
+
+def test_in_fp16_the_slopes_of_a_policy_that_is_sure_do_not_underflow() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(64)
+    head = LogprobHead(64, 64, bias=False).requires_grad_(False)
+    head.weight.data = torch.eye(64)
+    hidden = (torch.eye(64) * 15 + 0.3 * torch.randn(64, 64)).requires_grad_()  # labels have probability 1 - 2e-5
+    with torch.autocast("cpu", torch.float16):
+        said = head(hidden, labels, trains_entropy=False)
+    (found,) = torch.autograd.grad(said.logprobs.sum(), hidden)
+    log_probs = (hidden.half().double() @ head.weight.double()).log_softmax(-1)
+    (expected,) = torch.autograd.grad(log_probs[labels, labels].sum(), hidden)
+    assert float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median()) < 0.02
+
+
+def test_a_second_derivative_is_refused() -> None:
+    head = LogprobHead(4, 16, bias=False).requires_grad_(False)
+    hidden = torch.randn(3, 4, requires_grad=True)
+    said = head(hidden, torch.tensor([0, 5, 15]))
+    (slope,) = torch.autograd.grad((said.logprobs**2).sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def test_without_gradients_no_slope_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_logprobs, "_along_hidden", None)
+    head = LogprobHead(4, 16, bias=False).requires_grad_(False)
+    with torch.no_grad():
+        head(torch.randn(3, 4, requires_grad=True), torch.tensor([0, 5, 15]))
