@@ -26,7 +26,7 @@ demo: $(STAMP)
 	@$(BIN)/python recipes/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -q -m 'not soak'
+	$(BIN)/python -m pytest tests -q -m 'not soak' -n auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

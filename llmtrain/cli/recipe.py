@@ -49,6 +49,8 @@ def run_on_arguments(usage: str, main: Callable[[Sequence[str]], None]) -> None:
         if not is_disk_full(error):
             raise
         _refuse(f"the disk is full ({error.filename or error}): free some space and start again")
+    if "WORLD_SIZE" in os.environ:
+        _leave(0)  # all is written; taking process groups apart after another rank has gone can wait for good
 
 
 def _refuse(reason: str) -> NoReturn:
@@ -58,6 +60,12 @@ def _refuse(reason: str) -> NoReturn:
     print(f"{prefix}error: {reason}", file=sys.stderr, flush=True)
     if "WORLD_SIZE" in os.environ:
         # Past a failed rank the others may wait in a collective for good, so nothing is torn down in order.
-        sys.stdout.flush()
-        os._exit(EXIT_USER_ERROR)
+        _leave(EXIT_USER_ERROR)
     sys.exit(EXIT_USER_ERROR)
+
+
+def _leave(status: int) -> NoReturn:
+    """End this process of a launch as it is."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

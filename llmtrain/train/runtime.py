@@ -67,6 +67,9 @@ CAPABILITIES: dict[str, dict[Engine, str | None]] = {
 }
 NEED_CUDA = ("quantize", "8-bit optimizer")
 
+_LEFT: list[Accelerator] = []
+"""What has ended training: freeing its process group after another rank has gone can wait for good (gloo)."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -309,6 +312,7 @@ class Runtime:
             self._watchdog.stop()
         if leave:
             self._accelerator.end_training()
+            _LEFT.append(self._accelerator)
             return
         for tracker in self._accelerator.trackers:
             tracker.finish()
