@@ -324,3 +324,22 @@ def test_no_other_module_imports_accelerate_or_deepspeed() -> None:
         if line.strip().startswith(("import accelerate", "from accelerate", "import deepspeed", "from deepspeed"))
     }
     assert importers == {"runtime.py", "engine_state.py", "whole_weights.py"}
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_process_of_a_launch_ends_without_taking_itself_apart(launched: bool) -> None:
+    code = (
+        "import atexit; from llmtrain.cli.recipe import run_on_arguments; "
+        "atexit.register(print, 'taken apart'); run_on_arguments('', lambda argv: print('written'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment | ({"WORLD_SIZE": "2"} if launched else {}),
+    )
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (
+        0,
+        ["written"] if launched else ["written", "taken apart"],
+    )
