@@ -10,8 +10,9 @@ import os
 import platform
 import re
 import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -144,6 +145,16 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def usable_cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def share_of_cores(environment: Mapping[str, str]) -> int:
+    """The same, shared with the other processes of a launch on this machine; at least one."""
+    return max(1, usable_cores() // int(environment.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ EOS at the end where there is one. Text that spells a special token stays text.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from llmtrain.data.ledger import Split
 from llmtrain.data.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
+from llmtrain.device import usable_cores
 
 Ids = np.ndarray[Any, Any]
 
@@ -157,7 +157,7 @@ class TextEncoder:
 
 def batch_chars() -> int:
     """Characters of a batch: a quarter of a megabyte a core, so that long pieces keep every core busy too."""
-    return len(os.sched_getaffinity(0)) << 18
+    return usable_cores() << 18
 
 
 def _around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

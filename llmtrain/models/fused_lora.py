@@ -39,13 +39,9 @@ class FusedLoraLinear(LoraLinear):
         if args or kwargs or self.disable_adapters or self.merged or self.active_adapters != [ADAPTER]:
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
-        base: Any = self.get_base_layer()
-        a: Any = self.lora_A[ADAPTER].weight
-        b: Any = self.lora_B[ADAPTER].weight
-        scale = self.scaling[ADAPTER]
-        if not torch.is_grad_enabled():  # a Function costs more than the adapter's products of a few rows
-            return _product(x.flatten(0, -2), base.weight, base.bias, a, b, scale)[0].unflatten(0, x.shape[:-1])
-        product: Tensor = _LoraProduct.apply(x, base.weight, base.bias, a, b, scale)
+        base = self.get_base_layer()
+        a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
+        product: Tensor = _LoraProduct.apply(x, base.weight, base.bias, a, b, self.scaling[ADAPTER])
         return product
 
 
@@ -61,20 +57,6 @@ def _is_plain(layer: LoraLinear) -> bool:
     )
 
 
-def _product(
-    rows: Float[Tensor, "rows inputs"],
-    weight: Float[Tensor, "outputs inputs"],
-    bias: Float[Tensor, " outputs"] | None,
-    a: Float[Tensor, "rank inputs"],
-    b: Float[Tensor, "outputs rank"],
-    scale: float,
-) -> tuple[Float[Tensor, "rows outputs"], Float[Tensor, "rows rank"]]:
-    """W x + s B (A x), and A x."""
-    output = nn.functional.linear(rows, weight, bias)  # in autocast's type, which the adapter's products follow
-    reduced = rows.to(output.dtype) @ a.to(output.dtype).t()
-    return output.addmm_(reduced, b.to(output.dtype).t(), alpha=scale), reduced
-
-
 class _LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -87,7 +69,9 @@ class _LoraProduct(torch.autograd.Function):
         scale: float,
     ) -> Float[Tensor, "*batch outputs"]:
         rows = x.flatten(0, -2)
-        output, reduced = _product(rows, weight, bias, a, b, scale)
+        output = nn.functional.linear(rows, weight, bias)  # in autocast's type, which the adapter's products follow
+        reduced = rows.to(output.dtype) @ a.to(output.dtype).t()  # (rows, rank)
+        output.addmm_(reduced, b.to(output.dtype).t(), alpha=scale)
         ctx.save_for_backward(rows, weight, a, b, reduced)
         ctx.scale = scale
         return output.unflatten(0, x.shape[:-1])

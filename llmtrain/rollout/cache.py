@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, Cache
@@ -59,7 +59,6 @@ class RowCache(Cache):
         super().__init__(layers=[])
         self.keys, self.values = list(keys), list(values)
         self.visible = 0  # columns that are attended to, the longest row's and up to a multiple
-        self._masks: dict[int | None, Bool[Tensor, "rows 1 1 columns"]] = {}
         self._biases: dict[tuple[int | None, torch.dtype], Float[Tensor, "rows 1 1 columns"]] = {}
 
     @property
@@ -77,7 +76,7 @@ class RowCache(Cache):
         self.visible = whole_columns(max(positions) + 1)
         self._positions = torch.tensor(positions, device=device)
         self._rows = torch.arange(len(positions), device=device)
-        self._masks, self._biases = {}, {}
+        self._biases = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -92,22 +91,19 @@ class RowCache(Cache):
         """Columns in use; positions come from elsewhere, since each row has its own."""
         return self.visible
 
-    def mask(self, sliding_window: int | None) -> Bool[Tensor, "rows 1 1 columns"]:
-        """True where a row's token sees a column; `sliding_window` counts the token itself."""
-        if sliding_window not in self._masks:
-            columns = torch.arange(self.visible, device=self._positions.device)
-            mask = columns <= self._positions[:, None]
-            if sliding_window is not None:
-                mask &= columns > self._positions[:, None] - sliding_window
-            self._masks[sliding_window] = mask[:, None, None]
-        return self._masks[sliding_window]
-
     def bias(self, sliding_window: int | None, dtype: torch.dtype) -> Float[Tensor, "rows 1 1 columns"]:
-        """The same as what is added to scores: nothing, or minus infinity."""
+        """What is added to a row's scores: 0 where its token sees a column, else minus infinity.
+
+        `sliding_window` counts the token itself.
+        """
         key = sliding_window, dtype
         if key not in self._biases:
-            mask = self.mask(sliding_window)
-            self._biases[key] = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+            columns = torch.arange(self.visible, device=self._positions.device)
+            hidden = columns > self._positions[:, None]
+            if sliding_window is not None:
+                hidden |= columns <= self._positions[:, None] - sliding_window
+            bias = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, float("-inf"))
+            self._biases[key] = bias[:, None, None]
         return self._biases[key]
 
     def rearranged(self, kept: Sequence[int], joining: Sequence[LayerStates], num_rows: int, columns: int) -> RowCache:
@@ -158,14 +154,13 @@ def cached_attention(
         )
     groups = query.shape[1] // key.shape[1]
     shared = query[:, :, 0].unflatten(1, (-1, groups))  # (rows, kv_heads, groups, head_dim)
+    bias = cached.bias(sliding_window, query.dtype)  # a mask would be made into this in each layer
     if softcap is None:
-        bias = cached.bias(sliding_window, query.dtype)  # a mask would be made into this in each layer
         output = scaled_dot_product_attention(shared, key, value, attn_mask=bias, scale=scaling)
     else:
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         scores = softcap * torch.tanh(shared @ key.transpose(-1, -2) * scale / softcap)
-        mask = cached.mask(sliding_window)
-        output = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+        output = (scores + bias).softmax(-1, dtype=torch.float32).to(value.dtype) @ value
     return output.flatten(1, 2)[:, None], None
 
 

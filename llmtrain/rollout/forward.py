@@ -41,6 +41,10 @@ class Said:
         chosen = torch.tensor(places, device=self.logits.device)
         return Said(self.logits[chosen], None if self.values is None else self.values[chosen])
 
+    def first(self, count: int) -> Said:
+        """Of so many places, without a copy."""
+        return Said(self.logits[:count], None if self.values is None else self.values[:count])
+
 
 class Forward:
     """The forwards of one generation, within which the model has no dropout, no gradients and a cache's attention."""
@@ -90,7 +94,7 @@ class Forward:
             logits_to_keep=last.to(self.device),
         )
         states = [cache.span(end - length, end) for length, end in zip(lengths, ends.tolist(), strict=True)]
-        return states, self._said(outputs.logits[0]).at(range(len(prompts)))
+        return states, self._said(outputs.logits[0]).first(len(prompts))
 
     @contextmanager
     def steps_of(self, num_rows: int) -> Iterator[None]:

@@ -167,7 +167,7 @@ def _step(forward: Forward, rows: Sequence[_Row], cache: RowCache, settings: Sam
     padding = [0] * (cache.num_rows - len(rows))
     positions = [len(row.prompt) + len(row.ids) - 1 for row in rows] + padding
     said = forward.step([row.ids[-1] for row in rows] + padding, positions, cache)
-    _extend(rows, said.at(range(len(rows))), settings)
+    _extend(rows, said.first(len(rows)), settings)
 
 
 def _extend(rows: Sequence[_Row], said: Said, settings: Sampling) -> None:

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from llmtrain.device import share_of_cores
+
 CHILD = Path(__file__).with_name("sandbox_child.py")
 VERDICT_BYTES = 4096
 
@@ -59,18 +61,12 @@ FAILED = Verdict(0, ())
 
 
 def run_all(programs: Sequence[tuple[str, Sequence[str]]], limits: Limits) -> list[Verdict]:
-    """The verdicts on programs with their tests, in order; as many run at once as this process has processors."""
-    with ThreadPoolExecutor(max_workers=num_at_once()) as pool:
-        return list(pool.map(partial(_run, limits=limits), programs))
+    """The verdicts on programs with their tests, in order.
 
-
-def num_at_once() -> int:
-    """The processors that this process may use, shared with the others of a launch on this machine.
-
-    More programs at once would wait for each other, while the clock of each runs.
+    As many run at once as this process has processors: more would wait for each other, while the clock of each runs.
     """
-    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    with ThreadPoolExecutor(max_workers=share_of_cores(os.environ)) as pool:
+        return list(pool.map(partial(_run, limits=limits), programs))
 
 
 def _run(program: tuple[str, Sequence[str]], limits: Limits) -> Verdict:

@@ -6,9 +6,9 @@ the single thread that `accelerate launch` gives a process on a CPU unasked.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
+
+from llmtrain.device import share_of_cores
 
 
 def check_environment(environment: Mapping[str, str], *, precision: str, has_accelerator: bool) -> None:
@@ -61,13 +61,10 @@ def check_environment(environment: Mapping[str, str], *, precision: str, has_acc
         raise ValueError("fsdp_activation_checkpointing: true: use train.activation_checkpointing instead")
 
 
-def share_of_cores(environment: Mapping[str, str]) -> int | None:
+def cpu_threads(environment: Mapping[str, str]) -> int | None:
     """Threads for a process that the launcher has left one: its share of the cores; None: leave them as they are."""
-    launched = "ACCELERATE_MIXED_PRECISION" in environment
-    if not launched or environment.get("OMP_NUM_THREADS") != "1":
-        return None
-    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, num_cores // int(environment.get("LOCAL_WORLD_SIZE", "1")))
+    was_left_one = "ACCELERATE_MIXED_PRECISION" in environment and environment.get("OMP_NUM_THREADS") == "1"
+    return share_of_cores(environment) if was_left_one else None
 
 
 def check_outcome(environment: Mapping[str, str], *, engine: str, world_size: int) -> None:

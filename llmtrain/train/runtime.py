@@ -30,42 +30,16 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llmtrain.objective import Counts, Metrics
 from llmtrain.train import engine_state
-from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, is_on, share_of_cores
+from llmtrain.train.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
+from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, cpu_threads, is_on
 from llmtrain.train.watchdog import Watchdog
 from llmtrain.train.whole_weights import whole_weights
 
-Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-ENGINES: tuple[Engine, ...] = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 ZERO_STAGES: dict[int, Engine] = {1: "zero1", 2: "zero2", 3: "zero3"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BACKSTOP_SECONDS = 60  # the process group's own timeout comes this much after the watchdog's, which can name ranks
-
-_FLAT = "it sees flat partitions there, not matrices"
-_SHARDED = "no rank holds whole weights there"
-_UNTESTED = "it is not tested there"
-_NOWHERE: dict[Engine, str | None] = dict.fromkeys(ENGINES, _UNTESTED)
-
-# What works under which engine: None where it does, else why it is refused.
-CAPABILITIES: dict[str, dict[Engine, str | None]] = {
-    "muon": {"single": None, "ddp": None, "zero1": _FLAT, "zero2": _FLAT, "zero3": _FLAT, "fsdp2": _SHARDED},
-    "l1": {"single": None, "ddp": None, "zero1": _FLAT, "zero2": _FLAT, "zero3": _FLAT, "fsdp2": _SHARDED},
-    "ema": {"single": None, "ddp": None, "zero1": None, "zero2": None, "zero3": _SHARDED, "fsdp2": _SHARDED},
-    "compile": dict.fromkeys(ENGINES, None) | {"zero3": _UNTESTED, "fsdp2": _UNTESTED},
-    "activation_checkpointing": dict.fromkeys(ENGINES, None) | {"fsdp2": _UNTESTED},
-    "bf16": dict.fromkeys(ENGINES, None)
-    | {"fsdp2": _UNTESTED, "zero1": "DeepSpeed swaps in an optimizer that cannot skip a bad step"},
-    "fp16": _NOWHERE | {"single": None, "ddp": None},
-    "best checkpoint": dict.fromkeys(ENGINES, None),
-    "spike rollback": dict.fromkeys(ENGINES, None),
-    "adapter": dict.fromkeys(ENGINES, None) | {"fsdp2": _UNTESTED},
-    "dora": dict.fromkeys(ENGINES, None) | {"zero3": "its norms need whole weights", "fsdp2": _UNTESTED},
-    "quantize": _NOWHERE | {"single": None, "ddp": None},
-    "8-bit optimizer": _NOWHERE | {"single": None, "ddp": None},
-    "rollouts": dict.fromkeys(ENGINES, None) | {"fsdp2": _SHARDED},
-}
-NEED_CUDA = ("quantize", "8-bit optimizer")
 
 _LEFT: list[Accelerator] = []
 """What has ended training: freeing its process group after another rank has gone can wait for good (gloo)."""
@@ -95,7 +69,7 @@ class Runtime:
         """Join the other processes. Raises ValueError where the launch would quietly be something else."""
         has_accelerator = torch.accelerator.is_available()
         check_environment(os.environ, precision=precision, has_accelerator=has_accelerator)
-        threads = share_of_cores(os.environ)  # before accelerate writes there too
+        threads = cpu_threads(os.environ)  # before accelerate writes there too
         _check_trackers(trackers)
         self._precision, self._max_grad_norm, self._seed = precision, max_grad_norm, seed
         self._timeout = timedelta(minutes=timeout_minutes)

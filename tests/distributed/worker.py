@@ -23,10 +23,11 @@ from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.config import OptimConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.selfcheck import with_loss
+from llmtrain.train.capabilities import CAPABILITIES
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.optim import Ema, shrink_l1
 from llmtrain.train.optim import make_optimizer as make_muon
-from llmtrain.train.runtime import CAPABILITIES, Runtime
+from llmtrain.train.runtime import Runtime
 
 STEPS, SAVED_STEP = 20, 10
 NUM_TOKENS = 30

@@ -16,7 +16,7 @@ from llmtrain.config_file import load_config, load_tree, sections_of
 from llmtrain.rollout.reward_functions import REWARDS
 from llmtrain.schemas import PolicyStageConfig, PreferenceStageConfig, PretrainConfig, RewardStageConfig, SftConfig
 from llmtrain.stages import stage_configs
-from llmtrain.train.runtime import CAPABILITIES, ENGINES
+from llmtrain.train.capabilities import CAPABILITIES, ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.train import runtime as runtime_module
-from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, share_of_cores
-from llmtrain.train.runtime import CAPABILITIES, ENGINES, NEED_CUDA, Engine, Runtime
+from llmtrain.train.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
+from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, cpu_threads
+from llmtrain.train.runtime import Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -239,7 +240,7 @@ def test_a_process_that_was_left_one_thread_takes_its_share_of_the_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert share_of_cores(environment) == threads
+    assert cpu_threads(environment) == threads
 
 
 @pytest.mark.parametrize(

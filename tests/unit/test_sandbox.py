@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import pytest
 
-from llmtrain.rollout.sandbox import CHILD, Limits, Verdict, num_at_once, run_all
+from llmtrain.device import share_of_cores
+from llmtrain.rollout.sandbox import CHILD, Limits, Verdict, run_all
 
 Found = TypeVar("Found")
 
@@ -45,10 +46,10 @@ def test_programs_at_once_share_the_processors_among_the_processes_of_a_launch(
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert num_at_once() == 6
+    assert share_of_cores(os.environ) == 6
     for processes, programs in (("2", 3), ("4", 1), ("8", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        assert num_at_once() == programs
+        assert share_of_cores(os.environ) == programs
 
 
 def test_verdicts_come_in_order() -> None:
