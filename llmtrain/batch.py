@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
@@ -209,12 +209,17 @@ class Experience:
     returns: Float[Tensor, " responses"] | None
     sample_ids: tuple[int, ...]
     kept: KeptTokens | None = None  # for each label; None: any token could be drawn
+    trains: Literal["both", "policy", "critic"] = "both"
     prefix_lengths: ClassVar[tuple[int, ...]] = ()  # no segments share a prefix
 
     @property
     def num_tokens(self) -> int:
         """Tokens of samples."""
         return self.input_ids.numel() if self.sample_ids else 0
+
+    def apart(self) -> tuple[Experience, Experience]:
+        """The same as two microbatches, for the policy and for the critic; the second has no samples to count again."""
+        return replace(self, trains="policy"), replace(self, trains="critic", sample_ids=())
 
     def to(self, device: torch.device) -> Experience:
         """The same batch on another device, copied without waiting where the memory allows it."""

@@ -107,6 +107,7 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         should_stop=is_stopped,
         record=record,
         say=runtime.say,
+        critic_apart=module.critic is not None and runtime.takes_partial_losses,
     )
     held_out = prompts.eval
     if rollout.eval_prompts is not None:

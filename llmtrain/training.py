@@ -142,6 +142,7 @@ def train(
     )
     with log:
         outcome = loop.run()
+    optimizer.state.clear()  # which is saved; an export has its memory
     if outcome == "interrupted":
         return Trained(outcome, loop.progress, None)
     checkpoint = checkpoints.best(runtime) if config.exports_best else checkpoints.latest(runtime)

@@ -19,13 +19,15 @@ from llmtrain.models.attention import plan_segments
 from llmtrain.models.lm_head import CausalLMLoss, LossHead
 from llmtrain.models.token_logprobs import LogprobHead, TokenLogprobs, logits_logprobs
 
+TokenBatch = Experience | JudgedAnswers | PackedTokens | PreferencePairs
+
 
 class PolicyOutputs(NamedTuple):
-    """What policy and critic say of each response token, end to end."""
+    """What policy and critic say of each response token, end to end; nothing of no token, where one is not asked."""
 
     logprobs: Float[Tensor, " responses"]
     entropies: Float[Tensor, " responses"]
-    values: Float[Tensor, " responses"] | None  # of the state that the token is drawn in; None: no critic
+    values: Float[Tensor, " responses"] | None  # of the state that the token is drawn in; None: no critic was asked
 
 
 class ValueHead(nn.Linear):
@@ -73,8 +75,12 @@ class ActorCritic(nn.Module):
             else:
                 self.own_logits = True  # rows of new tokens stand beside it
 
-    def forward(self, batch: Experience | JudgedAnswers | PackedTokens | PreferencePairs) -> PolicyOutputs:
+    def forward(self, batch: TokenBatch) -> PolicyOutputs:
         """Logprobs, entropies and values at the batch's labels; of an empty batch none, but attached to the graph."""
+        trains = batch.trains if isinstance(batch, Experience) else "both"
+        if trains == "critic":
+            of_critic = self.values(batch)
+            return PolicyOutputs(of_critic.new_empty(0), of_critic.new_empty(0), of_critic)
         inputs, selected = self._inputs(batch)
         labels = batch.labels[selected]
         hidden: Tensor | None = None  # of the policy's trunk, where the head or the critic asks for them
@@ -82,7 +88,7 @@ class ActorCritic(nn.Module):
             hidden = self.model.base_model(**inputs).last_hidden_state[0][selected]
         said = self._logprobs(hidden, labels, inputs, selected, batch.kept)
         values = None
-        if self.value_head is not None:
+        if self.value_head is not None and trains == "both":
             seen = hidden if self.critic is None else self.critic(**inputs).last_hidden_state[0][selected]
             values = self.value_head(seen)
         return PolicyOutputs(said.logprobs, said.entropies, values)
@@ -92,7 +98,7 @@ class ActorCritic(nn.Module):
         """The value head, where it reads what the policy's output head does."""
         return self.value_head if self.critic is None else None
 
-    def values(self, batch: PackedTokens) -> Float[Tensor, " responses"]:
+    def values(self, batch: TokenBatch) -> Float[Tensor, " responses"]:
         """The values alone, of a critic with a trunk of its own."""
         assert self.value_head is not None and self.critic is not None
         inputs, selected = self._inputs(batch)

@@ -64,7 +64,10 @@ class RolloutSource:
         should_stop: Callable[[], bool],
         record: Record,
         say: Callable[[str], None],
+        critic_apart: bool = False,
     ) -> None:
+        """`critic_apart`: a microbatch comes twice, for the policy and for its critic, which then share no memory."""
+        self._critic_apart = critic_apart
         self._roles, self._policy, self._rollout, self._sampling = roles, policy, rollout, sampling
         self._num_steps, self._capacity = num_steps, microbatch_tokens
         self._ranks, self._record, self._say = ranks, record, say
@@ -104,7 +107,8 @@ class RolloutSource:
         self._step += 1
         nothing = empty_experience(has_reference=self._roles.reference is not None, has_critic=self._has_critic)
         self._given = self._queue.pop(0)
-        return [self._packs[index] if index >= 0 else nothing for index in self._given]
+        packs = [self._packs[index] if index >= 0 else nothing for index in self._given]
+        return [half for pack in packs for half in pack.apart()] if self._critic_apart else packs
 
     def metrics(self) -> dict[str, float]:
         """What the rollout at hand was like, over all ranks."""

@@ -20,11 +20,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -281,15 +282,30 @@ class _Writer:
         tensors, self._pending_bytes[kind] = self._pending.pop(kind, {}), 0
         pieces = sum(name.startswith(f"{kind}-") for name in self._files)
         file = f"{kind}-{pieces + 1:05d}.safetensors"
-        self._write(file, safetensors.torch.save(tensors))
+        with _as_os_error():
+            safetensors.torch.save_file(tensors, self._partial / file)  # from where the tensors lie: no copy
+        self._seal(file)
         self._tensors.setdefault(kind, {}).update(dict.fromkeys(tensors, file))
 
     def _write(self, name: str, content: bytes) -> None:
-        with (self._partial / name).open("wb") as file:
-            file.write(content)
-            file.flush()
+        (self._partial / name).write_bytes(content)
+        self._seal(name)
+
+    def _seal(self, name: str) -> None:
+        """Sync a file that was written to disk, and note its size and hash."""
+        with (self._partial / name).open("rb+") as file:
             os.fsync(file.fileno())
-        self._files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._files[name] = {"bytes": (self._partial / name).stat().st_size, "sha256": digest}
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What safetensors says of a full disk and its like, as Python says it."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
 
 
 def _is_best(path: Path) -> bool:

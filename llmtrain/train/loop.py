@@ -66,6 +66,8 @@ class Loop(Generic[BatchType]):
             if left < 0:
                 raise ValueError(f"the run is at step {self.progress.step} already, past its {self.num_steps} steps")
             self.log.say(f"resumed at step {self.progress.step} from {latest.path}, {left} steps left")
+        else:
+            self.runtime.make_state()
         self.log.resume_at(self.progress.step, self.progress.evaluated_step)
         outcome = self._run()
         self.profiler.close()

@@ -61,6 +61,33 @@ def make_optimizer(
     return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=_has_fused(groups[0]["params"][0]))
 
 
+def make_state(optimizer: Optimizer) -> None:
+    """Make what AdamW or Muon remember of each parameter, zero, as their first step would; others make their own."""
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.AdamW | Muon) else ():
+        for parameter in group["params"]:
+            _momentum(optimizer, parameter) if group.get("muon") else _moments(optimizer, parameter, group)
+
+
+def _momentum(optimizer: Optimizer, parameter: Tensor) -> Tensor:
+    """Muon's state of a parameter."""
+    state = optimizer.state[parameter]
+    if not state:
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+    buffer: Tensor = state["momentum_buffer"]
+    return buffer
+
+
+def _moments(optimizer: Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """AdamW's state of a parameter."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        device = parameter.device if group["fused"] else None  # the fused step counts where the parameter lies
+        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    return state
+
+
 def _grad(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
@@ -105,7 +132,7 @@ class Muon(Optimizer):
         for shape, same in groupby(by_shape, key=lambda parameter: parameter.shape):
             batch = list(same)
             grads = [_grad(parameter) for parameter in batch]
-            buffers = [self._buffer(parameter) for parameter in batch]
+            buffers = [_momentum(self, parameter) for parameter in batch]
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             nesterov = torch._foreach_lerp(grads, buffers, momentum)
             updates = orthogonalise(torch.stack(nesterov).flatten(2))
@@ -114,7 +141,7 @@ class Muon(Optimizer):
             torch._foreach_add_(batch, [update.view(shape) for update in updates], alpha=-lr * scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self._moments(parameter) for parameter in parameters]
+        states = [_moments(self, parameter, group) for parameter in parameters]
         beta1, beta2 = group["betas"]
         adamw(
             parameters,
@@ -132,20 +159,6 @@ class Muon(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-    def _buffer(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        return state["momentum_buffer"]
-
-    def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state
 
 
 def orthogonalise(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:

@@ -28,10 +28,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from llmtrain.device import separate_allocations
 from llmtrain.objective import Counts, Metrics
 from llmtrain.train import engine_state
 from llmtrain.train.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
 from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, cpu_threads, is_on
+from llmtrain.train.optim import make_state
 from llmtrain.train.watchdog import Watchdog
 from llmtrain.train.whole_weights import whole_weights
 
@@ -132,6 +134,15 @@ class Runtime:
                 dist.distributed_c10d._set_pg_timeout(self._backstop, group)
         return prepared, wrapped
 
+    def make_state(self) -> None:
+        """Make the optimizer's state before anything comes and goes in memory.
+
+        Made in the first step, it would lie in the gaps between what that step frees, and hold them open for good.
+        """
+        if not self._is_deepspeed:
+            with separate_allocations():
+                make_state(self._optimizer)
+
     def seed_step(self, step: int) -> None:
         """Seed torch's generators (dropout) as a pure function of (seed, step, rank): nothing to save or restore."""
         digest = hashlib.blake2b(f"{self._seed}:{step}:{self.rank}".encode(), digest_size=8).digest()
@@ -198,10 +209,11 @@ class Runtime:
         return StepResult(applied, grad_norm)
 
     def sum_metrics(self, metrics: Sequence[Metrics]) -> dict[str, float]:
-        """Shares summed over microbatches and ranks."""
+        """Shares summed over microbatches and ranks; what a microbatch does not tell of adds nothing."""
         self._arrive("sum_metrics")
-        names = sorted(metrics[0])
-        shares = torch.stack([torch.stack([part[name] for part in metrics]) for name in names])
+        names = sorted(set().union(*metrics))
+        nothing = torch.zeros((), device=self.device)
+        shares = torch.stack([torch.stack([part.get(name, nothing) for part in metrics]) for name in names])
         sums = shares.to(self._sum_device).double().sum(dim=1)
         return dict(zip(names, self._reduced(sums, dist.ReduceOp.SUM).tolist(), strict=True))
 
@@ -261,7 +273,8 @@ class Runtime:
         if self._is_deepspeed:
             engine_state.load_zero_named_state(model, read)
         else:
-            engine_state.load_named_state(self._module, optimizer, read)
+            with separate_allocations():
+                engine_state.load_named_state(self._module, optimizer, read)
         self.barrier()
 
     def scaler_state(self) -> dict[str, Any] | None:
@@ -296,6 +309,11 @@ class Runtime:
     def shards_parameters(self) -> bool:
         """Whether the engine gathers a module's parameters only around that module's own call."""
         return self.engine in ("zero3", "fsdp2")
+
+    @property
+    def takes_partial_losses(self) -> bool:
+        """Whether a loss may reach some parameters only: other engines wait for the gradients of all."""
+        return self.engine == "single"
 
     @property
     def _is_deepspeed(self) -> bool:
