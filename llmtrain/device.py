@@ -25,9 +25,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, whoever imports it, warns that it chose this
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # the numbers that malloc.h gives these options
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # the numbers that malloc.h gives these options
 SEPARATE_BYTES = 2**18
-HEAP_BYTES = 2**25  # the most that glibc takes, and where its own threshold ends up once large tensors have been freed
+MAX_SEPARATE = 2**16  # glibc's own limit
 IS_GLIBC = platform.libc_ver()[0] == "glibc"
 
 
@@ -37,10 +37,10 @@ def _set_allocator(option: int, value: int) -> None:
         ctypes.CDLL(None).mallopt(option, value)
 
 
-# Freed memory is kept for the next step, which would fetch it page by page again: a sixth of the time of an update of
-# all weights (PPO, SmolLM2-135M with a critic of its own, 2 cores). Steps peak as before; an export adds to them.
+# Freed memory is kept for the next step, which would fetch it page by page again: a fifth of the time of an update of
+# all weights (PPO, SmolLM2-135M with a critic of its own, 2 cores). Steps peak as before.
 _set_allocator(M_TRIM_THRESHOLD, -1)
-_set_allocator(M_MMAP_THRESHOLD, HEAP_BYTES)
+_set_allocator(M_MMAP_MAX, 0)
 
 AttentionKernel = Literal["segments", "varlen", "mask"]
 
@@ -164,10 +164,11 @@ def separate_allocations() -> Iterator[None]:
     For what lives from one phase to the next; what comes and goes is faster on the heap.
     """
     _set_allocator(M_MMAP_THRESHOLD, SEPARATE_BYTES)
+    _set_allocator(M_MMAP_MAX, MAX_SEPARATE)
     try:
         yield
     finally:
-        _set_allocator(M_MMAP_THRESHOLD, HEAP_BYTES)
+        _set_allocator(M_MMAP_MAX, 0)
 
 
 def _synchronize(device: torch.device) -> None:
