@@ -59,7 +59,13 @@ class FusedSwiGlu:
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
-        output: Tensor = self.down_proj(_SwiGlu.apply(self.gate_proj(x), self.up_proj(x)))
+        output: Tensor
+        if torch.is_grad_enabled() and x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+            gate, up, down = self.gate_proj, self.up_proj, self.down_proj
+            if _is_plain(gate) and _is_plain(up) and _is_plain(down):
+                output = _GatedMlp.apply(x, gate.weight, up.weight, down.weight)
+                return output
+        output = self.down_proj(_SwiGlu.apply(self.gate_proj(x), self.up_proj(x)))
         return output
 
 
@@ -98,6 +104,11 @@ def _fuse(module: nn.Module, short: type) -> bool:
         return True
     module.__class__ = stock
     return False
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is a product and nothing else."""
+    return type(layer) is nn.Linear and layer.bias is None
 
 
 def _first_matrix(mlp: nn.Module) -> nn.Parameter:
@@ -142,5 +153,39 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         gate, up = ctx.saved_tensors
-        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return grad_gate, nn.functional.silu(gate).mul_(grad)
+        return _swiglu_backward(grad, gate, up, nn.functional.silu(gate))
+
+
+class _GatedMlp(torch.autograd.Function):
+    """The three products and what is between them, which is not kept: its gradient's product makes it again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "*batch hidden"],
+        gate_weight: Float[Tensor, "inner hidden"],
+        up_weight: Float[Tensor, "inner hidden"],
+        down_weight: Float[Tensor, "hidden inner"],
+    ) -> Float[Tensor, "*batch hidden"]:
+        rows = x.flatten(0, -2)
+        gate, up = rows @ gate_weight.t(), rows @ up_weight.t()
+        ctx.save_for_backward(rows, gate, up, gate_weight, up_weight, down_weight)
+        return (nn.functional.silu(gate).mul_(up) @ down_weight.t()).unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
+        need_x, need_gate, need_up, need_down = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        activated = nn.functional.silu(gate)
+        grad_down = rows.t() @ (activated * up) if need_down else None
+        grad_gate, grad_up = _swiglu_backward(rows @ down_weight, gate, up, activated)
+        grad_x = None
+        if need_x:
+            grad_x = (grad_gate @ gate_weight).addmm_(grad_up, up_weight).unflatten(0, grad.shape[:-1])
+        return grad_x, grad_gate.t() @ x if need_gate else None, grad_up.t() @ x if need_up else None, grad_down
+
+
+def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, activated: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up; `activated`, silu(gate), is written over."""
+    return torch.ops.aten.silu_backward(grad * up, gate), activated.mul_(grad)

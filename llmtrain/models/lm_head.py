@@ -23,6 +23,7 @@ from llmtrain.objective import LossOptions, TokenLoss
 
 CHUNK_ELEMENTS = 2**20  # logits of a chunk: 4 MB in fp32 stay in a CPU's cache, and a GPU is busy enough
 CUDA_CHUNK_ELEMENTS = 2**27
+MIN_CHUNK_TOKENS = 128  # the product of fewer is slower by more than the cache gains
 
 
 class LossHead(nn.Linear):
@@ -81,6 +82,13 @@ class CausalLMLoss(nn.Module):
         hidden = self.model.base_model(**inputs).last_hidden_state[0]
         head = self.model.get_output_embeddings()
         return head(hidden if selected is None else hidden[selected], labels, options)
+
+
+def chunks(hidden: Float[Tensor, "tokens hidden"], weight: Float[Tensor, "vocab hidden"]) -> list[slice]:
+    """The tokens of each chunk of logits."""
+    elements = CUDA_CHUNK_ELEMENTS if hidden.device.type == "cuda" else CHUNK_ELEMENTS
+    length = max(MIN_CHUNK_TOKENS, elements // weight.shape[0])
+    return [slice(start, start + length) for start in range(0, hidden.shape[0], length)]
 
 
 def is_projection(head: nn.Module | None) -> bool:
@@ -158,10 +166,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_rows = torch.zeros_like(rows, dtype=torch.float32) if need_rows and rows is not None else None
         objective = torch.zeros((), dtype=torch.float32, device=hidden.device)
         cross_entropy = torch.zeros_like(objective)
-        elements = CUDA_CHUNK_ELEMENTS if hidden.device.type == "cuda" else CHUNK_ELEMENTS
-        chunk_tokens = max(64, elements // weight.shape[0])
-        for start in range(0, hidden.shape[0], chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
+        for chunk in chunks(hidden, weight):
             targets = labels[chunk, None]
             logits = nn.functional.linear(hidden[chunk], weight, bias).float()  # (chunk, vocab)
             if rows is not None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmtrain.batch import KeptTokens
-from llmtrain.models.lm_head import CHUNK_ELEMENTS, CUDA_CHUNK_ELEMENTS, add_product, gradient_precision
+from llmtrain.models.lm_head import add_product, chunks, gradient_precision
 
 LEFT_OUT = -1e30  # a logit without probability; its products with a probability of 0 are 0, which infinity's are not
 
@@ -95,7 +95,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         if need_hidden and not need_weight and not need_bias:
             empty = partial(torch.empty_like, hidden, dtype=torch.float32)
             slopes = [empty(), empty() if options.trains_entropy else None]
-        for chunk in _chunks(hidden, weight):
+        for chunk in chunks(hidden, weight):
             logits = _logits(hidden[chunk], weight, bias, options, chunk)
             z = logits.logsumexp(-1)
             log_z[chunk] = z
@@ -138,7 +138,7 @@ def _backward_through_logits(ctx: Any, grad_logprobs: Tensor, grad_entropies: Te
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
     grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
     with torch.autocast(*ctx.autocast):
-        for chunk in _chunks(hidden, weight):
+        for chunk in chunks(hidden, weight):
             logits = _logits(hidden[chunk], weight, bias, ctx.options, chunk)
             log_probs = logits.sub_(log_z[chunk, None])
             grad = log_probs.exp()  # the probabilities
@@ -197,9 +197,3 @@ def _part(kept: KeptTokens | None, chunk: slice) -> KeptTokens | None:
         return None
     before, counts = sum(kept.counts[: chunk.start]), kept.counts[chunk]
     return KeptTokens(kept.ids[before : before + sum(counts)], counts)
-
-
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    elements = CUDA_CHUNK_ELEMENTS if hidden.device.type == "cuda" else CHUNK_ELEMENTS
-    length = max(64, elements // weight.shape[0])
-    return [slice(start, start + length) for start in range(0, hidden.shape[0], length)]

@@ -27,7 +27,8 @@ def parts(bias: bool) -> tuple[torch.Tensor, LossHead, torch.Tensor]:
 def test_chunked_loss_and_gradients_equal_autograd(
     monkeypatch: pytest.MonkeyPatch, bias: bool, smoothing: float, z_loss: float
 ) -> None:
-    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 64 * VOCAB)  # three chunks, the last one short
+    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 64)  # three chunks, the last one short
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 1)
     hidden, head, labels = parts(bias)
     options = LossOptions(smoothing, z_loss)
     ours = head(hidden, labels, options)

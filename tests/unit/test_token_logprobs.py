@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llmtrain.batch import KeptTokens
-from llmtrain.models import token_logprobs
-from llmtrain.models.token_logprobs import LogprobHead, logits_logprobs
+from llmtrain.models import lm_head, token_logprobs
+from llmtrain.models.token_logprobs import LogprobHead, TokenLogprobs, logits_logprobs
 
 
 @pytest.mark.parametrize("trains_entropy", [False, True])
@@ -17,14 +17,15 @@ from llmtrain.models.token_logprobs import LogprobHead, logits_logprobs
 def test_values_and_gradients_are_those_of_whole_logits(
     monkeypatch: pytest.MonkeyPatch, temperature: float, bias: bool, frozen: bool, trains_entropy: bool
 ) -> None:
-    monkeypatch.setattr(token_logprobs, "CHUNK_ELEMENTS", 1)  # chunks of 64 tokens
+    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 64)  # chunks of as many
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 1)
     torch.manual_seed(0)
     head = LogprobHead(8, 11, bias=bias).double().requires_grad_(not frozen)
     hidden = torch.randn(150, 8, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(11, (150,))
     weights = torch.randn(2, 150)
 
-    def gradients(said: token_logprobs.TokenLogprobs) -> list[torch.Tensor]:
+    def gradients(said: TokenLogprobs) -> list[torch.Tensor]:
         loss = (said.logprobs * weights[0]).sum()
         if trains_entropy:
             loss = loss + (said.entropies * weights[1]).sum()
@@ -68,21 +69,22 @@ def some_kept(num_tokens: int, vocab: int, labels: torch.Tensor) -> KeptTokens:
 def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_alone(
     monkeypatch: pytest.MonkeyPatch, temperature: float, frozen: bool
 ) -> None:
-    monkeypatch.setattr(token_logprobs, "CHUNK_ELEMENTS", 1)  # chunks of 64 tokens
+    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 64)  # chunks of as many
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 1)
     torch.manual_seed(0)
     head = LogprobHead(8, 11).double().requires_grad_(not frozen)
     hidden = torch.randn(150, 8, dtype=torch.float64, requires_grad=True)
     labels, weights = torch.randint(11, (150,)), torch.randn(2, 150)
     kept = some_kept(150, 11, labels)
 
-    def by_hand() -> token_logprobs.TokenLogprobs:
+    def by_hand() -> TokenLogprobs:
         said = []
         for row, ids, label in zip(head(hidden), kept.ids.long().split(kept.counts), labels, strict=True):
             log_probs = (row[ids] / temperature).log_softmax(-1)
             said.append((log_probs[(ids == label).nonzero()[0, 0]], -(log_probs.exp() * log_probs).sum()))
-        return token_logprobs.TokenLogprobs(*(torch.stack(column) for column in zip(*said, strict=True)))
+        return TokenLogprobs(*(torch.stack(column) for column in zip(*said, strict=True)))
 
-    def gradients(said: token_logprobs.TokenLogprobs) -> list[torch.Tensor]:
+    def gradients(said: TokenLogprobs) -> list[torch.Tensor]:
         loss = (said.logprobs * weights[0]).sum() + (said.entropies * weights[1]).sum()
         return list(torch.autograd.grad(loss, [hidden, *([] if frozen else head.parameters())]))
 

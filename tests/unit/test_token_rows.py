@@ -45,7 +45,8 @@ def test_rows_that_a_batch_lacks_have_a_gradient_of_zero() -> None:
 
 @pytest.mark.parametrize("options", [LossOptions(), LossOptions(0.1, 1e-2)], ids=["plain", "smoothing and z-loss"])
 def test_the_head_takes_their_loss_in_chunks(monkeypatch: pytest.MonkeyPatch, options: LossOptions) -> None:
-    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 64 * VOCAB)  # three chunks, the last one short
+    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 64)  # three chunks, the last one short
+    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 1)
     torch.manual_seed(0)
     module = with_rows(nn.Linear(HIDDEN, VOCAB, bias=False), HeadWithRows)
     hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
