@@ -45,7 +45,7 @@ SETTING = {
     "alpha": 32,
     "kl_coef": 0.05,
     "lr": 1e-5,
-    "microbatch_tokens": {"lora": 896, "full": 448},  # of ours: a whole minibatch, and half of one
+    "microbatch_tokens": {"lora": 896, "full": 896},  # of ours; a whole minibatch
     "peer_microbatch": 8,  # episodes; a whole minibatch
 }
 PARTS = {
