@@ -77,13 +77,6 @@ def is_swiglu(module: nn.Module) -> bool:
     )
 
 
-def rms_norm(
-    x: Float[Tensor, "*batch hidden"], weight: Float[Tensor, " hidden"], eps: float
-) -> Float[Tensor, "*batch hidden"]:
-    """RMSNorm without a backward."""
-    return (x * _reciprocal_rms(x, eps)).mul_(weight)
-
-
 @torch.no_grad()
 def _fuse(module: nn.Module, short: type) -> bool:
     """Put `short` before a module's class, unless that changes what it gives."""

@@ -9,6 +9,8 @@ what stands between them is written shorter, past any hook of a whole layer. Mod
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,9 +23,9 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, Mi
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 
-from llmtrain.models.fused_layers import is_swiglu, rms_norm
+from llmtrain.models.fused_layers import is_swiglu
 from llmtrain.rollout.cache import RowCache, cached_attention
-from llmtrain.rollout.step_linear import in_fp32_on_cpu
+from llmtrain.rollout.step_linear import Layers, StepLinears, in_fp32_on_cpu
 
 FAMILIES: dict[type, tuple[type, type]] = {
     LlamaForCausalLM: (LlamaModel, LlamaDecoderLayer),
@@ -43,10 +45,16 @@ class Decoder:
     def __init__(self, model: PreTrainedModel) -> None:
         self._embed, self._head = model.get_input_embeddings(), model.get_output_embeddings()
         trunk: Any = model.base_model
-        self._rotary, self._layers, self._norm = trunk.rotary_emb, list(trunk.layers), trunk.norm
+        self._rotary, self._norm = trunk.rotary_emb, _Norm(trunk.norm)
+        self._layers = [_Layer(layer) for layer in trunk.layers]
+
+    @property
+    def together(self) -> list[Layers]:
+        """Layers that read the same input."""
+        return [layers for layer in self._layers for layers in (layer.qkv, layer.gate_up)]
 
     def logits(
-        self, token_ids: Int[Tensor, " rows"], positions: Int[Tensor, " rows"], cache: RowCache
+        self, token_ids: Int[Tensor, " rows"], positions: Int[Tensor, " rows"], cache: RowCache, linears: StepLinears
     ) -> Float[Tensor, "rows vocab"]:
         """The logits behind each row's token, which stands at `positions`, where `cache` has been placed."""
         embedded = self._embed(token_ids[:, None])  # (rows, 1, hidden)
@@ -55,12 +63,41 @@ class Decoder:
         turn = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
         hidden = embedded[:, 0]
         for number, layer in enumerate(self._layers):
-            attended = _attention(layer.self_attn, _norm(layer.input_layernorm, hidden), cos, turn, cache, number)
-            hidden = hidden + attended
-            mlp, x = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
-            hidden = hidden + mlp.down_proj(silu(mlp.gate_proj(x)).mul_(mlp.up_proj(x)))
-        logits: Tensor = self._head(_norm(self._norm, hidden))
+            projected = linears.outputs(layer.qkv, layer.first_norm(hidden))
+            attended = _attention(layer.attention, projected, layer.head_norms, cos, turn, cache, number)
+            hidden = hidden + linears.outputs(layer.o, attended)[0]
+            gate, up = linears.outputs(layer.gate_up, layer.second_norm(hidden))
+            hidden = hidden + linears.outputs(layer.down, silu(gate).mul_(up))[0]
+        logits: Tensor = self._head(self._norm(hidden))
         return logits
+
+
+class _Norm:
+    """An RMSNorm in as few operations as there can be, by its weight as it is now."""
+
+    def __init__(self, module: Any) -> None:
+        width = module.weight.numel()
+        self._weight = module.weight.detach() * math.sqrt(width)
+        self._eps = torch.tensor(module.variance_epsilon * width)
+
+    def __call__(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x * torch.addcmul(self._eps, norm, norm).rsqrt_()).mul_(self._weight)
+
+
+class _Layer:
+    """A decoder layer's parts."""
+
+    def __init__(self, layer: Any) -> None:
+        self.attention, mlp = layer.self_attn, layer.mlp
+        self.qkv: Layers = (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
+        self.o: Layers = (self.attention.o_proj,)
+        self.gate_up: Layers = (mlp.gate_proj, mlp.up_proj)
+        self.down: Layers = (mlp.down_proj,)
+        self.first_norm, self.second_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self.head_norms: tuple[_Norm, _Norm] | None = None
+        if isinstance(self.attention, Qwen3Attention):
+            self.head_norms = _Norm(self.attention.q_norm), _Norm(self.attention.k_norm)
 
 
 def can_decode(model: PreTrainedModel) -> bool:
@@ -82,26 +119,23 @@ def can_decode(model: PreTrainedModel) -> bool:
 
 def _attention(
     attention: Any,
-    x: Float[Tensor, "rows hidden"],
+    projected: Sequence[Float[Tensor, "rows _"]],
+    head_norms: tuple[_Norm, _Norm] | None,
     cos: Float[Tensor, "rows 1 head_dim"],
     turn: Float[Tensor, "rows 1 head_dim"],
     cache: RowCache,
     layer: int,
 ) -> Float[Tensor, "rows hidden"]:
-    """One layer's attention over the cache, which takes up the token's key and value."""
-    width = attention.head_dim
-    query, key, value = (
-        project(x).unflatten(1, (-1, width)) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )  # (rows, heads, head_dim)
-    if isinstance(attention, Qwen3Attention):
-        query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-    query, key = _rotated(query, cos, turn), _rotated(key, cos, turn)
+    """What one layer's heads see in the cache, which takes up the token's key and value."""
+    query, key, value = (part.unflatten(1, (-1, attention.head_dim)) for part in projected)  # (rows, heads, head_dim)
+    if head_norms is not None:
+        query, key = head_norms[0](query), head_norms[1](key)
+    query, key = _rotated(torch.cat([query, key], dim=1), cos, turn).split([query.shape[1], key.shape[1]], dim=1)
     keys, values = cache.update(key[:, :, None], value[:, :, None], layer)
     output, _ = cached_attention(
         attention, query[:, :, None], keys, values, None, scaling=attention.scaling, cached=cache
     )
-    attended: Tensor = attention.o_proj(output.flatten(1))
-    return attended
+    return output.flatten(1)
 
 
 def _rotated(
@@ -111,7 +145,3 @@ def _rotated(
 ) -> Float[Tensor, "rows heads head_dim"]:
     """Rotary embedding (Su et al. 2021) of halves; `turn` is the sine, negative in the first half."""
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), turn)
-
-
-def _norm(module: Any, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
-    return rms_norm(x, module.weight, module.variance_epsilon)

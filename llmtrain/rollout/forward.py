@@ -101,7 +101,8 @@ class Forward:
         """Within it, steps are of `num_rows` rows."""
         if self._linears is None or self._linears.rows != num_rows:
             self._linears = None  # the old copies go first
-            self._linears = StepLinears(self._model, num_rows, packs=self.packs)
+            together = self._decoder.together if self._decoder is not None else ()
+            self._linears = StepLinears(self._model, num_rows, packs=self.packs, together=together)
         with self._linears.in_use():
             yield
 
@@ -110,7 +111,8 @@ class Forward:
         cache.place(positions, self.device)
         tokens, places = torch.tensor([token_ids, positions], device=self.device)
         if self._decoder is not None:
-            return self._said(self._decoder.logits(tokens, places, cache))
+            assert self._linears is not None
+            return self._said(self._decoder.logits(tokens, places, cache, self._linears))
         inputs: dict[str, Any] = {"input_ids": tokens[:, None], "position_ids": places[:, None]}
         outputs = self._model(**inputs, past_key_values=cache, cached=cache, use_cache=True, logits_to_keep=1)
         return self._said(outputs.logits[:, -1])

@@ -2,7 +2,8 @@
 
 For layers in fp32 that are one product, an adapter's included, as they are when a generation begins:
 
-merged   An adapter is added to a copy of its weight, once, in place of two small products a step.
+merged   An adapter is added to a copy of its weight, once, in place of two small products a step. Layers that read the
+         same input get one copy, and are one product.
 blocks   A weight as it lies, as a batch of blocks of 64 outputs, each of which one thread multiplies by itself: for
          up to 12 rows a product takes a half (an output head) to nine tenths of the time.
 packed   What MKL does to a weight at every product is done once, to a copy. A row's product is the same to the bit for
@@ -14,7 +15,7 @@ neither (2 cores).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -34,15 +35,19 @@ MAX_BYTES = 2**31  # of copies; a larger model keeps its memory
 BLOCK = 64  # outputs
 MAX_BLOCK_ROWS = 12
 
+Layers = tuple[nn.Module, ...]
+"""Layers that read the same input."""
+
 Product = Callable[[Float[Tensor, "rows inputs"]], Float[Tensor, "rows outputs"]]
 
 
 class StepLinears:
     """A model's linear layers, as they are now, for inputs of `rows` rows."""
 
-    def __init__(self, model: nn.Module, rows: int, *, packs: bool) -> None:
-        """`packs`: let layers be packed, where that can be."""
+    def __init__(self, model: nn.Module, rows: int, *, packs: bool, together: Sequence[Layers] = ()) -> None:
+        """`packs`: let layers be packed, where that can be. `together`: what `outputs` will be asked for at once."""
         self.rows = rows
+        self._joint: dict[Layers, tuple[Product, list[int]]] = {}  # and the outputs of each layer
         layers = _single_products(model) if in_fp32_on_cpu(model) else []
         fits = sum(_base(layer).weight.nbytes for layer in layers) <= MAX_BYTES
         self._products: dict[nn.Module, Product]
@@ -50,8 +55,22 @@ class StepLinears:
             with separate_allocations(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 self._products = dict(zip(layers, pool.map(partial(_packed, rows=rows), layers), strict=True))
         else:
-            products = {layer: _merged(layer, rows) for layer in layers if fits or not isinstance(layer, LoraLinear)}
+            of_joint: set[nn.Module] = set()
+            for group in together if fits and rows <= MAX_BLOCK_ROWS else ():
+                sizes = [_base(layer).weight.shape[0] for layer in group if layer in layers and _is_adapted(layer)]
+                if len(sizes) == len(group) > 1 and sum(sizes) % BLOCK == 0:
+                    self._joint[group] = _joint(group), sizes
+                    of_joint.update(group)
+            alone = [layer for layer in layers if layer not in of_joint and (fits or not isinstance(layer, LoraLinear))]
+            products = {layer: _merged(layer, rows) for layer in alone}
             self._products = {layer: product for layer, product in products.items() if product is not None}
+
+    def outputs(self, layers: Layers, x: Float[Tensor, "rows inputs"]) -> Sequence[Float[Tensor, "rows _"]]:
+        """What each of the layers gives, past any hook on it."""
+        if layers in self._joint:
+            product, sizes = self._joint[layers]
+            return product(x).split(sizes, dim=1)
+        return [self._products.get(layer, layer)(x) for layer in layers]
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -100,11 +119,16 @@ def _base(layer: nn.Module) -> nn.Linear:
     return base
 
 
+def _is_adapted(layer: nn.Module) -> bool:
+    return isinstance(layer, LoraLinear) and not layer.disable_adapters and not layer.merged
+
+
 @torch.no_grad()  # which each thread of a pool has for itself
 def _weight(layer: nn.Module) -> Tensor:
     """A layer's weight, (outputs, inputs), in a copy where it has adapters that are on."""
     weight: Tensor = _base(layer).weight.detach()
-    if isinstance(layer, LoraLinear) and not layer.disable_adapters and not layer.merged:
+    if _is_adapted(layer):
+        assert isinstance(layer, LoraLinear)
         for name in layer.active_adapters:
             if name in layer.lora_A:
                 a, b = (part[name].get_parameter("weight") for part in (layer.lora_A, layer.lora_B))
@@ -122,13 +146,29 @@ def _merged(layer: nn.Module, rows: int) -> Product | None:
     """None: the layer's own forward does the same."""
     weight, bias = _weight(layer), _base(layer).bias
     if rows <= MAX_BLOCK_ROWS and weight.shape[0] % BLOCK == 0:
-        blocks = weight.unflatten(0, (-1, BLOCK)).transpose(1, 2)  # (blocks, inputs, BLOCK)
-        if bias is None:
-            return lambda x: torch.matmul(x, blocks).transpose(0, 1).flatten(1)
-        return lambda x: torch.matmul(x, blocks).transpose(0, 1).flatten(1).add_(bias)
+        return _by_blocks(weight, bias)
     if weight.data_ptr() == _base(layer).weight.data_ptr():
         return None
     return lambda x: nn.functional.linear(x, weight, bias)
+
+
+def _joint(layers: Layers) -> Product:
+    """The product of several layers' weights end to end, in a copy."""
+    biases = [_base(layer).bias for layer in layers]
+    if all(bias is None for bias in biases):
+        return _by_blocks(torch.cat([_weight(layer) for layer in layers]), None)
+    filled = [
+        torch.zeros(_base(layer).weight.shape[0]) if bias is None else bias.detach()
+        for layer, bias in zip(layers, biases, strict=True)
+    ]
+    return _by_blocks(torch.cat([_weight(layer) for layer in layers]), torch.cat(filled))
+
+
+def _by_blocks(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None) -> Product:
+    blocks = weight.unflatten(0, (-1, BLOCK)).transpose(1, 2)  # (blocks, inputs, BLOCK)
+    if bias is None:
+        return lambda x: torch.matmul(x, blocks).transpose(0, 1).flatten(1)
+    return lambda x: torch.matmul(x, blocks).transpose(0, 1).flatten(1).add_(bias)
 
 
 def _forward(layer: nn.Module, product: Product, rows: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
