@@ -104,9 +104,7 @@ class ActorCritic(nn.Module):
         inputs, selected = self._inputs(batch)
         return self.value_head(self.critic(**inputs).last_hidden_state[0][selected])
 
-    def _inputs(
-        self, batch: Experience | JudgedAnswers | PackedTokens | PreferencePairs
-    ) -> tuple[dict[str, Any], Int[Tensor, " responses"]]:
+    def _inputs(self, batch: TokenBatch) -> tuple[dict[str, Any], Int[Tensor, " responses"]]:
         """What a trunk is called with, and the places that have labels."""
         segments = plan_segments(batch.segment_lengths, self.kernel, batch.input_ids.device, batch.prefix_lengths)
         inputs: dict[str, Any] = {

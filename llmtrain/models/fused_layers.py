@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
@@ -51,7 +52,7 @@ class FusedNorm:
 
 
 class FusedSwiGlu:
-    """Mixed into a `transformers` gated MLP class, before it."""
+    """Mixed into a `transformers` gated MLP class, before it. In training it goes past any hook on its projections."""
 
     gate_proj: nn.Module
     up_proj: nn.Module
@@ -124,6 +125,7 @@ class _RmsNorm(torch.autograd.Function):
         return (x * rstd).mul_(weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, rstd = ctx.saved_tensors
         grad_weight = None
@@ -144,6 +146,7 @@ class _SwiGlu(torch.autograd.Function):
         return nn.functional.silu(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         gate, up = ctx.saved_tensors
         return _swiglu_backward(grad, gate, up, nn.functional.silu(gate))
@@ -162,10 +165,12 @@ class _GatedMlp(torch.autograd.Function):
     ) -> Float[Tensor, "*batch hidden"]:
         rows = x.flatten(0, -2)
         gate, up = rows @ gate_weight.t(), rows @ up_weight.t()
-        ctx.save_for_backward(rows, gate, up, gate_weight, up_weight, down_weight)
+        kept = rows if any(ctx.needs_input_grad[1:3]) else None
+        ctx.save_for_backward(kept, gate, up, gate_weight, up_weight, down_weight)
         return (nn.functional.silu(gate).mul_(up) @ down_weight.t()).unflatten(0, x.shape[:-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
         need_x, need_gate, need_up, need_down = ctx.needs_input_grad

@@ -21,9 +21,9 @@ from llmtrain.models.attention import plan_segments
 from llmtrain.models.neftune import add_noise
 from llmtrain.objective import LossOptions, TokenLoss
 
-CHUNK_ELEMENTS = 2**20  # logits of a chunk: 4 MB in fp32 stay in a CPU's cache, and a GPU is busy enough
-CUDA_CHUNK_ELEMENTS = 2**27
-MIN_CHUNK_TOKENS = 128  # the product of fewer is slower by more than the cache gains
+CHUNK_ELEMENTS = 2**20  # logits of a chunk: 4 MB in fp32 stay in a CPU's cache
+CUDA_CHUNK_ELEMENTS = 2**27  # a GPU is busy enough
+MIN_CHUNK_TOKENS = 128  # of a large vocabulary these are more, and yet faster: a product of fewer is slow
 
 
 class LossHead(nn.Linear):

@@ -40,18 +40,20 @@ class PolicyObjective:
     def loss(self, model: nn.Module, batch: Experience, totals: Counts) -> tuple[Tensor, Metrics]:
         """The batch's share; `loss` is the whole loss, `policy_loss` the surrogate's part."""
         said = model(batch)
+        shares: list[Tensor] = []
         metrics: dict[str, Any] = {}
-        share = said.logprobs.new_zeros(())
         if batch.trains != "critic":
             share, metrics = self._policy_share(said.logprobs, said.entropies, batch, totals)
+            shares.append(share)
         if said.values is not None:
             assert batch.old_values is not None and batch.returns is not None
             value_clip = self.config.value_clip
             value_share, of_values = value_loss(said.values, batch.old_values, batch.returns, value_clip, totals)
-            share = share + self.config.value_coef * value_share
+            shares.append(self.config.value_coef * value_share)
             metrics |= of_values
-        metrics["loss"] = share.detach()
-        return share, {name: torch.as_tensor(value).detach() for name, value in metrics.items()}
+        whole = torch.stack(shares).sum()
+        metrics["loss"] = whole.detach()
+        return whole, {name: torch.as_tensor(value).detach() for name, value in metrics.items()}
 
     def _policy_share(
         self,

@@ -57,16 +57,18 @@ class StepLinears:
         else:
             of_joint: set[nn.Module] = set()
             for group in together if fits and rows <= MAX_BLOCK_ROWS else ():
-                sizes = [_base(layer).weight.shape[0] for layer in group if layer in layers and _is_adapted(layer)]
-                if len(sizes) == len(group) > 1 and sum(sizes) % BLOCK == 0:
-                    self._joint[group] = _joint(group), sizes
-                    of_joint.update(group)
+                if len(group) > 1 and all(layer in layers and _is_adapted(layer) for layer in group):
+                    sizes = [_base(layer).weight.shape[0] for layer in group]
+                    if (product := _joint(group)) is not None:
+                        self._joint[group] = product, sizes
+                        of_joint.update(group)
             alone = [layer for layer in layers if layer not in of_joint and (fits or not isinstance(layer, LoraLinear))]
             products = {layer: _merged(layer, rows) for layer in alone}
             self._products = {layer: product for layer, product in products.items() if product is not None}
 
     def outputs(self, layers: Layers, x: Float[Tensor, "rows inputs"]) -> Sequence[Float[Tensor, "rows _"]]:
         """What each of the layers gives, past any hook on it."""
+        assert x.shape[0] == self.rows
         if layers in self._joint:
             product, sizes = self._joint[layers]
             return product(x).split(sizes, dim=1)
@@ -152,16 +154,13 @@ def _merged(layer: nn.Module, rows: int) -> Product | None:
     return lambda x: nn.functional.linear(x, weight, bias)
 
 
-def _joint(layers: Layers) -> Product:
-    """The product of several layers' weights end to end, in a copy."""
-    biases = [_base(layer).bias for layer in layers]
-    if all(bias is None for bias in biases):
-        return _by_blocks(torch.cat([_weight(layer) for layer in layers]), None)
-    filled = [
-        torch.zeros(_base(layer).weight.shape[0]) if bias is None else bias.detach()
-        for layer, bias in zip(layers, biases, strict=True)
-    ]
-    return _by_blocks(torch.cat([_weight(layer) for layer in layers]), torch.cat(filled))
+def _joint(layers: Layers) -> Product | None:
+    """The product of several layers' weights end to end, in a copy; None where it does not come in blocks."""
+    biases: list[Tensor] = [bias for layer in layers if (bias := _base(layer).bias) is not None]
+    sizes = [_base(layer).weight.shape[0] for layer in layers]
+    if sum(sizes) % BLOCK or len(biases) not in (0, len(layers)):
+        return None
+    return _by_blocks(torch.cat([_weight(layer) for layer in layers]), torch.cat(biases) if biases else None)
 
 
 def _by_blocks(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None) -> Product:

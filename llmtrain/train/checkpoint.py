@@ -292,8 +292,9 @@ class _Writer:
         self._seal(name)
 
     def _seal(self, name: str) -> None:
-        """Sync a file that was written to disk, and note its size and hash."""
+        """Sync a file that was written to disk, and note its size and the hash of what can be read from it."""
         with (self._partial / name).open("rb+") as file:
+            os.fchmod(file.fileno(), self._partial.stat().st_mode & 0o666)  # safetensors' are for their owner alone
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         self._files[name] = {"bytes": (self._partial / name).stat().st_size, "sha256": digest}
@@ -301,7 +302,7 @@ class _Writer:
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """What safetensors says of a full disk and its like, as Python says it."""
+    """What safetensors says of a full disk and its like as an OSError of its words; the number of the error is lost."""
     try:
         yield
     except SafetensorError as error:

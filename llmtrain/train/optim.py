@@ -65,7 +65,10 @@ def make_state(optimizer: Optimizer) -> None:
     """Make what AdamW or Muon remember of each parameter, zero, as their first step would; others make their own."""
     for group in optimizer.param_groups if isinstance(optimizer, torch.optim.AdamW | Muon) else ():
         for parameter in group["params"]:
-            _momentum(optimizer, parameter) if group.get("muon") else _moments(optimizer, parameter, group)
+            if group.get("muon"):
+                _momentum(optimizer, parameter)
+            else:
+                _moments(optimizer, parameter, group)
 
 
 def _momentum(optimizer: Optimizer, parameter: Tensor) -> Tensor:

@@ -90,6 +90,7 @@ class Runtime:
         if self.engine in ZERO_STAGES.values():
             self._configure_deepspeed()
         self._finite = torch.ones((), device=self.device)
+        self._step_finite = self._finite > 0
         # Sums are taken in float64, which MPS lacks; one process needs no device for them.
         self._sum_device = self.device if self.world_size > 1 else torch.device("cpu")
         self._watchdog: Watchdog | None = None
@@ -170,13 +171,14 @@ class Runtime:
     def backward(self, model: nn.Module, share: Tensor, last: bool) -> None:
         """Add the gradient of a microbatch's share; `last` marks the step's last microbatch.
 
-        Where any share of any rank is not finite the last one is made NaN on every rank, so that every gradient
-        is, and every engine drops the step.
+        Where any share of any rank is not finite the last one is made NaN on every rank, and so is a gradient: every
+        engine drops the step.
         """
         self._arrive("backward")
         self._finite = self._finite * torch.isfinite(share.detach()).to(self._finite.dtype)
         if last:
-            share = share * torch.where(self._reduced(self._finite, dist.ReduceOp.MIN) > 0, 1.0, math.nan)
+            self._step_finite = self._reduced(self._finite, dist.ReduceOp.MIN) > 0
+            share = share * torch.where(self._step_finite, 1.0, math.nan)
             self._finite = torch.ones_like(self._finite)
         scaled = share * self.world_size
         if self._is_deepspeed:
@@ -194,11 +196,14 @@ class Runtime:
             engine: Any = model
             engine.step()  # clips by `gradient_clipping`, and skips by itself
             return StepResult(engine.was_step_applied(), float(engine.get_global_grad_norm()))
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if not self._step_finite:
+            grads[0].fill_(math.nan)  # a clamp in the last share may have kept its NaN from every gradient
         scaler = self._accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self._optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = engine_state.whole(get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = engine_state.whole(get_total_norm(grads))
         grad_norm = float(norm)
         applied = math.isfinite(grad_norm)
         if applied and self._max_grad_norm is not None and grad_norm > self._max_grad_norm:

@@ -6,16 +6,21 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmtrain.batch import Experience
+from llmtrain.config_rlhf import PolicyConfig
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.selfcheck import with_loss
-from llmtrain.rollout.experience import Episode, pack_episodes
+from llmtrain.objective import Metrics
+from llmtrain.objectives.policy import PolicyObjective
+from llmtrain.rollout.experience import Episode, as_experience, pack_episodes
 
 CPU = torch.device("cpu")
-BATCH = pack_episodes([Episode(0, (5, 6), (7, 8), True), Episode(1, (9,), (4,), False)])
+EPISODES = [Episode(0, (5, 6), (7, 8), True), Episode(1, (9,), (4,), False)]
+BATCH = pack_episodes(EPISODES)
 
 
 def model() -> LlamaForCausalLM:
@@ -42,3 +47,56 @@ def test_the_trunk_of_a_model_with_logits_of_its_own_runs_once(critic: str) -> N
     said = ActorCritic(CausalLMLoss(checked.model, "segments", True), 0.9, head, trunk)(BATCH)
     assert len(calls) == 1
     torch.testing.assert_close(said.logprobs, through_head)
+
+
+def experience() -> Experience:
+    numbers = torch.Generator().manual_seed(2)
+    old_logprobs, ref_logprobs, advantages, old_values, returns = torch.randn(5, 3, generator=numbers)
+    return as_experience(
+        BATCH,
+        EPISODES,
+        old_logprobs=old_logprobs - 3,
+        ref_logprobs=ref_logprobs - 3,
+        advantages=advantages,
+        old_values=old_values,
+        returns=returns,
+    )
+
+
+def gradients_and_metrics(
+    module: ActorCritic, parts: tuple[Experience, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of the sum of the parts' shares, whose totals are those that their counts add up to."""
+    objective = PolicyObjective(PolicyConfig(entropy_coef=0.1, kl_in="loss", kl_kind="k3"), max_response_tokens=4)
+    counts = [objective.counts(part) for part in parts]
+    totals = {name: sum(count[name] for count in counts) for name in counts[0]}
+    module.zero_grad()
+    told: list[Metrics] = []
+    for part in parts:
+        share, metrics = objective.loss(module, part, totals)
+        share.backward()
+        told.append(metrics)
+    sums = {name: torch.stack([part[name] for part in told if name in part]).sum() for name in set().union(*told)}
+    gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    return gradients, sums
+
+
+def test_a_policy_and_its_critic_learn_the_same_apart_as_together() -> None:
+    checked = with_loss(model(), "segments", 64, CPU)
+    module = ActorCritic(checked, 0.9, ValueHead(16), copy.deepcopy(checked.model.base_model))
+    nn.init.normal_(module.value_head.weight)
+    together, told = gradients_and_metrics(module, (experience(),))
+    apart, told_apart = gradients_and_metrics(module, experience().apart())
+    assert together.keys() == apart.keys() == dict(module.named_parameters()).keys()
+    for name, gradient in together.items():
+        torch.testing.assert_close(apart[name], gradient, rtol=0, atol=0, msg=name)
+    assert told.keys() == told_apart.keys()
+    for name, value in told.items():
+        torch.testing.assert_close(told_apart[name], value, msg=name)
+
+
+def test_the_halves_of_a_microbatch_count_its_samples_and_tokens_once() -> None:
+    whole = experience()
+    halves = whole.apart()
+    assert sum(half.num_tokens for half in halves) == whole.num_tokens
+    assert [number for half in halves for number in half.sample_ids] == list(whole.sample_ids)

@@ -220,6 +220,15 @@ def test_a_step_saved_again_replaces_the_one_before(checkpoints, runtime, model,
     assert checkpoints.latest(runtime).state == {"turn": 2}
 
 
+def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(checkpoints, runtime, model, optimizer) -> None:
+    before = os.umask(0o027)
+    try:
+        saved = checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o640}
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_else(
     tmp_path, runtime, model, optimizer, full_disk
 ) -> None:

@@ -29,7 +29,6 @@ from transformers import (
     MistralConfig,
     PreTrainedConfig,
     Qwen2Config,
-    Qwen3Config,
 )
 
 from llmtrain.models.token_logprobs import LogprobHead
@@ -89,8 +88,8 @@ DECODED: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**COMMON, **SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama with scaled positions": LlamaConfig(**COMMON, **SMALL, rope_parameters=YARN),
     "mistral": MistralConfig(**COMMON, **SMALL, sliding_window=None),
-    "qwen2": Qwen2Config(**COMMON, **SMALL),
-    "qwen3": Qwen3Config(**COMMON, **SMALL),
+    "qwen2": SHAPES["qwen2"],
+    "qwen3": SHAPES["qwen3"],
 }
 NOT_DECODED: dict[str, PreTrainedConfig] = {
     "another shape": SHAPES["gpt2"],

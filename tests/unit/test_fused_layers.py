@@ -77,3 +77,40 @@ def test_a_model_in_training_stays_in_training() -> None:
     model = model_of("llama").train()
     fuse_layers(model)
     assert model.training and all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("frozen", [(), ("gate_proj",), ("down_proj",), ("gate_proj", "up_proj", "down_proj")])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_weights_and_activation_checkpointing_leave_the_other_gradients(
+    frozen: tuple[str, ...], checkpointing: bool
+) -> None:
+    stock = model_of("llama").train()
+    for name, parameter in stock.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in frozen))
+    fused = copy.deepcopy(stock)
+    fuse_layers(fused)
+    if checkpointing:
+        fused.activation_checkpointing_enable({"use_reentrant": False})
+    loss_and_gradients(stock)
+    _, gradients = loss_and_gradients(fused)
+    for name, parameter in stock.named_parameters():
+        assert (gradients[name] is None) == (parameter.grad is None)
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("trains", "widths"), [(True, 16 + 2 * 24), (False, 2 * 24)])
+def test_a_gated_mlp_keeps_its_input_and_what_it_gates_and_no_more(trains: bool, widths: int) -> None:
+    model = model_of("llama").requires_grad_(trains)
+    fuse_layers(model)
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(0 if tensor.data_ptr() in weights else tensor.numel())
+        return tensor
+
+    x = torch.randn(1, 10, 16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.model.layers[0].mlp(x)
+    assert sum(kept) == 10 * widths

@@ -218,9 +218,12 @@ def test_a_compiled_model_generates_without_being_compiled_anew() -> None:
     assert not compiled_graphs
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_an_adapter_speaks_as_it_would_merged_into_its_base(fused: bool) -> None:
-    model = tiny()
+@pytest.mark.parametrize(("name", "fused"), [("llama", False), ("llama", True), ("qwen2", True), ("qwen3", True)])
+def test_an_adapter_speaks_as_it_would_merged_into_its_base(name: str, fused: bool) -> None:
+    model = tiny(name)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.randn_like(parameter)
     base = respond(model, temperature=0)
     adapted = with_adapter(model, fused)
     responses = respond(model, temperature=0)
@@ -239,6 +242,19 @@ def test_packed_layers_follow_the_weights_from_rollout_to_rollout() -> None:
     assert respond(model) != before
     for prompt, response in zip(PROMPTS, respond(model, temperature=0), strict=True):
         assert response.response_ids == stock_greedy(model, prompt, 20)
+
+
+def test_merged_layers_follow_their_adapter_from_rollout_to_rollout() -> None:
+    model = tiny()
+    adapted = with_adapter(model, fused=True)
+    before = respond(model, temperature=0)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.1)
+    merged: Any = copy.deepcopy(adapted).merge_and_unload()
+    after = respond(model, temperature=0)
+    assert after != before
+    for prompt, response in zip(PROMPTS, after, strict=True):
+        assert response.response_ids == stock_greedy(merged, prompt, 20)
 
 
 def test_dora_is_packed_around_and_not_merged() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from llmtrain.config import OptimConfig
-from llmtrain.train.optim import Ema, Muon, make_optimizer, orthogonalise, param_groups, shrink_l1
+from llmtrain.train.optim import Ema, Muon, make_optimizer, make_state, orthogonalise, param_groups, shrink_l1
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -107,3 +107,26 @@ def test_ema_follows_its_equation_and_swaps_exactly() -> None:
     assert torch.equal(model.weight, average)
     ema.swap()
     assert torch.equal(model.weight, before) and torch.equal(ema.average["weight"], average)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_that_is_made_beforehand_changes_no_step(name: str) -> None:
+    ends = []
+    for beforehand in (False, True):
+        torch.manual_seed(0)
+        weights = {"hidden": [parameter(4, 3)], "vector": [parameter(5)]}
+        optimizer = make_optimizer(weights, OptimConfig(name=name, lr=0.1))
+        if beforehand:
+            make_state(optimizer)
+            assert set(optimizer.state) == {weight for group in weights.values() for weight in group}
+        made = {id(tensor) for state in optimizer.state.values() for tensor in state.values()}
+        for _ in range(3):
+            for group in weights.values():
+                for weight in group:
+                    weight.grad = torch.randn_like(weight)
+            optimizer.step()
+        kept = {id(tensor) for state in optimizer.state.values() for tensor in state.values()}
+        assert made <= kept and bool(made) == beforehand
+        ends.append([weight.detach().clone() for group in weights.values() for weight in group])
+    for early, late in zip(*ends, strict=True):
+        torch.testing.assert_close(early, late, rtol=0, atol=0)

@@ -140,6 +140,7 @@ def source_of(made: Roles, *, ranks: Any = None, policy: dict[str, Any] | None =
         should_stop=changes.get("should_stop", lambda: False),
         record=changes.get("record", lambda number, rows: None),
         say=lambda line: None,
+        critic_apart=changes.get("critic_apart", False),
     )
 
 
@@ -391,6 +392,21 @@ def test_a_source_goes_on_from_its_state_as_if_it_had_not_stopped(changes: dict[
         for one, other in zip(alone.next_step() or (), resumed.next_step() or (), strict=True):
             assert_same(one, other)
     assert without_seconds(alone.metrics()) == without_seconds(resumed.metrics())
+
+
+def test_a_critic_apart_is_given_each_microbatch_behind_its_policy() -> None:
+    wholes = source_of(roles()[0]).next_step()
+    source = source_of(roles()[0], critic_apart=True)
+    halves = source.next_step()
+    assert wholes is not None and halves is not None
+    assert [half.trains for half in halves] == ["policy", "critic"] * len(wholes)
+    for number, whole in enumerate(wholes):
+        for half, sample_ids in zip(halves[2 * number : 2 * number + 2], (whole.sample_ids, ()), strict=True):
+            assert_same(replace(half, trains="both", sample_ids=whole.sample_ids), whole)
+            assert half.sample_ids == sample_ids
+    source.put_back()
+    again = source.next_step()
+    assert again is not None and [half.trains for half in again] == [half.trains for half in halves]
 
 
 def test_a_minibatch_that_is_put_back_comes_again() -> None:

@@ -151,6 +151,23 @@ def test_metrics_are_summed_over_microbatches() -> None:
     assert make_runtime().sum_metrics(parts) == {"loss": 0.75, "z": 3.0}
 
 
+def test_a_metric_that_a_microbatch_does_not_tell_adds_nothing() -> None:
+    parts = [{"loss": torch.tensor(0.25), "kl": torch.tensor(1.0)}, {"loss": torch.tensor(0.5), "v": torch.tensor(2.0)}]
+    assert make_runtime().sum_metrics(parts) == {"loss": 0.75, "kl": 1.0, "v": 2.0}
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_share_that_is_not_finite_drops_the_step_also_where_no_gradient_tells(bad: int) -> None:
+    weights = nn.ParameterList([nn.Parameter(torch.ones(2)) for _ in range(2)])
+    runtime = make_runtime()
+    model, optimizer = runtime.prepare(weights, torch.optim.SGD(weights.parameters(), lr=1.0))
+    for number, weight in enumerate(weights):
+        share = weight.sum() + (math.inf if number == bad else 0.0)
+        runtime.backward(model, share.clamp(min=5.0, max=5.0) if number != bad else share, last=number == 1)
+    assert not runtime.step(model, optimizer).applied
+    assert all(torch.equal(weight, torch.ones(2)) and weight.grad is None for weight in weights)
+
+
 def test_dropout_is_a_function_of_seed_and_step() -> None:
     def draw(runtime: Runtime, step: int) -> Tensor:
         runtime.seed_step(step)

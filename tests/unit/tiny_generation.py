@@ -17,6 +17,8 @@ from transformers import (
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
 )
 
 from llmtrain.config import AdapterConfig
@@ -39,6 +41,8 @@ SMALL: dict[str, Any] = {
 }
 SHAPES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**COMMON, **SMALL),
+    "qwen2": Qwen2Config(**COMMON, **SMALL),  # biases of queries, keys and values
+    "qwen3": Qwen3Config(**COMMON, **SMALL),  # norms of queries and keys
     "gpt2": GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=64),  # learned positions
     "mistral": MistralConfig(**COMMON, **SMALL, sliding_window=6),
     "gemma2": Gemma2Config(**COMMON, **SMALL, sliding_window=6, query_pre_attn_scalar=8),  # softcaps, windows by turns
