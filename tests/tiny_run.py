@@ -190,6 +190,8 @@ class Started:
 def start(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> Started:
     """Start the recipe in a process of its own, forked from one that has done the imports."""
     output = config.parent / "process"
+    for suffix in (".out", ".err"):
+        output.with_suffix(suffix).write_text("", encoding="utf-8")  # a kill may come before the process makes them
     process = _forkserver().Process(target=_recipe, args=(recipe, [str(config), *overrides], output))
     process.start()
     return Started(process, output)
