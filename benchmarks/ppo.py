@@ -45,7 +45,7 @@ SETTING = {
     "alpha": 32,
     "kl_coef": 0.05,
     "lr": 1e-5,
-    "microbatch_tokens": {"lora": 896, "full": 896},  # of ours; a whole minibatch
+    "microbatch_tokens": 896,  # of ours; a whole minibatch
     "peer_microbatch": 8,  # episodes; a whole minibatch
 }
 PARTS = {
@@ -73,7 +73,7 @@ def main() -> None:
     options.add_argument("--updates", type=int, default=3, help="updates of a run, the first of which warms up")
     options.add_argument("--sides", default=",".join(SIDES), help=f"some of {','.join(SIDES)}")
     options.add_argument("--peer-python", type=Path, help="a Python that has TRL 1.12.0; default: one is set up")
-    options.add_argument("--microbatch-tokens", type=int, help="of ours; default: as the setting says for each side")
+    options.add_argument("--microbatch-tokens", type=int, default=SETTING["microbatch_tokens"], help="of ours")
     options.add_argument("--peer-microbatch", type=int, default=SETTING["peer_microbatch"])
     arguments = options.parse_args()
     sides = arguments.sides.split(",")
@@ -97,9 +97,7 @@ def write_inputs(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     setting = SETTING | {
         "model": run_python(shown).stdout.splitlines()[-1],
         "updates": arguments.updates,
-        "microbatch_tokens": {
-            kind: arguments.microbatch_tokens or tokens for kind, tokens in SETTING["microbatch_tokens"].items()
-        },
+        "microbatch_tokens": arguments.microbatch_tokens,
         "peer_microbatch": arguments.peer_microbatch,
     }
     path = work / "setting.json"
@@ -151,7 +149,7 @@ def write_config(work: Path, kind: str) -> Path:
         },
         "train": {
             "steps": setting["epochs"] * setting["updates"],
-            "microbatch_tokens": setting["microbatch_tokens"][kind],
+            "microbatch_tokens": setting["microbatch_tokens"],
         },
         "optim": {"lr": setting["lr"], "schedule": "constant", "warmup_steps": 0},
         "eval": {"every": None},

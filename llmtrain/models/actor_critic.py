@@ -79,18 +79,17 @@ class ActorCritic(nn.Module):
         """Logprobs, entropies and values at the batch's labels; of an empty batch none, but attached to the graph."""
         trains = batch.trains if isinstance(batch, Experience) else "both"
         if trains == "critic":
-            of_critic = self.values(batch)
-            return PolicyOutputs(of_critic.new_empty(0), of_critic.new_empty(0), of_critic)
+            values = self.values(batch)
+            return PolicyOutputs(values.new_empty(0), values.new_empty(0), values)
         inputs, selected = self._inputs(batch)
         labels = batch.labels[selected]
         hidden: Tensor | None = None  # of the policy's trunk, where the head or the critic asks for them
         if not self.own_logits or (self.value_head is not None and self.critic is None):
             hidden = self.model.base_model(**inputs).last_hidden_state[0][selected]
         said = self._logprobs(hidden, labels, inputs, selected, batch.kept)
-        values = None
-        if self.value_head is not None and trains == "both":
-            seen = hidden if self.critic is None else self.critic(**inputs).last_hidden_state[0][selected]
-            values = self.value_head(seen)
+        if self.value_head is None or trains == "policy":
+            return PolicyOutputs(said.logprobs, said.entropies, None)
+        values = self.value_head(hidden) if self.critic is None else self._critic_values(inputs, selected)
         return PolicyOutputs(said.logprobs, said.entropies, values)
 
     @property
@@ -100,9 +99,14 @@ class ActorCritic(nn.Module):
 
     def values(self, batch: TokenBatch) -> Float[Tensor, " responses"]:
         """The values alone, of a critic with a trunk of its own."""
+        return self._critic_values(*self._inputs(batch))
+
+    def _critic_values(
+        self, inputs: dict[str, Any], selected: Int[Tensor, " responses"]
+    ) -> Float[Tensor, " responses"]:
         assert self.value_head is not None and self.critic is not None
-        inputs, selected = self._inputs(batch)
-        return self.value_head(self.critic(**inputs).last_hidden_state[0][selected])
+        values: Tensor = self.value_head(self.critic(**inputs).last_hidden_state[0][selected])
+        return values
 
     def _inputs(self, batch: TokenBatch) -> tuple[dict[str, Any], Int[Tensor, " responses"]]:
         """What a trunk is called with, and the places that have labels."""

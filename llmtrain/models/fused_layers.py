@@ -60,13 +60,13 @@ class FusedSwiGlu:
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
+        layers = (self.gate_proj, self.up_proj, self.down_proj)
+        in_fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
         output: Tensor
-        if torch.is_grad_enabled() and x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
-            gate, up, down = self.gate_proj, self.up_proj, self.down_proj
-            if _is_plain(gate) and _is_plain(up) and _is_plain(down):
-                output = _GatedMlp.apply(x, gate.weight, up.weight, down.weight)
-                return output
-        output = self.down_proj(_SwiGlu.apply(self.gate_proj(x), self.up_proj(x)))
+        if torch.is_grad_enabled() and in_fp32 and all(_is_plain(layer) for layer in layers):
+            output = _GatedMlp.apply(x, *(layer.weight for layer in layers))
+        else:
+            output = self.down_proj(_SwiGlu.apply(self.gate_proj(x), self.up_proj(x)))
         return output
 
 

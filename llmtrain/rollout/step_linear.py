@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -57,11 +57,10 @@ class StepLinears:
         else:
             of_joint: set[nn.Module] = set()
             for group in together if fits and rows <= MAX_BLOCK_ROWS else ():
-                if len(group) > 1 and all(layer in layers and _is_adapted(layer) for layer in group):
-                    sizes = [_base(layer).weight.shape[0] for layer in group]
-                    if (product := _joint(group)) is not None:
-                        self._joint[group] = product, sizes
-                        of_joint.update(group)
+                adapted = all(layer in layers and _is_adapted(layer) for layer in group)
+                if adapted and (joint := _joint(group)) is not None:
+                    self._joint[group] = joint
+                    of_joint.update(group)
             alone = [layer for layer in layers if layer not in of_joint and (fits or not isinstance(layer, LoraLinear))]
             products = {layer: _merged(layer, rows) for layer in alone}
             self._products = {layer: product for layer, product in products.items() if product is not None}
@@ -121,7 +120,7 @@ def _base(layer: nn.Module) -> nn.Linear:
     return base
 
 
-def _is_adapted(layer: nn.Module) -> bool:
+def _is_adapted(layer: nn.Module) -> TypeGuard[LoraLinear]:
     return isinstance(layer, LoraLinear) and not layer.disable_adapters and not layer.merged
 
 
@@ -130,7 +129,6 @@ def _weight(layer: nn.Module) -> Tensor:
     """A layer's weight, (outputs, inputs), in a copy where it has adapters that are on."""
     weight: Tensor = _base(layer).weight.detach()
     if _is_adapted(layer):
-        assert isinstance(layer, LoraLinear)
         for name in layer.active_adapters:
             if name in layer.lora_A:
                 a, b = (part[name].get_parameter("weight") for part in (layer.lora_A, layer.lora_B))
@@ -154,13 +152,14 @@ def _merged(layer: nn.Module, rows: int) -> Product | None:
     return lambda x: nn.functional.linear(x, weight, bias)
 
 
-def _joint(layers: Layers) -> Product | None:
-    """The product of several layers' weights end to end, in a copy; None where it does not come in blocks."""
+def _joint(layers: Layers) -> tuple[Product, list[int]] | None:
+    """The product of several layers' weights end to end, a copy, and the outputs of each; None where it cannot be."""
     biases: list[Tensor] = [bias for layer in layers if (bias := _base(layer).bias) is not None]
     sizes = [_base(layer).weight.shape[0] for layer in layers]
     if sum(sizes) % BLOCK or len(biases) not in (0, len(layers)):
         return None
-    return _by_blocks(torch.cat([_weight(layer) for layer in layers]), torch.cat(biases) if biases else None)
+    weight = torch.cat([_weight(layer) for layer in layers])
+    return _by_blocks(weight, torch.cat(biases) if biases else None), sizes
 
 
 def _by_blocks(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None) -> Product:
