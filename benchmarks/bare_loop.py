@@ -29,7 +29,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from llmtrain.batch import PackedTokens
-from llmtrain.config_file import load_config
+from llmtrain.config.load import load_config
+from llmtrain.config.recipes import PretrainConfig
 from llmtrain.data.loader import StoredBatches
 from llmtrain.data.pack import StreamPacking
 from llmtrain.data.plan import plan_data
@@ -41,7 +42,6 @@ from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import load_model, parameters_by_role
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objectives.next_token import NextToken
-from llmtrain.schemas import PretrainConfig
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Loop

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.config import DataConfig, EvalConfig, TrainConfig
+from llmtrain.config.sections import DataConfig, EvalConfig, TrainConfig
 from llmtrain.data.pack import StreamPacking
 from llmtrain.data.plan import plan_data
 from llmtrain.data.store import FORMAT, META, TokenStore, open_store

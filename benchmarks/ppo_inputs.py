@@ -16,7 +16,7 @@ import torch
 from corpus import documents, short_documents
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llmtrain.config import AdapterConfig, TunedModelConfig
+from llmtrain.config.sections import AdapterConfig, TunedModelConfig
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.lora import add_adapter, base_fingerprint
 from llmtrain.models.reward import RewardModel, score_model

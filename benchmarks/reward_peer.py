@@ -19,14 +19,14 @@ import tempfile
 import time
 from typing import Any
 
-from llmtrain.config import ChatDataConfig
-from llmtrain.config_file import load_config
+from llmtrain.config.load import load_config
+from llmtrain.config.recipes import RewardStageConfig
+from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat_tokenizer import ChatTokenizer, open_chat_tokenizer
 from llmtrain.data.plan import plan_data
 from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs
 from llmtrain.data.store import TokenStore
 from llmtrain.models.reward import pooling_pad_id
-from llmtrain.schemas import RewardStageConfig
 
 
 def opened(config: RewardStageConfig) -> tuple[ChatTokenizer, TokenStore]:

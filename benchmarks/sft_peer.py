@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config_file import load_config
-from llmtrain.schemas import SftConfig
+from llmtrain.config.load import load_config
+from llmtrain.config.recipes import SftConfig
 
 UNPACKED_ROWS = 8
 

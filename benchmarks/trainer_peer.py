@@ -25,12 +25,12 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtrain.batch import IGNORE_INDEX
-from llmtrain.config_file import load_config
+from llmtrain.config.load import load_config
+from llmtrain.config.recipes import PretrainConfig
 from llmtrain.data.store import TokenStore
 from llmtrain.data.stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.load import load_model
-from llmtrain.schemas import PretrainConfig
 
 
 class Rows(Dataset[dict[str, Tensor]]):

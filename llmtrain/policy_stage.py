@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from llmtrain.config import ChatDataConfig
+from llmtrain.config.recipes import PolicyStageConfig
+from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.order import SampleOrder
 from llmtrain.data.prompts import Prompt, load_prompts
@@ -43,7 +44,6 @@ from llmtrain.rollout.sampling import Sampling
 from llmtrain.rollout.score import Scores, Term, load_terms, named_apart, score, term_weight
 from llmtrain.rollout.source import Roles, RolloutSource
 from llmtrain.run import mark_finished, record_ledger
-from llmtrain.schemas import PolicyStageConfig
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.runtime import Runtime
 from llmtrain.training import open_training, train, with_loss_here

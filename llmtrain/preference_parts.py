@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from llmtrain.batch import JudgedAnswers
+from llmtrain.config.recipes import PreferenceStageConfig
 from llmtrain.data.answer_store import AnswerPacking, collate_answers
 from llmtrain.data.loader import StoredBatches
 from llmtrain.data.pack import Array, Packing
@@ -26,7 +27,6 @@ from llmtrain.kl_batches import KlBatches
 from llmtrain.objective import BatchSource, Objective
 from llmtrain.objectives.preference import JudgedPreference, PairwisePreference, preference_options
 from llmtrain.objectives.preference_losses import REFERENCE_FREE
-from llmtrain.schemas import PreferenceStageConfig
 from llmtrain.train.loop import Evaluate
 from llmtrain.train.runtime import Runtime
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmtrain.config import ChatDataConfig
+from llmtrain.config.recipes import PreferenceStageConfig
+from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.answer_store import build_answer_stores
 from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.preference_store import build_preference_stores
@@ -22,7 +23,6 @@ from llmtrain.models.selfcheck import shares_prompts
 from llmtrain.preference_parts import answer_parts, pair_parts
 from llmtrain.reference_logprobs import reference_logprobs
 from llmtrain.run import mark_finished, record_ledger
-from llmtrain.schemas import PreferenceStageConfig
 from llmtrain.training import open_training, train, with_loss_here
 from llmtrain.tuned_export import export_tuned
 

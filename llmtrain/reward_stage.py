@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from llmtrain.config import ChatDataConfig
+from llmtrain.config.recipes import RewardStageConfig
+from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.plan import plan_data
 from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs, has_margins
@@ -23,7 +24,6 @@ from llmtrain.models.reward_folder import export_reward_adapter, export_reward_m
 from llmtrain.models.selfcheck import shares_prompts
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.run import Write, export_dtype, export_run, mark_finished, record_ledger
-from llmtrain.schemas import RewardStageConfig
 from llmtrain.train.checkpoint import Checkpoint
 from llmtrain.training import open_training, train
 

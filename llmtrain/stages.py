@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmtrain.config_file import validate
-from llmtrain.config_rlhf import is_reward_model
+from llmtrain.config.load import validate
+from llmtrain.config.recipes import RecipeConfig
+from llmtrain.config.rl import is_reward_model
 from llmtrain.run import is_finished
-from llmtrain.schemas import RecipeConfig
 
 SUFFIX = "_stage"
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from llmtrain.config.recipes import RecipeConfig
 from llmtrain.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
 from llmtrain.models.actor_critic import ActorCritic
 from llmtrain.models.attention import compile_model
@@ -23,7 +24,6 @@ from llmtrain.models.reward import RewardModel
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objective import BatchSource, BatchType, Objective, Role
 from llmtrain.run import open_run, record_run
-from llmtrain.schemas import RecipeConfig
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Evaluate, Loop

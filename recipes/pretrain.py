@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from llmtrain.cli.recipe import run_recipe
+from llmtrain.config.recipes import PretrainConfig
 from llmtrain.data.pack import StreamPacking
 from llmtrain.data.plan import plan_data
 from llmtrain.data.stores import build_stores
@@ -19,7 +20,6 @@ from llmtrain.models.load import flops_per_token, hub_commit, load_model, parame
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.run import export_dtype, export_run, record_ledger
-from llmtrain.schemas import PretrainConfig
 from llmtrain.training import open_training, train, with_loss_here
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from llmtrain.cli.recipe import run_recipe
+from llmtrain.config.recipes import SftConfig
 from llmtrain.data.chat_store import build_chat_stores
 from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.pack import BestFitPacking
@@ -23,7 +24,6 @@ from llmtrain.models.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, b
 from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.run import record_ledger
-from llmtrain.schemas import SftConfig
 from llmtrain.training import open_training, train, with_loss_here
 from llmtrain.tuned_export import export_tuned
 

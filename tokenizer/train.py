@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmtrain.cli.recipe import run_recipe
-from llmtrain.config import TokenizerTrainConfig
+from llmtrain.config.sections import TokenizerTrainConfig
 from llmtrain.data.tokenizer_training import train_tokenizer
 
 

@@ -10,8 +10,8 @@ from typing import NoReturn, TypeVar
 
 from transformers.utils.logging import disable_progress_bar
 
-from llmtrain.config import Section
-from llmtrain.config_file import help_text, load_config
+from llmtrain.config.load import help_text, load_config
+from llmtrain.config.sections import Section
 from llmtrain.durable import is_disk_full
 
 Config = TypeVar("Config", bound=Section)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data.files import source_fingerprint
 from llmtrain.data.ledger import SPLITS, SourceLedger, Split, TokenTally
 from llmtrain.data.rows import iter_documents

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.config import SpecialTokens
+from llmtrain.config.sections import SpecialTokens
 from llmtrain.data.chat_template import chat_template
 from llmtrain.data.conversations import Conversation, Example, PlainText
 from llmtrain.data.tokenize import TextEncoder

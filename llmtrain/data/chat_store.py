@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.config import ChatDataConfig, Source
+from llmtrain.config.sections import ChatDataConfig, Source
 from llmtrain.data.build import eval_share
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.conversations import Example, iter_examples

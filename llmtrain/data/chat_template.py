@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 
-from llmtrain.config import SpecialTokens
+from llmtrain.config.sections import SpecialTokens
 
 # A break at the start of an assistant's text would join the break before it into one token, so that the
 # prompt's ids would no longer begin the ids of the whole chat: it is left out.

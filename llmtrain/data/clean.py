@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmtrain.config import CleanConfig, Source
+from llmtrain.config.sections import CleanConfig, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.ngrams import Hashes, WordHashes, ngram_hashes
 from llmtrain.data.rows import iter_documents, iter_texts

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data.dialogues import Message, UnfitRow, UnwantedRow, shortened
 from llmtrain.data.files import ROW_SUFFIXES, TEXT_SUFFIXES, Files, file_kind, resolve
 from llmtrain.data.formats import BadRow, Row

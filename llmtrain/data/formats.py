@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data.files import COMPRESSIONS, HubDataset, open_binary
 
 Fields = Mapping[str, Any]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data.conversations import Conversation, row_bytes, row_files
 from llmtrain.data.dialogues import UnfitRow, UnwantedRow, shortened
 from llmtrain.data.files import Files, resolve

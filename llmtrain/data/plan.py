@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from llmtrain.batch import PackedTokens
-from llmtrain.config import EvalConfig, SourcesConfig, TrainConfig
+from llmtrain.config.sections import EvalConfig, SourcesConfig, TrainConfig
 from llmtrain.data.loader import Collate, StoredBatches, collate
 from llmtrain.data.order import SampleOrder, permuted_index
 from llmtrain.data.pack import Pack, Packing

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from llmtrain.batch import IGNORE_INDEX, PreferencePairs, empty_pairs
-from llmtrain.config import Source
-from llmtrain.config_rlhf import PreferenceDataConfig
+from llmtrain.config.rl import PreferenceDataConfig
+from llmtrain.config.sections import Source
 from llmtrain.data.build import eval_share
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.chat_store import TOO_LONG

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data.conversations import SHOWN_MESSAGES, Conversation, row_bytes, row_files
 from llmtrain.data.dialogues import UnfitRow, UnwantedRow, shortened
 from llmtrain.data.files import Files, resolve

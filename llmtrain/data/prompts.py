@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.config import Source
-from llmtrain.config_rlhf import PromptDataConfig
+from llmtrain.config.rl import PromptDataConfig
+from llmtrain.config.sections import Source
 from llmtrain.data.build import eval_share
 from llmtrain.data.dialogues import Message, UnfitRow, UnwantedRow, text_message, turn_messages
 from llmtrain.data.files import resolve

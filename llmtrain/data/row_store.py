@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmtrain.config import Source, SourcesConfig
+from llmtrain.config.sections import Source, SourcesConfig
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
 from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split, TokenTally

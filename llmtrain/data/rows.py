@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import zstandard
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data.files import TEXT_SUFFIXES, Files, HubDataset, file_kind, resolve
 from llmtrain.data.formats import READERS, BadRow, Row, Rows, read_hub
 from llmtrain.data.ledger import SourceLedger

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtrain.config import CleanConfig, DataConfig, Source, SourcesConfig
+from llmtrain.config.sections import CleanConfig, DataConfig, Source, SourcesConfig
 from llmtrain.data.build import Clean, Plan, build_store, eval_share
 from llmtrain.data.clean import Cleaner
 from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import Tokenizer
 
-from llmtrain.config import Source, TokenizerTrainConfig
+from llmtrain.config.sections import Source, TokenizerTrainConfig
 from llmtrain.data.bpe import as_transformers, special_token_list, train_bpe
 from llmtrain.data.build import eval_share
 from llmtrain.data.ledger import SourceLedger

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmtrain.config import AdapterConfig
+from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.card import as_model_card
 from llmtrain.models.export import WRAPPER_PREFIX, generation_config, no_progress_bar, save_tokenizer, skeleton
 from llmtrain.models.lora import base_fingerprint, expected_warnings, lora_config

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtrain.config import ModelConfig, PretrainedModelConfig, TunedModelConfig
+from llmtrain.config.sections import ModelConfig, PretrainedModelConfig, TunedModelConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.gguf import resolved_path
 from llmtrain.models.quantized import nf4, num_weights

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens, PreferencePairs, segment_ends
-from llmtrain.config import PretrainedModelConfig
+from llmtrain.config.sections import PretrainedModelConfig
 from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import ATTENTION, plan_segments
 from llmtrain.models.gguf import resolved_path

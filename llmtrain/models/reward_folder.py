@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from llmtrain.config import AdapterConfig
+from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.adapter_folder import BASE_FILE, PEFT_PREFIX, PEFT_ROWS, ROW_IDS, ROWS
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.card import MODEL_CODE

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmtrain.batch import Experience
-from llmtrain.config_rlhf import PolicyConfig
+from llmtrain.config.rl import PolicyConfig
 from llmtrain.objective import Counts, Metrics
 from llmtrain.objectives.policy_losses import (
     AGGREGATIONS,

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from llmtrain.batch import JudgedAnswers, PreferencePairs
-from llmtrain.config_rlhf import PreferenceConfig
+from llmtrain.config.rl import PreferenceConfig
 from llmtrain.objective import Counts, Metrics
 from llmtrain.objectives.policy_losses import per_sample
 from llmtrain.objectives.preference_losses import (

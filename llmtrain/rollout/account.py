@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmtrain.batch import Experience
-from llmtrain.config_rlhf import RolloutConfig
+from llmtrain.config.rl import RolloutConfig
 from llmtrain.rollout.advantage import signal_groups
 from llmtrain.rollout.ranks import Ranks
 from llmtrain.rollout.rounds import Drawn

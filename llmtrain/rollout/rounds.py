@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.config_rlhf import RolloutConfig
+from llmtrain.config.rl import RolloutConfig
 from llmtrain.device import training_precision
 from llmtrain.objective import Interrupted
 from llmtrain.rollout.advantage import signal_groups

@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from llmtrain.config_rlhf import is_reward_model
+from llmtrain.config.rl import is_reward_model
 from llmtrain.rollout.reward_functions import REWARDS, Prompt, Reward, Row, RowError
 from llmtrain.rollout.user_function import TRL, load_function
 

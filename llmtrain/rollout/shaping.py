@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmtrain.config_rlhf import RolloutConfig
+from llmtrain.config.rl import RolloutConfig
 from llmtrain.rollout.advantage import WHITEN_EPSILON, Sums
 from llmtrain.rollout.generate import Generated
 

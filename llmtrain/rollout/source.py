@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmtrain.batch import Experience, PackedTokens, empty_experience
-from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
+from llmtrain.config.rl import PolicyConfig, RolloutConfig
 from llmtrain.device import reading
 from llmtrain.models.actor_critic import ActorCritic, PolicyOutputs
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample

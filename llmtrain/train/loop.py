@@ -15,7 +15,7 @@ from typing import Generic, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from llmtrain.config import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
+from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
 from llmtrain.objective import BatchSource, BatchType, Interrupted, Objective
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StepGuard, StopSignal

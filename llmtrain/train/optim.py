@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
-from llmtrain.config import OptimConfig
+from llmtrain.config.sections import OptimConfig
 from llmtrain.objective import Role
 
 # Quintic Newton-Schulz coefficients of Jordan et al. 2024, "Muon: An optimizer for hidden layers".

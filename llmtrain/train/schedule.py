@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from llmtrain.config import OptimConfig
+from llmtrain.config.sections import OptimConfig
 
 Schedule = Callable[[int], float]
 """Step (from 0) -> multiple of the peak learning rate."""

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmtrain.batch import Experience, PackedTokens
+from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.models.actor_critic import ActorCritic
 from llmtrain.models.attention import ATTENTION
 from llmtrain.objectives.policy import PolicyObjective
@@ -26,7 +27,6 @@ from llmtrain.policy_stage import build_roles
 from llmtrain.rollout.experience import Episode, as_experience, pack_episodes
 from llmtrain.rollout.generate import generate
 from llmtrain.rollout.sampling import Sampling
-from llmtrain.schemas import PolicyStageConfig
 from llmtrain.train.optim import make_optimizer
 from llmtrain.train.runtime import Runtime
 

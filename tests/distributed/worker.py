@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
-from llmtrain.config import OptimConfig
+from llmtrain.config.sections import OptimConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.train.capabilities import CAPABILITIES

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from llmtrain.config_file import load_config
+from llmtrain.config.load import load_config
+from llmtrain.config.recipes import SftConfig
 from llmtrain.data.order import SampleOrder
-from llmtrain.schemas import SftConfig
 from llmtrain.train.checkpoint import Checkpoint
 
 # Of TRL and what it calls.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.batch import Experience
-from llmtrain.config_rlhf import PolicyConfig
+from llmtrain.config.rl import PolicyConfig
 from llmtrain.models.actor_critic import PolicyOutputs
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.objectives.policy_losses import kl_estimate, value_loss

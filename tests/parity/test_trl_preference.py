@@ -15,10 +15,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from llmtrain.config_file import load_config
+from llmtrain.config.load import load_config
+from llmtrain.config.recipes import PreferenceStageConfig
 from llmtrain.data.order import SampleOrder
 from llmtrain.models.lora import add_adapter
-from llmtrain.schemas import PreferenceStageConfig
 from llmtrain.train.checkpoint import Checkpoint
 
 # Of TRL and what it calls.

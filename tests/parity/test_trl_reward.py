@@ -19,8 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from llmtrain.batch import PreferencePairs
-from llmtrain.config import TunedModelConfig
-from llmtrain.config_rlhf import PreferenceDataConfig
+from llmtrain.config.rl import PreferenceDataConfig
+from llmtrain.config.sections import TunedModelConfig
 from llmtrain.data.chat import ChatEncoder
 from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs
 from llmtrain.models.load import load_pretrained

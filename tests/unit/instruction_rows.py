@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data.conversations import Conversation, Example, iter_examples
 from llmtrain.data.ledger import SourceLedger
 

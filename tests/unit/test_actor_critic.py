@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtrain.batch import Experience
-from llmtrain.config_rlhf import PolicyConfig
+from llmtrain.config.rl import PolicyConfig
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.selfcheck import with_loss

@@ -16,7 +16,7 @@ from tiny_run import MODEL, write_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, pipeline
 
-from llmtrain.config import AdapterConfig, ModelConfig, PretrainedModelConfig
+from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
 from llmtrain.models.adapter_folder import export_adapter, merge_adapter
 from llmtrain.models.card import model_card
 from llmtrain.models.load import load_model, load_pretrained

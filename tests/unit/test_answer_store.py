@@ -14,8 +14,8 @@ from tiny_pairs import write_pairs
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.batch import IGNORE_INDEX
-from llmtrain.config import Source
-from llmtrain.config_rlhf import PreferenceDataConfig
+from llmtrain.config.rl import PreferenceDataConfig
+from llmtrain.config.sections import Source
 from llmtrain.data.answer_store import AnswerPacking, build_answer_stores, collate_answers
 from llmtrain.data.chat import ChatEncoder
 from llmtrain.data.judged_rows import Judged, iter_judged

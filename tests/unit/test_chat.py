@@ -13,7 +13,7 @@ from chat_templates import GEMMA, LLAMA3, MARKED_CHATML, QWEN25, SPOKEN, Family,
 from tiny_tokenizers import byte_level_bpe
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.config import SpecialTokens
+from llmtrain.config.sections import SpecialTokens
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded, LossOn, choose_template
 from llmtrain.data.chat_template import chat_template
 from llmtrain.data.conversations import Example, PlainText

@@ -11,7 +11,7 @@ import pytest
 from tiny_chat import write_model, write_rows
 from transformers import AutoTokenizer
 
-from llmtrain.config import ChatDataConfig
+from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat import ChatEncoder, Encoded
 from llmtrain.data.chat_store import NOTHING_LEFT, TOO_LONG, build_chat_stores, fit
 from llmtrain.data.stores import Stores

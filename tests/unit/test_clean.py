@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config import CleanConfig, Source
+from llmtrain.config.sections import CleanConfig, Source
 from llmtrain.data.clean import Cleaner, alpha_fraction, line_repeat_fraction
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.ngrams import WordHashes, ngram_hashes

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from llmtrain.config import Source, TokenizerTrainConfig, iter_keys
-from llmtrain.config_file import help_text, load_config, save_config, validate
-from llmtrain.schemas import PretrainConfig
+from llmtrain.config.load import help_text, load_config, save_config, validate
+from llmtrain.config.recipes import PretrainConfig
+from llmtrain.config.sections import Source, TokenizerTrainConfig, iter_keys
 
 LEAST: dict[str, Any] = {
     "run": {"dir": "runs/x"},

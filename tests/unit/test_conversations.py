@@ -29,7 +29,7 @@ from instruction_rows import (
     write,
 )
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data.conversations import Conversation, PlainText, iter_examples
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.text import Document

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
-from llmtrain.config import AdapterConfig, TunedModelConfig
+from llmtrain.config.sections import AdapterConfig, TunedModelConfig
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.critic_init import start_as_reward
 from llmtrain.models.load import load_pretrained

@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli.main import VERBS
-from llmtrain.config import Section, TokenizerTrainConfig
-from llmtrain.config_file import load_config, load_tree, sections_of
+from llmtrain.config.load import load_config, load_tree, sections_of
+from llmtrain.config.recipes import (
+    PolicyStageConfig,
+    PreferenceStageConfig,
+    PretrainConfig,
+    RewardStageConfig,
+    SftConfig,
+)
+from llmtrain.config.sections import Section, TokenizerTrainConfig
 from llmtrain.rollout.reward_functions import REWARDS
-from llmtrain.schemas import PolicyStageConfig, PreferenceStageConfig, PretrainConfig, RewardStageConfig, SftConfig
 from llmtrain.stages import stage_configs
 from llmtrain.train.capabilities import CAPABILITIES, ENGINES
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from llmtrain.batch import PackedTokens
-from llmtrain.config import ModelConfig
+from llmtrain.config.sections import ModelConfig
 from llmtrain.models.card import model_card
 from llmtrain.models.export import export_model
 from llmtrain.models.lm_head import CausalLMLoss

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from llmtrain.config import AdapterConfig
+from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.fused_lora import FusedLoraLinear, fuse_adapters
 from llmtrain.models.lora import add_adapter
 

@@ -24,7 +24,7 @@ from tiny_generation import (
 from torch import Tensor, nn
 
 from llmtrain.batch import PackedTokens
-from llmtrain.config import AdapterConfig
+from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.lora import add_adapter

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedModel
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from llmtrain.config import PretrainedModelConfig
+from llmtrain.config.sections import PretrainedModelConfig
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models import gguf
 from llmtrain.models.gguf import resolved_path

@@ -10,47 +10,33 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "llmtrain"
 
-CONTRACTS = {"config", "config_rlhf", "batch", "objective", "device", "durable", "intervals"}
-ROOMS = {"train", "data", "models", "objectives"}
+CONTRACTS = {"config", "batch", "protocols", "system"}
+ROOMS = CONTRACTS | {"data", "models", "objectives", "train"}
+SHELVES = ROOMS | {"tokenizers", "tasks", "rewards"}
+LEARNING = SHELVES | {"rollout", "eval", "runs"}
 
 MAY_IMPORT = {
     "config": set[str](),
+    "system": {"config"},
     "batch": {"config"},
-    "objective": {"config", "batch"},
-    "device": {"config"},
-    "config_file": {"config"},
-    "durable": set[str](),
-    "intervals": set[str](),
-    "config_rlhf": {"config"},
-    "schemas": {"config", "config_rlhf"},
-    "run": CONTRACTS | ROOMS | {"config_file", "schemas"},
-    "training": CONTRACTS | ROOMS | {"run", "schemas", "eval"},
-    "train": CONTRACTS,
+    "protocols": {"config", "batch"},
     "data": CONTRACTS,
     "models": CONTRACTS,
     "objectives": CONTRACTS,
-    "rollout": CONTRACTS | {"models", "objectives"},
-    "eval": CONTRACTS | {"data", "models", "objectives"},
-    "tune": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
-    "preflight": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
-    "report": CONTRACTS | ROOMS | {"run", "rollout", "eval"},
-    "reward_term": CONTRACTS | ROOMS | {"eval", "rollout"},
-    "policy_stage": CONTRACTS | ROOMS | {"run", "schemas", "rollout", "training", "reward_term", "tuned_export"},
-    "reward_stage": CONTRACTS | ROOMS | {"run", "schemas", "eval", "training"},
-    "reference_logprobs": CONTRACTS | {"data", "train"},
-    "tuned_export": CONTRACTS | {"models", "train", "run", "schemas"},
-    "kl_batches": CONTRACTS | {"objectives"},
-    "preference_parts": CONTRACTS | ROOMS | {"schemas", "eval", "kl_batches"},
-    "preference_stage": CONTRACTS
-    | ROOMS
-    | {"run", "schemas", "training", "preference_parts", "reference_logprobs", "tuned_export"},
-    "stages": CONTRACTS | {"config_file", "run", "schemas"},
+    "train": CONTRACTS,
+    "tokenizers": ROOMS,
+    "tasks": ROOMS,
+    "rewards": ROOMS,
+    "rollout": SHELVES,
+    "eval": SHELVES | {"rollout"},
+    "runs": SHELVES | {"rollout"},
+    "recipes": LEARNING,
+    "prove": LEARNING | {"recipes"},
+    "tune": LEARNING | {"recipes"},
+    "cli": LEARNING | {"recipes", "prove", "tune"},
     "__main__": {"cli"},
-    "cli": CONTRACTS
-    | ROOMS
-    | {"config_file", "schemas", "run", "training", "rollout", "eval", "tune", "preflight", "report"},
 }
-"""What each room may import of llmtrain, besides itself. `run`: the folder of a run."""
+"""What each package may import of llmtrain, besides itself."""
 
 ONLY_IN = {"accelerate": "train/", "deepspeed": "train/", "datasets": "data/", "datasketch": "data/"}
 """Third parties and the room that alone imports them."""

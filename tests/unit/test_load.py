@@ -12,7 +12,7 @@ from tiny_run import MODEL, write_tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtrain.config import ModelConfig, TunedModelConfig
+from llmtrain.config.sections import ModelConfig, TunedModelConfig
 from llmtrain.models import quantized
 from llmtrain.models.load import PRESETS, flops_per_token, load_model, load_pretrained, parameters_by_role
 

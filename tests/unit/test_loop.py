@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmtrain.config import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
+from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
 from llmtrain.data.order import skipped_position
 from llmtrain.objective import Counts, Metrics
 from llmtrain.train.checkpoint import Checkpoints

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.batch import PackedTokens
-from llmtrain.config import AdapterConfig, ModelConfig, PretrainedModelConfig
+from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import flops_per_token, load_model, load_pretrained, parameters_by_role
 from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from llmtrain.batch import PackedTokens
-from llmtrain.config import ModelConfig
+from llmtrain.config.sections import ModelConfig
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import load_model
 from llmtrain.models.neftune import add_noise

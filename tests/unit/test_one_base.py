@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmtrain.config import AdapterConfig
+from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.lora import add_adapter
 from llmtrain.models.one_base import share_equal, shared_copy
 

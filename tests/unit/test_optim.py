@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmtrain.config import OptimConfig
+from llmtrain.config.sections import OptimConfig
 from llmtrain.train.optim import Ema, Muon, make_optimizer, make_state, orthogonalise, param_groups, shrink_l1
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmtrain.batch import IGNORE_INDEX
-from llmtrain.config import DataConfig, EvalConfig, TrainConfig
+from llmtrain.config.sections import DataConfig, EvalConfig, TrainConfig
 from llmtrain.data.pack import StreamPacking
 from llmtrain.data.plan import DataPlan, plan_data
 from llmtrain.data.store import TokenStore

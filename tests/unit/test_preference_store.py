@@ -17,7 +17,7 @@ from tiny_pairs import pairs
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.batch import IGNORE_INDEX, empty_pairs, segment_ends
-from llmtrain.config_rlhf import PreferenceDataConfig
+from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.data.chat import ChatEncoder, Encoded
 from llmtrain.data.chat_store import TOO_LONG
 from llmtrain.data.preference_store import (

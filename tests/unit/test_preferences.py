@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data.build import eval_share
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.preference_formats import BEST_FIRST

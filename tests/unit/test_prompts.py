@@ -10,7 +10,7 @@ import pytest
 from tiny_chat import CHATML, write_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llmtrain.config_rlhf import PromptDataConfig
+from llmtrain.config.rl import PromptDataConfig
 from llmtrain.data.prompts import Prompt, load_prompts
 
 TOOLS = [{"type": "function", "function": {"name": "search", "description": "Looks up."}}]

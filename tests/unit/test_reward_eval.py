@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from llmtrain.batch import PreferencePairs
-from llmtrain.config import EvalConfig, TrainConfig
-from llmtrain.config_rlhf import PreferenceDataConfig
+from llmtrain.config.rl import PreferenceDataConfig
+from llmtrain.config.sections import EvalConfig, TrainConfig
 from llmtrain.data.chat import ChatEncoder
 from llmtrain.data.plan import DataPlan, plan_data
 from llmtrain.data.preference_store import PairPacking, build_preference_stores

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from llmtrain.batch import PackedTokens, PreferencePairs, empty_pairs
-from llmtrain.config import AdapterConfig, ModelConfig, TunedModelConfig
+from llmtrain.config.sections import AdapterConfig, ModelConfig, TunedModelConfig
 from llmtrain.models.card import model_card
 from llmtrain.models.fused_lora import fuse_adapters
 from llmtrain.models.load import load_model, load_pretrained

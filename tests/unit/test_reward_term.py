@@ -13,7 +13,7 @@ import torch
 from tiny_chat import write_model
 from transformers import AutoTokenizer
 
-from llmtrain.config import TunedModelConfig
+from llmtrain.config.sections import TunedModelConfig
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.reward import RewardModel, pooling_pad_id, score_model
 from llmtrain.models.reward_folder import export_reward_model

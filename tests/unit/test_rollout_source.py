@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtrain.batch import Experience, KeptTokens
-from llmtrain.config_rlhf import PolicyConfig, RolloutConfig
+from llmtrain.config.rl import PolicyConfig, RolloutConfig
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.one_base import frozen_copy

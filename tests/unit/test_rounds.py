@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from llmtrain.config_rlhf import RolloutConfig
+from llmtrain.config.rl import RolloutConfig
 from llmtrain.objective import Interrupted
 from llmtrain.rollout import rounds
 from llmtrain.rollout.generate import Generated

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from llmtrain.config import Source
+from llmtrain.config.sections import Source
 from llmtrain.data import formats, text
 from llmtrain.data.files import source_fingerprint
 from llmtrain.data.ledger import SourceLedger

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from llmtrain.config import iter_keys
-from llmtrain.config_file import validate
+from llmtrain.config.load import validate
+from llmtrain.config.recipes import PolicyStageConfig, PretrainConfig
+from llmtrain.config.sections import iter_keys
 from llmtrain.run import MAY_CHANGE, open_run, record_ledger, record_run
-from llmtrain.schemas import PolicyStageConfig, PretrainConfig
 
 FACTS = {"model_revision": None, "tokenizer_fingerprint": "ab12", "stores": ["a-1", "b-2"], "device": "cpu"}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmtrain.config import OptimConfig
+from llmtrain.config.sections import OptimConfig
 from llmtrain.train.schedule import SHAPES, make_schedule
 
 

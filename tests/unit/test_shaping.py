@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmtrain.config_rlhf import RolloutConfig
+from llmtrain.config.rl import RolloutConfig
 from llmtrain.rollout.generate import Generated
 from llmtrain.rollout.shaping import RunningScores, overlong_penalty, shaped_scores
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PreferencePairs
-from llmtrain.config import AdapterConfig, TunedModelConfig
+from llmtrain.config.sections import AdapterConfig, TunedModelConfig
 from llmtrain.device import AttentionKernel
 from llmtrain.models import selfcheck
 from llmtrain.models.actor_critic import ActorCritic

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from llmtrain.config.recipes import PolicyStageConfig, RecipeConfig, RewardStageConfig
 from llmtrain.run import mark_finished
-from llmtrain.schemas import PolicyStageConfig, RecipeConfig, RewardStageConfig
 from llmtrain.stages import Stage, run_stages, stage_configs
 
 

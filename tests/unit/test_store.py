@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
 
-from llmtrain.config import CleanConfig, DataConfig
+from llmtrain.config.sections import CleanConfig, DataConfig
 from llmtrain.data import build, store
 from llmtrain.data.store import TokenStore, open_store
 from llmtrain.data.stores import Stores, build_stores
@@ -192,7 +192,7 @@ def test_a_journal_line_that_outran_its_files_is_not_believed(tmp_path: Path):
 KILLED = """
 import os, sys
 from tiny_tokenizers import byte_level_bpe
-from llmtrain.config import DataConfig
+from llmtrain.config.sections import DataConfig
 from llmtrain.data import build
 from llmtrain.data.stores import build_stores
 build.batch_chars = lambda: 300

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llmtrain.config import TokenizerTrainConfig
-from llmtrain.config_file import validate
+from llmtrain.config.load import validate
+from llmtrain.config.sections import TokenizerTrainConfig
 from llmtrain.data.bpe import MAX_PIECE_CHARS, NUM_BYTES
 from llmtrain.data.tokenizer_training import SourceText, interleave, train_tokenizer
 

@@ -21,7 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from llmtrain.config import AdapterConfig
+from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.fused_lora import fuse_adapters
 from llmtrain.models.lora import add_adapter

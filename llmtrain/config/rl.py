@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field
 
-from llmtrain.config import Fraction, NonNegative, Positive, Section, SourcesConfig
+from llmtrain.config.sections import Fraction, NonNegative, Positive, Section, SourcesConfig
 
 
 class PreferenceDataConfig(SourcesConfig):

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from llmtrain.config import Section, Source, iter_keys
+from llmtrain.config.sections import Section, Source, iter_keys
 
 Config = TypeVar("Config", bound=Section)
 

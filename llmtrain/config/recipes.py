@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from llmtrain.config import (
+from llmtrain.config.rl import (
+    PolicyConfig,
+    PreferenceConfig,
+    PreferenceDataConfig,
+    PromptDataConfig,
+    RewardConfig,
+    RolloutConfig,
+)
+from llmtrain.config.sections import (
     AdapterConfig,
     ChatDataConfig,
     CheckpointConfig,
@@ -26,14 +34,6 @@ from llmtrain.config import (
     TrainConfig,
     TunedModelConfig,
     iter_keys,
-)
-from llmtrain.config_rlhf import (
-    PolicyConfig,
-    PreferenceConfig,
-    PreferenceDataConfig,
-    PromptDataConfig,
-    RewardConfig,
-    RolloutConfig,
 )
 
 IDLE_IN_PRETRAINING = ("fields",)
