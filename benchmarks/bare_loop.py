@@ -36,12 +36,12 @@ from llmtrain.data.pack import StreamPacking
 from llmtrain.data.plan import plan_data
 from llmtrain.data.stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer
-from llmtrain.device import peak_memory_bytes
 from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import load_model, parameters_by_role
 from llmtrain.models.selfcheck import with_loss
 from llmtrain.objectives.next_token import NextToken
+from llmtrain.system.device import peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Loop

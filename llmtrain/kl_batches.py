@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from llmtrain.batch import JudgedAnswers
-from llmtrain.device import reading
-from llmtrain.objective import BatchSource
 from llmtrain.objectives.preference import log_ratios
+from llmtrain.protocols import BatchSource
+from llmtrain.system.device import reading
 
 
 class Ranks(Protocol):

@@ -22,7 +22,6 @@ from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.order import SampleOrder
 from llmtrain.data.prompts import Prompt, load_prompts
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.device import fuses_layers
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.critic_init import start_as_reward
 from llmtrain.models.fused_layers import fuse_layers
@@ -34,8 +33,8 @@ from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.one_base import frozen_copy, shared_copy
 from llmtrain.models.reward_folder import load_reward_model
 from llmtrain.models.tuned import model_folder
-from llmtrain.objective import Role
 from llmtrain.objectives.policy import PolicyObjective
+from llmtrain.protocols import Role
 from llmtrain.reward_term import reward_model_path, reward_model_term
 from llmtrain.rollout.generate import Generated
 from llmtrain.rollout.held_out import HeldOutScore
@@ -44,6 +43,7 @@ from llmtrain.rollout.sampling import Sampling
 from llmtrain.rollout.score import Scores, Term, load_terms, named_apart, score, term_weight
 from llmtrain.rollout.source import Roles, RolloutSource
 from llmtrain.run import mark_finished, record_ledger
+from llmtrain.system.device import fuses_layers
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.runtime import Runtime
 from llmtrain.training import open_training, train, with_loss_here

@@ -24,9 +24,9 @@ from llmtrain.data.stores import Stores
 from llmtrain.eval.judged import HeldOutAnswers
 from llmtrain.eval.preference import HeldOutPreferences
 from llmtrain.kl_batches import KlBatches
-from llmtrain.objective import BatchSource, Objective
 from llmtrain.objectives.preference import JudgedPreference, PairwisePreference, preference_options
 from llmtrain.objectives.preference_losses import REFERENCE_FREE
+from llmtrain.protocols import BatchSource, Objective
 from llmtrain.train.loop import Evaluate
 from llmtrain.train.runtime import Runtime
 

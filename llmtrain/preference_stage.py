@@ -13,7 +13,6 @@ from llmtrain.data.answer_store import build_answer_stores
 from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.preference_store import build_preference_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.device import fuses_layers
 from llmtrain.models.actor_critic import ActorCritic
 from llmtrain.models.fused_lora import fuse_adapters
 from llmtrain.models.gguf import resolved_path
@@ -23,6 +22,7 @@ from llmtrain.models.selfcheck import shares_prompts
 from llmtrain.preference_parts import answer_parts, pair_parts
 from llmtrain.reference_logprobs import reference_logprobs
 from llmtrain.run import mark_finished, record_ledger
+from llmtrain.system.device import fuses_layers
 from llmtrain.training import open_training, train, with_loss_here
 from llmtrain.tuned_export import export_tuned
 

@@ -17,8 +17,8 @@ from llmtrain.data.files import fingerprint
 from llmtrain.data.loader import Collate, rank_batches
 from llmtrain.data.pack import Pack
 from llmtrain.data.store import TokenStore
-from llmtrain.device import reading
-from llmtrain.durable import exclusive, write_bytes
+from llmtrain.system.device import reading
+from llmtrain.system.files import exclusive, write_bytes
 from llmtrain.train.runtime import Runtime
 
 Array = np.ndarray[Any, Any]

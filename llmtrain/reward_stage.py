@@ -11,8 +11,6 @@ from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.plan import plan_data
 from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs, has_margins
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.device import attention_kernel, fuses_layers
-from llmtrain.durable import write_json
 from llmtrain.eval.reward import HeldOutPairs, beats_chance, reward_card
 from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.fused_lora import fuse_adapters
@@ -24,6 +22,8 @@ from llmtrain.models.reward_folder import export_reward_adapter, export_reward_m
 from llmtrain.models.selfcheck import shares_prompts
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.run import Write, export_dtype, export_run, mark_finished, record_ledger
+from llmtrain.system.device import attention_kernel, fuses_layers
+from llmtrain.system.files import write_json
 from llmtrain.train.checkpoint import Checkpoint
 from llmtrain.training import open_training, train
 

@@ -16,8 +16,6 @@ from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
 from llmtrain.data.conversations import Conversation
 from llmtrain.data.dialogues import tool_list
-from llmtrain.device import fuses_layers
-from llmtrain.durable import Report
 from llmtrain.eval.reward import beats_chance
 from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.fused_lora import fuse_adapters
@@ -25,6 +23,8 @@ from llmtrain.models.one_base import share_equal
 from llmtrain.models.reward_folder import load_reward_model
 from llmtrain.models.tuned import model_folder
 from llmtrain.rollout.score import Term, term_weight
+from llmtrain.system.device import fuses_layers
+from llmtrain.system.files import Report
 
 CARD = "reward_card.json"
 

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.config.recipes import RecipeConfig
-from llmtrain.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
 from llmtrain.models.actor_critic import ActorCritic
 from llmtrain.models.attention import compile_model
 from llmtrain.models.fused_layers import fuse_layers
@@ -22,8 +21,9 @@ from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import attention_dropout
 from llmtrain.models.reward import RewardModel
 from llmtrain.models.selfcheck import with_loss
-from llmtrain.objective import BatchSource, BatchType, Objective, Role
+from llmtrain.protocols import BatchSource, BatchType, Objective, Role
 from llmtrain.run import open_run, record_run
+from llmtrain.system.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Evaluate, Loop

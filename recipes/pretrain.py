@@ -17,8 +17,8 @@ from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.eval.held_out import HeldOut
 from llmtrain.models.export import export_model
 from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
-from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
+from llmtrain.protocols import LossOptions
 from llmtrain.run import export_dtype, export_run, record_ledger
 from llmtrain.training import open_training, train, with_loss_here
 

@@ -15,15 +15,15 @@ from llmtrain.data.chat_tokenizer import open_chat_tokenizer
 from llmtrain.data.pack import BestFitPacking
 from llmtrain.data.plan import plan_data
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.device import fuses_layers
 from llmtrain.eval.held_out import HeldOut
 from llmtrain.models.fused_lora import fuse_adapters
 from llmtrain.models.gguf import resolved_path
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
 from llmtrain.models.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
-from llmtrain.objective import LossOptions
 from llmtrain.objectives.next_token import NextToken
+from llmtrain.protocols import LossOptions
 from llmtrain.run import record_ledger
+from llmtrain.system.device import fuses_layers
 from llmtrain.training import open_training, train, with_loss_here
 from llmtrain.tuned_export import export_tuned
 

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmtrain.config.load import help_text, load_config
 from llmtrain.config.sections import Section
-from llmtrain.durable import is_disk_full
+from llmtrain.system.files import is_disk_full
 
 Config = TypeVar("Config", bound=Section)
 

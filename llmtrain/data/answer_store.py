@@ -28,7 +28,7 @@ from llmtrain.data.preference_store import NO_PROMPT_LEFT, pair_rows, row_settin
 from llmtrain.data.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
 from llmtrain.data.store import StoreWriter, TokenStore
 from llmtrain.data.stores import Stores
-from llmtrain.durable import Report
+from llmtrain.system.files import Report
 
 BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores
 VALUES = ("desirable", "weight")

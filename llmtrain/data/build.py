@@ -19,7 +19,7 @@ from llmtrain.data.rows import iter_documents
 from llmtrain.data.store import StoreWriter, discard_unfinished
 from llmtrain.data.text import Document
 from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars
-from llmtrain.durable import Report, is_disk_full
+from llmtrain.system.files import Report, is_disk_full
 
 UNIT_BYTES = 64 << 20
 """Text after which a build makes what it has durable: what a kill may cost."""

@@ -24,7 +24,7 @@ from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split
 from llmtrain.data.row_store import leave_out, left_out, write_document
 from llmtrain.data.store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
 from llmtrain.data.stores import Stores, find_or_build, read_ledger, require_held_out, slug
-from llmtrain.durable import Report, cache_root, is_disk_full
+from llmtrain.system.files import Report, cache_root, is_disk_full
 
 BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores
 TOO_LONG = "longer than data.max_seq_len"

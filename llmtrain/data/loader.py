@@ -15,7 +15,7 @@ import torch
 from llmtrain.batch import IGNORE_INDEX, PackedTokens, empty_batch
 from llmtrain.data.order import SampleOrder, skipped_position
 from llmtrain.data.pack import Pack
-from llmtrain.objective import BatchType
+from llmtrain.protocols import BatchType
 
 FetchPack = Callable[[int, int], Pack]
 """(source, pack) -> the pack's tokens."""

@@ -12,7 +12,7 @@ from llmtrain.config.sections import EvalConfig, SourcesConfig, TrainConfig
 from llmtrain.data.loader import Collate, StoredBatches, collate
 from llmtrain.data.order import SampleOrder, permuted_index
 from llmtrain.data.pack import Pack, Packing
-from llmtrain.objective import BatchType
+from llmtrain.protocols import BatchType
 
 EVAL_KEY = 0  # the held-out sample is the same for every run and seed
 

@@ -28,7 +28,7 @@ from llmtrain.data.preferences import EQUAL, Preference, iter_preferences
 from llmtrain.data.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
 from llmtrain.data.store import StoreWriter, TokenStore
 from llmtrain.data.stores import Stores
-from llmtrain.durable import Report
+from llmtrain.system.files import Report
 
 LEAST_SHARED = 8  # tokens of a prompt; a call of attention more costs the smallest models as much as these
 BATCH_PAIRS = 256  # rendered and tokenized at a time, on all cores

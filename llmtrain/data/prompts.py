@@ -22,7 +22,7 @@ from llmtrain.data.formats import BadRow, Row
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
 from llmtrain.data.row_formats import Dialogue, check_canonical, recognise, renamed, with_extras
 from llmtrain.data.rows import iter_items
-from llmtrain.durable import Report
+from llmtrain.system.files import Report
 
 PROMPT_FIELDS = ("prompt", "question", "query")
 TOO_LONG = "no room for a response within data.max_seq_len"

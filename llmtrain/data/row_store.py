@@ -20,7 +20,7 @@ from llmtrain.data.files import fingerprint, resolved_revision, source_fingerpri
 from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split, TokenTally
 from llmtrain.data.store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
 from llmtrain.data.stores import Stores, find_or_build, read_ledger, require_held_out, slug
-from llmtrain.durable import Report, cache_root, is_disk_full
+from llmtrain.system.files import Report, cache_root, is_disk_full
 
 Fill = Callable[[Source, float, SourceLedger, StoreWriter], None]
 """(source, share held out, its account, where documents go): writes all of a source, and accounts for it."""

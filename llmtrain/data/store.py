@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llmtrain.data.ledger import SPLITS, Split
-from llmtrain.durable import sync_folder
+from llmtrain.system.files import sync_folder
 
 FORMAT = 1
 META = "store.json"

@@ -20,7 +20,7 @@ from llmtrain.data.rows import iter_documents
 from llmtrain.data.store import FORMAT, TokenStore, is_store, open_store, read_meta
 from llmtrain.data.text import Document
 from llmtrain.data.tokenize import TextEncoder, tokenizer_fingerprint
-from llmtrain.durable import Report, cache_root, exclusive
+from llmtrain.system.files import Report, cache_root, exclusive
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from llmtrain.data.ledger import Split
 from llmtrain.data.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
-from llmtrain.device import usable_cores
+from llmtrain.system.device import usable_cores
 
 Ids = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmtrain.data.loader import Collate, rank_batches
 from llmtrain.data.plan import DataPlan
-from llmtrain.objective import BatchType
+from llmtrain.protocols import BatchType
 
 Array = np.ndarray[Any, Any]
 Gather = Callable[[Sequence[float]], list[list[float]]]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, Experience, JudgedAnswers, KeptTokens, PackedTokens, PreferencePairs
-from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import plan_segments
 from llmtrain.models.lm_head import CausalLMLoss, LossHead
 from llmtrain.models.token_logprobs import LogprobHead, TokenLogprobs, logits_logprobs
+from llmtrain.system.device import AttentionKernel
 
 TokenBatch = Experience | JudgedAnswers | PackedTokens | PreferencePairs
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from llmtrain.device import AttentionKernel
+from llmtrain.system.device import AttentionKernel
 
 ATTENTION = "llmtrain"
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
-from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import plan_segments
 from llmtrain.models.neftune import add_noise
-from llmtrain.objective import LossOptions, TokenLoss
+from llmtrain.protocols import LossOptions, TokenLoss
+from llmtrain.system.device import AttentionKernel
 
 CHUNK_ELEMENTS = 2**20  # logits of a chunk: 4 MB in fp32 stay in a CPU's cache
 CUDA_CHUNK_ELEMENTS = 2**27  # a GPU is busy enough

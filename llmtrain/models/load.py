@@ -15,7 +15,7 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.gguf import resolved_path
 from llmtrain.models.quantized import nf4, num_weights
 from llmtrain.models.token_rows import HeadWithRows
-from llmtrain.objective import Role
+from llmtrain.protocols import Role
 
 VOCAB_MULTIPLE = 64  # matmuls over the vocabulary run on whole tiles
 

@@ -17,13 +17,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens, PreferencePairs, segment_ends
 from llmtrain.config.sections import PretrainedModelConfig
-from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import ATTENTION, plan_segments
 from llmtrain.models.gguf import resolved_path
 from llmtrain.models.load import parameters_by_role
 from llmtrain.models.quantized import fp32_arithmetic
 from llmtrain.models.selfcheck import LENGTHS, PACKING_TOLERANCE
-from llmtrain.objective import Role
+from llmtrain.protocols import Role
+from llmtrain.system.device import AttentionKernel
 
 HEAD = "score"  # what transformers calls the head of every causal model that classifies
 SCORE_TOLERANCE = 1e-5  # of the largest score, in fp32

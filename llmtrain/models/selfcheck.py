@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import PackedTokens
-from llmtrain.device import AttentionKernel
-from llmtrain.durable import Report
 from llmtrain.models.attention import ATTENTION, plan_segments, sharing_obstacle
 from llmtrain.models.lm_head import CausalLMLoss, is_projection
 from llmtrain.models.quantized import fp32_arithmetic
+from llmtrain.system.device import AttentionKernel
+from llmtrain.system.files import Report
 
 LENGTHS = (5, 3, 8, 8)
 PAIRS = ((5, 1, 3), (0, 2, 3), (6, 2, 2))  # tokens of a prefix, and of two documents behind it

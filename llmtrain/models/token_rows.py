@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.models.lm_head import LossHead, chunked_loss
-from llmtrain.objective import LossOptions, TokenLoss
+from llmtrain.protocols import LossOptions, TokenLoss
 
 
 class EmbeddingWithRows(nn.Embedding):

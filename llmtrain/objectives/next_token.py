@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from llmtrain.batch import PackedTokens
-from llmtrain.objective import Counts, LossOptions, Metrics
+from llmtrain.protocols import Counts, LossOptions, Metrics
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from llmtrain.batch import Experience
 from llmtrain.config.rl import PolicyConfig
-from llmtrain.objective import Counts, Metrics
 from llmtrain.objectives.policy_losses import (
     AGGREGATIONS,
     POLICY_LOSSES,
@@ -24,6 +23,7 @@ from llmtrain.objectives.policy_losses import (
     policy_metrics,
     value_loss,
 )
+from llmtrain.protocols import Counts, Metrics
 
 
 @dataclass(frozen=True)

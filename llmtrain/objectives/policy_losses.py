@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from llmtrain.objective import Counts
+from llmtrain.protocols import Counts
 
 KlKind = Literal["k1", "k2", "k3"]
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from llmtrain.batch import JudgedAnswers, PreferencePairs
 from llmtrain.config.rl import PreferenceConfig
-from llmtrain.objective import Counts, Metrics
 from llmtrain.objectives.policy_losses import per_sample
 from llmtrain.objectives.preference_losses import (
     PAPER_OPTIONS,
@@ -23,6 +22,7 @@ from llmtrain.objectives.preference_losses import (
     PreferenceOptions,
     kto,
 )
+from llmtrain.protocols import Counts, Metrics
 
 
 class JudgedPairs(NamedTuple):

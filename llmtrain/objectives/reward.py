@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from llmtrain.batch import PreferencePairs
-from llmtrain.objective import Counts, Metrics
 from llmtrain.objectives.preference_losses import bradley_terry
+from llmtrain.protocols import Counts, Metrics
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.config.rl import RolloutConfig
-from llmtrain.device import training_precision
-from llmtrain.objective import Interrupted
+from llmtrain.protocols import Interrupted
 from llmtrain.rollout.advantage import signal_groups
 from llmtrain.rollout.generate import Generated, generate
 from llmtrain.rollout.ranks import Ranks
 from llmtrain.rollout.sampling import Sampling
 from llmtrain.rollout.score import Scores
 from llmtrain.rollout.shaping import RunningScores, shaped_scores
+from llmtrain.system.device import training_precision
 
 MAX_ROUNDS = 10  # of a rollout
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from llmtrain.device import share_of_cores
+from llmtrain.system.device import share_of_cores
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
 VERDICT_BYTES = 4096

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from llmtrain.batch import Experience, PackedTokens, empty_experience
 from llmtrain.config.rl import PolicyConfig, RolloutConfig
-from llmtrain.device import reading
 from llmtrain.models.actor_critic import ActorCritic, PolicyOutputs
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
 from llmtrain.rollout.account import explained_variance, rollout_metrics, sample_rows
@@ -31,6 +30,7 @@ from llmtrain.rollout.remaining import Queue, collect, hand_out
 from llmtrain.rollout.rounds import PromptAt, Samples, Score, draw_samples
 from llmtrain.rollout.sampling import Sampling
 from llmtrain.rollout.shaping import RunningScores
+from llmtrain.system.device import reading
 
 
 @dataclass(frozen=True)

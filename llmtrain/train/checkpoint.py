@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmtrain.durable import sync_folder
+from llmtrain.system.files import sync_folder
 from llmtrain.train.runtime import Runtime
 
 FORMAT = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llmtrain.device import share_of_cores
+from llmtrain.system.device import share_of_cores
 
 
 def check_environment(environment: Mapping[str, str], *, precision: str, has_accelerator: bool) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
-from llmtrain.objective import BatchSource, BatchType, Interrupted, Objective
+from llmtrain.protocols import BatchSource, BatchType, Interrupted, Objective
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StepGuard, StopSignal
 from llmtrain.train.metrics import RunLog

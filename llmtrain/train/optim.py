@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
 from llmtrain.config.sections import OptimConfig
-from llmtrain.objective import Role
+from llmtrain.protocols import Role
 
 # Quintic Newton-Schulz coefficients of Jordan et al. 2024, "Muon: An optimizer for hidden layers".
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

@@ -28,8 +28,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from llmtrain.device import separate_allocations
-from llmtrain.objective import Counts, Metrics
+from llmtrain.protocols import Counts, Metrics
+from llmtrain.system.device import separate_allocations
 from llmtrain.train import engine_state
 from llmtrain.train.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
 from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, cpu_threads, is_on

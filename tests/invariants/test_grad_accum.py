@@ -11,8 +11,8 @@ from tiny_run import run_here, write_config, write_tokenizer
 from torch import Tensor, nn
 
 from llmtrain.batch import PackedTokens
-from llmtrain.objective import Counts, Metrics
 from llmtrain.objectives.next_token import NextToken
+from llmtrain.protocols import Counts, Metrics
 
 MAX_SEQ_LEN = 32
 PACKS_PER_STEP = 8

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
-from llmtrain.device import AttentionKernel
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.selfcheck import with_loss
+from llmtrain.system.device import AttentionKernel
 
 VOCAB = 96
 LENGTHS = (7, 7, 1, 12, 4)

@@ -14,8 +14,8 @@ from llmtrain.config.rl import PolicyConfig
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.selfcheck import with_loss
-from llmtrain.objective import Metrics
 from llmtrain.objectives.policy import PolicyObjective
+from llmtrain.protocols import Metrics
 from llmtrain.rollout.experience import Episode, as_experience, pack_episodes
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from llmtrain.models import lm_head
 from llmtrain.models.lm_head import LossHead, logits_loss
-from llmtrain.objective import LossOptions
+from llmtrain.protocols import LossOptions
 
 TOKENS, HIDDEN, VOCAB = 150, 12, 33
 

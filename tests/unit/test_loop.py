@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
 from llmtrain.data.order import skipped_position
-from llmtrain.objective import Counts, Metrics
+from llmtrain.protocols import Counts, Metrics
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import SPIKE_HISTORY_STEPS, StopSignal
 from llmtrain.train.loop import Evaluate, Loop, Outcome

@@ -21,8 +21,8 @@ from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.one_base import frozen_copy
 from llmtrain.models.selfcheck import with_loss
-from llmtrain.objective import Interrupted
 from llmtrain.objectives.policy import PolicyObjective
+from llmtrain.protocols import Interrupted
 from llmtrain.rollout import rounds
 from llmtrain.rollout.experience import Episode, group_episodes, pack_episodes
 from llmtrain.rollout.generate import Generated, generate

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from llmtrain.config.rl import RolloutConfig
-from llmtrain.objective import Interrupted
+from llmtrain.protocols import Interrupted
 from llmtrain.rollout import rounds
 from llmtrain.rollout.generate import Generated
 from llmtrain.rollout.rounds import MAX_ROUNDS, Drawn, draw_samples, num_needed

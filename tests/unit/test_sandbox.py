@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import pytest
 
-from llmtrain.device import share_of_cores
 from llmtrain.rollout.sandbox import CHILD, Limits, Verdict, run_all
+from llmtrain.system.device import share_of_cores
 
 Found = TypeVar("Found")
 

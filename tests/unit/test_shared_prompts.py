@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from llmtrain.batch import IGNORE_INDEX, PreferencePairs
 from llmtrain.config.sections import AdapterConfig, TunedModelConfig
-from llmtrain.device import AttentionKernel
 from llmtrain.models import selfcheck
 from llmtrain.models.actor_critic import ActorCritic
 from llmtrain.models.attention import ATTENTION
@@ -21,6 +20,7 @@ from llmtrain.models.lora import add_adapter
 from llmtrain.models.reward import RewardModel, score_model
 from llmtrain.models.selfcheck import shares_prompts
 from llmtrain.objectives.reward import PairwiseReward
+from llmtrain.system.device import AttentionKernel
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-6  # of the largest value

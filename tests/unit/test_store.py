@@ -21,7 +21,7 @@ from llmtrain.data import build, store
 from llmtrain.data.store import TokenStore, open_store
 from llmtrain.data.stores import Stores, build_stores
 from llmtrain.data.text import FileText
-from llmtrain.durable import LOCK, cache_root
+from llmtrain.system.files import LOCK, cache_root
 
 TEXTS = [f"{i} {WORDS} größer" for i in range(200)]
 

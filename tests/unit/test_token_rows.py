@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, embedding, linear
 
 from llmtrain.models import lm_head
 from llmtrain.models.token_rows import EmbeddingWithRows, HeadWithRows
-from llmtrain.objective import LossOptions
+from llmtrain.protocols import LossOptions
 
 TOKENS, HIDDEN, VOCAB, ROW_IDS = 150, 12, 33, (5, 31)
 
