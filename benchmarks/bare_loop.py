@@ -31,10 +31,10 @@ from torch.optim import Optimizer
 from llmtrain.batch import PackedTokens
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import PretrainConfig
-from llmtrain.data.loader import StoredBatches
-from llmtrain.data.pack import StreamPacking
-from llmtrain.data.plan import plan_data
-from llmtrain.data.stores import build_stores
+from llmtrain.data.loader.batches import StoredBatches
+from llmtrain.data.loader.plan import plan_data
+from llmtrain.data.packing.documents import StreamPacking
+from llmtrain.data.store.text_stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.lm_head import CausalLMLoss

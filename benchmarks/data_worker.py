@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from llmtrain.config.sections import DataConfig, EvalConfig, TrainConfig
-from llmtrain.data.pack import StreamPacking
-from llmtrain.data.plan import plan_data
-from llmtrain.data.store import FORMAT, META, TokenStore, open_store
-from llmtrain.data.stores import build_stores
+from llmtrain.data.loader.plan import plan_data
+from llmtrain.data.packing.documents import StreamPacking
+from llmtrain.data.store.text_stores import build_stores
+from llmtrain.data.store.token_store import FORMAT, META, TokenStore, open_store
 from llmtrain.data.tokenize import load_tokenizer
 
 MEGABYTE = 10**6

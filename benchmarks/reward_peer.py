@@ -22,10 +22,10 @@ from typing import Any
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import RewardStageConfig
 from llmtrain.config.sections import ChatDataConfig
-from llmtrain.data.chat_tokenizer import ChatTokenizer, open_chat_tokenizer
-from llmtrain.data.plan import plan_data
-from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs
-from llmtrain.data.store import TokenStore
+from llmtrain.data.chat.tokenizer import ChatTokenizer, open_chat_tokenizer
+from llmtrain.data.loader.plan import plan_data
+from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs
+from llmtrain.data.store.token_store import TokenStore
 from llmtrain.models.reward import pooling_pad_id
 
 

@@ -25,10 +25,10 @@ UNPACKED_ROWS = 8
 
 def count(config: SftConfig) -> list[int]:
     """Input tokens of each step of our run."""
-    from llmtrain.data.chat_store import build_chat_stores
-    from llmtrain.data.chat_tokenizer import open_chat_tokenizer
-    from llmtrain.data.pack import BestFitPacking
-    from llmtrain.data.plan import plan_data
+    from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+    from llmtrain.data.loader.plan import plan_data
+    from llmtrain.data.packing.documents import BestFitPacking
+    from llmtrain.data.store.chat_store import build_chat_stores
 
     chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, config.model.path)
     stores = build_chat_stores(config.data, chat.encoder, report=print)

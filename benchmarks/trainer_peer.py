@@ -27,8 +27,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import PretrainConfig
-from llmtrain.data.store import TokenStore
-from llmtrain.data.stores import build_stores
+from llmtrain.data.store.text_stores import build_stores
+from llmtrain.data.store.token_store import TokenStore
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.load import load_model
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.config.sections import ChatDataConfig
-from llmtrain.data.chat_tokenizer import open_chat_tokenizer
-from llmtrain.data.order import SampleOrder
-from llmtrain.data.prompts import Prompt, load_prompts
+from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+from llmtrain.data.formats.prompts import Prompt, load_prompts
+from llmtrain.data.loader.order import SampleOrder
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.models.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.critic_init import start_as_reward

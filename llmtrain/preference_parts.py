@@ -14,13 +14,13 @@ from torch import nn
 
 from llmtrain.batch import JudgedAnswers
 from llmtrain.config.recipes import PreferenceStageConfig
-from llmtrain.data.answer_store import AnswerPacking, collate_answers
-from llmtrain.data.loader import StoredBatches
-from llmtrain.data.pack import Array, Packing
-from llmtrain.data.plan import DataPlan, plan_data
-from llmtrain.data.preference_store import PairPacking, collate_pairs
-from llmtrain.data.store import TokenStore
-from llmtrain.data.stores import Stores
+from llmtrain.data.loader.batches import StoredBatches
+from llmtrain.data.loader.plan import DataPlan, plan_data
+from llmtrain.data.packing.answers import AnswerPacking, collate_answers
+from llmtrain.data.packing.documents import Array, Packing
+from llmtrain.data.packing.pairs import PairPacking, collate_pairs
+from llmtrain.data.store.text_stores import Stores
+from llmtrain.data.store.token_store import TokenStore
 from llmtrain.eval.judged import HeldOutAnswers
 from llmtrain.eval.preference import HeldOutPreferences
 from llmtrain.kl_batches import KlBatches

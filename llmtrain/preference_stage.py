@@ -9,9 +9,9 @@ from functools import partial
 
 from llmtrain.config.recipes import PreferenceStageConfig
 from llmtrain.config.sections import ChatDataConfig
-from llmtrain.data.answer_store import build_answer_stores
-from llmtrain.data.chat_tokenizer import open_chat_tokenizer
-from llmtrain.data.preference_store import build_preference_stores
+from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+from llmtrain.data.packing.answers import build_answer_stores
+from llmtrain.data.packing.pairs import build_preference_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.models.actor_critic import ActorCritic
 from llmtrain.models.fused_lora import fuse_adapters

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from torch import nn
 
-from llmtrain.data.files import fingerprint
-from llmtrain.data.loader import Collate, rank_batches
-from llmtrain.data.pack import Pack
-from llmtrain.data.store import TokenStore
+from llmtrain.data.loader.batches import Collate, rank_batches
+from llmtrain.data.packing.documents import Pack
+from llmtrain.data.sources.files import fingerprint
+from llmtrain.data.store.token_store import TokenStore
 from llmtrain.system.device import reading
 from llmtrain.system.files import exclusive, write_bytes
 from llmtrain.train.runtime import Runtime

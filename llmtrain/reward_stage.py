@@ -7,9 +7,9 @@ from pathlib import Path
 
 from llmtrain.config.recipes import RewardStageConfig
 from llmtrain.config.sections import ChatDataConfig
-from llmtrain.data.chat_tokenizer import open_chat_tokenizer
-from llmtrain.data.plan import plan_data
-from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs, has_margins
+from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+from llmtrain.data.loader.plan import plan_data
+from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs, has_margins
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.reward import HeldOutPairs, beats_chance, reward_card
 from llmtrain.models.fused_layers import fuse_layers

@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
-from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
-from llmtrain.data.conversations import Conversation
-from llmtrain.data.dialogues import tool_list
+from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
+from llmtrain.data.formats.conversations import Conversation
+from llmtrain.data.formats.messages import tool_list
 from llmtrain.eval.reward import beats_chance
 from llmtrain.models.fused_layers import fuse_layers
 from llmtrain.models.fused_lora import fuse_adapters

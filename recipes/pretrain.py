@@ -10,9 +10,9 @@ from functools import partial
 
 from llmtrain.cli.recipe import run_recipe
 from llmtrain.config.recipes import PretrainConfig
-from llmtrain.data.pack import StreamPacking
-from llmtrain.data.plan import plan_data
-from llmtrain.data.stores import build_stores
+from llmtrain.data.loader.plan import plan_data
+from llmtrain.data.packing.documents import StreamPacking
+from llmtrain.data.store.text_stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.eval.held_out import HeldOut
 from llmtrain.models.export import export_model

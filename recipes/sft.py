@@ -10,10 +10,10 @@ from functools import partial
 
 from llmtrain.cli.recipe import run_recipe
 from llmtrain.config.recipes import SftConfig
-from llmtrain.data.chat_store import build_chat_stores
-from llmtrain.data.chat_tokenizer import open_chat_tokenizer
-from llmtrain.data.pack import BestFitPacking
-from llmtrain.data.plan import plan_data
+from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+from llmtrain.data.loader.plan import plan_data
+from llmtrain.data.packing.documents import BestFitPacking
+from llmtrain.data.store.chat_store import build_chat_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.held_out import HeldOut
 from llmtrain.models.fused_lora import fuse_adapters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmtrain.cli.recipe import run_recipe
 from llmtrain.config.sections import TokenizerTrainConfig
-from llmtrain.data.tokenizer_training import train_tokenizer
+from llmtrain.tokenizers.train import train_tokenizer
 
 
 def main(config: TokenizerTrainConfig) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from llmtrain.cli.options import add_sampling, check_sampling
-from llmtrain.data.dialogues import Message, text_message, tool_list, turn_messages
+from llmtrain.data.formats.messages import Message, text_message, tool_list, turn_messages
 from llmtrain.models.tuned import load_tuned, prompt_ids, reply
 
 

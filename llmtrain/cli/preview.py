@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import SftConfig
-from llmtrain.data.chat_store import build_chat_stores
-from llmtrain.data.chat_tokenizer import open_chat_tokenizer
+from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.ledger import SPLITS, Ledger
-from llmtrain.data.pack import BestFitPacking, Pack
-from llmtrain.data.plan import plan_data
+from llmtrain.data.loader.plan import plan_data
+from llmtrain.data.packing.documents import BestFitPacking, Pack
+from llmtrain.data.store.chat_store import build_chat_stores
 from llmtrain.models.gguf import resolved_path
 
 TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim", "bold yellow"

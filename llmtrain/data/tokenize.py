@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmtrain.data.ledger import Split
-from llmtrain.data.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
+from llmtrain.data.sources.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
 from llmtrain.system.device import usable_cores
 
 Ids = np.ndarray[Any, Any]

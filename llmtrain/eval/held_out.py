@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llmtrain.data.loader import microbatches
-from llmtrain.data.plan import DataPlan
+from llmtrain.data.loader.batches import microbatches
+from llmtrain.data.loader.plan import DataPlan
 
 Sums = Callable[[list[float]], list[float]]
 """Sums each number over all ranks."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.data.loader import Collate, rank_batches
-from llmtrain.data.plan import DataPlan
+from llmtrain.data.loader.batches import Collate, rank_batches
+from llmtrain.data.loader.plan import DataPlan
 from llmtrain.protocols import BatchType
 
 Array = np.ndarray[Any, Any]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmtrain.data.plan import DataPlan
-from llmtrain.data.preference_store import collate_pairs
+from llmtrain.data.loader.plan import DataPlan
+from llmtrain.data.packing.pairs import collate_pairs
 from llmtrain.eval.held_out_rows import Gather, batches_by_source, rows_of_all_ranks
 from llmtrain.eval.reward import PairScores, flat_report, report_of
 from llmtrain.objectives.preference import PairwisePreference

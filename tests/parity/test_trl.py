@@ -18,7 +18,7 @@ from trl import SFTTrainer
 
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import SftConfig
-from llmtrain.data.order import SampleOrder
+from llmtrain.data.loader.order import SampleOrder
 from llmtrain.train.checkpoint import Checkpoint
 
 # Of TRL and what it calls.

@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import PreferenceStageConfig
-from llmtrain.data.order import SampleOrder
+from llmtrain.data.loader.order import SampleOrder
 from llmtrain.models.lora import add_adapter
 from llmtrain.train.checkpoint import Checkpoint
 

@@ -21,8 +21,8 @@ from trl import RewardConfig, RewardTrainer
 from llmtrain.batch import PreferencePairs
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import TunedModelConfig
-from llmtrain.data.chat import ChatEncoder
-from llmtrain.data.preference_store import PairPacking, build_preference_stores, collate_pairs
+from llmtrain.data.chat.encode import ChatEncoder
+from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.reward import RewardModel, pooling_pad_id, score_model, with_scores
 from llmtrain.models.reward_folder import export_reward_model

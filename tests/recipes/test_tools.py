@@ -47,9 +47,9 @@ def test_preview_shows_the_first_packs_and_the_account(tuned: Path, capsys: pyte
 def test_preview_colours_what_is_trained(tuned: Path) -> None:
     from llmtrain.cli.preview import MASKED, TRAINED, TRAINED_SPECIAL, shown
     from llmtrain.config.sections import ChatDataConfig, PretrainedModelConfig, TokenizerConfig
-    from llmtrain.data.chat_store import build_chat_stores
-    from llmtrain.data.chat_tokenizer import open_chat_tokenizer
-    from llmtrain.data.pack import BestFitPacking
+    from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+    from llmtrain.data.packing.documents import BestFitPacking
+    from llmtrain.data.store.chat_store import build_chat_stores
 
     row = {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]}
     (tuned / "one.jsonl").write_text(json.dumps(row))

@@ -9,7 +9,7 @@ from functools import cache
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.data.bpe import split_pattern
+from llmtrain.tokenizers.bpe import split_pattern
 
 WORDS = (
     "system user assistant model tool tools question answer think the a is are be you in of and to Be Hi Hello Bye "

@@ -16,12 +16,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import Source
-from llmtrain.data.answer_store import AnswerPacking, build_answer_stores, collate_answers
-from llmtrain.data.chat import ChatEncoder
-from llmtrain.data.judged_rows import Judged, iter_judged
+from llmtrain.data.chat.encode import ChatEncoder
+from llmtrain.data.formats.labelled import Judged, iter_judged
+from llmtrain.data.formats.preference_rows import iter_preferences
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.preferences import iter_preferences
-from llmtrain.data.stores import Stores
+from llmtrain.data.packing.answers import AnswerPacking, build_answer_stores, collate_answers
+from llmtrain.data.store.text_stores import Stores
 
 
 @pytest.fixture(scope="module")

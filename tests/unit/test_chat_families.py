@@ -25,8 +25,8 @@ from tiny_tokenizers import metaspace_bpe
 from tokenizers import normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
-from llmtrain.data.conversations import Conversation
+from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
+from llmtrain.data.formats.conversations import Conversation
 
 CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
 SYSTEM_CHAT = ("s: Be brief.", *CHAT)

@@ -12,9 +12,9 @@ from tiny_chat import write_model, write_rows
 from transformers import AutoTokenizer
 
 from llmtrain.config.sections import ChatDataConfig
-from llmtrain.data.chat import ChatEncoder, Encoded
-from llmtrain.data.chat_store import NOTHING_LEFT, TOO_LONG, build_chat_stores, fit
-from llmtrain.data.stores import Stores
+from llmtrain.data.chat.encode import ChatEncoder, Encoded
+from llmtrain.data.store.chat_store import NOTHING_LEFT, TOO_LONG, build_chat_stores, fit
+from llmtrain.data.store.text_stores import Stores
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_build_that_was_cut_off_starts_again(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("llmtrain.data.store.StoreWriter.finish", die)
+        patched.setattr("llmtrain.data.store.token_store.StoreWriter.finish", die)
         with pytest.raises(Killed):
             built(encoder, tmp_path, rows)
     (again,) = built(encoder, tmp_path, rows).train

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from llmtrain.config.sections import CleanConfig, Source
-from llmtrain.data.clean import Cleaner, alpha_fraction, line_repeat_fraction
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.ngrams import WordHashes, ngram_hashes
-from llmtrain.data.rows import iter_documents
-from llmtrain.data.text import Document
+from llmtrain.data.sources.clean import Cleaner, alpha_fraction, line_repeat_fraction
+from llmtrain.data.sources.documents import iter_documents
+from llmtrain.data.sources.ngrams import WordHashes, ngram_hashes
+from llmtrain.data.sources.text import Document
 
 LONG = [f"word{i}" for i in range(60)]
 
@@ -56,7 +56,7 @@ def test_the_share_of_repeated_lines_leaves_out_blank_ones():
 def test_the_share_of_repeated_lines_does_not_depend_on_where_pieces_are_cut(monkeypatch):
     text = "one line of words\nanother line of words\n" * 50
     whole = line_repeat_fraction(document(text))
-    monkeypatch.setattr("llmtrain.data.text.PIECE_CHARS", 30)
+    monkeypatch.setattr("llmtrain.data.sources.text.PIECE_CHARS", 30)
     assert len(list(document(text).pieces())) > 10
     assert line_repeat_fraction(document(text)) == whole == 98 / 100
 

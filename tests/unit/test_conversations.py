@@ -30,9 +30,9 @@ from instruction_rows import (
 )
 
 from llmtrain.config.sections import Source
-from llmtrain.data.conversations import Conversation, PlainText, iter_examples
+from llmtrain.data.formats.conversations import Conversation, PlainText, iter_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.text import Document
+from llmtrain.data.sources.text import Document
 
 FORMATS = [
     ("messages", {"messages": TURNS}, 0),

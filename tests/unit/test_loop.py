@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
-from llmtrain.data.order import skipped_position
+from llmtrain.data.loader.order import skipped_position
 from llmtrain.protocols import Counts, Metrics
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import SPIKE_HISTORY_STEPS, StopSignal

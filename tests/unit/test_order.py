@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from llmtrain.data.order import SampleOrder, permuted_index, skipped_position
+from llmtrain.data.loader.order import SampleOrder, permuted_index, skipped_position
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 65, 1000, 1023])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from llmtrain.batch import IGNORE_INDEX
-from llmtrain.data.loader import StoredBatches, collate, microbatches
-from llmtrain.data.order import SampleOrder
-from llmtrain.data.pack import BestFitPacking, Pack, StreamPacking, best_fit
+from llmtrain.data.loader.batches import StoredBatches, collate, microbatches
+from llmtrain.data.loader.order import SampleOrder
+from llmtrain.data.packing.documents import BestFitPacking, Pack, StreamPacking, best_fit
 
 
 @dataclass

@@ -9,9 +9,9 @@ import pytest
 
 from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config.sections import DataConfig, EvalConfig, TrainConfig
-from llmtrain.data.pack import StreamPacking
-from llmtrain.data.plan import DataPlan, plan_data
-from llmtrain.data.store import TokenStore
+from llmtrain.data.loader.plan import DataPlan, plan_data
+from llmtrain.data.packing.documents import StreamPacking
+from llmtrain.data.store.token_store import TokenStore
 
 
 def store_of(lengths: list[int]) -> TokenStore:

@@ -9,7 +9,7 @@ import pytest
 from tiny_chat import write_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llmtrain.data.prompts import Prompt
+from llmtrain.data.formats.prompts import Prompt
 from llmtrain.policy_stage import readable, score_responses
 from llmtrain.rollout.generate import Generated
 from llmtrain.rollout.score import Term

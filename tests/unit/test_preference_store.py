@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.batch import IGNORE_INDEX, empty_pairs, segment_ends
 from llmtrain.config.rl import PreferenceDataConfig
-from llmtrain.data.chat import ChatEncoder, Encoded
-from llmtrain.data.chat_store import TOO_LONG
-from llmtrain.data.preference_store import (
+from llmtrain.data.chat.encode import ChatEncoder, Encoded
+from llmtrain.data.formats.preference_rows import EQUAL
+from llmtrain.data.packing.pairs import (
     LEAST_SHARED,
     NO_PROMPT_LEFT,
     Pair,
@@ -32,8 +32,8 @@ from llmtrain.data.preference_store import (
     has_margins,
     shared_lengths,
 )
-from llmtrain.data.preferences import EQUAL
-from llmtrain.data.stores import Stores
+from llmtrain.data.store.chat_store import TOO_LONG
+from llmtrain.data.store.text_stores import Stores
 
 ROWS = [
     {"prompt": "one", "chosen": "yes", "rejected": "no no", "margin": 0.5},

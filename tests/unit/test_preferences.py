@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from llmtrain.config.sections import Source
-from llmtrain.data.build import eval_share
+from llmtrain.data.formats.preference_rows import EQUAL, Preference, iter_preferences
+from llmtrain.data.formats.preferences import BEST_FIRST
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.preference_formats import BEST_FIRST
-from llmtrain.data.preferences import EQUAL, Preference, iter_preferences
+from llmtrain.data.store.build import eval_share
 
 USER = {"role": "user", "content": "2 + 2?"}
 GOOD, BAD = ({"role": "assistant", "content": content} for content in ("4", "5"))

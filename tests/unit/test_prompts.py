@@ -11,7 +11,7 @@ from tiny_chat import CHATML, write_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.config.rl import PromptDataConfig
-from llmtrain.data.prompts import Prompt, load_prompts
+from llmtrain.data.formats.prompts import Prompt, load_prompts
 
 TOOLS = [{"type": "function", "function": {"name": "search", "description": "Looks up."}}]
 WITH_TOOLS = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}" + CHATML

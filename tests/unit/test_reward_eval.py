@@ -21,9 +21,9 @@ from transformers import AutoTokenizer
 from llmtrain.batch import PreferencePairs
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import EvalConfig, TrainConfig
-from llmtrain.data.chat import ChatEncoder
-from llmtrain.data.plan import DataPlan, plan_data
-from llmtrain.data.preference_store import PairPacking, build_preference_stores
+from llmtrain.data.chat.encode import ChatEncoder
+from llmtrain.data.loader.plan import DataPlan, plan_data
+from llmtrain.data.packing.pairs import PairPacking, build_preference_stores
 from llmtrain.eval.reward import (
     HeldOutPairs,
     PairScores,

@@ -13,10 +13,10 @@ import zstandard
 
 from llmtrain.config.sections import Source
 from llmtrain.data import formats, text
-from llmtrain.data.files import source_fingerprint
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.rows import iter_documents, iter_texts
-from llmtrain.data.text import Document, FileText, cut_pieces
+from llmtrain.data.sources.documents import iter_documents, iter_texts
+from llmtrain.data.sources.files import source_fingerprint
+from llmtrain.data.sources.text import Document, FileText, cut_pieces
 
 ROWS = [{"id": "1", "text": "first"}, {"id": "2", "text": "zweite, größer"}, {"id": "3", "text": "third\nline"}]
 TEXTS = [row["text"] for row in ROWS]
@@ -298,7 +298,7 @@ def test_a_large_text_file_is_not_held_yet_reads_the_same(tmp_path: Path, monkey
     whole = "".join(f"line {i} of many größer\n" for i in range(300))
     path.write_text(whole)
     (small,) = iter_documents(Source(path=str(path)), "error", SourceLedger(path="x"))
-    monkeypatch.setattr("llmtrain.data.rows.LARGE_CHARS", 100)
+    monkeypatch.setattr("llmtrain.data.sources.documents.LARGE_CHARS", 100)
     monkeypatch.setattr(text, "CHUNK_BYTES", 37)
     (large,) = iter_documents(Source(path=str(path)), "error", SourceLedger(path="x"))
     assert isinstance(small.text, str) and isinstance(large.text, FileText)
@@ -344,6 +344,6 @@ def test_a_fingerprint_changes_with_the_files_and_how_they_are_read(tmp_path: Pa
 
 
 def test_readers_exist_for_every_suffix_of_rows():
-    from llmtrain.data.files import ROW_SUFFIXES
+    from llmtrain.data.sources.files import ROW_SUFFIXES
 
     assert set(formats.READERS) == set(ROW_SUFFIXES)

@@ -18,9 +18,9 @@ from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
 
 from llmtrain.config.sections import CleanConfig, DataConfig
 from llmtrain.data import build, store
-from llmtrain.data.store import TokenStore, open_store
-from llmtrain.data.stores import Stores, build_stores
-from llmtrain.data.text import FileText
+from llmtrain.data.sources.text import FileText
+from llmtrain.data.store.text_stores import Stores, build_stores
+from llmtrain.data.store.token_store import TokenStore, open_store
 from llmtrain.system.files import LOCK, cache_root
 
 TEXTS = [f"{i} {WORDS} größer" for i in range(200)]
@@ -193,8 +193,8 @@ KILLED = """
 import os, sys
 from tiny_tokenizers import byte_level_bpe
 from llmtrain.config.sections import DataConfig
-from llmtrain.data import build
-from llmtrain.data.stores import build_stores
+from llmtrain.data.store.token_store import build
+from llmtrain.data.store.text_stores import build_stores
 build.batch_chars = lambda: 300
 build.UNIT_BYTES = 1
 flush = build.StoreWriter.flush
@@ -294,9 +294,9 @@ def test_a_full_disk_is_one_clear_line_and_the_build_goes_on_later(tmp_path: Pat
 
 
 def test_a_long_text_file_is_stored_as_if_encoded_whole(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("llmtrain.data.text.PIECE_CHARS", 200)
-    monkeypatch.setattr("llmtrain.data.rows.LARGE_CHARS", 1000)
-    monkeypatch.setattr("llmtrain.data.text.CHUNK_BYTES", 97)
+    monkeypatch.setattr("llmtrain.data.sources.text.PIECE_CHARS", 200)
+    monkeypatch.setattr("llmtrain.data.sources.documents.LARGE_CHARS", 1000)
+    monkeypatch.setattr("llmtrain.data.sources.text.CHUNK_BYTES", 97)
     with_small_units(monkeypatch)
     text = "".join(f"{text}\n" for text in TEXTS)
     (tmp_path / "a.txt").write_text(text)
@@ -310,7 +310,7 @@ def test_a_long_text_file_is_stored_as_if_encoded_whole(tmp_path: Path, monkeypa
 
 
 def test_a_long_text_of_a_tokenizer_that_cannot_be_cut_is_encoded_whole_and_said_so(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("llmtrain.data.text.PIECE_CHARS", 200)
+    monkeypatch.setattr("llmtrain.data.sources.text.PIECE_CHARS", 200)
     text = f"{WORDS}\n" * 40
     (tmp_path / "a.txt").write_text(text)
     messages: list[str] = []

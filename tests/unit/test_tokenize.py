@@ -10,7 +10,7 @@ from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.data.text import cut_pieces
+from llmtrain.data.sources.text import cut_pieces
 from llmtrain.data.tokenize import Piece, TextEncoder, load_tokenizer, tokenizer_fingerprint
 
 

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.config.load import validate
 from llmtrain.config.sections import TokenizerTrainConfig
-from llmtrain.data.bpe import MAX_PIECE_CHARS, NUM_BYTES
-from llmtrain.data.tokenizer_training import SourceText, interleave, train_tokenizer
+from llmtrain.tokenizers.bpe import MAX_PIECE_CHARS, NUM_BYTES
+from llmtrain.tokenizers.train import SourceText, interleave, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_SPECIAL = 5 + 16

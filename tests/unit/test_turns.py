@@ -7,8 +7,8 @@ from chat_rows import call, conversation, documents, expected, fault, tokens, tr
 from chat_templates import DEEPSEEK_R1, GEMMA, LLAMA3, MARKED_CHATML, PHI3, QWEN25, Family, family_tokenizer
 from tiny_tokenizers import byte_level_bpe
 
-from llmtrain.data.chat import ChatEncoder
-from llmtrain.data.conversations import Example
+from llmtrain.data.chat.encode import ChatEncoder
+from llmtrain.data.formats.conversations import Example
 
 CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
 ANSWER = {"role": "assistant", "content": "Hi"}

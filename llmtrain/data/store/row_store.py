@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from llmtrain.config.sections import Source, SourcesConfig
-from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
-from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
+from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split, TokenTally
-from llmtrain.data.store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
-from llmtrain.data.stores import Stores, find_or_build, read_ledger, require_held_out, slug
+from llmtrain.data.sources.files import fingerprint, resolved_revision, source_fingerprint
+from llmtrain.data.store.text_stores import Stores, find_or_build, read_ledger, require_held_out, slug
+from llmtrain.data.store.token_store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
 from llmtrain.system.files import Report, cache_root, is_disk_full
 
 Fill = Callable[[Source, float, SourceLedger, StoreWriter], None]

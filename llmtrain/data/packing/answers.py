@@ -18,16 +18,16 @@ import torch
 from llmtrain.batch import IGNORE_INDEX, JudgedAnswers, empty_answers
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import Source
-from llmtrain.data.build import eval_share
-from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
-from llmtrain.data.chat_store import TOO_LONG
-from llmtrain.data.judged_rows import Judged, holds_judgements, iter_judged
+from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
+from llmtrain.data.formats.labelled import Judged, holds_judgements, iter_judged
 from llmtrain.data.ledger import SourceLedger, Split
-from llmtrain.data.pack import Array, Pack, best_fit
-from llmtrain.data.preference_store import NO_PROMPT_LEFT, pair_rows, row_settings
-from llmtrain.data.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
-from llmtrain.data.store import StoreWriter, TokenStore
-from llmtrain.data.stores import Stores
+from llmtrain.data.packing.documents import Array, Pack, best_fit
+from llmtrain.data.packing.pairs import NO_PROMPT_LEFT, pair_rows, row_settings
+from llmtrain.data.store.build import eval_share
+from llmtrain.data.store.chat_store import TOO_LONG
+from llmtrain.data.store.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
+from llmtrain.data.store.text_stores import Stores
+from llmtrain.data.store.token_store import StoreWriter, TokenStore
 from llmtrain.system.files import Report
 
 BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores

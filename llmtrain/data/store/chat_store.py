@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from llmtrain.config.sections import ChatDataConfig, Source
-from llmtrain.data.build import eval_share
-from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
-from llmtrain.data.conversations import Example, iter_examples
-from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
+from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
+from llmtrain.data.formats.conversations import Example, iter_examples
 from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split
-from llmtrain.data.row_store import leave_out, left_out, write_document
-from llmtrain.data.store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
-from llmtrain.data.stores import Stores, find_or_build, read_ledger, require_held_out, slug
+from llmtrain.data.sources.files import fingerprint, resolved_revision, source_fingerprint
+from llmtrain.data.store.build import eval_share
+from llmtrain.data.store.row_store import leave_out, left_out, write_document
+from llmtrain.data.store.text_stores import Stores, find_or_build, read_ledger, require_held_out, slug
+from llmtrain.data.store.token_store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
 from llmtrain.system.files import Report, cache_root, is_disk_full
 
 BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores

@@ -13,13 +13,13 @@ from hashlib import blake2b
 from typing import Literal
 
 from llmtrain.config.sections import Source
-from llmtrain.data.conversations import Conversation, row_bytes, row_files
-from llmtrain.data.dialogues import UnfitRow, UnwantedRow, shortened
-from llmtrain.data.files import Files, resolve
-from llmtrain.data.formats import BadRow, Row
+from llmtrain.data.formats.conversations import Conversation, row_bytes, row_files
+from llmtrain.data.formats.instructions import RowFormat, check_canonical, recognise, renamed
+from llmtrain.data.formats.messages import UnfitRow, UnwantedRow, shortened
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.row_formats import RowFormat, check_canonical, recognise, renamed
-from llmtrain.data.rows import iter_items
+from llmtrain.data.sources.documents import iter_items
+from llmtrain.data.sources.files import Files, resolve
+from llmtrain.data.sources.readers import BadRow, Row
 
 LABELS = ("label", "kto_tag")
 """Fields that may say whether an answer is desirable."""

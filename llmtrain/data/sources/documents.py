@@ -15,10 +15,10 @@ from typing import Any, Literal
 import zstandard
 
 from llmtrain.config.sections import Source
-from llmtrain.data.files import TEXT_SUFFIXES, Files, HubDataset, file_kind, resolve
-from llmtrain.data.formats import READERS, BadRow, Row, Rows, read_hub
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.text import LARGE_CHARS, Document, FileText, InvalidUtf8, decoded_chunks
+from llmtrain.data.sources.files import TEXT_SUFFIXES, Files, HubDataset, file_kind, resolve
+from llmtrain.data.sources.readers import READERS, BadRow, Row, Rows, read_hub
+from llmtrain.data.sources.text import LARGE_CHARS, Document, FileText, InvalidUtf8, decoded_chunks
 
 TEXT_FIELDS = ("text", "content", "extract", "body", "document", "article", "passage", "raw_content")
 """Fields that are taken for the text where the source names none."""

@@ -14,19 +14,19 @@ from hashlib import blake2b
 from typing import Literal
 
 from llmtrain.config.sections import Source
-from llmtrain.data.conversations import SHOWN_MESSAGES, Conversation, row_bytes, row_files
-from llmtrain.data.dialogues import UnfitRow, UnwantedRow, shortened
-from llmtrain.data.files import Files, resolve
-from llmtrain.data.formats import BadRow, Row
-from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.preference_formats import (
+from llmtrain.data.formats.conversations import SHOWN_MESSAGES, Conversation, row_bytes, row_files
+from llmtrain.data.formats.instructions import Dialogue, renamed
+from llmtrain.data.formats.messages import UnfitRow, UnwantedRow, shortened
+from llmtrain.data.formats.preferences import (
     Comparison,
     PreferenceFormat,
     check_preference_fields,
     recognise_preference,
 )
-from llmtrain.data.row_formats import Dialogue, renamed
-from llmtrain.data.rows import iter_items
+from llmtrain.data.ledger import SourceLedger
+from llmtrain.data.sources.documents import iter_items
+from llmtrain.data.sources.files import Files, resolve
+from llmtrain.data.sources.readers import BadRow, Row
 
 EQUAL = "chosen equal to rejected"
 

@@ -13,11 +13,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from llmtrain.config.sections import Source
-from llmtrain.data.files import source_fingerprint
 from llmtrain.data.ledger import SPLITS, SourceLedger, Split, TokenTally
-from llmtrain.data.rows import iter_documents
-from llmtrain.data.store import StoreWriter, discard_unfinished
-from llmtrain.data.text import Document
+from llmtrain.data.sources.documents import iter_documents
+from llmtrain.data.sources.files import source_fingerprint
+from llmtrain.data.sources.text import Document
+from llmtrain.data.store.token_store import StoreWriter, discard_unfinished
 from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars
 from llmtrain.system.files import Report, is_disk_full
 

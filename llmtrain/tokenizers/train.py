@@ -19,10 +19,10 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from llmtrain.config.sections import Source, TokenizerTrainConfig
-from llmtrain.data.bpe import as_transformers, special_token_list, train_bpe
-from llmtrain.data.build import eval_share
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.rows import iter_documents
+from llmtrain.data.sources.documents import iter_documents
+from llmtrain.data.store.build import eval_share
+from llmtrain.tokenizers.bpe import as_transformers, special_token_list, train_bpe
 
 REPORT_FILE = "training.json"
 

@@ -16,8 +16,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llmtrain.data.conversations import Conversation
-from llmtrain.data.dialogues import Message
+from llmtrain.data.formats.conversations import Conversation
+from llmtrain.data.formats.messages import Message
 
 Spans = tuple[tuple[int, int], ...]  # [start, end) in characters
 

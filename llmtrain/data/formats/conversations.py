@@ -13,12 +13,12 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from llmtrain.config.sections import Source
-from llmtrain.data.dialogues import Message, UnfitRow, UnwantedRow, shortened
-from llmtrain.data.files import ROW_SUFFIXES, TEXT_SUFFIXES, Files, file_kind, resolve
-from llmtrain.data.formats import BadRow, Row
+from llmtrain.data.formats.instructions import RowFormat, check_canonical, fields_read, recognise, renamed
+from llmtrain.data.formats.messages import Message, UnfitRow, UnwantedRow, shortened
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.row_formats import RowFormat, check_canonical, fields_read, recognise, renamed
-from llmtrain.data.rows import iter_items
+from llmtrain.data.sources.documents import iter_items
+from llmtrain.data.sources.files import ROW_SUFFIXES, TEXT_SUFFIXES, Files, file_kind, resolve
+from llmtrain.data.sources.readers import BadRow, Row
 
 SHOWN_MESSAGES = 4
 """Messages of the first row that are shown."""

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from llmtrain.config.rl import PromptDataConfig
 from llmtrain.config.sections import Source
-from llmtrain.data.build import eval_share
-from llmtrain.data.dialogues import Message, UnfitRow, UnwantedRow, text_message, turn_messages
-from llmtrain.data.files import resolve
-from llmtrain.data.formats import BadRow, Row
+from llmtrain.data.formats.instructions import Dialogue, check_canonical, recognise, renamed, with_extras
+from llmtrain.data.formats.messages import Message, UnfitRow, UnwantedRow, text_message, turn_messages
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
-from llmtrain.data.row_formats import Dialogue, check_canonical, recognise, renamed, with_extras
-from llmtrain.data.rows import iter_items
+from llmtrain.data.sources.documents import iter_items
+from llmtrain.data.sources.files import resolve
+from llmtrain.data.sources.readers import BadRow, Row
+from llmtrain.data.store.build import eval_share
 from llmtrain.system.files import Report
 
 PROMPT_FIELDS = ("prompt", "question", "query")

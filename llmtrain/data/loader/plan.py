@@ -9,9 +9,9 @@ from fractions import Fraction
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import EvalConfig, SourcesConfig, TrainConfig
-from llmtrain.data.loader import Collate, StoredBatches, collate
-from llmtrain.data.order import SampleOrder, permuted_index
-from llmtrain.data.pack import Pack, Packing
+from llmtrain.data.loader.batches import Collate, StoredBatches, collate
+from llmtrain.data.loader.order import SampleOrder, permuted_index
+from llmtrain.data.packing.documents import Pack, Packing
 from llmtrain.protocols import BatchType
 
 EVAL_KEY = 0  # the held-out sample is the same for every run and seed

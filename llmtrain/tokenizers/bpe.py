@@ -17,7 +17,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from llmtrain.config.sections import SpecialTokens, TokenizerTrainConfig
-from llmtrain.data.chat_template import chat_template
+from llmtrain.data.chat.default_template import chat_template
 
 NUM_BYTES = 256
 

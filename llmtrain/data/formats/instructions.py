@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from llmtrain.data.dialogues import (
+from llmtrain.data.formats.messages import (
     Message,
     UnfitRow,
     UnwantedRow,
@@ -23,7 +23,7 @@ from llmtrain.data.dialogues import (
     turn_message,
     turn_messages,
 )
-from llmtrain.data.formats import Fields, Row
+from llmtrain.data.sources.readers import Fields, Row
 
 CANONICAL = (
     "messages",

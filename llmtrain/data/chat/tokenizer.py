@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerFast
 
 from llmtrain.config.sections import ChatDataConfig, PretrainedModelConfig, TokenizerConfig
-from llmtrain.data.chat import ChatEncoder, choose_template
+from llmtrain.data.chat.encode import ChatEncoder, choose_template
 from llmtrain.data.tokenize import load_tokenizer
 
 

@@ -12,9 +12,18 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from llmtrain.data.dialogues import Message, UnfitRow, UnwantedRow, marked_messages, marking_of, turn_message
-from llmtrain.data.formats import Fields, Row
-from llmtrain.data.row_formats import CHOICE, CHOICE_BASES, INPUTS, SYSTEMS, Dialogue, RowFormat, recognise, renamed
+from llmtrain.data.formats.instructions import (
+    CHOICE,
+    CHOICE_BASES,
+    INPUTS,
+    SYSTEMS,
+    Dialogue,
+    RowFormat,
+    recognise,
+    renamed,
+)
+from llmtrain.data.formats.messages import Message, UnfitRow, UnwantedRow, marked_messages, marking_of, turn_message
+from llmtrain.data.sources.readers import Fields, Row
 
 RESPONSES = ("responses", "answers", "completions")
 """Fields that may hold the answers of a ranked list."""

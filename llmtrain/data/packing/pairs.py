@@ -19,15 +19,15 @@ import torch
 from llmtrain.batch import IGNORE_INDEX, PreferencePairs, empty_pairs
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import Source
-from llmtrain.data.build import eval_share
-from llmtrain.data.chat import BadExample, ChatEncoder, Encoded
-from llmtrain.data.chat_store import TOO_LONG
+from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
+from llmtrain.data.formats.preference_rows import EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger, Split
-from llmtrain.data.pack import Array, Pack, best_fit
-from llmtrain.data.preferences import EQUAL, Preference, iter_preferences
-from llmtrain.data.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
-from llmtrain.data.store import StoreWriter, TokenStore
-from llmtrain.data.stores import Stores
+from llmtrain.data.packing.documents import Array, Pack, best_fit
+from llmtrain.data.store.build import eval_share
+from llmtrain.data.store.chat_store import TOO_LONG
+from llmtrain.data.store.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
+from llmtrain.data.store.text_stores import Stores
+from llmtrain.data.store.token_store import StoreWriter, TokenStore
 from llmtrain.system.files import Report
 
 LEAST_SHARED = 8  # tokens of a prompt; a call of attention more costs the smallest models as much as these

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens, empty_batch
-from llmtrain.data.order import SampleOrder, skipped_position
-from llmtrain.data.pack import Pack
+from llmtrain.data.loader.order import SampleOrder, skipped_position
+from llmtrain.data.packing.documents import Pack
 from llmtrain.protocols import BatchType
 
 FetchPack = Callable[[int, int], Pack]

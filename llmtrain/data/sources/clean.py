@@ -14,9 +14,9 @@ import numpy as np
 
 from llmtrain.config.sections import CleanConfig, Source
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.ngrams import Hashes, WordHashes, ngram_hashes
-from llmtrain.data.rows import iter_documents, iter_texts
-from llmtrain.data.text import PIECE_CHARS, Document, cut_pieces
+from llmtrain.data.sources.documents import iter_documents, iter_texts
+from llmtrain.data.sources.ngrams import Hashes, WordHashes, ngram_hashes
+from llmtrain.data.sources.text import PIECE_CHARS, Document, cut_pieces
 
 Drops = Callable[[Document], bool]
 """Whether a step drops a document."""

@@ -12,13 +12,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmtrain.config.sections import CleanConfig, DataConfig, Source, SourcesConfig
-from llmtrain.data.build import Clean, Plan, build_store, eval_share
-from llmtrain.data.clean import Cleaner
-from llmtrain.data.files import fingerprint, resolved_revision, source_fingerprint
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
-from llmtrain.data.rows import iter_documents
-from llmtrain.data.store import FORMAT, TokenStore, is_store, open_store, read_meta
-from llmtrain.data.text import Document
+from llmtrain.data.sources.clean import Cleaner
+from llmtrain.data.sources.documents import iter_documents
+from llmtrain.data.sources.files import fingerprint, resolved_revision, source_fingerprint
+from llmtrain.data.sources.text import Document
+from llmtrain.data.store.build import Clean, Plan, build_store, eval_share
+from llmtrain.data.store.token_store import FORMAT, TokenStore, is_store, open_store, read_meta
 from llmtrain.data.tokenize import TextEncoder, tokenizer_fingerprint
 from llmtrain.system.files import Report, cache_root, exclusive
 

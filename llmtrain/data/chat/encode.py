@@ -19,10 +19,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from llmtrain.config.sections import SpecialTokens
-from llmtrain.data.chat_template import chat_template
-from llmtrain.data.conversations import Conversation, Example, PlainText
+from llmtrain.data.chat.default_template import chat_template
+from llmtrain.data.chat.template import MEND, BadExample, ChatTemplate, Turn
+from llmtrain.data.formats.conversations import Conversation, Example, PlainText
 from llmtrain.data.tokenize import TextEncoder
-from llmtrain.data.turns import MEND, BadExample, ChatTemplate, Turn
 
 __all__ = ["BadExample", "ChatEncoder", "Encoded", "LossOn", "choose_template"]
 

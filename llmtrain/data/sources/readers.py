@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from llmtrain.config.sections import Source
-from llmtrain.data.files import COMPRESSIONS, HubDataset, open_binary
+from llmtrain.data.sources.files import COMPRESSIONS, HubDataset, open_binary
 
 Fields = Mapping[str, Any]
 
