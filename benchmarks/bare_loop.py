@@ -36,10 +36,10 @@ from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text_stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer
-from llmtrain.models.fused_layers import fuse_layers
-from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.load import load_model, parameters_by_role
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.checks import with_loss
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.system.device import peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoints

@@ -93,7 +93,7 @@ def main() -> None:
 
 def write_inputs(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the setting and what both sides start from."""
-    shown = ["-c", f"from llmtrain.models.gguf import resolved_path; print(resolved_path({MODEL!r}))"]
+    shown = ["-c", f"from llmtrain.models.folders.gguf import resolved_path; print(resolved_path({MODEL!r}))"]
     setting = SETTING | {
         "model": run_python(shown).stdout.splitlines()[-1],
         "updates": arguments.updates,

@@ -17,10 +17,10 @@ from corpus import documents, short_documents
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import AdapterConfig, TunedModelConfig
+from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
+from llmtrain.models.folders.reward import export_reward_adapter, merge_reward_adapter
 from llmtrain.models.load import load_pretrained
-from llmtrain.models.lora import add_adapter, base_fingerprint
-from llmtrain.models.reward import RewardModel, score_model
-from llmtrain.models.reward_folder import export_reward_adapter, merge_reward_adapter
+from llmtrain.models.wrappers.reward_model import RewardModel, score_model
 
 NEVER_DRAWN = {"eos_token": "<issue_closed>", "pad_token": "<empty_output>"}
 ADAPTER_SPREAD = 0.02  # of its second matrices, which start at zero

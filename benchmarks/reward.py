@@ -66,7 +66,7 @@ def main() -> None:
 
 def write_config(work: Path, rows: Path, steps: int) -> Path:
     """Our configuration, which TRL's side reads too."""
-    shown = ["-c", f"from llmtrain.models.gguf import resolved_path; print(resolved_path({MODEL!r}))"]
+    shown = ["-c", f"from llmtrain.models.folders.gguf import resolved_path; print(resolved_path({MODEL!r}))"]
     tree: dict[str, Any] = {
         "run": {"dir": str(work / "run")},
         "model": {"path": run_python(shown).stdout.splitlines()[-1]},

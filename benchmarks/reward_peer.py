@@ -26,7 +26,7 @@ from llmtrain.data.chat.tokenizer import ChatTokenizer, open_chat_tokenizer
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.models.reward import pooling_pad_id
+from llmtrain.models.wrappers.reward_model import pooling_pad_id
 
 
 def opened(config: RewardStageConfig) -> tuple[ChatTokenizer, TokenStore]:

@@ -53,7 +53,7 @@ def main() -> None:
     arguments = options.parse_args()
     work: Path = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    shown = ["-c", f"from llmtrain.models.gguf import resolved_path; print(resolved_path({MODEL!r}))"]
+    shown = ["-c", f"from llmtrain.models.folders.gguf import resolved_path; print(resolved_path({MODEL!r}))"]
     model = run_python(shown).stdout.splitlines()[-1]
     line = {}
     for kind in ("lora", "full"):

@@ -22,17 +22,17 @@ from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.models.actor_critic import ActorCritic, ValueHead
-from llmtrain.models.critic_init import start_as_reward
-from llmtrain.models.fused_layers import fuse_layers
-from llmtrain.models.fused_lora import fuse_adapters
-from llmtrain.models.gguf import resolved_path
-from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
+from llmtrain.models.cpu.layers import fuse_layers
+from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.folders.open import model_folder
+from llmtrain.models.folders.reward import load_reward_model
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
-from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.one_base import frozen_copy, shared_copy
-from llmtrain.models.reward_folder import load_reward_model
-from llmtrain.models.tuned import model_folder
+from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.critic_init import start_as_reward
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Role
 from llmtrain.reward_term import reward_model_path, reward_model_term

@@ -12,14 +12,14 @@ from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs, has_margins
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.reward import HeldOutPairs, beats_chance, reward_card
-from llmtrain.models.fused_layers import fuse_layers
-from llmtrain.models.fused_lora import fuse_adapters
-from llmtrain.models.gguf import resolved_path
+from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.cpu.layers import fuse_layers
+from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.folders.reward import export_reward_adapter, export_reward_model, merge_reward_adapter
 from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_pretrained
-from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.reward import pooling_pad_id, reward_parameters_by_role, score_model, with_scores
-from llmtrain.models.reward_folder import export_reward_adapter, export_reward_model, merge_reward_adapter
-from llmtrain.models.selfcheck import shares_prompts
+from llmtrain.models.wrappers.checks import shares_prompts
+from llmtrain.models.wrappers.reward_model import pooling_pad_id, reward_parameters_by_role, score_model, with_scores
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.run import Write, export_dtype, export_run, mark_finished, record_ledger
 from llmtrain.system.device import attention_kernel, fuses_layers

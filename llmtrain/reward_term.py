@@ -17,11 +17,11 @@ from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.formats.conversations import Conversation
 from llmtrain.data.formats.messages import tool_list
 from llmtrain.eval.reward import beats_chance
-from llmtrain.models.fused_layers import fuse_layers
-from llmtrain.models.fused_lora import fuse_adapters
-from llmtrain.models.one_base import share_equal
-from llmtrain.models.reward_folder import load_reward_model
-from llmtrain.models.tuned import model_folder
+from llmtrain.models.adapters.weight_sharing import share_equal
+from llmtrain.models.cpu.layers import fuse_layers
+from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.folders.open import model_folder
+from llmtrain.models.folders.reward import load_reward_model
 from llmtrain.rollout.score import Term, term_weight
 from llmtrain.system.device import fuses_layers
 from llmtrain.system.files import Report

@@ -20,8 +20,8 @@ from torch import Tensor
 from llmtrain.config.load import read_yaml, save_config
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.config.sections import RunConfig, Section, TrainConfig
-from llmtrain.models.card import model_card
-from llmtrain.models.export import push_model
+from llmtrain.models.folders.card import model_card
+from llmtrain.models.folders.model import push_model
 from llmtrain.system.files import write_json
 from llmtrain.train.checkpoint import Checkpoint
 

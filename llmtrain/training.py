@@ -14,13 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.config.recipes import RecipeConfig
-from llmtrain.models.actor_critic import ActorCritic
 from llmtrain.models.attention import compile_model
-from llmtrain.models.fused_layers import fuse_layers
-from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.load import attention_dropout
-from llmtrain.models.reward import RewardModel
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.actor_critic import ActorCritic
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.protocols import BatchSource, BatchType, Objective, Role
 from llmtrain.run import open_run, record_run
 from llmtrain.system.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes

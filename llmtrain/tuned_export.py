@@ -9,9 +9,9 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from llmtrain.config.recipes import TuningConfig
-from llmtrain.models.adapter_folder import export_adapter, merge_adapter
-from llmtrain.models.export import WRAPPER_PREFIX, export_model
-from llmtrain.models.gguf import resolved_path
+from llmtrain.models.folders.adapter import export_adapter, merge_adapter
+from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.folders.model import WRAPPER_PREFIX, export_model
 from llmtrain.run import Write, export_dtype, export_run
 from llmtrain.train.checkpoint import Checkpoint
 

@@ -15,7 +15,7 @@ from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text_stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.eval.held_out import HeldOut
-from llmtrain.models.export import export_model
+from llmtrain.models.folders.model import export_model
 from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions

@@ -16,10 +16,10 @@ from llmtrain.data.packing.documents import BestFitPacking
 from llmtrain.data.store.chat_store import build_chat_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.held_out import HeldOut
-from llmtrain.models.fused_lora import fuse_adapters
-from llmtrain.models.gguf import resolved_path
+from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
-from llmtrain.models.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.run import record_ledger

@@ -13,7 +13,7 @@ import torch
 from transformers import TextStreamer
 
 from llmtrain.cli.options import add_sampling, check_sampling
-from llmtrain.models.tuned import load_tuned, prompt_ids, reply
+from llmtrain.models.folders.open import load_tuned, prompt_ids, reply
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from llmtrain.cli.options import add_sampling, check_sampling
 from llmtrain.data.formats.messages import Message, text_message, tool_list, turn_messages
-from llmtrain.models.tuned import load_tuned, prompt_ids, reply
+from llmtrain.models.folders.open import load_tuned, prompt_ids, reply
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llmtrain.models.adapter_folder import merge_adapter
-from llmtrain.models.tuned import ADAPTER, model_folder
+from llmtrain.models.folders.adapter import merge_adapter
+from llmtrain.models.folders.open import ADAPTER, model_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from llmtrain.data.ledger import SPLITS, Ledger
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import BestFitPacking, Pack
 from llmtrain.data.store.chat_store import build_chat_stores
-from llmtrain.models.gguf import resolved_path
+from llmtrain.models.folders.gguf import resolved_path
 
 TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim", "bold yellow"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmtrain.models.tuned import load_tuned
+from llmtrain.models.folders.open import load_tuned
 
 NUM_TOKENS = 160
 TEMPERATURE = 0.7

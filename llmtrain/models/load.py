@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import ModelConfig, PretrainedModelConfig, TunedModelConfig
+from llmtrain.models.adapters.quantized import nf4, num_weights
+from llmtrain.models.adapters.token_rows import HeadWithRows
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.gguf import resolved_path
-from llmtrain.models.quantized import nf4, num_weights
-from llmtrain.models.token_rows import HeadWithRows
+from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.protocols import Role
 
 VOCAB_MULTIPLE = 64  # matmuls over the vocabulary run on whole tiles

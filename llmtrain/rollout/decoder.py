@@ -23,7 +23,7 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, Mi
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 
-from llmtrain.models.fused_layers import is_swiglu
+from llmtrain.models.cpu.layers import is_swiglu
 from llmtrain.rollout.cache import RowCache, cached_attention
 from llmtrain.rollout.step_linear import Layers, StepLinears, in_fp32_on_cpu
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.batch import Experience, PackedTokens, empty_experience
 from llmtrain.config.rl import PolicyConfig, RolloutConfig
-from llmtrain.models.actor_critic import ActorCritic, PolicyOutputs
+from llmtrain.models.wrappers.actor_critic import ActorCritic, PolicyOutputs
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
 from llmtrain.rollout.account import explained_variance, rollout_metrics, sample_rows
 from llmtrain.rollout.advantage import ADVANTAGES, AdaptiveKl, Episodes, moments, shaped_rewards, whitened

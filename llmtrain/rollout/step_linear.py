@@ -26,9 +26,9 @@ from jaxtyping import Float
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from llmtrain.models.fused_lora import FusedLoraLinear
-from llmtrain.models.lm_head import LossHead
-from llmtrain.models.token_logprobs import LogprobHead
+from llmtrain.models.cpu.lora import FusedLoraLinear
+from llmtrain.models.heads.logprobs import LogprobHead
+from llmtrain.models.wrappers.causal_lm import LossHead
 from llmtrain.system.device import separate_allocations
 
 MAX_BYTES = 2**31  # of copies; a larger model keeps its memory

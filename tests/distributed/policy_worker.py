@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmtrain.batch import Experience, PackedTokens
 from llmtrain.config.recipes import PolicyStageConfig
-from llmtrain.models.actor_critic import ActorCritic
 from llmtrain.models.attention import ATTENTION
+from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.policy_stage import build_roles
 from llmtrain.rollout.experience import Episode, as_experience, pack_episodes

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.config.sections import OptimConfig
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.checks import with_loss
 from llmtrain.train.capabilities import CAPABILITIES
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.optim import Ema, shrink_l1

@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.lm_head import CausalLMLoss
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.checks import with_loss
 from llmtrain.system.device import AttentionKernel
 
 VOCAB = 96

@@ -144,7 +144,7 @@ def adapter_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 def initial_adapter(folder: Path, base: Path) -> PeftModel:
     """The base with an adapter that holds what ours started with."""
-    from llmtrain.models.lora import add_adapter
+    from llmtrain.models.adapters.lora import add_adapter
 
     config = load_config(SftConfig, [str(folder / "unpacked" / "config.yaml")])
     model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="sdpa", dtype=torch.float32)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from llmtrain.batch import Experience
 from llmtrain.config.rl import PolicyConfig
-from llmtrain.models.actor_critic import PolicyOutputs
+from llmtrain.models.wrappers.actor_critic import PolicyOutputs
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.objectives.policy_losses import kl_estimate, value_loss
 from llmtrain.rollout.advantage import gae, moments, shaped_rewards, whitened

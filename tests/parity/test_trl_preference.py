@@ -18,7 +18,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import PreferenceStageConfig
 from llmtrain.data.loader.order import SampleOrder
-from llmtrain.models.lora import add_adapter
+from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.train.checkpoint import Checkpoint
 
 # Of TRL and what it calls.

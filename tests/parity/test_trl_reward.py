@@ -23,9 +23,9 @@ from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import TunedModelConfig
 from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs
+from llmtrain.models.folders.reward import export_reward_model
 from llmtrain.models.load import load_pretrained
-from llmtrain.models.reward import RewardModel, pooling_pad_id, score_model, with_scores
-from llmtrain.models.reward_folder import export_reward_model
+from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model, with_scores
 from llmtrain.objectives.reward import PairwiseReward
 
 # Of TRL and what it calls.

@@ -15,7 +15,7 @@ from tiny_pairs import pairs, write_pairs
 from tiny_run import RLHF, Ended, metrics, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtrain.models.tuned import load_tuned
+from llmtrain.models.folders.open import load_tuned
 
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
 LOSSES: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ from tiny_chat import write_config, write_model, write_rows
 from tiny_run import SFT, Ended, metrics, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from llmtrain.models.tuned import load_tuned
+from llmtrain.models.folders.open import load_tuned
 
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
 

@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtrain.batch import Experience
 from llmtrain.config.rl import PolicyConfig
-from llmtrain.models.actor_critic import ActorCritic, ValueHead
-from llmtrain.models.lm_head import CausalLMLoss
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.checks import with_loss
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Metrics
 from llmtrain.rollout.experience import Episode, as_experience, pack_episodes

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, pipeline
 
 from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
-from llmtrain.models.adapter_folder import export_adapter, merge_adapter
-from llmtrain.models.card import model_card
+from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
+from llmtrain.models.folders.adapter import export_adapter, merge_adapter
+from llmtrain.models.folders.card import model_card
 from llmtrain.models.load import load_model, load_pretrained
-from llmtrain.models.lora import add_adapter, base_fingerprint
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.checks import with_loss
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 UNTIED = {**MODEL, "tie_word_embeddings": False}

@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.config.sections import AdapterConfig, TunedModelConfig
-from llmtrain.models.actor_critic import ActorCritic, ValueHead
-from llmtrain.models.critic_init import start_as_reward
+from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.adapters.weight_sharing import shared_copy
+from llmtrain.models.folders.reward import export_reward_adapter, export_reward_model, load_reward_model
 from llmtrain.models.load import load_pretrained
-from llmtrain.models.lora import add_adapter
-from llmtrain.models.one_base import shared_copy
-from llmtrain.models.reward import RewardModel, pooling_pad_id, score_model
-from llmtrain.models.reward_folder import export_reward_adapter, export_reward_model, load_reward_model
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
+from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.critic_init import start_as_reward
+from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
 
 CPU = torch.device("cpu")
 LORA: dict[str, Any] = {"kind": "lora", "rank": 4, "alpha": 8}

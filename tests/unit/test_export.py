@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
-from llmtrain.models.card import model_card
-from llmtrain.models.export import export_model
-from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.folders.card import model_card
+from llmtrain.models.folders.model import export_model
 from llmtrain.models.load import load_model
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.checks import with_loss
 
 CARD = "---\nlibrary_name: transformers\n---\n"
 TOKENS = torch.tensor([256, *range(65, 91), 257])

@@ -31,7 +31,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from llmtrain.models.token_logprobs import LogprobHead
+from llmtrain.models.heads.logprobs import LogprobHead
 from llmtrain.rollout import forward
 from llmtrain.rollout.decoder import can_decode
 from llmtrain.rollout.generate import generate

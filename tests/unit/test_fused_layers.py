@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from llmtrain.models.fused_layers import fuse_layers
+from llmtrain.models.cpu.layers import fuse_layers
 
 SHAPE = {
     "vocab_size": 40,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from llmtrain.config.sections import AdapterConfig
-from llmtrain.models.fused_lora import FusedLoraLinear, fuse_adapters
-from llmtrain.models.lora import add_adapter
+from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.cpu.lora import FusedLoraLinear, fuse_adapters
 
 
 def adapted(**settings: object) -> PreTrainedModel:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import AdapterConfig
+from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.lm_head import CausalLMLoss
-from llmtrain.models.lora import add_adapter
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.rollout import forward
 from llmtrain.rollout import generate as engine
 from llmtrain.rollout.decoder import Decoder

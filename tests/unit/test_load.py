@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import ModelConfig, TunedModelConfig
-from llmtrain.models import quantized
+from llmtrain.models.adapters import quantized
 from llmtrain.models.load import PRESETS, flops_per_token, load_model, load_pretrained, parameters_by_role
 
 VOCABULARY = 259  # of the tiny tokenizer: 256 bytes, BOS, EOS, PAD

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
-from llmtrain.models.lm_head import CausalLMLoss
+from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.load import flops_per_token, load_model, load_pretrained, parameters_by_role
-from llmtrain.models.lora import adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.checks import with_loss
 
 LENGTHS = (7, 4, 9)
 NEW_IDS = (259, 260)  # behind the 259 tokens of the tiny tokenizer, among the 320 rows of the tiny model

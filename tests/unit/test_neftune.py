@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
-from llmtrain.models.lm_head import CausalLMLoss
 from llmtrain.models.load import load_model
-from llmtrain.models.neftune import add_noise
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.neftune import add_noise
 
 LENGTHS = (3, 20, 9)
 

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtrain.config.sections import AdapterConfig
-from llmtrain.models.lora import add_adapter
-from llmtrain.models.one_base import share_equal, shared_copy
+from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.adapters.weight_sharing import share_equal, shared_copy
 
 LORA = AdapterConfig(kind="lora", rank=2, alpha=4)
 

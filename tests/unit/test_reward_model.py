@@ -17,18 +17,18 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from llmtrain.batch import PackedTokens, PreferencePairs, empty_pairs
 from llmtrain.config.sections import AdapterConfig, ModelConfig, TunedModelConfig
-from llmtrain.models.card import model_card
-from llmtrain.models.fused_lora import fuse_adapters
+from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
+from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.folders.card import model_card
+from llmtrain.models.folders.reward import export_reward_adapter, export_reward_model, merge_reward_adapter
 from llmtrain.models.load import load_model, load_pretrained
-from llmtrain.models.lora import add_adapter, base_fingerprint
-from llmtrain.models.reward import (
+from llmtrain.models.wrappers.reward_model import (
     RewardModel,
     pooling_pad_id,
     reward_parameters_by_role,
     score_model,
     with_scores,
 )
-from llmtrain.models.reward_folder import export_reward_adapter, export_reward_model, merge_reward_adapter
 from llmtrain.objectives.reward import PairwiseReward
 
 LENGTHS = (7, 12, 3, 9)

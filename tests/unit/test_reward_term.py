@@ -14,9 +14,9 @@ from tiny_chat import write_model
 from transformers import AutoTokenizer
 
 from llmtrain.config.sections import TunedModelConfig
+from llmtrain.models.folders.reward import export_reward_model
 from llmtrain.models.load import load_pretrained
-from llmtrain.models.reward import RewardModel, pooling_pad_id, score_model
-from llmtrain.models.reward_folder import export_reward_model
+from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
 from llmtrain.reward_term import reward_model_term
 from llmtrain.rollout.score import Term
 

@@ -17,10 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtrain.batch import Experience, KeptTokens
 from llmtrain.config.rl import PolicyConfig, RolloutConfig
-from llmtrain.models.actor_critic import ActorCritic, ValueHead
-from llmtrain.models.lm_head import CausalLMLoss
-from llmtrain.models.one_base import frozen_copy
-from llmtrain.models.selfcheck import with_loss
+from llmtrain.models.adapters.weight_sharing import frozen_copy
+from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.checks import with_loss
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Interrupted
 from llmtrain.rollout import rounds

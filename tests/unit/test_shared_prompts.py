@@ -11,14 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from llmtrain.batch import IGNORE_INDEX, PreferencePairs
 from llmtrain.config.sections import AdapterConfig, TunedModelConfig
-from llmtrain.models import selfcheck
-from llmtrain.models.actor_critic import ActorCritic
+from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.fused_lora import fuse_adapters
-from llmtrain.models.lm_head import CausalLMLoss
-from llmtrain.models.lora import add_adapter
-from llmtrain.models.reward import RewardModel, score_model
-from llmtrain.models.selfcheck import shares_prompts
+from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.wrappers import checks as selfcheck
+from llmtrain.models.wrappers.actor_critic import ActorCritic
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.checks import shares_prompts
+from llmtrain.models.wrappers.reward_model import RewardModel, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.system.device import AttentionKernel
 

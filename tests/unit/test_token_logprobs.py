@@ -7,7 +7,7 @@ import torch
 
 from llmtrain.batch import KeptTokens
 from llmtrain.models import lm_head, token_logprobs
-from llmtrain.models.token_logprobs import LogprobHead, TokenLogprobs, logits_logprobs
+from llmtrain.models.heads.logprobs import LogprobHead, TokenLogprobs, logits_logprobs
 
 
 @pytest.mark.parametrize("trains_entropy", [False, True])

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, linear
 
-from llmtrain.models import lm_head
-from llmtrain.models.token_rows import EmbeddingWithRows, HeadWithRows
+from llmtrain.models.adapters.token_rows import EmbeddingWithRows, HeadWithRows
+from llmtrain.models.wrappers import causal_lm as lm_head
 from llmtrain.protocols import LossOptions
 
 TOKENS, HIDDEN, VOCAB, ROW_IDS = 150, 12, 33, (5, 31)

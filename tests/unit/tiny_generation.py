@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from llmtrain.config.sections import AdapterConfig
+from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.fused_lora import fuse_adapters
-from llmtrain.models.lora import add_adapter
+from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.rollout.generate import Generated, generate
 from llmtrain.rollout.sampling import Sampling
 

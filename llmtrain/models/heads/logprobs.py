@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmtrain.batch import KeptTokens
-from llmtrain.models.lm_head import add_product, chunks, gradient_precision
+from llmtrain.models.wrappers.causal_lm import add_product, chunks, gradient_precision
 
 LEFT_OUT = -1e30  # a logit without probability; its products with a probability of 0 are 0, which infinity's are not
 

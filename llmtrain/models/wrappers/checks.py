@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import PackedTokens
+from llmtrain.models.adapters.quantized import fp32_arithmetic
 from llmtrain.models.attention import ATTENTION, plan_segments, sharing_obstacle
-from llmtrain.models.lm_head import CausalLMLoss, is_projection
-from llmtrain.models.quantized import fp32_arithmetic
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss, is_projection
 from llmtrain.system.device import AttentionKernel
 from llmtrain.system.files import Report
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.models.lm_head import LossHead, chunked_loss
+from llmtrain.models.wrappers.causal_lm import LossHead, chunked_loss
 from llmtrain.protocols import LossOptions, TokenLoss
 
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, Experience, JudgedAnswers, KeptTokens, PackedTokens, PreferencePairs
 from llmtrain.models.attention import plan_segments
-from llmtrain.models.lm_head import CausalLMLoss, LossHead
-from llmtrain.models.token_logprobs import LogprobHead, TokenLogprobs, logits_logprobs
+from llmtrain.models.heads.logprobs import LogprobHead, TokenLogprobs, logits_logprobs
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss, LossHead
 from llmtrain.system.device import AttentionKernel
 
 TokenBatch = Experience | JudgedAnswers | PackedTokens | PreferencePairs

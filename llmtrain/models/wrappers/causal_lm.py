@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.models.attention import plan_segments
-from llmtrain.models.neftune import add_noise
+from llmtrain.models.wrappers.neftune import add_noise
 from llmtrain.protocols import LossOptions, TokenLoss
 from llmtrain.system.device import AttentionKernel
 

@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from llmtrain.config.sections import AdapterConfig
-from llmtrain.models.card import as_model_card
-from llmtrain.models.export import WRAPPER_PREFIX, generation_config, no_progress_bar, save_tokenizer, skeleton
-from llmtrain.models.lora import base_fingerprint, expected_warnings, lora_config
+from llmtrain.models.adapters.lora import base_fingerprint, expected_warnings, lora_config
+from llmtrain.models.folders.card import as_model_card
+from llmtrain.models.folders.model import WRAPPER_PREFIX, generation_config, no_progress_bar, save_tokenizer, skeleton
 
 BASE_FILE = "base.json"  # the base's fingerprint, by which a merge knows it again
 PEFT_PREFIX = "base_model.model."

@@ -12,8 +12,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from llmtrain.models.actor_critic import ValueHead
-from llmtrain.models.reward import HEAD, RewardModel
+from llmtrain.models.wrappers.actor_critic import ValueHead
+from llmtrain.models.wrappers.reward_model import HEAD, RewardModel
 
 MEND = "set policy.critic_init=zero, or train a reward model that fits"
 

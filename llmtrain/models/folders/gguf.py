@@ -15,7 +15,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from llmtrain.models.export import no_progress_bar, skeleton
+from llmtrain.models.folders.model import no_progress_bar, skeleton
 from llmtrain.system.files import Report, cache_root, exclusive
 
 MAGIC = b"GGUF"

@@ -17,11 +17,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens, PreferencePairs, segment_ends
 from llmtrain.config.sections import PretrainedModelConfig
+from llmtrain.models.adapters.quantized import fp32_arithmetic
 from llmtrain.models.attention import ATTENTION, plan_segments
-from llmtrain.models.gguf import resolved_path
+from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.load import parameters_by_role
-from llmtrain.models.quantized import fp32_arithmetic
-from llmtrain.models.selfcheck import LENGTHS, PACKING_TOLERANCE
+from llmtrain.models.wrappers.checks import LENGTHS, PACKING_TOLERANCE
 from llmtrain.protocols import Role
 from llmtrain.system.device import AttentionKernel
 

@@ -42,7 +42,7 @@ def load_tuned(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if (folder / ADAPTER).is_file():
-            from llmtrain.models.adapter_folder import open_adapter
+            from llmtrain.models.folders.adapter import open_adapter
 
             model: Any = open_adapter(folder, len(tokenizer))
             if (folder / GENERATION).is_file():  # peft takes the base's, which may not know the tuned end of turn

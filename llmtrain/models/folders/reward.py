@@ -28,12 +28,12 @@ from transformers import (
 from transformers.utils import logging
 
 from llmtrain.config.sections import AdapterConfig
-from llmtrain.models.adapter_folder import BASE_FILE, PEFT_PREFIX, PEFT_ROWS, ROW_IDS, ROWS
+from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.card import MODEL_CODE
-from llmtrain.models.export import WRAPPER_PREFIX, no_progress_bar, save_tokenizer, skeleton
-from llmtrain.models.lora import expected_warnings, lora_config
-from llmtrain.models.reward import HEAD, RewardModel
+from llmtrain.models.folders.adapter import BASE_FILE, PEFT_PREFIX, PEFT_ROWS, ROW_IDS, ROWS
+from llmtrain.models.folders.card import MODEL_CODE
+from llmtrain.models.folders.model import WRAPPER_PREFIX, no_progress_bar, save_tokenizer, skeleton
+from llmtrain.models.wrappers.reward_model import HEAD, RewardModel
 
 REWARD_CODE = """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmtrain.config.sections import AdapterConfig
-from llmtrain.models.quantized import num_weights
-from llmtrain.models.token_rows import EmbeddingWithRows, train_rows
+from llmtrain.models.adapters.quantized import num_weights
+from llmtrain.models.adapters.token_rows import EmbeddingWithRows, train_rows
 
 # State of each trained weight: two fp32 moments, one, or two of a byte.
 OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
