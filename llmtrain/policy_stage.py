@@ -22,6 +22,7 @@ from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.data.tokenize import tokenizer_fingerprint
+from llmtrain.eval.generation import HeldOutScore
 from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
 from llmtrain.models.cpu.layers import fuse_layers
@@ -35,12 +36,11 @@ from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.critic_init import start_as_reward
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Role
-from llmtrain.reward_term import reward_model_path, reward_model_term
-from llmtrain.rollout.generate import Generated
-from llmtrain.rollout.held_out import HeldOutScore
-from llmtrain.rollout.samples import SampleLog
-from llmtrain.rollout.sampling import Sampling
-from llmtrain.rollout.score import Scores, Term, load_terms, named_apart, score, term_weight
+from llmtrain.rewards.model import reward_model_path, reward_model_term
+from llmtrain.rewards.score import Scores, Term, load_terms, named_apart, score, term_weight
+from llmtrain.rollout.local.generate import Generated
+from llmtrain.rollout.local.sampling import Sampling
+from llmtrain.rollout.sample_log import SampleLog
 from llmtrain.rollout.source import Roles, RolloutSource
 from llmtrain.run import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers

@@ -23,7 +23,7 @@ from llmtrain.data.store.text_stores import Stores
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.eval.judged import HeldOutAnswers
 from llmtrain.eval.preference import HeldOutPreferences
-from llmtrain.kl_batches import KlBatches
+from llmtrain.objectives.kto import KlBatches
 from llmtrain.objectives.preference import JudgedPreference, PairwisePreference, preference_options
 from llmtrain.objectives.preference_losses import REFERENCE_FREE
 from llmtrain.protocols import BatchSource, Objective

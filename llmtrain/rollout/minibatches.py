@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import torch
 
-from llmtrain.rollout.remaining import Queue
+from llmtrain.rollout.state import Queue
 
 
 def minibatch_of(groups: Sequence[int], num_minibatches: int) -> dict[int, int]:

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmtrain.config.rl import RolloutConfig
-from llmtrain.rollout.advantage import WHITEN_EPSILON, Sums
-from llmtrain.rollout.generate import Generated
+from llmtrain.objectives.advantages import WHITEN_EPSILON, Sums
+from llmtrain.rollout.local.generate import Generated
 
 
 @dataclass(frozen=True)

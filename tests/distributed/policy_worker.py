@@ -24,9 +24,9 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.policy_stage import build_roles
-from llmtrain.rollout.experience import Episode, as_experience, pack_episodes
-from llmtrain.rollout.generate import generate
-from llmtrain.rollout.sampling import Sampling
+from llmtrain.rollout.local.generate import generate
+from llmtrain.rollout.local.sampling import Sampling
+from llmtrain.rollout.packing import Episode, as_experience, pack_episodes
 from llmtrain.train.optim import make_optimizer
 from llmtrain.train.runtime import Runtime
 

@@ -31,6 +31,7 @@ from trl import (
     RLOOTrainer,
 )
 
+from llmtrain.objectives.advantages import group_mean, leave_one_out
 from llmtrain.objectives.policy_losses import AGGREGATIONS, POLICY_LOSSES, kl_loss
 from llmtrain.objectives.preference_losses import (
     PREFERENCE_LOSSES,
@@ -39,7 +40,6 @@ from llmtrain.objectives.preference_losses import (
     bradley_terry,
     kto,
 )
-from llmtrain.rollout.advantage import group_mean, leave_one_out
 
 # Of TRL and what it calls.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from llmtrain.batch import Experience
 from llmtrain.config.rl import PolicyConfig
 from llmtrain.models.wrappers.actor_critic import PolicyOutputs
+from llmtrain.objectives.advantages import gae, moments, shaped_rewards, whitened
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.objectives.policy_losses import kl_estimate, value_loss
-from llmtrain.rollout.advantage import gae, moments, shaped_rewards, whitened
-from llmtrain.rollout.experience import Episode, pack_episodes
+from llmtrain.rollout.packing import Episode, pack_episodes
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("trl_ppo_1_12.json").read_text(encoding="utf-8"))
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}

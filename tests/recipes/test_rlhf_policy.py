@@ -16,7 +16,7 @@ from tiny_rl import NUM_LETTERS, optimum, write_config, write_task
 from tiny_run import RLHF, Ended, command, environment, metrics, run_here
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmtrain.rollout import advantage
+from llmtrain.objectives import advantages as advantage
 from llmtrain.train.checkpoint import Checkpoint
 
 METHODS: dict[str, dict[str, Any]] = {

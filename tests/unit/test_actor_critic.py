@@ -16,7 +16,7 @@ from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import with_loss
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Metrics
-from llmtrain.rollout.experience import Episode, as_experience, pack_episodes
+from llmtrain.rollout.packing import Episode, as_experience, pack_episodes
 
 CPU = torch.device("cpu")
 EPISODES = [Episode(0, (5, 6), (7, 8), True), Episode(1, (9,), (4,), False)]

@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from llmtrain.rollout.advantage import (
+from llmtrain.objectives.advantages import (
     ADVANTAGES,
     AdaptiveKl,
     Episodes,

@@ -20,7 +20,7 @@ from llmtrain.config.recipes import (
     SftConfig,
 )
 from llmtrain.config.sections import Section, TokenizerTrainConfig
-from llmtrain.rollout.reward_functions import REWARDS
+from llmtrain.rewards.functions import REWARDS
 from llmtrain.stages import stage_configs
 from llmtrain.train.capabilities import CAPABILITIES, ENGINES
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmtrain.rollout import held_out
-from llmtrain.rollout.generate import Generated
-from llmtrain.rollout.held_out import HeldOutScore
-from llmtrain.rollout.sampling import Sampling
-from llmtrain.rollout.score import Scores
+from llmtrain.eval import generation as held_out
+from llmtrain.eval.generation import HeldOutScore
+from llmtrain.rewards.score import Scores
+from llmtrain.rollout.local.generate import Generated
+from llmtrain.rollout.local.sampling import Sampling
 
 
 @dataclass(frozen=True)

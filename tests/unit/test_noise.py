@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from llmtrain.rollout.noise import exponentials
-from llmtrain.rollout.sampling import BLOCK, Sampling, draw, noise_count
+from llmtrain.rollout.local.noise import exponentials
+from llmtrain.rollout.local.sampling import BLOCK, Sampling, draw, noise_count
 
 ONE = Sampling(max_new_tokens=1)
 

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.data.formats.prompts import Prompt
 from llmtrain.policy_stage import readable, score_responses
-from llmtrain.rollout.generate import Generated
-from llmtrain.rollout.score import Term
+from llmtrain.rewards.score import Term
+from llmtrain.rollout.local.generate import Generated
 
 PROMPT = Prompt((1,), ({"role": "user", "content": "hi"},), {}, "rows.jsonl:1")
 CASES = [

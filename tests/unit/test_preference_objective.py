@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmtrain.batch import IGNORE_INDEX, JudgedAnswers, PreferencePairs, empty_answers, empty_pairs
 from llmtrain.config.rl import PreferenceConfig
-from llmtrain.kl_batches import KlBatches
+from llmtrain.objectives.kto import KlBatches
 from llmtrain.objectives.preference import JudgedPreference, PairwisePreference, preference_options
 from llmtrain.objectives.preference_losses import PREFERENCE_LOSSES, REFERENCE_FREE, PreferenceOptions
 

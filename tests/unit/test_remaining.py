@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.batch import Experience, KeptTokens
-from llmtrain.rollout.remaining import Queue, collect, hand_out
+from llmtrain.rollout.state import Queue, collect, hand_out
 from llmtrain.train.checkpoint import join_tensors, split_tensors
 
 Rank = tuple[list[Experience], Queue]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmtrain.rollout.reward_functions import REWARDS, RowError, code_tests, countdown, gsm8k
-from llmtrain.rollout.sentences import sentences
+from llmtrain.rewards.functions import REWARDS, RowError, code_tests, countdown, gsm8k
+from llmtrain.rewards.sentences import sentences
 
 
 def scored(name: str, response: str, row: dict[str, Any] | None = None, **settings: Any) -> float:

@@ -17,8 +17,8 @@ from llmtrain.config.sections import TunedModelConfig
 from llmtrain.models.folders.reward import export_reward_model
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
-from llmtrain.reward_term import reward_model_term
-from llmtrain.rollout.score import Term
+from llmtrain.rewards.model import reward_model_term
+from llmtrain.rewards.score import Term
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,11 @@ from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import with_loss
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Interrupted
-from llmtrain.rollout import rounds
-from llmtrain.rollout.experience import Episode, group_episodes, pack_episodes
-from llmtrain.rollout.generate import Generated, generate
-from llmtrain.rollout.sampling import Sampling
-from llmtrain.rollout.score import Scores
+from llmtrain.rewards.score import Scores
+from llmtrain.rollout import sample as rounds
+from llmtrain.rollout.local.generate import Generated, generate
+from llmtrain.rollout.local.sampling import Sampling
+from llmtrain.rollout.packing import Episode, group_episodes, pack_episodes
 from llmtrain.rollout.source import Roles, RolloutSource
 
 CPU = torch.device("cpu")

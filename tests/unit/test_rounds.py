@@ -13,11 +13,11 @@ from transformers import LlamaForCausalLM
 
 from llmtrain.config.rl import RolloutConfig
 from llmtrain.protocols import Interrupted
-from llmtrain.rollout import rounds
-from llmtrain.rollout.generate import Generated
-from llmtrain.rollout.rounds import MAX_ROUNDS, Drawn, draw_samples, num_needed
-from llmtrain.rollout.sampling import Sampling
-from llmtrain.rollout.score import Scores
+from llmtrain.rewards.score import Scores
+from llmtrain.rollout import sample as rounds
+from llmtrain.rollout.local.generate import Generated
+from llmtrain.rollout.local.sampling import Sampling
+from llmtrain.rollout.sample import MAX_ROUNDS, Drawn, draw_samples, num_needed
 from llmtrain.rollout.shaping import RunningScores
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.rollout.samples import SampleLog
+from llmtrain.rollout.sample_log import SampleLog
 
 
 def write(log: SampleLog, *rollouts: int, response: str = "yes") -> None:

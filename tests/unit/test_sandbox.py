@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from llmtrain.rollout.sandbox import CHILD, Limits, Verdict, run_all
+from llmtrain.rewards.sandbox import CHILD, Limits, Verdict, run_all
 from llmtrain.system.device import share_of_cores
 
 Found = TypeVar("Found")
@@ -211,7 +211,7 @@ def test_a_killed_run_leaves_no_program_behind(tmp_path: Path) -> None:
     script = f"""
 import sys
 sys.path.insert(0, {str(CHILD.parents[2])!r})
-from llmtrain.rollout.sandbox import Limits, run_all
+from llmtrain.rewards.sandbox import Limits, run_all
 code = "import os, time; open(f'{{os.getpid()}}.pid', 'w').close(); time.sleep(120)"
 run_all([(code, [])], Limits(seconds=50))
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.rollout.score import Scores, Term, load_terms, named_apart, score
+from llmtrain.rewards.score import Scores, Term, load_terms, named_apart, score
 
 PROMPTS = ["What is 2 + 2?", "What is 3 + 3?", "What is 4 + 4?"]
 RESPONSES = ["It is 4.", "It is 7.\nSorry.", "8"]

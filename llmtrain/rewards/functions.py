@@ -15,8 +15,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Literal, Protocol
 
-from llmtrain.rollout.sandbox import Limits, run_all
-from llmtrain.rollout.sentences import sentences
+from llmtrain.rewards.sandbox import Limits, run_all
+from llmtrain.rewards.sentences import sentences
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A text, or the messages of a chat."""

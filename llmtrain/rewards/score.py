@@ -20,8 +20,8 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from llmtrain.config.rl import is_reward_model
-from llmtrain.rollout.reward_functions import REWARDS, Prompt, Reward, Row, RowError
-from llmtrain.rollout.user_function import TRL, load_function
+from llmtrain.rewards.functions import REWARDS, Prompt, Reward, Row, RowError
+from llmtrain.rewards.user_function import TRL, load_function
 
 EXCERPT_CHARS = 60
 OURS = {"prompts", "responses", "rows"}

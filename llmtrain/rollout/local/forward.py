@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.models.attention import plan_segments
-from llmtrain.rollout.cache import CACHED_ATTENTION, LayerStates, PackedStates, RowCache
-from llmtrain.rollout.decoder import Decoder, can_decode
-from llmtrain.rollout.step_linear import StepLinears
+from llmtrain.rollout.local.cache import CACHED_ATTENTION, LayerStates, PackedStates, RowCache
+from llmtrain.rollout.local.cpu_decoder import Decoder, can_decode
+from llmtrain.rollout.local.cpu_linear import StepLinears
 
 ROWS_MULTIPLE = 8  # of a batch on a CPU; a product of 9 to 15 rows takes longer than one of 16
 PREFILL_MIN_TOKENS = 16  # below, MKL takes another path

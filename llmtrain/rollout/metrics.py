@@ -11,10 +11,10 @@ from torch import Tensor
 
 from llmtrain.batch import Experience
 from llmtrain.config.rl import RolloutConfig
-from llmtrain.rollout.advantage import signal_groups
+from llmtrain.objectives.advantages import signal_groups
+from llmtrain.rewards.score import several
 from llmtrain.rollout.ranks import Ranks
-from llmtrain.rollout.rounds import Drawn
-from llmtrain.rollout.score import several
+from llmtrain.rollout.sample import Drawn
 
 
 def rollout_metrics(

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from llmtrain.batch import Experience, KeptTokens
-from llmtrain.rollout.experience import join_kept
+from llmtrain.rollout.packing import join_kept
 
 Queue = list[list[int]]
 """The packs of each minibatch to come, then -1 for each empty one, up to the rank that has most packs of it."""

@@ -10,11 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.intervals import mean_interval, wilson_interval
-from llmtrain.rollout.generate import generate
+from llmtrain.rewards.score import several
+from llmtrain.rollout.local.generate import generate
+from llmtrain.rollout.local.sampling import Sampling
 from llmtrain.rollout.ranks import Ranks
-from llmtrain.rollout.rounds import Score
-from llmtrain.rollout.sampling import Sampling
-from llmtrain.rollout.score import several
+from llmtrain.rollout.sample import Score
 from llmtrain.system.device import training_precision
 
 EVAL_ROLLOUT = 2**31 - 1  # its noise is no training rollout's, and the same each time

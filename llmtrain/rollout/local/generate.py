@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import KeptTokens
-from llmtrain.rollout.cache import LayerStates, RowCache
-from llmtrain.rollout.forward import ROWS_MULTIPLE, Forward, Said
-from llmtrain.rollout.noise import exponentials
-from llmtrain.rollout.sampling import Sampling, draw, noise_count
+from llmtrain.rollout.local.cache import LayerStates, RowCache
+from llmtrain.rollout.local.forward import ROWS_MULTIPLE, Forward, Said
+from llmtrain.rollout.local.noise import exponentials
+from llmtrain.rollout.local.sampling import Sampling, draw, noise_count
 
 STEPS_PER_CHUNK = 8  # between chunks rows come and go, and the loop can be stopped
 PREFILL_TOKENS = 8192  # of one packed forward

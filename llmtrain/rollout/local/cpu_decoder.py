@@ -24,8 +24,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2For
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 
 from llmtrain.models.cpu.layers import is_swiglu
-from llmtrain.rollout.cache import RowCache, cached_attention
-from llmtrain.rollout.step_linear import Layers, StepLinears, in_fp32_on_cpu
+from llmtrain.rollout.local.cache import RowCache, cached_attention
+from llmtrain.rollout.local.cpu_linear import Layers, StepLinears, in_fp32_on_cpu
 
 FAMILIES: dict[type, tuple[type, type]] = {
     LlamaForCausalLM: (LlamaModel, LlamaDecoderLayer),

@@ -22,7 +22,7 @@ from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.open import model_folder
 from llmtrain.models.folders.reward import load_reward_model
-from llmtrain.rollout.score import Term, term_weight
+from llmtrain.rewards.score import Term, term_weight
 from llmtrain.system.device import fuses_layers
 from llmtrain.system.files import Report
 

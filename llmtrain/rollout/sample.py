@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.config.rl import RolloutConfig
+from llmtrain.objectives.advantages import signal_groups
 from llmtrain.protocols import Interrupted
-from llmtrain.rollout.advantage import signal_groups
-from llmtrain.rollout.generate import Generated, generate
+from llmtrain.rewards.score import Scores
+from llmtrain.rollout.local.generate import Generated, generate
+from llmtrain.rollout.local.sampling import Sampling
 from llmtrain.rollout.ranks import Ranks
-from llmtrain.rollout.sampling import Sampling
-from llmtrain.rollout.score import Scores
 from llmtrain.rollout.shaping import RunningScores, shaped_scores
 from llmtrain.system.device import training_precision
 
