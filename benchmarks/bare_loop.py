@@ -45,9 +45,9 @@ from llmtrain.system.device import peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Loop
-from llmtrain.train.metrics import RunLog
 from llmtrain.train.optim import make_optimizer
 from llmtrain.train.profile import StepProfiler
+from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
 

@@ -27,10 +27,10 @@ from llmtrain.system.device import attention_kernel, fuses_layers, peak_flops, p
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Evaluate, Loop
-from llmtrain.train.metrics import RunLog
 from llmtrain.train.optim import Ema, make_optimizer
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.progress import Progress
+from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
 

@@ -19,10 +19,10 @@ from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, Tr
 from llmtrain.protocols import BatchSource, BatchType, Interrupted, Objective
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StepGuard, StopSignal
-from llmtrain.train.metrics import RunLog
 from llmtrain.train.optim import Ema, shrink_l1
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.progress import Progress
+from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import Schedule
 

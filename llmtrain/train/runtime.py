@@ -30,12 +30,12 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llmtrain.protocols import Counts, Metrics
 from llmtrain.system.device import separate_allocations
-from llmtrain.train import engine_state
-from llmtrain.train.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
-from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, cpu_threads, is_on
+from llmtrain.train.engines import state as engine_state
+from llmtrain.train.engines.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
+from llmtrain.train.engines.launch import check_deepspeed, check_environment, check_outcome, cpu_threads, is_on
+from llmtrain.train.engines.watchdog import Watchdog
+from llmtrain.train.engines.whole_weights import whole_weights
 from llmtrain.train.optim import make_state
-from llmtrain.train.watchdog import Watchdog
-from llmtrain.train.whole_weights import whole_weights
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -32,7 +32,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from llmtrain.train.engine_state import load_named_state, named_state
+from llmtrain.train.engines.state import load_named_state, named_state
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

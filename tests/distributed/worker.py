@@ -23,8 +23,8 @@ from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.config.sections import OptimConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.checks import with_loss
-from llmtrain.train.capabilities import CAPABILITIES
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
+from llmtrain.train.engines.capabilities import CAPABILITIES
 from llmtrain.train.optim import Ema, shrink_l1
 from llmtrain.train.optim import make_optimizer as make_muon
 from llmtrain.train.runtime import Runtime

@@ -19,9 +19,9 @@ from llmtrain.protocols import Counts, Metrics
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import SPIKE_HISTORY_STEPS, StopSignal
 from llmtrain.train.loop import Evaluate, Loop, Outcome
-from llmtrain.train.metrics import RunLog
 from llmtrain.train.optim import Ema
 from llmtrain.train.profile import StepProfiler
+from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 
 SAMPLES_PER_STEP = 4

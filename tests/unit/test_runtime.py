@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.train import runtime as runtime_module
-from llmtrain.train.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
-from llmtrain.train.launch import check_deepspeed, check_environment, check_outcome, cpu_threads
+from llmtrain.train.engines.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
+from llmtrain.train.engines.launch import check_deepspeed, check_environment, check_outcome, cpu_threads
 from llmtrain.train.runtime import Runtime
 
 
