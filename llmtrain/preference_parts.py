@@ -21,8 +21,8 @@ from llmtrain.data.packing.documents import Array, Packing
 from llmtrain.data.packing.pairs import PairPacking, collate_pairs
 from llmtrain.data.store.text_stores import Stores
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.eval.judged import HeldOutAnswers
-from llmtrain.eval.preference import HeldOutPreferences
+from llmtrain.eval.implied_rewards import HeldOutPreferences
+from llmtrain.eval.kto import HeldOutAnswers
 from llmtrain.objectives.kto import KlBatches
 from llmtrain.objectives.preference import JudgedPreference, PairwisePreference, preference_options
 from llmtrain.objectives.preference_losses import REFERENCE_FREE

@@ -13,6 +13,7 @@ from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.packing.answers import build_answer_stores
 from llmtrain.data.packing.pairs import build_preference_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
+from llmtrain.eval.reference_logprobs import reference_logprobs
 from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path
@@ -20,7 +21,6 @@ from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, p
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.checks import shares_prompts
 from llmtrain.preference_parts import answer_parts, pair_parts
-from llmtrain.reference_logprobs import reference_logprobs
 from llmtrain.run import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
 from llmtrain.training import open_training, train, with_loss_here

@@ -11,7 +11,7 @@ from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs, has_margins
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.eval.reward import HeldOutPairs, beats_chance, reward_card
+from llmtrain.eval.pairs import HeldOutPairs, beats_chance, reward_card
 from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters

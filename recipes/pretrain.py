@@ -14,7 +14,7 @@ from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text_stores import build_stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
-from llmtrain.eval.held_out import HeldOut
+from llmtrain.eval.next_token import HeldOut
 from llmtrain.models.folders.model import export_model
 from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
 from llmtrain.objectives.next_token import NextToken

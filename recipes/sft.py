@@ -15,7 +15,7 @@ from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import BestFitPacking
 from llmtrain.data.store.chat_store import build_chat_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.eval.held_out import HeldOut
+from llmtrain.eval.next_token import HeldOut
 from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmtrain.intervals import mean_interval, wilson_interval
+from llmtrain.eval.intervals import mean_interval, wilson_interval
 from llmtrain.rewards.score import several
 from llmtrain.rollout.local.generate import generate
 from llmtrain.rollout.local.sampling import Sampling

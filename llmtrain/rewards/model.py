@@ -16,7 +16,7 @@ from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.formats.conversations import Conversation
 from llmtrain.data.formats.messages import tool_list
-from llmtrain.eval.reward import beats_chance
+from llmtrain.eval.pairs import beats_chance
 from llmtrain.models.adapters.weight_sharing import share_equal
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters

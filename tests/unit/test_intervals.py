@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llmtrain.intervals import mean_interval, wilson_interval
+from llmtrain.eval.intervals import mean_interval, wilson_interval
 
 
 def test_the_interval_is_wilsons() -> None:

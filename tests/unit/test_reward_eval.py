@@ -24,7 +24,8 @@ from llmtrain.config.sections import EvalConfig, TrainConfig
 from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.loader.plan import DataPlan, plan_data
 from llmtrain.data.packing.pairs import PairPacking, build_preference_stores
-from llmtrain.eval.reward import (
+from llmtrain.eval.intervals import wilson_interval
+from llmtrain.eval.pairs import (
     HeldOutPairs,
     PairScores,
     area_under_curve,
@@ -37,7 +38,6 @@ from llmtrain.eval.reward import (
     report_of,
     reward_card,
 )
-from llmtrain.intervals import wilson_interval
 
 
 def scored(

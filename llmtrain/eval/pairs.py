@@ -20,8 +20,8 @@ from torch import nn
 
 from llmtrain.data.loader.plan import DataPlan
 from llmtrain.data.packing.pairs import collate_pairs
-from llmtrain.eval.held_out_rows import Gather, batches_by_source, rows_of_all_ranks
-from llmtrain.intervals import wilson_interval
+from llmtrain.eval.gather import Gather, batches_by_source, rows_of_all_ranks
+from llmtrain.eval.intervals import wilson_interval
 
 Array = np.ndarray[Any, Any]
 

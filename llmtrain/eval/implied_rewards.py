@@ -11,8 +11,8 @@ from torch import nn
 
 from llmtrain.data.loader.plan import DataPlan
 from llmtrain.data.packing.pairs import collate_pairs
-from llmtrain.eval.held_out_rows import Gather, batches_by_source, rows_of_all_ranks
-from llmtrain.eval.reward import PairScores, flat_report, report_of
+from llmtrain.eval.gather import Gather, batches_by_source, rows_of_all_ranks
+from llmtrain.eval.pairs import PairScores, flat_report, report_of
 from llmtrain.objectives.preference import PairwisePreference
 
 NUM_SCORES = len(PairScores.__dataclass_fields__)

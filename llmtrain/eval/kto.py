@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from llmtrain.batch import JudgedAnswers
 from llmtrain.data.loader.plan import DataPlan
 from llmtrain.data.packing.answers import collate_answers
-from llmtrain.eval.held_out_rows import Gather, batches_by_source, rows_of_all_ranks
-from llmtrain.intervals import wilson_interval
+from llmtrain.eval.gather import Gather, batches_by_source, rows_of_all_ranks
+from llmtrain.eval.intervals import wilson_interval
 from llmtrain.objectives.preference import JudgedPreference, is_right, log_ratios
 
 
