@@ -42,12 +42,12 @@ from llmtrain.rollout.local.generate import Generated
 from llmtrain.rollout.local.sampling import Sampling
 from llmtrain.rollout.sample_log import SampleLog
 from llmtrain.rollout.source import Roles, RolloutSource
-from llmtrain.run import mark_finished, record_ledger
+from llmtrain.runs.export import export_tuned
+from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.runtime import Runtime
 from llmtrain.training import open_training, train, with_loss_here
-from llmtrain.tuned_export import export_tuned
 
 
 def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:

@@ -22,7 +22,7 @@ from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import with_loss
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.protocols import BatchSource, BatchType, Objective, Role
-from llmtrain.run import open_run, record_run
+from llmtrain.runs.folder import open_run, record_run
 from llmtrain.system.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StopSignal

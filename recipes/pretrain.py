@@ -19,7 +19,7 @@ from llmtrain.models.folders.model import export_model
 from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
-from llmtrain.run import export_dtype, export_run, record_ledger
+from llmtrain.runs.folder import export_dtype, export_run, record_ledger
 from llmtrain.training import open_training, train, with_loss_here
 
 

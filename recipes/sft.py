@@ -22,10 +22,10 @@ from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
-from llmtrain.run import record_ledger
+from llmtrain.runs.export import export_tuned
+from llmtrain.runs.folder import record_ledger
 from llmtrain.system.device import fuses_layers
 from llmtrain.training import open_training, train, with_loss_here
-from llmtrain.tuned_export import export_tuned
 
 
 def main(config: SftConfig) -> None:

@@ -21,7 +21,7 @@ from llmtrain.config.recipes import (
 )
 from llmtrain.config.sections import Section, TokenizerTrainConfig
 from llmtrain.rewards.functions import REWARDS
-from llmtrain.stages import stage_configs
+from llmtrain.runs.stages import stage_configs
 from llmtrain.train.engines.capabilities import CAPABILITIES, ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import yaml
 from llmtrain.config.load import validate
 from llmtrain.config.recipes import PolicyStageConfig, PretrainConfig
 from llmtrain.config.sections import iter_keys
-from llmtrain.run import MAY_CHANGE, open_run, record_ledger, record_run
+from llmtrain.runs.folder import MAY_CHANGE, open_run, record_ledger, record_run
 
 FACTS = {"model_revision": None, "tokenizer_fingerprint": "ab12", "stores": ["a-1", "b-2"], "device": "cpu"}
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llmtrain.config.recipes import PolicyStageConfig, RecipeConfig, RewardStageConfig
-from llmtrain.run import mark_finished
-from llmtrain.stages import Stage, run_stages, stage_configs
+from llmtrain.runs.folder import mark_finished
+from llmtrain.runs.stages import Stage, run_stages, stage_configs
 
 
 def never(config: Any, *, last: bool = True) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from llmtrain.config.load import validate
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.config.rl import is_reward_model
-from llmtrain.run import is_finished
+from llmtrain.runs.folder import is_finished
 
 SUFFIX = "_stage"
 

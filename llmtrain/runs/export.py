@@ -12,7 +12,7 @@ from llmtrain.config.recipes import TuningConfig
 from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.folders.model import WRAPPER_PREFIX, export_model
-from llmtrain.run import Write, export_dtype, export_run
+from llmtrain.runs.folder import Write, export_dtype, export_run
 from llmtrain.train.checkpoint import Checkpoint
 
 
