@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmtrain.cli.recipe import run_recipe
 from llmtrain.config.recipes import PretrainConfig
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking
@@ -19,8 +18,9 @@ from llmtrain.models.folders.model import export_model
 from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
+from llmtrain.recipes.command import run_recipe
+from llmtrain.recipes.trainer import open_training, train, with_loss_here
 from llmtrain.runs.folder import export_dtype, export_run, record_ledger
-from llmtrain.training import open_training, train, with_loss_here
 
 
 def main(config: PretrainConfig) -> None:

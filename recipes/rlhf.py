@@ -12,12 +12,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llmtrain.cli.recipe import run_on_arguments, run_recipe, say_once
 from llmtrain.config.load import load_tree, sections_of
 from llmtrain.config.recipes import PolicyStageConfig, PreferenceStageConfig, RewardStageConfig
-from llmtrain.policy_stage import run_policy_stage
-from llmtrain.preference_stage import run_preference_stage
-from llmtrain.reward_stage import run_reward_stage
+from llmtrain.recipes.command import run_on_arguments, run_recipe, say_once
+from llmtrain.recipes.policy import run_policy_stage
+from llmtrain.recipes.preference import run_preference_stage
+from llmtrain.recipes.reward import run_reward_stage
 from llmtrain.runs import stages
 from llmtrain.runs.stages import Stage, run_stages, stage_configs, stages_of
 

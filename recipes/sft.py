@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from llmtrain.cli.recipe import run_recipe
 from llmtrain.config.recipes import SftConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.loader.plan import plan_data
@@ -22,10 +21,11 @@ from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
+from llmtrain.recipes.command import run_recipe
+from llmtrain.recipes.trainer import open_training, train, with_loss_here
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import record_ledger
 from llmtrain.system.device import fuses_layers
-from llmtrain.training import open_training, train, with_loss_here
 
 
 def main(config: SftConfig) -> None:

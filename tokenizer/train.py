@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmtrain.cli.recipe import run_recipe
 from llmtrain.config.sections import TokenizerTrainConfig
+from llmtrain.recipes.command import run_recipe
 from llmtrain.tokenizers.train import train_tokenizer
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from transformers.utils import logging
 
 from llmtrain.cli import chat, generate, merge, preview, sample
-from llmtrain.cli.recipe import EXIT_USER_ERROR
+from llmtrain.recipes.command import EXIT_USER_ERROR
 
 VERBS = {"chat": chat, "generate": generate, "merge": merge, "preview": preview, "sample": sample}
 

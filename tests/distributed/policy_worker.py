@@ -23,7 +23,7 @@ from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.objectives.policy import PolicyObjective
-from llmtrain.policy_stage import build_roles
+from llmtrain.recipes.policy import build_roles
 from llmtrain.rollout.local.generate import generate
 from llmtrain.rollout.local.sampling import Sampling
 from llmtrain.rollout.packing import Episode, as_experience, pack_episodes

@@ -10,7 +10,7 @@ from tiny_chat import write_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.data.formats.prompts import Prompt
-from llmtrain.policy_stage import readable, score_responses
+from llmtrain.recipes.policy import readable, score_responses
 from llmtrain.rewards.score import Term
 from llmtrain.rollout.local.generate import Generated
 

@@ -21,11 +21,11 @@ from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit,
 from llmtrain.models.wrappers.checks import shares_prompts
 from llmtrain.models.wrappers.reward_model import pooling_pad_id, reward_parameters_by_role, score_model, with_scores
 from llmtrain.objectives.reward import PairwiseReward
+from llmtrain.recipes.trainer import open_training, train
 from llmtrain.runs.folder import Write, export_dtype, export_run, mark_finished, record_ledger
 from llmtrain.system.device import attention_kernel, fuses_layers
 from llmtrain.system.files import write_json
 from llmtrain.train.checkpoint import Checkpoint
-from llmtrain.training import open_training, train
 
 
 def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:

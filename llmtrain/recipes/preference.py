@@ -20,11 +20,11 @@ from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.checks import shares_prompts
-from llmtrain.preference_parts import answer_parts, pair_parts
+from llmtrain.recipes.preference_parts import answer_parts, pair_parts
+from llmtrain.recipes.trainer import open_training, train, with_loss_here
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
-from llmtrain.training import open_training, train, with_loss_here
 
 
 def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) -> None:

@@ -36,6 +36,7 @@ from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.critic_init import start_as_reward
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Role
+from llmtrain.recipes.trainer import open_training, train, with_loss_here
 from llmtrain.rewards.model import reward_model_path, reward_model_term
 from llmtrain.rewards.score import Scores, Term, load_terms, named_apart, score, term_weight
 from llmtrain.rollout.local.generate import Generated
@@ -47,7 +48,6 @@ from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.runtime import Runtime
-from llmtrain.training import open_training, train, with_loss_here
 
 
 def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
