@@ -1,4 +1,4 @@
-"""Tiny runs of every recipe on two trees, on this machine: equal losses, gradient norms, samples and weights, or a list.
+"""Tiny runs of every recipe on two trees, on this machine: are losses, gradient norms, samples and weights equal?
 
     python tests/golden.py --before REVISION         # the tree at REVISION against this one
     python tests/golden.py --before REVISION --only ppo dpo

@@ -181,11 +181,6 @@ def reward_card(metrics: Path, step: int, sources: Sequence[str]) -> dict[str, A
     return card | {"sources": [{"path": path, **found} for path, found in named]}
 
 
-def beats_chance(card: Mapping[str, Any]) -> bool:
-    """Whether a reward model ranks held-out pairs better than a coin does, the whole confidence interval above 1/2."""
-    return card["accuracy_low"] is not None and card["accuracy_low"] > 0.5
-
-
 def _ranking(scores: PairScores) -> dict[str, float]:
     """How well pairs are ranked: the Bradley-Terry loss without margins, and accuracy, a tie counting half."""
     margins, count = scores.margins, float(scores.weights.sum())

@@ -11,12 +11,18 @@ from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs, has_margins
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.eval.pairs import HeldOutPairs, beats_chance, reward_card
+from llmtrain.eval.pairs import HeldOutPairs, reward_card
 from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path
-from llmtrain.models.folders.reward import export_reward_adapter, export_reward_model, merge_reward_adapter
+from llmtrain.models.folders.reward import (
+    CARD,
+    beats_chance,
+    export_reward_adapter,
+    export_reward_model,
+    merge_reward_adapter,
+)
 from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_pretrained
 from llmtrain.models.wrappers.checks import shares_prompts
 from llmtrain.models.wrappers.reward_model import pooling_pad_id, reward_parameters_by_role, score_model, with_scores
@@ -125,7 +131,7 @@ def reward_verdict(config: RewardStageConfig, folder: Path, checkpoint: Checkpoi
     card = reward_card(folder / "metrics.jsonl", checkpoint.step, sources)
     if card is None:
         return "the reward model is not evaluated: no pairs are held out (data.eval, data.eval_fraction)"
-    write_json(folder / "reward_card.json", card)
+    write_json(folder / CARD, card)
     found = (
         f"accuracy {card['accuracy']:.3f} on {card['pairs']} held-out pairs, "
         f"95 % interval {card['accuracy_low']:.3f} to {card['accuracy_high']:.3f}"

@@ -16,17 +16,14 @@ from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.formats.conversations import Conversation
 from llmtrain.data.formats.messages import tool_list
-from llmtrain.eval.pairs import beats_chance
 from llmtrain.models.adapters.weight_sharing import share_equal
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.open import model_folder
-from llmtrain.models.folders.reward import load_reward_model
+from llmtrain.models.folders.reward import CARD, beats_chance, load_reward_model
 from llmtrain.rewards.score import Term, term_weight
 from llmtrain.system.device import fuses_layers
 from llmtrain.system.files import Report
-
-CARD = "reward_card.json"
 
 
 def reward_model_term(

@@ -14,7 +14,7 @@ from tiny_pairs import RLHF, pairs, write_pairs
 from tiny_run import Ended, metrics, run_here
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from llmtrain.eval.pairs import beats_chance
+from llmtrain.models.folders.reward import beats_chance
 
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from llmtrain.config.recipes import (
     SftConfig,
 )
 from llmtrain.config.sections import Section, TokenizerTrainConfig
+from llmtrain.recipes.rlhf import STAGES
 from llmtrain.rewards.functions import REWARDS
 from llmtrain.runs.stages import stage_configs
 from llmtrain.train.engines.capabilities import CAPABILITIES, ENGINES
@@ -38,8 +38,7 @@ SCHEMAS: dict[str, type[Section]] = {
 
 def load_stages(argv: list[str]) -> None:
     """Read a file of several stages as the recipe does."""
-    stages = runpy.run_path(str(ROOT / "recipes" / "rlhf.py"))["STAGES"]
-    assert len(stage_configs(load_tree(argv), stages)) > 1
+    assert len(stage_configs(load_tree(argv), STAGES)) > 1
 
 
 def commands(text: str) -> Iterator[list[str]]:

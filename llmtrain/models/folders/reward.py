@@ -35,6 +35,7 @@ from llmtrain.models.folders.card import MODEL_CODE
 from llmtrain.models.folders.model import WRAPPER_PREFIX, no_progress_bar, save_tokenizer, skeleton
 from llmtrain.models.wrappers.reward_model import HEAD, RewardModel
 
+CARD = "reward_card.json"  # of the run, beside the folder of the model
 REWARD_CODE = """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -52,6 +53,11 @@ model = AutoPeftModelForSequenceClassification.from_pretrained(
 )
 text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()  # up to the end of the last answer
 score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0, 0]"""
+
+
+def beats_chance(card: Mapping[str, Any]) -> bool:
+    """Whether a reward model ranks held-out pairs better than a coin does, the whole confidence interval above 1/2."""
+    return card["accuracy_low"] is not None and card["accuracy_low"] > 0.5
 
 
 def export_reward_model(

@@ -341,7 +341,7 @@ def test_no_other_module_imports_accelerate_or_deepspeed() -> None:
         for line in file.read_text(encoding="utf-8").splitlines()
         if line.strip().startswith(("import accelerate", "from accelerate", "import deepspeed", "from deepspeed"))
     }
-    assert importers == {"runtime.py", "engine_state.py", "whole_weights.py"}
+    assert importers == {"runtime.py", "state.py", "whole_weights.py"}
 
 
 @pytest.mark.parametrize("launched", [False, True])

@@ -17,7 +17,7 @@ from llmtrain.config.sections import TokenizerTrainConfig
 from llmtrain.tokenizers.bpe import MAX_PIECE_CHARS, NUM_BYTES
 from llmtrain.tokenizers.train import SourceText, interleave, train_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NUM_SPECIAL = 5 + 16
 
 HOSTILE = {

@@ -211,7 +211,7 @@ build_stores(data, byte_level_bpe(), report=lambda message: None)
 def test_a_build_killed_outright_goes_on_to_the_same_bytes(tmp_path: Path):
     path = write_rows(tmp_path / "a.jsonl")
     data = config(tmp_path, path)
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(build.__file__).parents[2])])
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(build.__file__).parents[3])])
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cache")], env={**os.environ, "PYTHONPATH": paths}
     )

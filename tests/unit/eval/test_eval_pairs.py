@@ -29,7 +29,6 @@ from llmtrain.eval.pairs import (
     HeldOutPairs,
     PairScores,
     area_under_curve,
-    beats_chance,
     calibration,
     calibration_error,
     correlation,
@@ -38,6 +37,7 @@ from llmtrain.eval.pairs import (
     report_of,
     reward_card,
 )
+from llmtrain.models.folders.reward import beats_chance
 
 
 def scored(
