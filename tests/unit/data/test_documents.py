@@ -12,8 +12,9 @@ import pytest
 import zstandard
 
 from llmtrain.config.sections import Source
-from llmtrain.data import formats, text
 from llmtrain.data.ledger import SourceLedger
+from llmtrain.data.sources import readers as formats
+from llmtrain.data.sources import text
 from llmtrain.data.sources.documents import iter_documents, iter_texts
 from llmtrain.data.sources.files import source_fingerprint
 from llmtrain.data.sources.text import Document, FileText, cut_pieces

@@ -17,8 +17,9 @@ import pytest
 from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
 
 from llmtrain.config.sections import CleanConfig, DataConfig
-from llmtrain.data import build, store
 from llmtrain.data.sources.text import FileText
+from llmtrain.data.store import build
+from llmtrain.data.store import token_store as store
 from llmtrain.data.store.text_stores import Stores, build_stores
 from llmtrain.data.store.token_store import TokenStore, open_store
 from llmtrain.system.files import LOCK, cache_root
@@ -193,7 +194,7 @@ KILLED = """
 import os, sys
 from tiny_tokenizers import byte_level_bpe
 from llmtrain.config.sections import DataConfig
-from llmtrain.data.store.token_store import build
+from llmtrain.data.store import build
 from llmtrain.data.store.text_stores import build_stores
 build.batch_chars = lambda: 300
 build.UNIT_BYTES = 1

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from llmtrain.batch import KeptTokens
-from llmtrain.models import lm_head, token_logprobs
+from llmtrain.models.heads import logprobs as token_logprobs
 from llmtrain.models.heads.logprobs import LogprobHead, TokenLogprobs, logits_logprobs
+from llmtrain.models.wrappers import causal_lm as lm_head
 
 
 @pytest.mark.parametrize("trains_entropy", [False, True])

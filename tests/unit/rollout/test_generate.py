@@ -28,8 +28,8 @@ from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.rollout import generate as engine
 from llmtrain.rollout.local import forward
+from llmtrain.rollout.local import generate as engine
 from llmtrain.rollout.local.cpu_decoder import Decoder
 from llmtrain.rollout.local.generate import generate
 from llmtrain.rollout.local.sampling import Sampling, keep_likely
