@@ -241,7 +241,7 @@ def test_the_head_computes_in_fp32_where_the_trunk_does_not(tmp_path: Path) -> N
 
 
 def test_leaking_attention_is_found_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmtrain.models import reward
+    from llmtrain.models.wrappers import reward_model as reward
 
     plan = reward.plan_segments
     monkeypatch.setattr(reward, "plan_segments", lambda lengths, kernel, device: plan((sum(lengths),), kernel, device))
