@@ -1,4 +1,4 @@
-"""The two protocols that the loop knows: where batches come from, and what is minimised.
+"""The protocols that rooms know each other by: where batches come from, what is minimised, which processes train.
 
 One optimizer step is `loss = sum over microbatches and ranks of share`, where a share is already
 divided by denominators counted over the whole step, so splitting a batch changes nothing.
@@ -6,15 +6,22 @@ divided by denominators counted over the whole step, so splitting a batch change
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 Batch = TypeVar("Batch")
 Batch_contra = TypeVar("Batch_contra", contravariant=True)
+
+Array = np.ndarray[Any, Any]
+
+Report = Callable[[str], None]
+"""Takes a line for the user."""
 
 Counts = Mapping[str, float]
 """Named denominators of one microbatch: `tokens`, always, and what else the loss divides by: pairs, sequences."""
@@ -94,6 +101,39 @@ class LossOptions:
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+
+
+Evaluate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
+"""(model in eval mode, whether any rank was asked to stop) -> values, `eval_loss` among them; None if stopped."""
+
+
+class Ranks(Protocol):
+    """The processes that train together, and their collectives; the runtime is one."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    dtype: torch.dtype  # that training computes in
+
+    def sum_floats(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over ranks."""
+        ...
+
+    def gather_floats(self, values: Sequence[float]) -> list[list[float]]:
+        """Every rank's values, in the order of ranks; equally many on each."""
+        ...
+
+    def gather_to_main(self, values: Tensor) -> list[Tensor]:
+        """Every rank's values, (elements,), as many as each has, on the main process; none on the others."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        ...
+
+    def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
+        """With the module's weights whole, to be called as a plain one, as often as this rank needs."""
+        ...
 
 
 class TokenLoss(NamedTuple):

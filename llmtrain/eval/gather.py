@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from llmtrain.data.loader.batches import Collate, rank_batches
 from llmtrain.data.loader.plan import DataPlan
-from llmtrain.protocols import BatchType
+from llmtrain.protocols import Array, BatchType
 
-Array = np.ndarray[Any, Any]
 Gather = Callable[[Sequence[float]], list[list[float]]]
 """Every rank's numbers, in the order of ranks; equally many on each."""
 

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.eval.intervals import mean_interval, wilson_interval
+from llmtrain.protocols import Ranks
 from llmtrain.rewards.score import several
 from llmtrain.rollout.local.generate import generate
 from llmtrain.rollout.local.sampling import Sampling
-from llmtrain.rollout.ranks import Ranks
 from llmtrain.rollout.sample import Score
 from llmtrain.system.device import training_precision
 

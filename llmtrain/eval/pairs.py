@@ -22,8 +22,7 @@ from llmtrain.data.loader.plan import DataPlan
 from llmtrain.data.packing.pairs import collate_pairs
 from llmtrain.eval.gather import Gather, batches_by_source, rows_of_all_ranks
 from llmtrain.eval.intervals import wilson_interval
-
-Array = np.ndarray[Any, Any]
+from llmtrain.protocols import Array
 
 CALIBRATION_BINS = 10
 MARGIN_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the histogram, with open ends

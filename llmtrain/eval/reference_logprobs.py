@@ -17,11 +17,11 @@ from llmtrain.data.loader.batches import Collate, rank_batches
 from llmtrain.data.packing.documents import Pack
 from llmtrain.data.sources.files import fingerprint
 from llmtrain.data.store.token_store import TokenStore
+from llmtrain.protocols import Array
 from llmtrain.system.device import reading
 from llmtrain.system.files import exclusive, write_bytes
 from llmtrain.train.runtime import Runtime
 
-Array = np.ndarray[Any, Any]
 REPORT_SECONDS = 30
 
 

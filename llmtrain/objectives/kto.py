@@ -9,28 +9,17 @@ travels in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from llmtrain.batch import JudgedAnswers
 from llmtrain.objectives.preference import log_ratios
-from llmtrain.protocols import BatchSource
+from llmtrain.protocols import BatchSource, Ranks
 from llmtrain.system.device import reading
-
-
-class Ranks(Protocol):
-    """The processes that train together."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    def sum_floats(self, values: Sequence[float]) -> list[float]: ...
-    def gathered(self, module: nn.Module) -> AbstractContextManager[None]: ...
 
 
 class KlBatches:

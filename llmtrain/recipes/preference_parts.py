@@ -17,7 +17,7 @@ from llmtrain.config.recipes import PreferenceStageConfig
 from llmtrain.data.loader.batches import StoredBatches
 from llmtrain.data.loader.plan import DataPlan, plan_data
 from llmtrain.data.packing.answers import AnswerPacking, collate_answers
-from llmtrain.data.packing.documents import Array, Packing
+from llmtrain.data.packing.documents import Packing
 from llmtrain.data.packing.pairs import PairPacking, collate_pairs
 from llmtrain.data.store.text_stores import Stores
 from llmtrain.data.store.token_store import TokenStore
@@ -26,8 +26,7 @@ from llmtrain.eval.kto import HeldOutAnswers
 from llmtrain.objectives.kto import KlBatches
 from llmtrain.objectives.preference import JudgedPreference, PairwisePreference, preference_options
 from llmtrain.objectives.preference_losses import REFERENCE_FREE
-from llmtrain.protocols import BatchSource, Objective
-from llmtrain.train.loop import Evaluate
+from llmtrain.protocols import Array, BatchSource, Evaluate, Objective
 from llmtrain.train.runtime import Runtime
 
 Ask = Callable[..., Array]

@@ -21,12 +21,12 @@ from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import with_loss
 from llmtrain.models.wrappers.reward_model import RewardModel
-from llmtrain.protocols import BatchSource, BatchType, Objective, Role
+from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, Role
 from llmtrain.runs.folder import open_run, record_run
 from llmtrain.system.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StopSignal
-from llmtrain.train.loop import Evaluate, Loop
+from llmtrain.train.loop import Loop
 from llmtrain.train.optim import Ema, make_optimizer
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.progress import Progress

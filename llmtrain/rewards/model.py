@@ -21,9 +21,9 @@ from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.open import model_folder
 from llmtrain.models.folders.reward import CARD, beats_chance, load_reward_model
+from llmtrain.protocols import Report
 from llmtrain.rewards.score import Term, term_weight
 from llmtrain.system.device import fuses_layers
-from llmtrain.system.files import Report
 
 
 def reward_model_term(

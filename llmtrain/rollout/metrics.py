@@ -12,8 +12,8 @@ from torch import Tensor
 from llmtrain.batch import Experience
 from llmtrain.config.rl import RolloutConfig
 from llmtrain.objectives.advantages import signal_groups
+from llmtrain.protocols import Ranks
 from llmtrain.rewards.score import several
-from llmtrain.rollout.ranks import Ranks
 from llmtrain.rollout.sample import Drawn
 
 

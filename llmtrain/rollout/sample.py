@@ -19,11 +19,10 @@ from transformers import PreTrainedModel
 
 from llmtrain.config.rl import RolloutConfig
 from llmtrain.objectives.advantages import signal_groups
-from llmtrain.protocols import Interrupted
+from llmtrain.protocols import Interrupted, Ranks
 from llmtrain.rewards.score import Scores
 from llmtrain.rollout.local.generate import Generated, generate
 from llmtrain.rollout.local.sampling import Sampling
-from llmtrain.rollout.ranks import Ranks
 from llmtrain.rollout.shaping import RunningScores, shaped_scores
 from llmtrain.system.device import training_precision
 

@@ -22,11 +22,11 @@ from llmtrain.config.rl import PolicyConfig, RolloutConfig
 from llmtrain.models.wrappers.actor_critic import ActorCritic, PolicyOutputs
 from llmtrain.objectives.advantages import ADVANTAGES, AdaptiveKl, Episodes, moments, shaped_rewards, whitened
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
+from llmtrain.protocols import Ranks
 from llmtrain.rollout.local.sampling import Sampling
 from llmtrain.rollout.metrics import explained_variance, rollout_metrics, sample_rows
 from llmtrain.rollout.minibatches import minibatch_of, training_order
 from llmtrain.rollout.packing import Episode, as_experience, group_episodes, pack_episodes
-from llmtrain.rollout.ranks import Ranks
 from llmtrain.rollout.sample import PromptAt, Samples, Score, draw_samples
 from llmtrain.rollout.shaping import RunningScores
 from llmtrain.rollout.state import Queue, collect, hand_out

@@ -7,11 +7,11 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-Report = Callable[[str], None]
+from llmtrain.protocols import Report
 
 LOCK = "lock"
 

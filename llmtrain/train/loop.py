@@ -7,7 +7,6 @@ owes is that a step is the same however it is split, and that a run resumes as i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Generic, Literal
@@ -16,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
-from llmtrain.protocols import BatchSource, BatchType, Interrupted, Objective
+from llmtrain.protocols import BatchSource, BatchType, Evaluate, Interrupted, Objective
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StepGuard, StopSignal
 from llmtrain.train.optim import Ema, shrink_l1
@@ -27,9 +26,6 @@ from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import Schedule
 
 Outcome = Literal["finished", "stopped early", "interrupted"]
-
-Evaluate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
-"""(model in eval mode, whether any rank was asked to stop) -> values, `eval_loss` among them; None if stopped."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ LEARNING = SHELVES | {"rollout", "eval", "runs"}
 
 MAY_IMPORT = {
     "config": set[str](),
-    "system": {"config"},
+    "system": {"config", "batch", "protocols"},
     "batch": {"config"},
     "protocols": {"config", "batch"},
     "data": CONTRACTS,

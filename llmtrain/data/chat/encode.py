@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -23,10 +23,10 @@ from llmtrain.data.chat.default_template import chat_template
 from llmtrain.data.chat.template import MEND, BadExample, ChatTemplate, Turn
 from llmtrain.data.formats.conversations import Conversation, Example, PlainText
 from llmtrain.data.tokenize import TextEncoder
+from llmtrain.protocols import Array
 
 __all__ = ["BadExample", "ChatEncoder", "Encoded", "LossOn", "choose_template"]
 
-Array = np.ndarray[Any, Any]
 Ids = tuple[int, ...]
 LossOn = Literal["assistant", "last", "completion", "all"]
 

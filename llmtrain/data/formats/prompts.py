@@ -22,7 +22,7 @@ from llmtrain.data.sources.documents import iter_items
 from llmtrain.data.sources.files import resolve
 from llmtrain.data.sources.readers import BadRow, Row
 from llmtrain.data.store.build import eval_share
-from llmtrain.system.files import Report
+from llmtrain.protocols import Report
 
 PROMPT_FIELDS = ("prompt", "question", "query")
 TOO_LONG = "no room for a response within data.max_seq_len"

@@ -21,14 +21,14 @@ from llmtrain.config.sections import Source
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.formats.labelled import Judged, holds_judgements, iter_judged
 from llmtrain.data.ledger import SourceLedger, Split
-from llmtrain.data.packing.documents import Array, Pack, best_fit
+from llmtrain.data.packing.documents import Pack, best_fit
 from llmtrain.data.packing.pairs import NO_PROMPT_LEFT, pair_rows, row_settings
 from llmtrain.data.store.build import eval_share
 from llmtrain.data.store.chat_store import TOO_LONG
 from llmtrain.data.store.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
 from llmtrain.data.store.text_stores import Stores
 from llmtrain.data.store.token_store import StoreWriter, TokenStore
-from llmtrain.system.files import Report
+from llmtrain.protocols import Array, Report
 
 BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores
 VALUES = ("desirable", "weight")

@@ -13,13 +13,12 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from llmtrain.batch import IGNORE_INDEX
-
-Array = np.ndarray[Any, Any]
+from llmtrain.protocols import Array
 
 
 class Tokens(Protocol):

@@ -22,13 +22,13 @@ from llmtrain.config.sections import Source
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.formats.preference_rows import EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger, Split
-from llmtrain.data.packing.documents import Array, Pack, best_fit
+from llmtrain.data.packing.documents import Pack, best_fit
 from llmtrain.data.store.build import eval_share
 from llmtrain.data.store.chat_store import TOO_LONG
 from llmtrain.data.store.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
 from llmtrain.data.store.text_stores import Stores
 from llmtrain.data.store.token_store import StoreWriter, TokenStore
-from llmtrain.system.files import Report
+from llmtrain.protocols import Array, Report
 
 LEAST_SHARED = 8  # tokens of a prompt; a call of attention more costs the smallest models as much as these
 BATCH_PAIRS = 256  # rendered and tokenized at a time, on all cores

@@ -19,7 +19,8 @@ from llmtrain.data.sources.files import source_fingerprint
 from llmtrain.data.sources.text import Document
 from llmtrain.data.store.token_store import StoreWriter, discard_unfinished
 from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars
-from llmtrain.system.files import Report, is_disk_full
+from llmtrain.protocols import Report
+from llmtrain.system.files import is_disk_full
 
 UNIT_BYTES = 64 << 20
 """Text after which a build makes what it has durable: what a kill may cost."""

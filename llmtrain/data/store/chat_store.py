@@ -24,7 +24,8 @@ from llmtrain.data.store.build import eval_share
 from llmtrain.data.store.row_store import leave_out, left_out, write_document
 from llmtrain.data.store.text_stores import Stores, find_or_build, read_ledger, require_held_out, slug
 from llmtrain.data.store.token_store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
-from llmtrain.system.files import Report, cache_root, is_disk_full
+from llmtrain.protocols import Report
+from llmtrain.system.files import cache_root, is_disk_full
 
 BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores
 TOO_LONG = "longer than data.max_seq_len"

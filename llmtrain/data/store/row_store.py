@@ -20,7 +20,8 @@ from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split, TokenTally
 from llmtrain.data.sources.files import fingerprint, resolved_revision, source_fingerprint
 from llmtrain.data.store.text_stores import Stores, find_or_build, read_ledger, require_held_out, slug
 from llmtrain.data.store.token_store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store
-from llmtrain.system.files import Report, cache_root, is_disk_full
+from llmtrain.protocols import Report
+from llmtrain.system.files import cache_root, is_disk_full
 
 Fill = Callable[[Source, float, SourceLedger, StoreWriter], None]
 """(source, share held out, its account, where documents go): writes all of a source, and accounts for it."""

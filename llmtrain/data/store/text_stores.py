@@ -20,7 +20,8 @@ from llmtrain.data.sources.text import Document
 from llmtrain.data.store.build import Clean, Plan, build_store, eval_share
 from llmtrain.data.store.token_store import FORMAT, TokenStore, is_store, open_store, read_meta
 from llmtrain.data.tokenize import TextEncoder, tokenizer_fingerprint
-from llmtrain.system.files import Report, cache_root, exclusive
+from llmtrain.protocols import Report
+from llmtrain.system.files import cache_root, exclusive
 
 
 @dataclass(frozen=True)

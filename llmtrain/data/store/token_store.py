@@ -20,13 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llmtrain.data.ledger import SPLITS, Split
+from llmtrain.protocols import Array
 from llmtrain.system.files import sync_folder
 
 FORMAT = 1
 META = "store.json"
 JOURNAL = "journal"
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from llmtrain.models.folders.model import no_progress_bar, skeleton
-from llmtrain.system.files import Report, cache_root, exclusive
+from llmtrain.protocols import Report
+from llmtrain.system.files import cache_root, exclusive
 
 MAGIC = b"GGUF"
 DIGIT_SPLITTERS = ("smollm",)  # values of tokenizer.ggml.pre: each digit apart, then as GPT-2 splits

@@ -17,8 +17,8 @@ from llmtrain.batch import PackedTokens
 from llmtrain.models.adapters.quantized import fp32_arithmetic
 from llmtrain.models.attention import ATTENTION, plan_segments, sharing_obstacle
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss, is_projection
+from llmtrain.protocols import Report
 from llmtrain.system.device import AttentionKernel
-from llmtrain.system.files import Report
 
 LENGTHS = (5, 3, 8, 8)
 PAIRS = ((5, 1, 3), (0, 2, 3), (6, 2, 2))  # tokens of a prefix, and of two documents behind it

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
 from llmtrain.data.loader.order import skipped_position
-from llmtrain.protocols import Counts, Metrics
+from llmtrain.protocols import Counts, Evaluate, Metrics
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import SPIKE_HISTORY_STEPS, StopSignal
-from llmtrain.train.loop import Evaluate, Loop, Outcome
+from llmtrain.train.loop import Loop, Outcome
 from llmtrain.train.optim import Ema
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.run_log import RunLog
