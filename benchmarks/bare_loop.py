@@ -69,6 +69,15 @@ def bare_loop(
         optimizer.zero_grad(set_to_none=True)
 
 
+def first_steps(source: StoredBatches, num_steps: int) -> list[list[PackedTokens]]:
+    """The next steps of a source, fewer where it ends."""
+    steps = []
+    while len(steps) < num_steps and (step := source.next_step()) is not None:
+        steps.append(step)
+        source.advance()
+    return steps
+
+
 class TakingTurns:
     """Our batch source, which lets the bare loop run each block of steps before it hands out the same ones."""
 
@@ -82,23 +91,20 @@ class TakingTurns:
         if self._step % BLOCK_STEPS == 0:
             if self._step:
                 self.our_seconds.append(time.perf_counter() - self._started)
-            block = [step for _ in range(BLOCK_STEPS) if (step := self._same.next_step()) is not None]
+            block = first_steps(self._same, BLOCK_STEPS)
             started = time.perf_counter()
             if block:
                 self._bare(block)
                 self.bare_seconds.append(time.perf_counter() - started)
             self._started = time.perf_counter()
-        self._step += 1
         return self._source.next_step()
+
+    def advance(self) -> None:
+        self._source.advance()
+        self._step += 1
 
     def metrics(self) -> dict[str, float]:
         return self._source.metrics()
-
-    def put_back(self) -> None:
-        self._source.put_back()
-
-    def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._source.skip_last(state)
 
     def state_dict(self) -> dict[str, Any]:
         return self._source.state_dict()

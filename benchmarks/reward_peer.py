@@ -49,6 +49,7 @@ def count(config: RewardStageConfig, share_prompts: bool) -> dict[str, Any]:
     source = plan.batches_by(collate_pairs, 0, 1)
     tokens = []
     while (step := source.next_step()) is not None:
+        source.advance()
         tokens.append(sum(sum(batch.segment_lengths) + 2 * sum(batch.prefix_lengths) for batch in step))
     return {"tokens": tokens, "pair_tokens": pair_tokens(store)}
 

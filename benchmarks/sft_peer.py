@@ -37,6 +37,7 @@ def count(config: SftConfig) -> list[int]:
     source = plan.batches(0, 1)
     tokens = []
     while (step := source.next_step()) is not None:
+        source.advance()
         tokens.append(sum(batch.input_ids.numel() for batch in step))
     return tokens
 

@@ -55,22 +55,19 @@ class BatchSource(Protocol[Batch]):
     """Where a step's microbatches come from: a stored dataset, or rollouts made on demand."""
 
     def next_step(self) -> list[Batch] | None:
-        """This rank's microbatches of one optimizer step, as many as on every other rank; None: finished.
+        """This rank's microbatches of the present step, as many as on every other rank; None: finished.
 
-        Raises Interrupted, its state unchanged, where it was asked to stop on the way.
+        It does not move on: called again before `advance`, it returns the same step. Collective.
+        Raises Interrupted, its state unchanged, if it was asked to stop while it made them.
         """
         ...
 
+    def advance(self) -> None:
+        """Move on to the step after the one that `next_step` returned."""
+        ...
+
     def metrics(self) -> Mapping[str, float]:
-        """What there is to tell of the data at hand, the same on every rank; it joins the step's row."""
-        ...
-
-    def put_back(self) -> None:
-        """Take back the step that `next_step` gave last: it will be given again."""
-        ...
-
-    def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`state`, an earlier state of this source, changed so that the last step's samples are left out."""
+        """Values about the data of the last step that `next_step` returned, equal on all ranks; they join its row."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -35,12 +35,32 @@ class KlBatches:
         """`mismatched`: the documents of a microbatch with other answers; `module` gives logprobs of labels."""
         self._source, self._mismatched, self._module, self._ranks = source, mismatched, module, ranks
         self._kl = 0.0
+        self._present: list[JudgedAnswers] | None = None  # the step's microbatches, once their KL is known
 
     def next_step(self) -> list[JudgedAnswers] | None:
-        """This rank's microbatches of the next step, with the KL of the weights before it; None after the last."""
-        batches = self._source.next_step()
-        if batches is None:
-            return None
+        """This rank's microbatches of the present step, with the KL of the weights before it; None after the last."""
+        if self._present is None and (batches := self._source.next_step()) is not None:
+            self._present = self._with_kl(batches)
+        return self._present
+
+    def advance(self) -> None:
+        self._present = None
+        self._source.advance()
+
+    def metrics(self) -> dict[str, float]:
+        """The KL of the last step, in nats per answer."""
+        return {"kl": self._kl, **self._source.metrics()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The other source's: the KL follows from the weights."""
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._present = None
+        self._source.load_state_dict(state)
+
+    def _with_kl(self, batches: list[JudgedAnswers]) -> list[JudgedAnswers]:
+        """The same microbatches, each with the KL of the whole step. Collective."""
         moved = weight = 0.0
         ranks = self._ranks
         with ranks.gathered(self._module), reading(self._module, ranks.device, ranks.dtype):
@@ -52,22 +72,3 @@ class KlBatches:
         moved, weight = ranks.sum_floats([moved, weight])
         self._kl = max(0.0, moved / weight)
         return [replace(batch, kl=torch.tensor(self._kl)) for batch in batches]
-
-    def metrics(self) -> dict[str, float]:
-        """The KL of the step that was given last, nats an answer."""
-        return {"kl": self._kl, **self._source.metrics()}
-
-    def put_back(self) -> None:
-        """Let the step that was given last come again."""
-        self._source.put_back()
-
-    def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`state` with the last step's samples on its skip-list."""
-        return self._source.skip_last(state)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The other source's: the KL follows from the weights."""
-        return self._source.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._source.load_state_dict(state)

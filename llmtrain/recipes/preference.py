@@ -66,6 +66,7 @@ def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) ->
         parameters_by_role(model),
         objective=parts.objective,
         source=parts.source,
+        state_without_step=parts.stored.state_without_step,
         num_steps=plan.num_steps,
         evaluate=parts.evaluate if plan.num_eval_packs else None,
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens, plan.trained_share),

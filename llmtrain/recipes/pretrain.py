@@ -56,6 +56,7 @@ def main(config: PretrainConfig) -> None:
         parameters_by_role(model),
         objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
         source=source,
+        state_without_step=source.state_without_step,
         num_steps=plan.num_steps,
         evaluate=held_out if plan.num_eval_packs else None,
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens),

@@ -83,6 +83,7 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
         reward_parameters_by_role(model),
         objective=PairwiseReward(config.reward.margin, config.reward.centering),
         source=source,
+        state_without_step=source.state_without_step,
         num_steps=plan.num_steps,
         evaluate=held_out if plan.num_eval_packs else None,
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens),

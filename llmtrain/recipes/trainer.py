@@ -26,7 +26,7 @@ from llmtrain.runs.folder import open_run, record_run
 from llmtrain.system.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StopSignal
-from llmtrain.train.loop import Loop
+from llmtrain.train.loop import Loop, StateWithoutStep
 from llmtrain.train.optim import Ema, make_optimizer
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.progress import Progress
@@ -82,10 +82,11 @@ def train(
     facts: Mapping[str, Any],
     stop: StopSignal | None = None,
     critic_lr: float | None = None,
+    state_without_step: StateWithoutStep | None = None,
 ) -> Trained:
     """Run the loop over a recipe's parts; `facts` go to `environment.json` beside those of the machine.
 
-    `stop` is given where the source looks at it too.
+    `stop` is given where the source looks at it too; `state_without_step` where a loss spike may roll back.
     """
     schedule = make_schedule(config.optim, num_steps)
     profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, num_steps)
@@ -137,6 +138,7 @@ def train(
         eval=config.eval,
         checkpoint=config.checkpoint,
         logging=config.log,
+        state_without_step=state_without_step,
         l1=config.optim.l1,
         ema=ema,
     )

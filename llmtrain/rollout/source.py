@@ -87,11 +87,10 @@ class RolloutSource:
         self._running = RunningScores()
         self._packs: list[Experience] = []
         self._queue: Queue = []
-        self._given: list[int] = []  # packs of the minibatch given last
         self._metrics: dict[str, float] = {}
 
     def next_step(self) -> list[Experience] | None:
-        """The microbatches of the next minibatch; None after the last, or where the KL is over its budget.
+        """The microbatches of the present minibatch; None after the last, or if the KL is over its budget.
 
         Raises Interrupted where a rollout was asked to stop, and ValueError for a response that cannot be scored.
         """
@@ -104,24 +103,17 @@ class RolloutSource:
         if budget is not None and kl > budget:
             self._say(f"the KL of a response, {kl:.2f} nats, is over policy.kl_budget={budget:g}: the run ends here")
             return None
-        self._step += 1
         nothing = empty_experience(has_reference=self._roles.reference is not None, has_critic=self._has_critic)
-        self._given = self._queue.pop(0)
-        packs = [self._packs[index] if index >= 0 else nothing for index in self._given]
+        packs = [self._packs[index] if index >= 0 else nothing for index in self._queue[0]]
         return [half for pack in packs for half in pack.apart()] if self._critic_apart else packs
+
+    def advance(self) -> None:
+        self._queue.pop(0)
+        self._step += 1
 
     def metrics(self) -> dict[str, float]:
         """What the rollout at hand was like, over all ranks."""
         return self._metrics
-
-    def put_back(self) -> None:
-        """Let the minibatch that was given last come again."""
-        self._queue.insert(0, self._given)
-        self._step -= 1
-
-    def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Rollouts are not gone back over: a bad minibatch is skipped where it stands."""
-        raise AssertionError("a spike rolls back on stored data only; the configuration refuses it here")
 
     def state_dict(self) -> dict[str, Any]:
         """What every rank has in common, and the packs of all ranks that are left of the rollout."""

@@ -7,9 +7,10 @@ owes is that a step is the same however it is split, and that a run resumes as i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Generic, Literal
+from typing import Any, Generic, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -24,6 +25,9 @@ from llmtrain.train.progress import Progress
 from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import Schedule
+
+StateWithoutStep = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""(an earlier state of the source) -> the same, with the samples of the present step on its skip-list."""
 
 Outcome = Literal["finished", "stopped early", "interrupted"]
 
@@ -48,6 +52,7 @@ class Loop(Generic[BatchType]):
     eval: EvalConfig
     checkpoint: CheckpointConfig
     logging: LogConfig
+    state_without_step: StateWithoutStep | None = None  # given where a spike may roll back
     l1: float = 0.0
     ema: Ema | None = None
     progress: Progress = field(default_factory=Progress)
@@ -105,7 +110,6 @@ class Loop(Generic[BatchType]):
         counts = [{"input_tokens": batch.num_tokens, **self.objective.counts(batch)} for batch in microbatches]
         totals, stop = self.runtime.sum_counts(counts, self.stop.requested is not None)
         if stop:
-            self.source.put_back()
             self.log.say(f"{self.stop.requested or 'a signal on another rank'}: stopping after {progress.step} steps")
             return "interrupted"
         metrics = []
@@ -131,6 +135,7 @@ class Loop(Generic[BatchType]):
         if spiked:
             self._roll_back(values["loss"])
             return None
+        self.source.advance()
         self._window_tokens += totals["input_tokens"]
         self._window_seconds += seconds
         if progress.step % self.logging.every == 0 or progress.step == self.num_steps:
@@ -192,7 +197,8 @@ class Loop(Generic[BatchType]):
         checkpoint = self.checkpoints.latest(self.runtime)
         assert checkpoint is not None, "a run that may roll back saves at its start"
         line = self._guard.rolled_back(self.progress.step, loss, checkpoint.step)
-        source, clocks = self.source.skip_last(checkpoint.state["source"]), self.progress.clocks()
+        assert self.state_without_step is not None, "the configuration refuses train.spike_factor for rollouts"
+        source, clocks = self.state_without_step(checkpoint.state["source"]), self.progress.clocks()
         self._restore(checkpoint)
         self.source.load_state_dict(source)
         self.progress.load_state_dict(clocks)

@@ -91,14 +91,12 @@ class StoredBatches(Generic[BatchType]):
         return len(self._skip_list)
 
     def next_step(self) -> list[BatchType] | None:
-        """This rank's microbatches of the next step; None after the last."""
+        """This rank's microbatches of the present step; None after the last."""
         if self._step >= self._num_steps:
             return None
-        sample_ids = self._sample_ids(self._step)
-        self._step += 1
         return list(
             rank_batches(
-                sample_ids,
+                self._sample_ids(self._step),
                 lambda sample_id: self._fetch(*self._order(sample_id)),
                 self._packs_per_microbatch,
                 self._rank,
@@ -107,19 +105,17 @@ class StoredBatches(Generic[BatchType]):
             )
         )
 
+    def advance(self) -> None:
+        self._step += 1
+
     def metrics(self) -> dict[str, float]:
         """Nothing: stored data is the same all the time."""
         return {}
 
-    def put_back(self) -> None:
-        """Let the step that was given last come again."""
-        self._step -= 1
-
-    def skip_last(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """`state` with all that was skipped since, and the last step's samples, on its skip-list."""
-        assert self._step > 0
-        skipped = {*state["skip_list"], *self._skip_list, *self._sample_ids(self._step - 1)}
-        return {**state, "skip_list": sorted(skipped)}
+    def state_without_step(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """`earlier`, a state of this source, with the present step's samples, and all skipped since, skipped."""
+        skipped = {*earlier["skip_list"], *self._skip_list, *self._sample_ids(self._step)}
+        return {**earlier, "skip_list": sorted(skipped)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step, "skip_list": list(self._skip_list)}

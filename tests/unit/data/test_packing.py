@@ -95,6 +95,7 @@ def samples(source: StoredBatches, steps: int) -> list[tuple[int, ...]]:
     for _ in range(steps):
         step = source.next_step()
         assert step is not None
+        source.advance()
         taken.append(tuple(sample for batch in step for sample in batch.sample_ids))
     return taken
 
@@ -108,13 +109,23 @@ def test_a_source_goes_on_from_its_state() -> None:
     assert second.next_step() is None
 
 
-def test_a_rolled_back_source_leaves_out_the_last_step_and_all_skipped_before() -> None:
+def test_a_step_comes_again_until_the_source_advances() -> None:
+    source = batches_of(2)
+    first, again = source.next_step(), source.next_step()
+    assert first and again and [batch.sample_ids for batch in first] == [batch.sample_ids for batch in again]
+    assert source.state_dict()["step"] == 0
+    source.advance()
+    assert samples(source, 1) == [(3, 4, 5)]
+    assert source.next_step() is None and source.next_step() is None
+
+
+def test_a_rolled_back_source_leaves_out_the_present_step_and_all_skipped_before() -> None:
     source = batches_of(10)
     start = source.state_dict()
-    samples(source, 2)
-    source.load_state_dict(source.skip_last(start))
-    assert samples(source, 3) == [(0, 1, 2), (6, 7, 8), (9, 10, 11)]
-    source.load_state_dict(source.skip_last(start))
+    samples(source, 1)
+    source.load_state_dict(source.state_without_step(start))
+    assert samples(source, 2) == [(0, 1, 2), (6, 7, 8)]
+    source.load_state_dict(source.state_without_step(start))
     assert samples(source, 3) == [(0, 1, 2), (6, 7, 8), (12, 13, 14)]
 
 

@@ -176,8 +176,13 @@ class Stored:
         self.batches: list[JudgedAnswers] | None = batches
 
     def next_step(self) -> list[JudgedAnswers] | None:
-        given, self.batches = self.batches, None
-        return given
+        return self.batches
+
+    def advance(self) -> None:
+        self.batches = None
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -226,4 +231,14 @@ def test_a_source_that_is_finished_stays_so() -> None:
     source: Any = Stored([answers([0], None)])
     batches = KlBatches(source, lambda batch: batch, model(), Ranks())
     assert batches.next_step() is not None
-    assert batches.next_step() is None
+    batches.advance()
+    assert batches.next_step() is None and batches.next_step() is None
+
+
+def test_the_kl_of_a_step_is_computed_once_until_the_source_moves() -> None:
+    policy, calls = model(), list[int]()
+    policy.register_forward_pre_hook(lambda *_: calls.append(1))
+    batches = KlBatches(Stored([answers([0], None)]), lambda batch: batch, policy, Ranks())  # type: ignore[arg-type]
+    assert batches.next_step() is batches.next_step() and len(calls) == 1
+    batches.load_state_dict({})  # other weights may have come with it
+    assert batches.next_step() is not None and len(calls) == 2

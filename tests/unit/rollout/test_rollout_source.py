@@ -144,6 +144,14 @@ def source_of(made: Roles, *, ranks: Any = None, policy: dict[str, Any] | None =
     )
 
 
+def take(source: RolloutSource) -> list[Experience]:
+    """The present step's microbatches; the source moves on."""
+    batches = source.next_step()
+    assert batches is not None
+    source.advance()
+    return batches
+
+
 FILTERS = [{}, {"top_k": 4}, {"top_p": 0.8}, {"top_k": 9, "top_p": 0.7}]
 
 
@@ -280,8 +288,8 @@ def test_every_episode_comes_once_a_pass_and_each_pass_in_another_order() -> Non
     source = source_of(roles()[0], microbatch_tokens=1)
     passes = []
     for _ in range(2):
-        steps = [source.next_step() for _ in range(2)]
-        passes.append([sample for step in steps for batch in step or () for sample in batch.sample_ids])
+        steps = [take(source) for _ in range(2)]
+        passes.append([sample for step in steps for batch in step for sample in batch.sample_ids])
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(6))
     assert passes[0] != passes[1]
 
@@ -295,7 +303,7 @@ def steps_of(world_size: int, num_steps: int, **changes: Any) -> list[Step]:
 
     def run(rank: int) -> list[list[tuple[int, ...]]]:
         source = source_of(made[rank], ranks=OneOfSeveral(rank, meeting), **changes)
-        return [[batch.sample_ids for batch in source.next_step() or ()] for _ in range(num_steps)]
+        return [[batch.sample_ids for batch in take(source)] for _ in range(num_steps)]
 
     made, meeting = [roles()[0] for _ in range(world_size)], threading.Barrier(world_size, timeout=30)
     with ThreadPoolExecutor(world_size) as pool:
@@ -364,7 +372,7 @@ def test_a_rank_without_a_prompt_keeps_up_with_the_others(advantage: str) -> Non
     def steps(rank: int, meeting: threading.Barrier) -> list[list[int]]:
         ranks, policy = OneOfSeveral(rank, meeting), {"advantage": advantage}
         source = source_of(made[rank], ranks=ranks, policy=policy, num_prompts=1, samples_per_prompt=2)
-        return [[len(batch.response_lengths) for batch in source.next_step() or ()] for _ in range(3)]
+        return [[len(batch.response_lengths) for batch in take(source)] for _ in range(3)]
 
     made = [roles(advantage == "gae")[0] for _ in range(2)]
     meeting = threading.Barrier(2, timeout=30)
@@ -386,10 +394,10 @@ def test_a_source_goes_on_from_its_state_as_if_it_had_not_stopped(changes: dict[
     made, _ = roles(has_critic="policy" not in changes)
     alone, stopped, resumed = (source_of(made, minibatches=3, **changes) for _ in range(3))
     for _ in range(4):
-        alone.next_step(), stopped.next_step()
+        take(alone), take(stopped)
     resumed.load_state_dict(stopped.state_dict())
     for _ in range(5):  # the rest of this rollout, and into the next one
-        for one, other in zip(alone.next_step() or (), resumed.next_step() or (), strict=True):
+        for one, other in zip(take(alone), take(resumed), strict=True):
             assert_same(one, other)
     assert without_seconds(alone.metrics()) == without_seconds(resumed.metrics())
 
@@ -404,19 +412,19 @@ def test_a_critic_apart_is_given_each_microbatch_behind_its_policy() -> None:
         for half, sample_ids in zip(halves[2 * number : 2 * number + 2], (whole.sample_ids, ()), strict=True):
             assert_same(replace(half, trains="both", sample_ids=whole.sample_ids), whole)
             assert half.sample_ids == sample_ids
-    source.put_back()
     again = source.next_step()
     assert again is not None and [half.trains for half in again] == [half.trains for half in halves]
 
 
-def test_a_minibatch_that_is_put_back_comes_again() -> None:
+def test_a_minibatch_comes_again_until_the_source_advances() -> None:
     source = source_of(roles()[0], minibatches=3, microbatch_tokens=1)
-    source.next_step()
-    given = source.next_step()
-    source.put_back()
-    again = source.next_step()
-    assert given and again and [batch.sample_ids for batch in given] == [batch.sample_ids for batch in again]
-    assert source.state_dict()["step"] == 2
+    take(source)
+    first, again = source.next_step(), source.next_step()
+    assert first and again and [batch.sample_ids for batch in first] == [batch.sample_ids for batch in again]
+    assert source.state_dict()["step"] == 1
+    source.advance()
+    later = source.next_step()
+    assert later and [batch.sample_ids for batch in later] != [batch.sample_ids for batch in first]
 
 
 def without_seconds(metrics: dict[str, float]) -> dict[str, float]:

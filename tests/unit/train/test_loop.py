@@ -53,18 +53,17 @@ class NumberedSamples:
         if self.step == self.num_steps:
             return None
         ids = self._ids(self.step)
-        self.step += 1
         self.given.append(ids)
         return [Samples(ids[:1]), Samples(ids[1:])]
+
+    def advance(self) -> None:
+        self.step += 1
 
     def metrics(self) -> dict[str, float]:
         return {}
 
-    def put_back(self) -> None:
-        self.step -= 1
-
-    def skip_last(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        return {**state, "skip_list": sorted([*self.skip_list, *self._ids(self.step - 1)])}
+    def state_without_step(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        return {**earlier, "skip_list": sorted([*self.skip_list, *self._ids(self.step)])}
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "skip_list": list(self.skip_list)}
@@ -147,12 +146,14 @@ class Run:
         ema = None if self.ema_decay is None else Ema(model, self.ema_decay)
         groups = [{"params": list(model.parameters()), "lr": LR, "peak_lr": LR, "decayed": True}]
         prepared, optimizer = self.runtime.prepare(model, torch.optim.SGD(groups))
+        source = NumberedSamples(self.num_steps)
         return Loop(
             runtime=self.runtime,
             model=prepared,
             optimizer=optimizer,
             objective=self.objective,
-            source=NumberedSamples(self.num_steps),
+            source=source,
+            state_without_step=source.state_without_step,
             schedule=lambda step: 1.0,
             num_steps=self.num_steps,
             evaluate=self.evaluate,
