@@ -132,7 +132,7 @@ def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Mo
         precision=config.train.precision,
         max_grad_norm=max_grad_norm,
         seed=config.run.seed,
-        timeout_minutes=config.log.timeout_minutes,
+        timeout_minutes=config.run.timeout_minutes,
     )
     stores = build_stores(config.data, load_tokenizer(config.tokenizer.path), report=runtime.say)
     packed = [StreamPacking(store, config.data.max_seq_len, config.data.isolate_documents) for store in stores.train]

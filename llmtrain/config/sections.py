@@ -51,6 +51,10 @@ class RunConfig(Section):
     """Seed of initialisation, sample order and dropout."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues the run in `run.dir` from its last good checkpoint; `never` refuses a folder in use."""
+    push_to_hub: str | None = None
+    """Hub repository that the final model is pushed to (private unless it exists); None: off."""
+    timeout_minutes: Annotated[float, Field(gt=0)] = 30
+    """A collective that takes longer fails and names the ranks that did not arrive."""
 
 
 class PretrainedModelConfig(Section):
@@ -264,10 +268,6 @@ class LogConfig(Section):
     """Project name given to the trackers."""
     profile: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     """First and last step of a torch.profiler trace, written to `profile/` in the run folder; None: off."""
-    push_to_hub: str | None = None
-    """Hub repository that the final model is pushed to (private unless it exists); None: off."""
-    timeout_minutes: Annotated[float, Field(gt=0)] = 30
-    """A collective that takes longer fails and names the ranks that did not arrive."""
 
 
 class SpecialTokens(Section):

@@ -51,7 +51,7 @@ def open_training(config: RecipeConfig) -> tuple[Path, Runtime]:
         precision=config.train.precision,
         max_grad_norm=config.optim.max_grad_norm,
         seed=config.run.seed,
-        timeout_minutes=config.log.timeout_minutes,
+        timeout_minutes=config.run.timeout_minutes,
         trackers=config.log.trackers,
         run_dir=folder,
     )

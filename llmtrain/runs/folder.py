@@ -28,6 +28,8 @@ from llmtrain.train.checkpoint import Checkpoint
 # What may differ when a run is continued; anything else makes it another run.
 MAY_CHANGE = (
     "run.resume",
+    "run.push_to_hub",
+    "run.timeout_minutes",
     "data.cache_dir",
     "train.steps",
     "train.epochs",
@@ -45,7 +47,8 @@ MAY_CHANGE = (
 # Facts that a continued run must find unchanged.
 PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts")
 UNFINISHED = "config.yaml.partial"  # all that a run leaves that is stopped while it makes its folder
-IMMATERIAL = ("run.resume", "data.cache_dir", "log")  # what a finished run would not have come out otherwise for
+# What a finished run would not have come out otherwise for.
+IMMATERIAL = ("run.resume", "run.push_to_hub", "run.timeout_minutes", "data.cache_dir", "log")
 FINISHED = "finished.yaml"
 PACKAGES = (
     "llmtrain",
@@ -158,7 +161,7 @@ def export_run(
 
     `prefix`: what the names of the weights that are written begin with.
 
-    Raises ValueError where the disk is full, or `log.push_to_hub` is set and the hub refuses.
+    Raises ValueError where the disk is full, or `run.push_to_hub` is set and the hub refuses.
     """
     weights = checkpoint.read_all("model")
     if config.train.ema_decay is not None:
@@ -183,8 +186,8 @@ def export_run(
         ) from None
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    if config.log.push_to_hub is not None:
-        push_model(final, config.log.push_to_hub)
+    if config.run.push_to_hub is not None:
+        push_model(final, config.run.push_to_hub)
     return final
 
 

@@ -76,7 +76,7 @@ def test_a_stuck_rank_is_named(tmp_path: Path) -> None:
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: waited")]
     assert len(lines) == 1
-    assert "in barrier for rank 1 (last seen in sum_floats)" in lines[0] and "log.timeout_minutes" in lines[0]
+    assert "in barrier for rank 1 (last seen in sum_floats)" in lines[0] and "run.timeout_minutes" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -106,5 +106,5 @@ def push_model(folder: Path, repo_id: str) -> str:
         return str(api.upload_folder(folder_path=folder, repo_id=repo_id).commit_url)
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(
-            f"log.push_to_hub={repo_id}: {str(error).splitlines()[0]}; the model is safe in {folder}"
+            f"run.push_to_hub={repo_id}: {str(error).splitlines()[0]}; the model is safe in {folder}"
         ) from None

@@ -68,5 +68,5 @@ class Watchdog:
         stuck = ", ".join(f"rank {rank} (last seen in {place})" for rank, place in late.items())
         return (
             f"error: waited {waited:.0f} s in {self._place} for {stuck}, which did not arrive: look at its host and "
-            "log, or raise log.timeout_minutes if it was only slow"
+            "log, or raise run.timeout_minutes if it was only slow"
         )
