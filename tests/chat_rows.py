@@ -8,7 +8,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded, LossOn
-from llmtrain.data.formats.conversations import Conversation, Example
+from llmtrain.data.formats.instructions import Example
+from llmtrain.data.formats.messages import Conversation
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llmtrain.config.sections import Source
-from llmtrain.data.formats.conversations import Conversation, Example, iter_examples
+from llmtrain.data.formats.instructions import Example, iter_examples
+from llmtrain.data.formats.messages import Conversation
 from llmtrain.data.ledger import SourceLedger
 
 USER, ASSISTANT = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}

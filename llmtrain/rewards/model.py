@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
-from llmtrain.data.formats.conversations import Conversation
-from llmtrain.data.formats.messages import tool_list
+from llmtrain.data.formats.messages import Conversation, tool_list
 from llmtrain.models.adapters.weight_sharing import share_equal
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from llmtrain.config.sections import Source, TokenizerTrainConfig
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents
-from llmtrain.data.store.build import eval_share
+from llmtrain.data.split import eval_share
 from llmtrain.tokenizers.bpe import as_transformers, special_token_list, train_bpe
 
 REPORT_FILE = "training.json"

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from llmtrain.config.sections import SpecialTokens
 from llmtrain.data.chat.default_template import chat_template
 from llmtrain.data.chat.template import MEND, BadExample, ChatTemplate, Turn
-from llmtrain.data.formats.conversations import Conversation, Example, PlainText
+from llmtrain.data.formats.instructions import Example, PlainText
+from llmtrain.data.formats.messages import Conversation
 from llmtrain.data.tokenize import TextEncoder
 from llmtrain.protocols import Array
 

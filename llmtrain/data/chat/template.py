@@ -16,8 +16,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llmtrain.data.formats.conversations import Conversation
-from llmtrain.data.formats.messages import Message
+from llmtrain.data.formats.messages import Conversation, Message
 
 Spans = tuple[tuple[int, int], ...]  # [start, end) in characters
 

@@ -1,7 +1,7 @@
-"""The formats in which people keep instruction data, and which of them a row is in.
+"""Instruction rows: the formats in which people keep them, and what their rows become: conversations, plain texts.
 
-A format is recognised by the names of a row's fields, and by what they hold where names alone do not tell.
-`conversations` reads a whole source by the format of its first good row.
+A format is recognised by the names of a row's fields, and by what they hold where names alone do not decide. A new
+format is a function among FINDERS.
 """
 
 from __future__ import annotations
@@ -9,21 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from hashlib import blake2b
+from typing import Any, Literal
 
+from llmtrain.config.sections import Source
 from llmtrain.data.formats.messages import (
+    Conversation,
+    Dialogue,
     Message,
     UnfitRow,
+    UnknownFormat,
     UnwantedRow,
     best_path,
     marked_messages,
     marking_of,
+    shortened,
+    shown,
     text_message,
     tool_list,
     turn_message,
     turn_messages,
 )
+from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
+from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.readers import Fields, Row
+from llmtrain.protocols import Report
 
 CANONICAL = (
     "messages",
@@ -54,12 +64,19 @@ CHOSEN_NOTE = "chosen is trained on, rejected is not used"
 
 
 @dataclass(frozen=True)
-class Dialogue:
-    """What a row says, before it is checked as a whole."""
+class PlainText:
+    """A text that is trained on unchanged."""
 
-    messages: Sequence[Message]
-    num_prompt: int = 0  # messages[:num_prompt] are the prompt, where the row marks one
-    tools: tuple[Mapping[str, Any], ...] = ()
+    text: str
+    where: str  # file:line, for messages to the user
+    num_bytes: int  # as UTF-8
+
+    def digest(self) -> bytes:
+        """16 bytes that depend on the text alone."""
+        return blake2b(self.text.encode(), digest_size=16).digest()
+
+
+Example = Conversation | PlainText
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,14 @@ class RowFormat:
     chosen_by: Mapping[str, str]  # canonical name -> field of the row: the source's `fields` that choose this format
     convert: Callable[[Fields], Dialogue | str]  # raises UnfitRow, UnwantedRow
     note: str = ""  # what the user should know besides
+
+
+def iter_examples(
+    source: Source, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, report: Report
+) -> Iterator[Example]:
+    """The conversations and texts of a source, read as `read_examples` does; blank texts are dropped."""
+    check_canonical(source.fields, source.path)
+    return read_examples(source, partial(_reader, source.fields), on_bad_row, ledger, report, unit="row")
 
 
 def check_canonical(fields: Mapping[str, str], path: str) -> None:
@@ -92,15 +117,57 @@ def renamed(row: Fields, fields: Mapping[str, str]) -> Fields:
 
 
 def fields_read(row_format: RowFormat, fields: Mapping[str, str]) -> dict[str, str]:
-    """Canonical name -> field of the row as it stands, of what a format reads."""
+    """Canonical name -> field of the row, of what a format reads."""
     return {name: fields.get(field, field) for name, field in row_format.chosen_by.items()}
+
+
+def _reader(fields: Mapping[str, str], row: Row) -> FormatReader[Example]:
+    row_format = recognise(row, fields)
+    return FormatReader(
+        row_format.name, partial(_examples, row_format, fields), partial(_described, row_format, fields)
+    )
+
+
+def _examples(row_format: RowFormat, fields: Mapping[str, str], row: Row) -> list[Example | Dropped]:
+    """A row's one example, or why it is dropped; raises UnfitRow, UnwantedRow, UnicodeEncodeError, RecursionError."""
+    dialogue = row_format.convert(renamed(row.fields, fields))
+    if isinstance(dialogue, str):
+        text = PlainText(dialogue, row.where, len(dialogue.encode()))
+        return [text if dialogue.strip() else Dropped("empty", text.num_bytes)]
+    if all(message["role"] != "assistant" for message in dialogue.messages):
+        raise UnfitRow("no assistant turn", "no message is the assistant's")
+    num_bytes = _num_bytes(dialogue.tools)
+    for message in dialogue.messages:
+        num_bytes += sum(_num_bytes(value) for key, value in message.items() if key != "role")
+    return [Conversation(tuple(dialogue.messages), dialogue.num_prompt, dialogue.tools, row.where, num_bytes)]
+
+
+def _num_bytes(tree: Any) -> int:
+    """The UTF-8 bytes of every string in a tree, keys included; raises UnicodeEncodeError."""
+    if isinstance(tree, str):
+        return len(tree.encode())
+    if isinstance(tree, Mapping):
+        return sum(_num_bytes(key) + _num_bytes(value) for key, value in tree.items())
+    return sum(map(_num_bytes, tree)) if isinstance(tree, list | tuple) else 0
+
+
+def _described(row_format: RowFormat, fields: Mapping[str, str], example: Example) -> str:
+    """What was recognised, and one example of it, on one line."""
+    first = shortened(example.text) if isinstance(example, PlainText) else shown(example.messages)
+    return f"{recognised_as(row_format, fields)}; the first: {first}"
+
+
+def recognised_as(row_format: RowFormat, fields: Mapping[str, str]) -> str:
+    """The name of a format, the fields of the row that it reads, and what the user should know of it."""
+    parts = [f"{row_format.name} rows (fields {', '.join(fields_read(row_format, fields).values())})"]
+    return "; ".join([*parts, row_format.note] if row_format.note else parts)
 
 
 def recognise(row: Row, fields: Mapping[str, str]) -> RowFormat:
     """The one format that a row is in, read under the canonical names of the source's `fields`.
 
-    Raises ValueError where `fields` maps a field that the row lacks, and where the row is in no format or in
-    several; the message says which `fields` to set.
+    Raises UnknownFormat where the row is in none, and ValueError where it is in several or `fields` maps a field
+    that the row lacks; the message says which `fields` to set.
     """
     for name, field in fields.items():
         if field not in row.fields:
@@ -121,9 +188,11 @@ def recognise(row: Row, fields: Mapping[str, str]) -> RowFormat:
             f"{row.where}: the row is in {len(found)} formats; choose one by the source's fields: {choices}"
         )
     if {"text", "role", "parent_id"} <= view.keys():
-        raise ValueError(f"{row.where}: rows of single messages (text, role, parent_id) are not read, only whole trees")
+        raise UnknownFormat(
+            f"{row.where}: rows of single messages (text, role, parent_id) are not read, only whole trees"
+        )
     mapped = f" with {_braced(fields)}" if fields else ""
-    raise ValueError(
+    raise UnknownFormat(
         f"{row.where}: no format of instruction data is recognised by the fields {_names(row)}{mapped}; name them by "
         "the source's fields, such as {prompt: FIELD, completion: FIELD}, {messages: FIELD} or {text: FIELD}"
     )
@@ -136,7 +205,7 @@ def _formats(row: Fields, fields: Mapping[str, str]) -> list[RowFormat]:
 
 
 def _is_rendering(this: RowFormat, found: Sequence[RowFormat], row: Fields) -> bool:
-    """Whether a text row's text only repeats the answer that another format of the row tells apart from its prompt."""
+    """Whether a text row's text only repeats the answer that another format of the row separates from its prompt."""
     if this.chosen_by != {"text": "text"} or not isinstance(row["text"], str):
         return False
     try:
@@ -188,7 +257,7 @@ def _alpaca(row: Fields) -> Iterator[RowFormat]:
 def _convert_alpaca(output: str, row: Fields) -> Dialogue:
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turns, list) and len(turns) == 2 for turns in history):
-        raise UnfitRow("malformed history", "'history' is no list of pairs of a question and its answer")
+        raise UnfitRow("malformed history", "'history' is not a list of pairs of a question and its answer")
     messages: list[Message] = []
     for question, answer in history:
         messages += [text_message("user", question, "'history'"), text_message("assistant", answer, "'history'")]
@@ -197,7 +266,7 @@ def _convert_alpaca(output: str, row: Fields) -> Dialogue:
 
 
 def _instruction(row: Fields) -> Message:
-    """Instruction and input as one message, on lines of their own as LLaMA-Factory joins them."""
+    """Instruction and input as one message, each on a separate line as LLaMA-Factory joins them."""
     names = ["instruction", *_aliased(row, "input", INPUTS).values()]
     given = [_string(row, name) for name in names if name == "instruction" or row[name] is not None]
     return text_message("user", "\n".join(part for part in given if part.strip()), "'instruction'")
@@ -213,12 +282,12 @@ def _self_instruct(row: Fields) -> Iterator[RowFormat]:
 def _convert_self_instruct(row: Fields) -> Dialogue:
     instances = _value(row, "instances")
     if not isinstance(instances, list) or not instances or not isinstance(instances[0], Mapping):
-        raise UnfitRow("malformed instances", "'instances' is no list of objects with input and output")
+        raise UnfitRow("malformed instances", "'instances' is not a list of objects with input and output")
     return _convert_alpaca("output", {"instruction": row.get("instruction"), **instances[0]})
 
 
 def _text(row: Fields) -> Iterator[RowFormat]:
-    """`text`, as it stands or with marked turns."""
+    """`text`, unchanged or with marked turns."""
     if "text" not in row or ("role" in row and ("replies" in row or "parent_id" in row)):
         return
     marking = marking_of(row["text"])
@@ -318,12 +387,14 @@ def _labelled(row: Fields, row_format: RowFormat) -> RowFormat:
 
 
 def with_extras(row: Fields, messages: list[Message], num_prompt: int) -> Dialogue:
-    """A dialogue with the row's system prompt before it, and its tools; raises UnfitRow for what is none."""
+    """A dialogue with the row's system prompt before it, and its tools; raises UnfitRow for what is not one."""
     system = next((row[name] for name in SYSTEMS if row.get(name) is not None), "")
     if isinstance(system, str) and not system.strip():
         return Dialogue(messages, num_prompt, tool_list(row.get("tools"), "'tools'"))
     if messages[0]["role"] in ("system", "developer"):
-        raise UnfitRow("two system prompts", "a system prompt stands in a field of its own and among the messages")
+        raise UnfitRow(
+            "two system prompts", "the row has a system prompt in a separate field and another among its messages"
+        )
     first = text_message("system", system, "the system prompt")
     return Dialogue([first, *messages], num_prompt + (num_prompt > 0), tool_list(row.get("tools"), "'tools'"))
 

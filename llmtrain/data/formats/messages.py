@@ -1,17 +1,21 @@
 """The ways in which people write down a dialogue -> messages, as chat templates take them.
 
 Lists of turns (OpenAI's `role` and `content`, ShareGPT's `from` and `value`), strings with marked turns
-(HH-RLHF, Guanaco), trees of replies (OpenAssistant); `row_formats` says which field holds which.
+(HH-RLHF, Guanaco), trees of replies (OpenAssistant); `instructions` says which field holds which.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 Message = Mapping[str, Any]
+SHOWN_MESSAGES = 4
+"""Messages of the first row that are shown."""
 
 ROLES = {
     "system": "system",
@@ -34,7 +38,7 @@ MARKS = {
     "HH-RLHF dialogue": re.compile(r"\n\n(Human|Assistant):"),
     "### Human dialogue": re.compile(r"(?:^|\s)### (Human|Assistant):"),
 }
-"""Name of a marking -> what stands before each turn."""
+"""Name of a marking -> what it writes before each turn."""
 
 
 class UnfitRow(ValueError):
@@ -46,11 +50,52 @@ class UnfitRow(ValueError):
 
 
 class UnwantedRow(Exception):
-    """A row that is right, but not to be trained on: `reason`, for counting."""
+    """A row that is valid, but not to be trained on: `reason`, for counting."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class UnknownFormat(ValueError):
+    """A row in no format that is read; the text is one line that starts with file:line."""
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """The messages of a row, before they are checked as a whole."""
+
+    messages: Sequence[Message]
+    num_prompt: int = 0  # messages[:num_prompt] are the prompt, where the row marks one
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages as a chat template takes them: role, content, tool_calls, name, ..."""
+
+    messages: tuple[Message, ...]
+    num_prompt: int  # messages[:num_prompt] are the prompt, where the row marks one; 0: it marks none
+    tools: tuple[Mapping[str, Any], ...]
+    where: str  # file:line, for messages to the user
+    num_bytes: int  # as UTF-8: of all strings of an instruction row, of an answer's whole dialogue as JSON
+
+    def digest(self) -> bytes:
+        """16 bytes that depend on the messages and tools alone."""
+        content = json.dumps([self.messages, self.tools], sort_keys=True, default=str)
+        return blake2b(content.encode(), digest_size=16).digest()
+
+
+def answered(dialogue: Dialogue, num_prompt: int, where: str) -> Conversation:
+    """A dialogue whose messages from `num_prompt` on are an answer; raises UnicodeEncodeError, RecursionError."""
+    num_bytes = len(json.dumps([dialogue.messages, dialogue.tools], ensure_ascii=False).encode())
+    return Conversation(tuple(dialogue.messages), num_prompt, dialogue.tools, where, num_bytes)
+
+
+def first_question(messages: Sequence[Message]) -> str:
+    """The first human turn: what all answers to the same question have in common."""
+    asked = next((message for message in messages if message["role"] == "user"), messages[0])
+    return str(asked["content"]).strip()
 
 
 def text_message(role: str, content: Any, place: str) -> Message:
@@ -102,7 +147,7 @@ def tool_list(tools: Any, place: str) -> tuple[Mapping[str, Any], ...]:
         return ()
     listed = _parsed(tools, place)
     if not isinstance(listed, list) or not all(isinstance(tool, Mapping) for tool in listed):
-        raise UnfitRow("malformed tools", f"{place} holds no list of objects")
+        raise UnfitRow("malformed tools", f"{place} is not a list of objects")
     functions = [tool if "function" in tool or "name" not in tool else _as_function(tool) for tool in listed]
     return tuple(_without_nulls(tool) for tool in functions)
 
@@ -117,13 +162,13 @@ def marking_of(text: Any) -> str | None:
 
 
 def marked_messages(text: Any, marking: str, place: str, *, open_end: bool = False) -> list[Message]:
-    """A string of marked turns; with `open_end` a last answer without text is yet to come, and left out.
+    """A string of marked turns; with `open_end` a last answer without text is left out.
 
     Raises UnfitRow for a string that is not so marked, and for an answer without text.
     """
     if marking_of(text) != marking:
         shown = shortened(text) if isinstance(text, str) else _kind(text)
-        raise UnfitRow("not a marked dialogue", f"{place} is no {marking}: it begins with {shown}")
+        raise UnfitRow("not a marked dialogue", f"{place} is not a {marking}: it begins with {shown}")
     pieces = MARKS[marking].split(text)[1:]
     turns = [(speaker, content.strip()) for speaker, content in zip(pieces[::2], pieces[1::2], strict=True)]
     if open_end and turns[-1] == ("Assistant", ""):
@@ -161,6 +206,20 @@ def shortened(text: str, max_chars: int = 48) -> str:
     """A string in quotes on one line, its end left out where it is long."""
     line = " ".join(text[: 8 * max_chars].split())
     return json.dumps(line if len(line) <= max_chars else line[: max_chars - 3] + "...", ensure_ascii=False)
+
+
+def shown(messages: Sequence[Message]) -> str:
+    """Messages on one line, shortened: `user "2 + 2?" -> assistant "4"`."""
+    parts = []
+    for message in messages[:SHOWN_MESSAGES]:
+        if message["content"] or "tool_calls" not in message:
+            parts.append(f"{message['role']} {shortened(message['content'])}")
+        else:
+            names = ", ".join(call["function"]["name"] for call in message["tool_calls"])
+            parts.append(f"{message['role']} calls {names}")
+    if len(messages) > SHOWN_MESSAGES:
+        parts.append(f"{len(messages) - SHOWN_MESSAGES} more")
+    return " -> ".join(parts)
 
 
 def _rank(reply: Mapping[str, Any]) -> tuple[bool, float]:

@@ -1,34 +1,47 @@
-"""The formats in which people keep preferences, and which of them a row is in.
+"""Preference rows: the formats in which people keep them, and what their rows become: pairs of conversations.
 
 A pair of answers, a ranked list, an OpenAssistant tree: each row becomes *rankings*, lists of comparisons that
-were made together. How an answer and its prompt are written down is what `row_formats` knows already.
+were made together; a ranking of K answers has K (K - 1) / 2, which count as one together (Ouyang et al. 2022, section
+3.5). How an answer and its prompt are written down is what `instructions` knows already. A new format is a function
+among FINDERS.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
 from itertools import permutations
-from typing import Any
+from typing import Any, Literal
 
-from llmtrain.data.formats.instructions import (
-    CHOICE,
-    CHOICE_BASES,
-    INPUTS,
-    SYSTEMS,
+from llmtrain.config.sections import Source
+from llmtrain.data.formats.instructions import CHOICE, CHOICE_BASES, INPUTS, SYSTEMS, RowFormat, recognise, renamed
+from llmtrain.data.formats.messages import (
+    Conversation,
     Dialogue,
-    RowFormat,
-    recognise,
-    renamed,
+    Message,
+    UnfitRow,
+    UnknownFormat,
+    UnwantedRow,
+    answered,
+    first_question,
+    marked_messages,
+    marking_of,
+    shortened,
+    shown,
+    turn_message,
 )
-from llmtrain.data.formats.messages import Message, UnfitRow, UnwantedRow, marked_messages, marking_of, turn_message
+from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
+from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.readers import Fields, Row
+from llmtrain.protocols import Report
 
 RESPONSES = ("responses", "answers", "completions")
 """Fields that may hold the answers of a ranked list."""
 RANKS, SCORES = ("ranks", "rank"), ("scores", "score", "ratings")
-"""Fields that may say how they stand: ranks from the best, or scores to the best; also of each answer."""
+"""Fields that may rank them: ranks from the best, or scores to the best; also of each answer."""
 SCORE_PAIRS = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 """Fields whose difference is by how much the chosen answer of a pair is better."""
 TEXTS = ("text", "content", "response", "answer", "completion")
@@ -40,6 +53,7 @@ CANONICAL = (
 """The names that a source's `fields` may map."""
 BEST_FIRST = "answers are taken as listed from the best to the worst: the row has neither ranks nor scores"
 TREE_NOTE = "all answers to one message that have a rank are compared"
+EQUAL = "chosen equal to rejected"
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,23 @@ Ranking = Sequence[Comparison]
 
 
 @dataclass(frozen=True)
+class Preference:
+    """Two conversations with the same prompt, of which the first was preferred."""
+
+    chosen: Conversation
+    rejected: Conversation
+    margin: float | None  # by how much the chosen is better; None: the row does not say
+    weight: float  # 1 / pairs of its ranking
+    where: str  # file:line, for messages to the user
+    num_bytes: int  # of both conversations, written as JSON
+    group: str  # the first human turn: what the same question has in common
+
+    def digest(self) -> bytes:
+        """16 bytes that depend on the question alone, so that all its pairs fall into the same split."""
+        return blake2b(self.group.encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
 class PreferenceFormat:
     """One way to read a row."""
 
@@ -63,6 +94,76 @@ class PreferenceFormat:
     fields: tuple[str, ...]  # what it reads of the row, by canonical names
     convert: Callable[[Fields], Sequence[Ranking]]  # raises UnfitRow, UnwantedRow
     note: str = ""  # what the user should know besides
+
+
+def iter_preferences(
+    source: Source, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, report: Report
+) -> Iterator[Preference]:
+    """The pairs of a source, read as `read_examples` does; the ledger counts pairs, since a row may hold many."""
+    check_preference_fields(source.fields, source.path)
+    return read_examples(source, partial(_reader, source.fields), on_bad_row, ledger, report, unit="preference")
+
+
+def _reader(fields: Mapping[str, str], row: Row) -> FormatReader[Preference]:
+    found = recognise_preference(row, fields)
+    return FormatReader(found.name, partial(_preferences, found, fields), partial(_described, found))
+
+
+def _preferences(found: PreferenceFormat, fields: Mapping[str, str], row: Row) -> list[Preference | Dropped]:
+    """A row's pairs; those whose answers are equal are dropped and take no weight of their ranking."""
+    preferences: list[Preference | Dropped] = []
+    for ranking in found.convert(renamed(row.fields, fields)):
+        pairs = [_pair(row, comparison) for comparison in ranking]
+        num_different = sum(pair.chosen.messages != pair.rejected.messages for pair in pairs)
+        preferences += [
+            Dropped(EQUAL, pair.num_bytes)
+            if pair.chosen.messages == pair.rejected.messages
+            else replace(pair, weight=1 / num_different)
+            for pair in pairs
+        ]
+    return preferences
+
+
+def _pair(row: Row, comparison: Comparison) -> Preference:
+    """A comparison in its one form, of weight 1; raises UnfitRow, UnicodeEncodeError, RecursionError."""
+    chosen, rejected = comparison.chosen, comparison.rejected
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if side.messages[-1]["role"] != "assistant":
+            raise UnfitRow(
+                "does not end with an answer", f"{name!r} ends with a {side.messages[-1]['role']} turn, not an answer"
+            )
+    num_prompt = _num_common(chosen, rejected)
+    if not num_prompt:
+        raise UnfitRow("no common prompt", "chosen and rejected do not begin with the same message")
+    better, worse = (answered(side, num_prompt, row.where) for side in (chosen, rejected))
+    return Preference(
+        chosen=better,
+        rejected=worse,
+        margin=comparison.margin,
+        weight=1.0,
+        where=row.where,
+        num_bytes=better.num_bytes + worse.num_bytes,
+        group=first_question(chosen.messages),
+    )
+
+
+def _num_common(chosen: Dialogue, rejected: Dialogue) -> int:
+    """How many messages are the prompt: those that both begin with, up to the last answer of the shorter."""
+    shorter = min(len(chosen.messages), len(rejected.messages)) - 1
+    return next((i for i in range(shorter) if chosen.messages[i] != rejected.messages[i]), shorter)
+
+
+def _described(found: PreferenceFormat, first: Preference) -> str:
+    """What was recognised, and one pair of it, on one line."""
+    named = f" (fields {', '.join(found.fields)})" if found.fields else ""
+    parts = [f"{found.name} rows{named}", *([found.note] if found.note else [])]
+    num_prompt = first.chosen.num_prompt
+    chosen, rejected = (
+        " -> ".join(shortened(message["content"]) for message in side.messages[num_prompt:])
+        for side in (first.chosen, first.rejected)
+    )
+    prompt = shown(first.chosen.messages[:num_prompt])
+    return "; ".join([*parts, f"the first: {prompt} -> chosen {chosen}, rejected {rejected}"])
 
 
 def check_preference_fields(fields: Mapping[str, str], path: str) -> None:
@@ -78,8 +179,8 @@ def check_preference_fields(fields: Mapping[str, str], path: str) -> None:
 def recognise_preference(row: Row, fields: Mapping[str, str]) -> PreferenceFormat:
     """The one format that a row is in, read under the canonical names of the source's `fields`.
 
-    Raises ValueError where `fields` maps a field that the row lacks, where the row is in no format or in several,
-    and for rows of single labelled answers, which hold no preference; UnfitRow where only the row is at fault.
+    Raises UnknownFormat where the row is in none, ValueError where it is in several, where `fields` maps a field that
+    the row lacks, and for rows of single labelled answers, which hold no preference; UnfitRow for a fault of the row.
     """
     for name, field in fields.items():
         if field not in row.fields:
@@ -98,11 +199,11 @@ def recognise_preference(row: Row, fields: Mapping[str, str]) -> PreferenceForma
         raise ValueError(f"{row.where}: the row is in {len(found)} formats, {names}: choose one by the source's fields")
     if isinstance(view.get("label"), bool):
         raise ValueError(
-            f"{row.where}: a row with a label (KTO) judges one answer and compares none: give rows with chosen and "
+            f"{row.where}: a row with a label (KTO) holds one answer and compares none: give rows with chosen and "
             "rejected, or set preference.loss=kto"
         )
     names = ", ".join(map(repr, row.fields)) or "none"
-    raise ValueError(
+    raise UnknownFormat(
         f"{row.where}: no format of preferences is recognised by the fields {names}; name them by the source's "
         "fields, such as {prompt: FIELD, chosen: FIELD, rejected: FIELD} or {prompt: FIELD, responses: FIELD, "
         "ranks: FIELD}"
@@ -174,7 +275,7 @@ FINDERS = (_pairs, _rankings, _trees)
 
 
 class _Answers:
-    """Reads an answer of a row together with what it answers, as the row that `chosen` stands in for it would be."""
+    """Reads an answer of a row together with its prompt, as a row whose `chosen` is that answer is read."""
 
     def __init__(self, row: Row, base: str | None, answer: Any) -> None:
         """`base` is the field of the prompt; None: answers are whole dialogues. Raises ValueError."""
@@ -186,7 +287,7 @@ class _Answers:
         self.fields = tuple(name for name in self._kept if name in row.fields)
 
     def read(self, fields: Fields, answer: Any, place: str) -> Dialogue:
-        """The answer behind its prompt. Raises UnfitRow, which says `place`."""
+        """The prompt and the answer. Raises UnfitRow, which names the field, `place`."""
         try:
             return self._format.convert(self._view(fields, answer))  # type: ignore[return-value]
         except UnfitRow as fault:
@@ -249,7 +350,7 @@ def _standing(fields: Fields, field: str | None, answers: Sequence[Any]) -> tupl
 
 
 def _margin(fields: Fields) -> float | None:
-    """By how much a pair's chosen answer is better. Raises UnfitRow for a margin that is no number."""
+    """By how much a pair's chosen answer is better. Raises UnfitRow for a margin that is not a number."""
     margin = fields.get("margin")
     if margin is not None:
         if not _is_number(margin):
@@ -264,7 +365,7 @@ def _margin(fields: Fields) -> float | None:
 def _tree(root: Any, place: str) -> list[Ranking]:
     """For each message of a tree, the comparisons between its ranked answers; rank 0 is the best.
 
-    Raises UnfitRow for a node that is no message, UnwantedRow where no two answers are ranked apart.
+    Raises UnfitRow for a node that is not a message, UnwantedRow where no two answers have different ranks.
     """
     rankings: list[Ranking] = []
     waiting: list[tuple[Any, list[Message]]] = [(root, [])]
@@ -288,7 +389,7 @@ def _tree(root: Any, place: str) -> list[Ranking]:
         rankings += [ranking] if ranking else []
         waiting += [(reply, messages) for reply in reversed(replies)]
     if not rankings:
-        raise UnwantedRow("no preference: no two answers are ranked apart")
+        raise UnwantedRow("no preference: no two answers have different ranks")
     return rankings
 
 

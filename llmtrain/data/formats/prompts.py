@@ -1,13 +1,15 @@
 """Rows -> prompts to roll out from: ids, the messages they come from, and the row, which may hold what to score by.
 
-A prompt is what stands before the last answer of a row in any format of `row_formats.py`, or a row's `prompt` alone.
+A prompt is a row's `prompt` alone, or what comes before the last answer of a row in any format of `instructions`.
 Prompts are few and short, so they are kept in memory; the held-out split is by content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -15,13 +17,27 @@ from transformers import PreTrainedTokenizerFast
 
 from llmtrain.config.rl import PromptDataConfig
 from llmtrain.config.sections import Source
-from llmtrain.data.formats.instructions import Dialogue, check_canonical, recognise, renamed, with_extras
-from llmtrain.data.formats.messages import Message, UnfitRow, UnwantedRow, text_message, turn_messages
+from llmtrain.data.formats.instructions import (
+    RowFormat,
+    check_canonical,
+    recognise,
+    recognised_as,
+    renamed,
+    with_extras,
+)
+from llmtrain.data.formats.messages import (
+    Dialogue,
+    Message,
+    UnfitRow,
+    shortened,
+    shown,
+    text_message,
+    turn_messages,
+)
+from llmtrain.data.formats.read import FormatReader, read_examples
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
-from llmtrain.data.sources.documents import iter_items
-from llmtrain.data.sources.files import resolve
-from llmtrain.data.sources.readers import BadRow, Row
-from llmtrain.data.store.build import eval_share
+from llmtrain.data.sources.readers import Fields, Row, one_line
+from llmtrain.data.split import split_of
 from llmtrain.protocols import Report
 
 PROMPT_FIELDS = ("prompt", "question", "query")
@@ -30,15 +46,16 @@ TOO_LONG = "no room for a response within data.max_seq_len"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a response is drawn behind."""
+    """What responses are generated for."""
 
     ids: tuple[int, ...]
     messages: str | tuple[Message, ...]  # a text where no chat template is used
     row: Mapping[str, Any]  # `tools` in it, where it has any under whatever name
-    where: str
+    where: str  # file:line, for messages to the user
+    num_bytes: int = 0  # of the messages, written as JSON
 
     def digest(self) -> bytes:
-        """16 bytes that stand for the prompt."""
+        """16 bytes that depend on the prompt alone."""
         return blake2b(repr(self.ids).encode(), digest_size=16).digest()
 
 
@@ -58,104 +75,129 @@ def load_prompts(
 
     Raises ValueError, one line, for a source or row that cannot be read, and a source of which nothing is left.
     """
-    longest = data.max_seq_len - max_new_tokens
-    if longest < 1:
+    max_tokens = data.max_seq_len - max_new_tokens
+    if max_tokens < 1:
         raise ValueError(
             f"rollout.max_new_tokens={max_new_tokens} leaves no room for a prompt in data.max_seq_len="
             f"{data.max_seq_len}"
         )
-    train, held_out, ledgers, eval_ledgers = [], [], [], []
-    fraction = data.eval_fraction if data.eval is None else 0.0
-    for index, source in enumerate(data.train):
+
+    def loaded(key: str, source: Source, eval_fraction: float) -> tuple[dict[Split, list[Prompt]], SourceLedger]:
         ledger = SourceLedger(path=source.path)
-        kept = _prompts(source, data, tokenizer, longest, fraction, ledger)
-        train.append(kept["train"])
-        held_out += kept["eval"]
-        ledgers.append(ledger)
+        prompts = iter_prompts(source, data, tokenizer, ledger, report)
+        kept = _kept(prompts, max_tokens, eval_fraction, ledger)
         if not kept["train"]:
-            raise ValueError(f"data.train[{index}]={source.path}: no prompt is left to train on ({_account(ledger)})")
-        report(f"data.train[{index}] ({source.path}): {_account(ledger)}")
-    for index, source in enumerate(data.eval or ()):
-        ledger = SourceLedger(path=source.path)
-        kept = _prompts(source, data, tokenizer, longest, 0.0, ledger)
-        held_out += kept["train"]
-        eval_ledgers.append(ledger)
-        report(f"data.eval[{index}] ({source.path}): {_account(ledger)}")
-    return Prompts(train, held_out, Ledger(ledgers, eval_ledgers))
+            raise ValueError(f"{key}={source.path}: no prompt is left ({_account(ledger)})")
+        report(f"{key} ({source.path}): {_account(ledger)}")
+        return kept, ledger
+
+    fraction = data.eval_fraction if data.eval is None else 0.0
+    train = [loaded(f"data.train[{i}]", source, fraction) for i, source in enumerate(data.train)]
+    held_out = [loaded(f"data.eval[{i}]", source, 0.0) for i, source in enumerate(data.eval or ())]
+    return Prompts(
+        train=[kept["train"] for kept, _ in train],
+        eval=[prompt for kept, _ in train for prompt in kept["eval"]]
+        + [prompt for kept, _ in held_out for prompt in kept["train"]],
+        ledger=Ledger([ledger for _, ledger in train], [ledger for _, ledger in held_out]),
+    )
 
 
-def _prompts(
+def iter_prompts(
     source: Source,
     data: PromptDataConfig,
     tokenizer: PreTrainedTokenizerFast,
-    longest: int,
-    eval_fraction: float,
     ledger: SourceLedger,
-) -> dict[Split, list[Prompt]]:
+    report: Report,
+) -> Iterator[Prompt]:
+    """The prompts of a source, read as `read_examples` does."""
     check_canonical(source.fields, source.path)
+    recognised = partial(_reader, source.fields, tokenizer)
+    return read_examples(source, recognised, data.on_bad_row, ledger, report, unit="prompt")
+
+
+def _kept(
+    prompts: Iterator[Prompt], max_tokens: int, eval_fraction: float, ledger: SourceLedger
+) -> dict[Split, list[Prompt]]:
+    """The prompts that leave room for a response, by split, entered in the ledger."""
     kept: dict[Split, list[Prompt]] = {"train": [], "eval": []}
-    for item in iter_items(source, resolve(source)):
-        read = _read(item, source, tokenizer) if isinstance(item, Row) else item
-        if isinstance(read, BadRow):
-            if data.on_bad_row == "error":
-                raise ValueError(f"{read.message}; mend it, or set data.on_bad_row=skip")
-            ledger.bad_row(read.reason, read.num_bytes)
+    for prompt in prompts:
+        if len(prompt.ids) > max_tokens:
+            ledger.drop(TOO_LONG, prompt.num_bytes)
             continue
-        assert isinstance(read, Prompt), f"{source.path}: not a file of rows"
-        num_bytes = len(str(read.messages).encode())
-        ledger.read.add(num_bytes)
-        if len(read.ids) > longest:
-            ledger.drop(TOO_LONG, num_bytes)
-            continue
-        split: Split = "eval" if eval_share(read) < eval_fraction else "train"
-        kept[split].append(read)
-        ledger.kept[split].add(num_bytes)
+        split = split_of(prompt, eval_fraction)
+        kept[split].append(prompt)
+        ledger.kept[split].add(prompt.num_bytes)
     ledger.check()
     return kept
 
 
-def _read(row: Row, source: Source, tokenizer: PreTrainedTokenizerFast) -> Prompt | BadRow:
-    try:
-        said = _before_the_answer(row, source)
-    except (UnfitRow, UnwantedRow) as fault:
-        return BadRow("no prompt", f"{row.where}: {fault}", 0)
-    messages = said.messages
-    tools: list[Any] = list(said.tools)
+def _reader(fields: Mapping[str, str], tokenizer: PreTrainedTokenizerFast, row: Row) -> FormatReader[Prompt]:
+    """How the rows of a source are read whose first row is `row`: by a field that holds prompts, else by its format."""
+    view = renamed(row.fields, fields)
+    name = next((name for name in PROMPT_FIELDS if view.get(name)), None)
+    if name is not None:
+        format_name, described = "prompt", f"prompts (field {fields.get(name, name)})"
+        asked: Callable[[Fields], Dialogue] = partial(_asked, name)
+    else:
+        row_format = recognise(row, fields)
+        format_name, described = row_format.name, recognised_as(row_format, fields)
+        asked = partial(_before_the_answer, row_format)
+    return FormatReader(format_name, partial(_prompts, asked, fields, tokenizer), partial(_described, described))
+
+
+def _asked(name: str, row: Fields) -> Dialogue:
+    """The prompt that a field holds, with the row's system prompt and tools. Raises UnfitRow."""
+    given = row.get(name)
+    if not given:
+        raise UnfitRow("no prompt", f"{name!r} is missing or empty")
+    messages = [text_message("user", given, name)] if isinstance(given, str) else turn_messages(given, name)
+    if messages[-1]["role"] == "assistant":
+        raise UnfitRow("no prompt", f"{name!r} ends with an answer: leave it out, or put all of it into messages")
+    return with_extras(row, messages, 0)
+
+
+def _before_the_answer(row_format: RowFormat, row: Fields) -> Dialogue:
+    """What comes before the last answer of a row. Raises UnfitRow and UnwantedRow."""
+    dialogue = row_format.convert(row)
+    if isinstance(dialogue, str):
+        return Dialogue([text_message("user", dialogue, "text")])
+    answers = [index for index, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
+    messages = list(dialogue.messages[: answers[-1]] if answers else dialogue.messages)
+    if not messages:
+        raise UnfitRow("no prompt", "nothing comes before the answer")
+    return replace(dialogue, messages=messages)
+
+
+def _prompts(
+    asked: Callable[[Fields], Dialogue], fields: Mapping[str, str], tokenizer: PreTrainedTokenizerFast, row: Row
+) -> list[Prompt]:
+    """A row's one prompt; raises UnfitRow, UnwantedRow, UnicodeEncodeError, RecursionError."""
+    dialogue = asked(renamed(row.fields, fields))
+    messages = dialogue.messages
+    tools: list[Any] = list(dialogue.tools)
     if tokenizer.chat_template is None:
         if len(messages) > 1 or tools:
             what = "tools need" if tools else "several messages need"
-            return BadRow("no template", f"{row.where}: {what} a chat template (data.chat_template)", 0)
+            raise UnfitRow("no template", f"{what} a chat template (data.chat_template)")
         text = str(messages[0]["content"])
-        return Prompt(tuple(tokenizer(text)["input_ids"]), text, row.fields, row.where)
+        num_bytes = len(text.encode())
+        return [Prompt(tuple(tokenizer(text)["input_ids"]), text, row.fields, row.where, num_bytes)]
+    num_bytes = len(json.dumps(messages, ensure_ascii=False, default=str).encode())
     given: Any = list(messages)
     try:
         ids: Any = tokenizer.apply_chat_template(
             given, tools=tools or None, add_generation_prompt=True, tokenize=True, return_dict=False
         )
     except Exception as error:  # a template may raise anything; jinja2 has no class for what it raises itself
-        return BadRow("template refuses the row", f"{row.where}: {' '.join(str(error).split())}", 0)
-    fields = {"tools": tools, **row.fields} if tools else row.fields
-    return Prompt(tuple(ids), tuple(messages), fields, row.where)
+        raise UnfitRow("template refuses the row", f"the chat template refuses the row: {one_line(error)}") from None
+    scored_by = {"tools": tools, **row.fields} if tools else row.fields
+    return [Prompt(tuple(ids), tuple(messages), scored_by, row.where, num_bytes)]
 
 
-def _before_the_answer(row: Row, source: Source) -> Dialogue:
-    """The messages of a row's prompt, and its tools. Raises UnfitRow and UnwantedRow."""
-    fields = renamed(row.fields, source.fields)
-    name = next((name for name in PROMPT_FIELDS if fields.get(name)), None)
-    if name is not None:
-        given = fields[name]
-        asked = [text_message("user", given, name)] if isinstance(given, str) else turn_messages(given, name)
-        if asked[-1]["role"] == "assistant":
-            raise UnfitRow("no prompt", f"{name!r} ends with an answer: leave it out, or put all of it into messages")
-        return with_extras(fields, asked, 0)
-    said = recognise(row, source.fields).convert(fields)
-    if isinstance(said, str):
-        return Dialogue([text_message("user", said, "text")])
-    answers = [index for index, message in enumerate(said.messages) if message["role"] == "assistant"]
-    messages = list(said.messages[: answers[-1]] if answers else said.messages)
-    if not messages:
-        raise UnfitRow("no prompt", "nothing stands before the answer")
-    return replace(said, messages=messages)
+def _described(recognised: str, first: Prompt) -> str:
+    """What was recognised, and one prompt of it, on one line."""
+    text = shortened(first.messages) if isinstance(first.messages, str) else shown(first.messages)
+    return f"{recognised}; the first: {text}"
 
 
 def _account(ledger: SourceLedger) -> str:

@@ -19,11 +19,11 @@ from llmtrain.batch import IGNORE_INDEX, JudgedAnswers, empty_answers
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import Source
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
-from llmtrain.data.formats.labelled import Judged, holds_judgements, iter_judged
+from llmtrain.data.formats.labelled import Labelled, has_labels, iter_labelled
 from llmtrain.data.ledger import SourceLedger, Split
 from llmtrain.data.packing.documents import Pack, best_fit
 from llmtrain.data.packing.pairs import NO_PROMPT_LEFT, pair_rows, row_settings
-from llmtrain.data.store.build import eval_share
+from llmtrain.data.split import eval_share
 from llmtrain.data.store.chat_store import TOO_LONG
 from llmtrain.data.store.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
 from llmtrain.data.store.text_stores import Stores
@@ -167,7 +167,7 @@ def build_answer_stores(data: PreferenceDataConfig, encoder: ChatEncoder, *, rep
     pairs = pair_rows(data, encoder, report)
 
     def kind_of(source: Source) -> RowKind:
-        return judged if holds_judgements(source) else pairs
+        return judged if has_labels(source) else pairs
 
     stores = build_row_stores(data, row_settings(data), kind_of, encoder, report)
     for store in (*stores.train, *stores.eval):
@@ -203,7 +203,7 @@ def _fill(
     writer: StoreWriter,
 ) -> None:
     """Write the judged answers of a source; raises ValueError, one line, for bad input."""
-    for judged, document in _encoded(iter_judged(source, data.on_bad_row, ledger, report), encoder):
+    for judged, document in _encoded(iter_labelled(source, data.on_bad_row, ledger, report), encoder):
         if isinstance(document, BadExample):
             leave_out(document, data.on_bad_row, ledger, judged.conversation.num_bytes)
             continue
@@ -211,7 +211,7 @@ def _fill(
         _write(writer, split, judged, document, data, ledger)
 
 
-def _encoded(rows: Iterator[Judged], encoder: ChatEncoder) -> Iterator[tuple[Judged, Encoded | BadExample]]:
+def _encoded(rows: Iterator[Labelled], encoder: ChatEncoder) -> Iterator[tuple[Labelled, Encoded | BadExample]]:
     while batch := list(islice(rows, BATCH_ROWS)):
         encoded = encoder.encode([judged.conversation for judged in batch])
         for judged, documents in zip(batch, encoded, strict=True):
@@ -222,7 +222,7 @@ def _encoded(rows: Iterator[Judged], encoder: ChatEncoder) -> Iterator[tuple[Jud
 def _write(
     writer: StoreWriter,
     split: Split,
-    judged: Judged,
+    judged: Labelled,
     document: Encoded,
     data: PreferenceDataConfig,
     ledger: SourceLedger,

@@ -20,10 +20,10 @@ from llmtrain.batch import IGNORE_INDEX, PreferencePairs, empty_pairs
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import Source
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
-from llmtrain.data.formats.preference_rows import EQUAL, Preference, iter_preferences
+from llmtrain.data.formats.preferences import EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger, Split
 from llmtrain.data.packing.documents import Pack, best_fit
-from llmtrain.data.store.build import eval_share
+from llmtrain.data.split import eval_share
 from llmtrain.data.store.chat_store import TOO_LONG
 from llmtrain.data.store.row_store import RowKind, build_row_stores, leave_out, summary_of, write_document
 from llmtrain.data.store.text_stores import Stores

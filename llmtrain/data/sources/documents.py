@@ -5,26 +5,29 @@ A text file is one document; of anything else, each row is one, its text in one 
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import zstandard
-
 from llmtrain.config.sections import Source
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.files import TEXT_SUFFIXES, Files, HubDataset, file_kind, resolve
-from llmtrain.data.sources.readers import READERS, BadRow, Row, Rows, read_hub
+from llmtrain.data.sources.files import Files, HubDataset, file_kind, resolve
+from llmtrain.data.sources.readers import (
+    TEXT_SUFFIXES,
+    WHOLE,
+    BadRow,
+    Row,
+    Slice,
+    bounds,
+    parse_slice,
+    read_hub,
+    read_rows,
+    readable,
+)
 from llmtrain.data.sources.text import LARGE_CHARS, Document, FileText, InvalidUtf8, decoded_chunks
 
 TEXT_FIELDS = ("text", "content", "extract", "body", "document", "article", "passage", "raw_content")
 """Fields that are taken for the text where the source names none."""
-
-Slice = tuple[Fraction, Fraction]
-WHOLE: Slice = (Fraction(0), Fraction(1))
 
 
 def iter_documents(source: Source, on_bad_row: Literal["error", "skip"], ledger: SourceLedger) -> Iterator[Document]:
@@ -45,7 +48,7 @@ def iter_documents(source: Source, on_bad_row: Literal["error", "skip"], ledger:
             item = _row_document(item, ledger.text_field)
         if isinstance(item, BadRow):
             if on_bad_row == "error":
-                raise ValueError(f"{item.message}; mend it, or set on_bad_row=skip (of `data`, in a recipe)")
+                raise ValueError(f"{item.message}; fix the row, or set on_bad_row=skip (of `data`, in a recipe)")
             ledger.bad_row(item.reason, item.num_bytes)
             continue
         ledger.read.add(item.num_bytes)
@@ -86,20 +89,18 @@ def _strings(tree: Any) -> Iterator[str]:
 
 def iter_items(source: Source, location: Files | HubDataset) -> Iterator[Document | Row | BadRow]:
     """Every text file, row and bad row of a source, in order."""
-    part = _parse_slice(source.slice)
     if isinstance(location, HubDataset):
-        yield from _rows_within(partial(read_hub, location, source), part)
+        yield from read_hub(source, location.name, location.commit)
         return
+    part = parse_slice(source.slice)
     for path in location.paths:
         kind = file_kind(path)
         assert kind is not None, path
-        try:
-            if kind in TEXT_SUFFIXES:
+        if kind in TEXT_SUFFIXES:
+            with readable(path):
                 yield _text_document(path, part)
-            else:
-                yield from _rows_within(partial(READERS[kind], path), part)
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise ValueError(f"{path}: cannot be read ({error})") from None
+        else:
+            yield from read_rows(path, kind, part)
 
 
 def _text_document(path: Path, part: Slice) -> Document | BadRow:
@@ -116,7 +117,7 @@ def _text_document(path: Path, part: Slice) -> Document | BadRow:
                 held.clear()
     except InvalidUtf8 as error:
         return BadRow("invalid UTF-8", str(error), path.stat().st_size)
-    start, end = _within(num_chars, part)
+    start, end = bounds(num_chars, part)
     if num_chars <= LARGE_CHARS or start == end:
         text = "".join(held)[start:end]
         return Document(text, str(path), len(text.encode()))
@@ -149,34 +150,6 @@ def _recognise(row: Row) -> str:
         return known[0]
     fault = f"fields {' and '.join(known)} could each be the text" if known else "no field is known to hold the text"
     raise ValueError(f"{row.where}: {fault}; set the source's text_field to one of {_names(row.fields)}")
-
-
-def _parse_slice(text: str | None) -> Slice:
-    """`0%:90%` -> exact fractions."""
-    if text is None:
-        return WHOLE
-    low, high = (Fraction(bound.removesuffix("%")) / 100 for bound in text.split(":"))
-    if not low < high <= 1:
-        raise ValueError(f"slice {text!r} is not a range within 0%:100%")
-    return low, high
-
-
-def _within(total: int, part: Slice) -> tuple[int, int]:
-    """[start, end) of a part of `total` things."""
-    return int(total * part[0]), int(total * part[1])
-
-
-def _rows_within(read: Callable[[], Rows], part: Slice) -> Rows:
-    """The rows that `read()` gives, or a part of them, for which they are counted first."""
-    if part == WHOLE:
-        yield from read()
-        return
-    start, end = _within(sum(1 for _ in read()), part)
-    for number, row in enumerate(read()):
-        if start <= number < end:
-            yield row
-        if number >= end:
-            return
 
 
 def _names(fields: Mapping[str, Any]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import gzip
-import io
 import json
 import os
 import re
@@ -13,16 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import zstandard
+from typing import Any
 
 from llmtrain.config.sections import Source
+from llmtrain.data.sources.readers import COMPRESSIONS, READERS, TEXT_SUFFIXES, one_line
 
-TEXT_SUFFIXES = (".txt", ".md", ".rst")
-ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-COMPRESSIONS = (".gz", ".zst")
-READABLE = f"{' '.join(TEXT_SUFFIXES + ROW_SUFFIXES)}, each also with {' or '.join(COMPRESSIONS)}"
+READABLE = f"{' '.join([*TEXT_SUFFIXES, *READERS])}, each also with {' or '.join(COMPRESSIONS)}"
 
 # What `Dataset.save_to_disk` writes beside its .arrow files.
 DATASET_METADATA = frozenset({"dataset_info.json", "dataset_dict.json", "state.json"})
@@ -70,6 +64,27 @@ def resolve(source: Source) -> Files | HubDataset:
     return HubDataset(source.path, _hub_commit(source))
 
 
+def resolve_rows(source: Source) -> Files | HubDataset:
+    """`resolve`, of a source of rows: texts in a folder, such as its README.md, are left out and counted.
+
+    Raises ValueError as `resolve` does, and where only texts are left.
+    """
+    location = resolve(source)
+    if isinstance(location, HubDataset):
+        return location
+    kinds = [file_kind(path) for path in location.paths]
+    kept = [index for index, kind in enumerate(kinds) if kind in READERS]
+    if not kept:
+        raise ValueError(f"{source.path}: holds text without rows; rows are read from {' '.join(READERS)} files")
+    not_read = Counter(location.not_read)
+    not_read.update(kind for kind in kinds if kind in TEXT_SUFFIXES)
+    return Files(
+        paths=tuple(location.paths[index] for index in kept),
+        names=tuple(location.names[index] for index in kept),
+        not_read=dict(sorted(not_read.items())),
+    )
+
+
 def resolved_revision(source: Source) -> str | None:
     """The commit of a hub dataset; None for files."""
     location = resolve(source)
@@ -99,57 +114,12 @@ def fingerprint(tree: Any) -> str:
 
 
 def file_kind(path: Path) -> str | None:
-    """The suffix that says how a file is read, less a compression's; None: it is not read."""
+    """The suffix that says how a file is read, `.jsonl` of `rows.jsonl.gz`; None: it is not read."""
     name = path.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
     suffix = Path(name).suffix
-    return suffix if suffix in TEXT_SUFFIXES + ROW_SUFFIXES else None
-
-
-def open_binary(path: Path) -> BinaryIO:
-    """A file opened for reading, decompressed by its suffix."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(_ZstdReader(path), buffer_size=1 << 18))
-    return path.open("rb")
-
-
-class _ZstdReader(io.RawIOBase):
-    """Decompresses all frames of a file; unlike zstandard's own reader it does not take a cut-off file for a whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._decompressor = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
-        self._compressed = b""
-        self._plain = b""
-        self._in_frame = False
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._plain:
-            self._compressed = self._compressed or self._file.read(1 << 17)
-            if not self._compressed:
-                if self._in_frame:
-                    raise EOFError("the compressed file ends before its end-of-stream marker")
-                return 0
-            if self._decompressor.eof:
-                self._decompressor = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
-            self._plain = self._decompressor.decompress(self._compressed)
-            self._in_frame = not self._decompressor.eof
-            self._compressed = self._decompressor.unused_data if self._decompressor.eof else b""
-        size = min(len(buffer), len(self._plain))
-        buffer[:size] = self._plain[:size]
-        self._plain = self._plain[size:]
-        return size
+    return suffix if suffix in TEXT_SUFFIXES or suffix in READERS else None
 
 
 def _readable(source_path: str, found: list[Path], root: Path) -> Files:
@@ -189,7 +159,7 @@ def _hub_commit(source: Source) -> str:
         ) from None
     except Exception as error:  # the hub's client raises several libraries' network errors
         raise ValueError(
-            f"{source.path}: no such file or folder, and the hub cannot be asked ({' '.join(str(error).split())})"
+            f"{source.path}: no such file or folder, and the hub cannot be asked ({one_line(error)})"
         ) from None
     assert commit is not None, source.path
     return commit

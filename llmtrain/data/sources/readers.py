@@ -1,34 +1,48 @@
 """Files of rows -> rows, one at a time: JSON lines, JSON, CSV, TSV, Parquet, Arrow, hub datasets.
 
+`READERS` is the one table of what is read: a new type of file is a function here and its suffix there.
+
 A row that cannot be read is yielded as a `BadRow`, so that the caller decides whether it stops the run.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
+import gzip
 import io
 import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import zstandard
+
 from llmtrain.config.sections import Source
-from llmtrain.data.sources.files import COMPRESSIONS, HubDataset, open_binary
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
+"""Files that are one text each, not rows."""
+COMPRESSIONS = (".gz", ".zst")
 
 Fields = Mapping[str, Any]
+Slice = tuple[Fraction, Fraction]
+WHOLE: Slice = (Fraction(0), Fraction(1))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row and where it stands."""
+    """One row."""
 
     fields: Fields
-    where: str
+    where: str  # file:line, for messages to the user
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class BadRow:
     """A row that cannot be used."""
 
     reason: str  # one of a few, for counting
-    message: str  # one line that starts with where it stands
+    message: str  # one line that starts with file:line
     num_bytes: int  # of the row in the file
 
 
@@ -107,7 +121,7 @@ def read_parquet(path: Path) -> Rows:
             batches = pq.ParquetFile(file).iter_batches(batch_size=256)
             yield from _batch_rows(batches, path)
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: not a readable Parquet file ({_oneline(error)})") from None
+            raise ValueError(f"{path}: not a readable Parquet file ({one_line(error)})") from None
 
 
 def read_arrow(path: Path) -> Rows:
@@ -125,21 +139,7 @@ def read_arrow(path: Path) -> Rows:
                 batches = iter(pa.ipc.open_stream(file))
             yield from _batch_rows(batches, path)
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: not a readable Arrow file ({_oneline(error)})") from None
-
-
-def read_hub(dataset: HubDataset, source: Source) -> Rows:
-    """The rows of a hub dataset, streamed."""
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(dataset.name, source.subset, split=source.split, revision=dataset.commit, streaming=True)
-        for number, fields in enumerate(rows):
-            yield Row(fields, f"{dataset.name} row {number}")
-    except Exception as error:  # the hub's clients raise several libraries' errors
-        raise ValueError(
-            f"{dataset.name} (split {source.split}): cannot be read from the hub: {_oneline(error)}"
-        ) from None
+            raise ValueError(f"{path}: not a readable Arrow file ({one_line(error)})") from None
 
 
 READERS = {
@@ -150,6 +150,116 @@ READERS = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
+"""Suffix -> reader; each suffix may be followed by one of COMPRESSIONS."""
+
+
+def read_rows(path: Path, kind: str, part: Slice) -> Rows:
+    """The rows of a file, or a part of them; `kind` is a suffix of READERS. Raises ValueError for a broken file."""
+    with readable(path):
+        yield from _rows_within(partial(READERS[kind], path), part)
+
+
+def read_hub(source: Source, name: str, commit: str) -> Rows:
+    """The rows of a hub dataset, streamed, or a part of them. Raises ValueError where the hub does not give them."""
+    yield from _rows_within(partial(_hub_rows, source, name, commit), parse_slice(source.slice))
+
+
+def _hub_rows(source: Source, name: str, commit: str) -> Rows:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, source.subset, split=source.split, revision=commit, streaming=True)
+        for number, fields in enumerate(rows):
+            yield Row(fields, f"{name} row {number}")
+    except Exception as error:  # the hub's clients raise several libraries' errors
+        raise ValueError(f"{name} (split {source.split}): cannot be read from the hub: {one_line(error)}") from None
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns the errors of a file that is missing, cut off or damaged into a ValueError of one line."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def parse_slice(text: str | None) -> Slice:
+    """`0%:90%` -> exact fractions."""
+    if text is None:
+        return WHOLE
+    low, high = (Fraction(bound.removesuffix("%")) / 100 for bound in text.split(":"))
+    if not low < high <= 1:
+        raise ValueError(f"slice {text!r} is not a range within 0%:100%")
+    return low, high
+
+
+def bounds(total: int, part: Slice) -> tuple[int, int]:
+    """[start, end) of a part of `total` things."""
+    return int(total * part[0]), int(total * part[1])
+
+
+def _rows_within(read: Callable[[], Rows], part: Slice) -> Rows:
+    """The rows that `read()` gives, or a part of them, for which they are counted first."""
+    if part == WHOLE:
+        yield from read()
+        return
+    start, end = bounds(sum(1 for _ in read()), part)
+    for number, row in enumerate(read()):
+        if start <= number < end:
+            yield row
+        if number >= end:
+            return
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """A file opened for reading, decompressed by its suffix."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if suffix == ".zst":
+        return cast(BinaryIO, io.BufferedReader(_ZstdReader(path), buffer_size=1 << 18))
+    return path.open("rb")
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompresses all frames of a file; unlike zstandard's own reader it does not take a cut-off file for a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._decompressor = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
+        self._compressed = b""
+        self._plain = b""
+        self._in_frame = False
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._plain:
+            self._compressed = self._compressed or self._file.read(1 << 17)
+            if not self._compressed:
+                if self._in_frame:
+                    raise EOFError("the compressed file ends before its end-of-stream marker")
+                return 0
+            if self._decompressor.eof:
+                self._decompressor = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
+            self._plain = self._decompressor.decompress(self._compressed)
+            self._in_frame = not self._decompressor.eof
+            self._compressed = self._decompressor.unused_data if self._decompressor.eof else b""
+        size = min(len(buffer), len(self._plain))
+        buffer[:size] = self._plain[:size]
+        self._plain = self._plain[size:]
+        return size
 
 
 def _parse_row(line: bytes, where: str) -> Row | BadRow:
@@ -225,7 +335,3 @@ def _seekable(path: Path) -> BinaryIO:
         shutil.copyfileobj(packed, unpacked)
     unpacked.seek(0)
     return cast(BinaryIO, unpacked)
-
-
-def _oneline(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from llmtrain.data.sources.files import open_binary
+from llmtrain.data.sources.readers import open_binary
 
 CHUNK_BYTES = 1 << 20
 LARGE_CHARS = 4 << 20

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from llmtrain.config.sections import Source
-from llmtrain.data.ledger import SPLITS, SourceLedger, Split, TokenTally
+from llmtrain.data.ledger import SPLITS, SourceLedger, TokenTally
 from llmtrain.data.sources.documents import iter_documents
 from llmtrain.data.sources.files import source_fingerprint
 from llmtrain.data.sources.text import Document
+from llmtrain.data.split import split_of
 from llmtrain.data.store.token_store import StoreWriter, discard_unfinished
 from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars
 from llmtrain.protocols import Report
@@ -25,7 +25,6 @@ from llmtrain.system.files import is_disk_full
 UNIT_BYTES = 64 << 20
 """Text after which a build makes what it has durable: what a kill may cost."""
 REPORT_SECONDS = 10.0
-SPLIT_SALT = b"llmtrain eval"
 
 Clean = Callable[[Iterator[Document], SourceLedger], Iterator[Document]]
 
@@ -93,26 +92,13 @@ def _build(plan: Plan, encoder: TextEncoder, report: Report) -> None:
     report(f"{source}: {_summary(ledger)}")
 
 
-class Digestible(Protocol):
-    """What has 16 bytes that stand for its whole content."""
-
-    def digest(self) -> bytes: ...
-
-
-def eval_share(document: Digestible) -> float:
-    """A number in [0, 1) that depends on the document's content alone: below `eval_fraction`, it is held out."""
-    digest = blake2b(document.digest(), digest_size=8, person=SPLIT_SALT).digest()
-    return int.from_bytes(digest, "little") / 2**64
-
-
 def _pieces(
     documents: Iterable[Document], encoder: TextEncoder, eval_fraction: float, ledger: SourceLedger, report: Report
 ) -> Iterator[Piece]:
     """Documents -> what is encoded in one go: whole, or cut where the tokenizer is shown to allow it."""
     can_cut: bool | None = None
     for document in documents:
-        held_out = eval_fraction > 0 and eval_share(document) < eval_fraction
-        split: Split = "eval" if held_out else "train"
+        split = split_of(document, eval_fraction)
         ledger.kept[split].add(document.num_bytes)
         texts = document.pieces()
         text = next(texts)

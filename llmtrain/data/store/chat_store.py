@@ -17,10 +17,10 @@ import numpy as np
 
 from llmtrain.config.sections import ChatDataConfig, Source
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
-from llmtrain.data.formats.conversations import Example, iter_examples
+from llmtrain.data.formats.instructions import Example, iter_examples
 from llmtrain.data.ledger import SPLITS, Ledger, SourceLedger, Split
 from llmtrain.data.sources.files import fingerprint, resolved_revision, source_fingerprint
-from llmtrain.data.store.build import eval_share
+from llmtrain.data.split import eval_share
 from llmtrain.data.store.row_store import leave_out, left_out, write_document
 from llmtrain.data.store.text_stores import Stores, find_or_build, read_ledger, require_held_out, slug
 from llmtrain.data.store.token_store import FORMAT, StoreWriter, TokenStore, discard_unfinished, is_store, open_store

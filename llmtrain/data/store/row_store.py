@@ -88,7 +88,7 @@ def build_row_stores(
 def leave_out(bad: BadExample, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, num_bytes: int) -> None:
     """Account for a row that cannot be trained on. Raises it as ValueError where bad rows are errors."""
     if on_bad_row == "error":
-        raise ValueError(f"{bad}; mend it, or set data.on_bad_row=skip")
+        raise ValueError(f"{bad}; fix the row, or set data.on_bad_row=skip")
     ledger.drop(bad.reason, num_bytes)
 
 

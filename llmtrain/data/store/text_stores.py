@@ -17,7 +17,8 @@ from llmtrain.data.sources.clean import Cleaner
 from llmtrain.data.sources.documents import iter_documents
 from llmtrain.data.sources.files import fingerprint, resolved_revision, source_fingerprint
 from llmtrain.data.sources.text import Document
-from llmtrain.data.store.build import Clean, Plan, build_store, eval_share
+from llmtrain.data.split import eval_share
+from llmtrain.data.store.build import Clean, Plan, build_store
 from llmtrain.data.store.token_store import FORMAT, TokenStore, is_store, open_store, read_meta
 from llmtrain.data.tokenize import TextEncoder, tokenizer_fingerprint
 from llmtrain.protocols import Report

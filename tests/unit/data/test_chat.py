@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from llmtrain.config.sections import SpecialTokens
 from llmtrain.data.chat.default_template import chat_template
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded, LossOn, choose_template
-from llmtrain.data.formats.conversations import Example, PlainText
+from llmtrain.data.formats.instructions import Example, PlainText
 
 CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
 COMPLETION = ("u: the sky is", "a:  blue")

@@ -26,7 +26,7 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
-from llmtrain.data.formats.conversations import Conversation
+from llmtrain.data.formats.messages import Conversation
 
 CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
 SYSTEM_CHAT = ("s: Be brief.", *CHAT)

@@ -30,7 +30,8 @@ from instruction_rows import (
 )
 
 from llmtrain.config.sections import Source
-from llmtrain.data.formats.conversations import Conversation, PlainText, iter_examples
+from llmtrain.data.formats.instructions import PlainText, iter_examples
+from llmtrain.data.formats.messages import Conversation
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.text import Document
 
@@ -259,9 +260,15 @@ def test_the_format_is_that_of_the_first_good_row(tmp_path: Path):
     assert (len(examples), ledger.row_format) == (1, "prompt/completion")
 
 
+def test_a_first_row_of_no_known_format_is_counted_where_bad_rows_are_skipped(tmp_path: Path):
+    examples, ledger = read(write(tmp_path, {"title": "none"}, {"messages": TURNS}), on_bad_row="skip")
+    assert len(examples) == 1
+    assert {reason: tally.documents for reason, tally in ledger.bad_rows.items()} == {"unknown format": 1}
+
+
 def test_strings_without_fields_are_refused_by_name(tmp_path: Path):
     path = write(tmp_path, "2 + 2?", "3 + 3?")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1: a row must be a JSON object, not str; mend it"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: a row must be a JSON object, not str; fix the row"):
         read(path)
     with pytest.raises(
         ValueError, match=r"no row to train on \(2 read, 2 bad: not an object\); .*:1: a row must be a JSON"
@@ -282,7 +289,7 @@ def test_texts_beside_the_rows_of_a_folder_are_passed_over_and_counted(tmp_path:
 
 def test_a_source_of_texts_alone_is_refused(tmp_path: Path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match="holds text without rows; instruction data is read from"):
+    with pytest.raises(ValueError, match="holds text without rows; rows are read from"):
         read(tmp_path)
 
 

@@ -13,7 +13,6 @@ import zstandard
 
 from llmtrain.config.sections import Source
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources import readers as formats
 from llmtrain.data.sources import text
 from llmtrain.data.sources.documents import iter_documents, iter_texts
 from llmtrain.data.sources.files import source_fingerprint
@@ -342,9 +341,3 @@ def test_a_fingerprint_changes_with_the_files_and_how_they_are_read(tmp_path: Pa
     assert source_fingerprint(Source(path=str(tmp_path), slice="0%:50%")) != first
     path.write_text("longer")
     assert source_fingerprint(source) != first
-
-
-def test_readers_exist_for_every_suffix_of_rows():
-    from llmtrain.data.sources.files import ROW_SUFFIXES
-
-    assert set(formats.READERS) == set(ROW_SUFFIXES)

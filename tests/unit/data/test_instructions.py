@@ -108,7 +108,7 @@ BAD_ROWS = [
         "the assistant says nothing",
     ),
     ({"messages": [SYSTEM, USER]}, "no assistant turn", "no message is the assistant's"),
-    ({"messages": [SYSTEM, *TURNS], "system": "x"}, "two system prompts", "a field of its own and among the messages"),
+    ({"messages": [SYSTEM, *TURNS], "system": "x"}, "two system prompts", "a system prompt in a separate field"),
     (user(7), "content is not a string", "message 0 of 'messages': the content is int, not a string"),
     (
         user([{"type": "image_url", "image_url": {}}]),
@@ -123,7 +123,7 @@ BAD_ROWS = [
         "malformed JSON",
         "malformed JSON in message 1 of 'messages', the arguments of f (",
     ),
-    ({"messages": TURNS, "tools": "{}"}, "malformed tools", "'tools' holds no list of objects"),
+    ({"messages": TURNS, "tools": "{}"}, "malformed tools", "'tools' is not a list of objects"),
     (
         {"prompt": "a", "completion": "b"},
         "missing field",
@@ -136,7 +136,7 @@ BAD_ROWS = [
 @pytest.mark.parametrize(("row", "reason", "message"), BAD_ROWS, ids=[message[:40] for _, _, message in BAD_ROWS])
 def test_a_bad_row_is_an_error_that_names_its_line_or_is_counted(tmp_path: Path, row: Any, reason: str, message: str):
     path = write(tmp_path, {"messages": TURNS}, row, {"messages": TURNS})
-    with pytest.raises(ValueError, match=r"rows\.jsonl:2: .*; mend it, or set data\.on_bad_row=skip$") as raised:
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: .*; fix the row, or set data\.on_bad_row=skip$") as raised:
         read(path)
     assert message in str(raised.value)
     examples, ledger = read(path, on_bad_row="skip")
@@ -157,7 +157,7 @@ def test_a_bad_row_is_an_error_that_names_its_line_or_is_counted(tmp_path: Path,
         (
             {"text": HH},
             {"text": "no dialogue"},
-            "'text' is no HH-RLHF dialogue: it begins with \"no dialogue\"",
+            "'text' is not a HH-RLHF dialogue: it begins with \"no dialogue\"",
         ),
         ({"text": HH}, {"text": "\n\nHuman: a\n\nAssistant:"}, "message 1 of 'text': the assistant says nothing"),
         (
@@ -168,12 +168,12 @@ def test_a_bad_row_is_an_error_that_names_its_line_or_is_counted(tmp_path: Path,
         (
             {"instruction": "a", "output": "b"},
             {"instruction": "a", "output": "b", "history": ["c"]},
-            "'history' is no list",
+            "'history' is not a list",
         ),
         (
             {"instruction": "a", "instances": [{"output": "b"}]},
             {"instruction": "a", "instances": []},
-            "'instances' is no list",
+            "'instances' is not a list",
         ),
         ({"text": "a"}, {"text": 3}, "'text' holds int, not a string"),
     ],

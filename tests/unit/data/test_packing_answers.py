@@ -17,8 +17,8 @@ from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import Source
 from llmtrain.data.chat.encode import ChatEncoder
-from llmtrain.data.formats.labelled import Judged, iter_judged
-from llmtrain.data.formats.preference_rows import iter_preferences
+from llmtrain.data.formats.labelled import Labelled, iter_labelled
+from llmtrain.data.formats.preferences import iter_preferences
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.packing.answers import AnswerPacking, build_answer_stores, collate_answers
 from llmtrain.data.store.text_stores import Stores
@@ -34,9 +34,9 @@ def written(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def read(path: Path, **settings: Any) -> list[Judged]:
+def read(path: Path, **settings: Any) -> list[Labelled]:
     source = Source(path=str(path), **settings)
-    return list(iter_judged(source, "error", SourceLedger(path=str(path)), lambda line: None))
+    return list(iter_labelled(source, "error", SourceLedger(path=str(path)), lambda line: None))
 
 
 def row(number: int, label: bool | None = True) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def test_a_row_of_any_format_is_judged_by_its_last_answer(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prompt": "a", "completion": "b"}, "rows.jsonl:2: no field says true or false of the answer"),
-        ({"prompt": "a", "completion": "b", "label": "good"}, "rows.jsonl:2: no field says true or false"),
-        ({"prompt": "a", "completion": [ASKED], "label": True}, "rows.jsonl:2: the last message is no answer"),
+        ({"prompt": "a", "completion": "b"}, "rows.jsonl:2: no field is true or false"),
+        ({"prompt": "a", "completion": "b", "label": "good"}, "rows.jsonl:2: no field is true or false"),
+        ({"prompt": "a", "completion": [ASKED], "label": True}, "rows.jsonl:2: the last message is not an answer"),
         ({"prompt": "a", "completion": None, "label": False}, "rows.jsonl:2: 'completion' is missing or null"),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_row_that_judges_nothing_is_refused_with_its_line(tmp_path: Path, fiel
 def test_a_source_without_a_good_row_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", [row(0) | {"completion": None}])
     with pytest.raises(ValueError, match="no answer to train on"):
-        list(iter_judged(Source(path=str(path)), "skip", SourceLedger(path=""), lambda line: None))
+        list(iter_labelled(Source(path=str(path)), "skip", SourceLedger(path=""), lambda line: None))
 
 
 def test_a_loss_over_pairs_says_who_takes_rows_with_a_label(tmp_path: Path) -> None:
@@ -185,4 +185,4 @@ def test_the_ledger_accounts_for_every_row(tokenizer: PreTrainedTokenizerFast, t
     path = written(tmp_path / "rows.jsonl", rows)
     (ledger,) = stores_of(tokenizer, tmp_path, path, on_bad_row="skip").ledger.train
     assert (ledger.read.documents, ledger.kept["train"].documents, set(ledger.bad_rows)) == (3, 2, {"no label"})
-    assert ledger.row_format == "judged prompt/completion"
+    assert ledger.row_format == "labelled prompt/completion"

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from llmtrain.batch import IGNORE_INDEX, empty_pairs, segment_ends
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.data.chat.encode import ChatEncoder, Encoded
-from llmtrain.data.formats.preference_rows import EQUAL
+from llmtrain.data.formats.preferences import EQUAL
 from llmtrain.data.packing.pairs import (
     LEAST_SHARED,
     NO_PROMPT_LEFT,

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from llmtrain.config.sections import Source
-from llmtrain.data.formats.preference_rows import EQUAL, Preference, iter_preferences
-from llmtrain.data.formats.preferences import BEST_FIRST
+from llmtrain.data.formats.preferences import BEST_FIRST, EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.store.build import eval_share
+from llmtrain.data.split import eval_share
 
 USER = {"role": "user", "content": "2 + 2?"}
 GOOD, BAD = ({"role": "assistant", "content": content} for content in ("4", "5"))
@@ -233,7 +232,7 @@ def test_ranks_that_do_not_fit_the_answers_are_bad(tmp_path: Path, ranks: list, 
 
 
 def test_labelled_answers_are_refused_by_name(tmp_path: Path) -> None:
-    assert "a row with a label (KTO) judges one answer" in fault(
+    assert "a row with a label (KTO) holds one answer" in fault(
         tmp_path, {"prompt": "q", "completion": "a", "label": True}
     )
 

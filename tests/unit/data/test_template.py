@@ -8,7 +8,7 @@ from chat_templates import DEEPSEEK_R1, GEMMA, LLAMA3, MARKED_CHATML, PHI3, QWEN
 from tiny_tokenizers import byte_level_bpe
 
 from llmtrain.data.chat.encode import ChatEncoder
-from llmtrain.data.formats.conversations import Example
+from llmtrain.data.formats.instructions import Example
 
 CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
 ANSWER = {"role": "assistant", "content": "Hi"}

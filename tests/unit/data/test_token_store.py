@@ -18,6 +18,7 @@ from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
 
 from llmtrain.config.sections import CleanConfig, DataConfig
 from llmtrain.data.sources.text import FileText
+from llmtrain.data.split import eval_share
 from llmtrain.data.store import build
 from llmtrain.data.store import token_store as store
 from llmtrain.data.store.text_stores import Stores, build_stores
@@ -194,6 +195,7 @@ KILLED = """
 import os, sys
 from tiny_tokenizers import byte_level_bpe
 from llmtrain.config.sections import DataConfig
+from llmtrain.data.split import eval_share
 from llmtrain.data.store import build
 from llmtrain.data.store.text_stores import build_stores
 build.batch_chars = lambda: 300
@@ -327,7 +329,7 @@ def test_a_text_too_large_to_hold_falls_in_the_split_of_its_text(tmp_path: Path)
     (tmp_path / "a.txt").write_text(text)
     held = build.Document(text, "x", len(text.encode()))
     in_file = build.Document(FileText(tmp_path / "a.txt", 0, len(text)), "y", len(text.encode()))
-    assert build.eval_share(in_file) == build.eval_share(held)
+    assert eval_share(in_file) == eval_share(held)
 
 
 def test_held_out_sources_are_read_whole_and_nothing_is_held_out_of_training(tmp_path: Path):
@@ -351,7 +353,7 @@ def test_a_share_that_holds_out_nothing_says_which_would_before_anything_is_toke
 
 
 def test_held_out_documents_that_are_all_cleaned_away_are_an_error(tmp_path: Path):
-    kept = [text for text in TEXTS if build.eval_share(build.Document(text, "x", 0)) >= 0.2]
+    kept = [text for text in TEXTS if eval_share(build.Document(text, "x", 0)) >= 0.2]
     held_out = [f"{i}" for i in range(100)]  # some of these fall into the held-out share, and all are too short
     path = write_rows(tmp_path / "a.jsonl", kept + held_out)
     with pytest.raises(ValueError, match=r"holds out none of the .* documents that are left"):

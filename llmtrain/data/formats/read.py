@@ -1,0 +1,142 @@
+"""A source of rows -> examples: the one loop that reads rows of every kind.
+
+source -> rows -> the format of the source, recognised once -> examples, each entered in the ledger. `instructions`,
+`preferences`, `labelled` and `prompts` say which formats there are and what an example of theirs is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+from llmtrain.config.sections import Source
+from llmtrain.data.formats.messages import UnfitRow, UnknownFormat, UnwantedRow
+from llmtrain.data.ledger import SourceLedger
+from llmtrain.data.sources.files import HubDataset, file_kind, resolve_rows
+from llmtrain.data.sources.readers import BadRow, Row, Rows, parse_slice, read_hub, read_rows
+from llmtrain.protocols import Report
+
+
+class Counted(Protocol):
+    """What the ledger counts."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
+ExampleType = TypeVar("ExampleType", bound=Counted)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row, or a part of one, that is valid but not used."""
+
+    reason: str  # one of a few, for counting
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class FormatReader(Generic[ExampleType]):
+    """How the rows of one source are read, now that their format is known."""
+
+    name: str  # of the format, for the ledger and messages
+    convert: Callable[[Row], Sequence[ExampleType | Dropped]]  # raises UnfitRow, UnwantedRow
+    describe: Callable[[ExampleType], str]  # the format and a first example, on one line
+
+
+def read_examples(
+    source: Source,
+    recognise: Callable[[Row], FormatReader[ExampleType]],
+    on_bad_row: Literal["error", "skip"],
+    ledger: SourceLedger,
+    report: Report,
+    *,
+    unit: str,
+) -> Iterator[ExampleType]:
+    """The examples of a source; all else is entered in the ledger, where the caller enters what becomes of examples.
+
+    The first row that gives an example decides the format of the source, which is reported together with it; `unit`
+    is the word for an example. Raises ValueError, one line, for a source that is missing, empty or unreadable, where
+    several formats fit, and, unless `on_bad_row` is skip, for a row that is bad or in no known format.
+    """
+    reader: FormatReader[ExampleType] | None = None
+    first_fault = ""
+    for row in iter_rows(source, ledger):
+        try:
+            found = row if isinstance(row, BadRow) else _converted(row, reader, recognise)
+        except UnknownFormat as fault:
+            if on_bad_row == "error":
+                raise
+            assert isinstance(row, Row)
+            found = BadRow("unknown format", str(fault), row_bytes(row))
+        if isinstance(found, BadRow):
+            if on_bad_row == "error":
+                raise ValueError(f"{found.message}; fix the row, or set data.on_bad_row=skip")
+            first_fault = first_fault or f"; {found.message}"
+            ledger.bad_row(found.reason, found.num_bytes)
+            continue
+        row_reader, examples = found
+        for example in examples:
+            ledger.read.add(example.num_bytes)
+            if isinstance(example, Dropped):
+                ledger.drop(example.reason, example.num_bytes)
+                continue
+            if reader is None:
+                reader, ledger.row_format = row_reader, row_reader.name
+                report(f"{source.path}: {reader.describe(example)}")
+            yield example
+    if reader is None:
+        raise ValueError(f"{source.path}: no {unit} to train on ({_what_was_read(ledger)}){first_fault}")
+
+
+def iter_rows(source: Source, ledger: SourceLedger | None = None) -> Rows:
+    """Every row and bad row of a source, in order; its files are entered in the ledger.
+
+    Raises ValueError where there are no files of rows, or one cannot be read.
+    """
+    location = resolve_rows(source)
+    if isinstance(location, HubDataset):
+        yield from read_hub(source, location.name, location.commit)
+        return
+    if ledger is not None:
+        ledger.files = len(location.paths)
+        ledger.files_not_read = dict(location.not_read)
+    part = parse_slice(source.slice)
+    for path in location.paths:
+        kind = file_kind(path)
+        assert kind is not None, path
+        yield from read_rows(path, kind, part)
+
+
+def row_bytes(row: Row) -> int:
+    """The bytes of a row written as JSON."""
+    return len(json.dumps(row.fields, ensure_ascii=False, default=str).encode(errors="surrogatepass"))
+
+
+def _converted(
+    row: Row, reader: FormatReader[ExampleType] | None, recognise: Callable[[Row], FormatReader[ExampleType]]
+) -> tuple[FormatReader[ExampleType], Sequence[ExampleType | Dropped]] | BadRow:
+    """A row's examples, and what read them: `reader`, or where there is none yet, the one of the row's own format."""
+    known = ""
+    try:
+        row_reader = reader or recognise(row)
+        known = f" (read as {row_reader.name})"
+        return row_reader, row_reader.convert(row)
+    except UnwantedRow as unwanted:
+        return row_reader, [Dropped(unwanted.reason, row_bytes(row))]
+    except UnfitRow as fault:
+        return BadRow(fault.reason, f"{row.where}: {fault}{known}", row_bytes(row))
+    except UnicodeEncodeError as error:
+        character = error.object[error.start : error.start + 1].encode("unicode_escape").decode()
+        message = f"{row.where}: a string holds {character}, half a surrogate pair, which is not valid Unicode"
+        return BadRow("invalid UTF-8", message, row_bytes(row))
+    except RecursionError:
+        return BadRow("nested too deep", f"{row.where}: the row is nested too deep", 0)
+
+
+def _what_was_read(ledger: SourceLedger) -> str:
+    """The account of a source without examples."""
+    counts = {**{f"bad: {reason}": tally for reason, tally in ledger.bad_rows.items()}, **ledger.dropped}
+    return f"{ledger.read.documents} read" + "".join(f", {tally.documents} {why}" for why, tally in counts.items())
