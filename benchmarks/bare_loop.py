@@ -39,7 +39,7 @@ from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.load import load_model, parameters_by_role
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.system.device import peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoints
@@ -119,7 +119,7 @@ def new_module(config: PretrainConfig) -> tuple[CausalLMLoss, Optimizer]:
     tokenizer = load_tokenizer(config.tokenizer.path)
     model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
     fuse_layers(model)
-    module = with_loss(model, "segments", config.data.max_seq_len, torch.device("cpu"))
+    module = wrap_causal_lm(model, "segments", config.data.max_seq_len, torch.device("cpu"))
     return module, make_optimizer(parameters_by_role(model), config.optim)
 
 

@@ -200,7 +200,7 @@ def build_roles(
     reference = None
     if reference_model is not None:
         nn.Module.to(reference_model, runtime.device)
-        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.own_logits)
+        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.whole_logits)
         reference = ActorCritic(reference_loss, config.rollout.temperature, trains_entropy=False)
         reference.requires_grad_(False).eval()
     parameters = parameters_by_role(model)

@@ -24,8 +24,8 @@ from llmtrain.models.folders.reward import (
     merge_reward_adapter,
 )
 from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_pretrained
-from llmtrain.models.wrappers.checks import shares_prompts
-from llmtrain.models.wrappers.reward_model import pooling_pad_id, reward_parameters_by_role, score_model, with_scores
+from llmtrain.models.wrappers.checks import shares_prompts, wrap_reward_model
+from llmtrain.models.wrappers.reward_model import pooling_pad_id, reward_parameters_by_role, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.recipes.trainer import open_training, train
 from llmtrain.runs.folder import Write, export_dtype, export_run, mark_finished, record_ledger
@@ -58,7 +58,7 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
         fuse_adapters(model)
     runtime.say(adapter_report(model))
     kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
-    module = with_scores(model, kernel, config.data.max_seq_len, runtime.device)
+    module = wrap_reward_model(model, kernel, config.data.max_seq_len, runtime.device)
 
     shared = shares_prompts(model, kernel, config.data.max_seq_len, runtime.device, runtime.say)
     packed = partial(PairPacking, max_seq_len=config.data.max_seq_len, share_prompts=shared)

@@ -19,7 +19,7 @@ from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.load import attention_dropout
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, Role
 from llmtrain.runs.folder import open_run, record_run
@@ -64,7 +64,7 @@ def with_loss_here(config: RecipeConfig, model: PreTrainedModel, runtime: Runtim
     if fuses_layers(runtime.device) and not runtime.shards_parameters:
         fuse_layers(model)
     kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
-    return with_loss(model, kernel, config.data.max_seq_len, runtime.device)
+    return wrap_causal_lm(model, kernel, config.data.max_seq_len, runtime.device)
 
 
 def train(
@@ -97,7 +97,7 @@ def train(
             "engine": runtime.engine,
             "world_size": runtime.world_size,
             "attention": module.kernel,
-            "whole_logits": module.own_logits,
+            "whole_logits": module.whole_logits,
             "peak_flops": peak,
             "peak_flops_source": peak_source,
         }

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.config.sections import OptimConfig
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.engines.capabilities import CAPABILITIES
 from llmtrain.train.optim import Ema, shrink_l1
@@ -52,7 +52,7 @@ def make_model() -> nn.Module:
     model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     model.model.norm.weight.requires_grad_(False).mul_(1.5)
     model.register_buffer("saved", torch.tensor([3.0, 4.0]))
-    return with_loss(model, "segments", NUM_TOKENS, torch.device("cpu"))
+    return wrap_causal_lm(model, "segments", NUM_TOKENS, torch.device("cpu"))
 
 
 def trainable(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

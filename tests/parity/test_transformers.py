@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.system.device import AttentionKernel
 
 VOCAB = 96
@@ -90,7 +90,7 @@ def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_packed_loss_and_gradients_equal_one_by_one(architecture: str, kernel: AttentionKernel) -> None:
     model, texts = make_model(architecture), documents()
-    module = with_loss(model, kernel, 64, torch.device("cpu"))
+    module = wrap_causal_lm(model, kernel, 64, torch.device("cpu"))
     model.eval()
     loss = module(packed(texts)).objective
     loss.backward()
@@ -109,7 +109,7 @@ def test_packed_loss_and_gradients_equal_one_by_one(architecture: str, kernel: A
 
 def test_losses_of_documents_do_not_depend_on_their_pack() -> None:
     model, texts = make_model("llama"), documents()
-    module = CausalLMLoss(model, "segments", own_logits=False)
+    module = CausalLMLoss(model, "segments", whole_logits=False)
     together = module(packed(texts)).cross_entropy
     apart = sum(module(packed([text])).cross_entropy for text in texts if len(text) > 1)
     torch.testing.assert_close(together, apart)
@@ -117,7 +117,7 @@ def test_losses_of_documents_do_not_depend_on_their_pack() -> None:
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
     model, texts = make_model("llama"), documents()
-    module = CausalLMLoss(model, "segments", own_logits=False)
+    module = CausalLMLoss(model, "segments", whole_logits=False)
     model.train()
     module(packed(texts)).objective.backward()
     stored = gradients(model)
@@ -134,6 +134,6 @@ def test_architectures_that_cannot_be_packed_are_refused_by_name(architecture: s
         architecture, vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
     )
     with pytest.raises((ValueError, KeyError), match=f"{architecture}|{ATTENTION}"):
-        with_loss(
+        wrap_causal_lm(
             AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION), "segments", 64, torch.device("cpu")
         )

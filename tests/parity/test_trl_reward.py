@@ -25,7 +25,8 @@ from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs
 from llmtrain.models.folders.reward import export_reward_model
 from llmtrain.models.load import load_pretrained
-from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model, with_scores
+from llmtrain.models.wrappers.checks import wrap_reward_model
+from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
 
 # Of TRL and what it calls.
@@ -44,7 +45,9 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardModel, dict[bo
     config = TunedModelConfig(path=str(folder / "base"))
     causal = load_pretrained(config, tokenizer, max_seq_len=128)
     pad = pooling_pad_id(tokenizer, encoder.end_of_turn_ids)
-    module = with_scores(score_model(causal, config, pad_token_id=pad, seed=0), "segments", 128, torch.device("cpu"))
+    module = wrap_reward_model(
+        score_model(causal, config, pad_token_id=pad, seed=0), "segments", 128, torch.device("cpu")
+    )
     weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
     export_reward_model(folder / "model", module.model.config, weights, tokenizer, dtype=torch.float32, card="")
     data = PreferenceDataConfig.model_validate(

@@ -9,13 +9,16 @@ whole matrix at each forward, and leave the head able to take its loss in chunks
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.models.wrappers.causal_lm import LossHead, chunked_loss
+from llmtrain.models.heads.cross_entropy import chunked_loss
+from llmtrain.models.heads.head import Head
+from llmtrain.models.heads.logprobs import LogprobOptions, TokenLogprobs
 from llmtrain.protocols import LossOptions, TokenLoss
 
 
@@ -25,28 +28,46 @@ class EmbeddingWithRows(nn.Embedding):
     rows: nn.Parameter
     row_ids: Tensor
 
+    @classmethod
+    def of(cls, embedding: nn.Embedding, rows: nn.Parameter, row_ids: Int[Tensor, " rows"]) -> Self:
+        """The same matrix with rows."""
+        module = cls(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx, device="meta")
+        module.weight = embedding.weight
+        _attach(module, rows, row_ids)
+        return module.train(embedding.training)
+
     def forward(self, input_ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch hidden"]:
-        """The embeddings, of the dtype of the frozen ones."""
+        """The embeddings, in the dtype of the frozen ones."""
         is_row = input_ids[..., None] == self.row_ids  # (*batch, rows)
         embedded = super().forward(input_ids)
         rows = nn.functional.embedding(is_row.int().argmax(-1), self.rows).to(embedded.dtype)
         return torch.where(is_row.any(-1, keepdim=True), rows, embedded)
 
 
-class HeadWithRows(LossHead):
+class HeadWithRows(Head):
     """An output projection without bias in which `rows` stand in for the rows `row_ids`."""
+
+    has_logprobs: ClassVar[bool] = False
 
     rows: nn.Parameter
     row_ids: Tensor
+
+    @classmethod
+    def with_rows(cls, projection: nn.Linear, rows: nn.Parameter, row_ids: Int[Tensor, " rows"]) -> Self:
+        """The same projection with rows."""
+        module = cls.of(projection)
+        _attach(module, rows, row_ids)
+        return module
 
     def forward(  # type: ignore[override]
         self,
         hidden: Float[Tensor, "*batch hidden"],
         labels: Int[Tensor, " tokens"] | None = None,
-        options: LossOptions = LossOptions(),
-    ) -> Tensor | TokenLoss:
-        """As LossHead: logits, or with `labels` the summed loss."""
+        options: LossOptions | LogprobOptions = LossOptions(),
+    ) -> Tensor | TokenLoss | TokenLogprobs:
+        """As Head: logits, or with `labels` the summed loss."""
         if labels is not None:
+            assert isinstance(options, LossOptions), "has_logprobs is False"
             return chunked_loss(hidden, self.weight, self.bias, labels, options, self.rows, self.row_ids)
         logits = nn.functional.linear(hidden, self.weight)
         rows = nn.functional.linear(hidden, self.rows.to(self.weight.dtype))
@@ -60,25 +81,23 @@ def train_rows(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     matrix.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if type(embedding) is not nn.Embedding or type(head) not in (nn.Linear, LossHead) or head.bias is not None:
+    if type(embedding) is not nn.Embedding or type(head) not in (nn.Linear, Head) or head.bias is not None:
         raise ValueError(
             f"{model.config.model_type}: rows of new tokens cannot be trained beside its embedding and head; set "
             "data.chat_template to one of tokens that the tokenizer has, or adapter.kind to none"
         )
-    rows = _attach(embedding, EmbeddingWithRows, token_ids, None)
-    _attach(head, HeadWithRows, token_ids, rows if head.weight is embedding.weight else None)
+    ids = torch.tensor(sorted(token_ids), device=embedding.weight.device)
+    rows = _own_rows(embedding.weight, ids)
+    head_rows = rows if head.weight is embedding.weight else _own_rows(head.weight, ids)
+    names = {module: name for name, module in model.named_modules()}
+    model.set_submodule(names[embedding], EmbeddingWithRows.of(embedding, rows, ids))
+    model.set_submodule(names[head], HeadWithRows.with_rows(head, head_rows, ids.clone()))
 
 
-def _attach(
-    module: nn.Module, kind: type[nn.Module], token_ids: Sequence[int], rows: nn.Parameter | None
-) -> nn.Parameter:
-    """Turn a module into its form with rows, which keeps its parameters and their names."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    row_ids = torch.tensor(sorted(token_ids), device=weight.device)
-    if rows is None:
-        rows = nn.Parameter(weight.detach()[row_ids].float())
-    module.__class__ = kind
+def _own_rows(weight: Float[Tensor, "vocab hidden"], ids: Int[Tensor, " rows"]) -> nn.Parameter:
+    return nn.Parameter(weight.detach()[ids].float())
+
+
+def _attach(module: nn.Module, rows: nn.Parameter, row_ids: Int[Tensor, " rows"]) -> None:
     module.register_buffer("row_ids", row_ids)  # saved with the rows: an export needs to know whose they are
     module.register_parameter("rows", rows)
-    return rows

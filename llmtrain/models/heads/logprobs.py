@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmtrain.batch import KeptTokens
-from llmtrain.models.wrappers.causal_lm import add_product, chunks, gradient_precision
+from llmtrain.models.heads.chunks import add_product, chunks, gradient_precision
 
 LEFT_OUT = -1e30  # a logit without probability; its products with a probability of 0 are 0, which infinity's are not
 
@@ -35,48 +35,38 @@ class TokenLogprobs(NamedTuple):
     entropies: Float[Tensor, " tokens"]
 
 
-class LogprobHead(nn.Linear):
-    """The output projection of a causal LM that can also give logprobs instead of logits."""
+@dataclass(frozen=True)
+class LogprobOptions:
+    """How logprobs are computed."""
 
-    def forward(  # type: ignore[override]
-        self,
-        hidden: Float[Tensor, "*batch hidden"],
-        labels: Int[Tensor, " tokens"] | None = None,
-        temperature: float = 1.0,
-        kept: KeptTokens | None = None,
-        *,
-        trains_entropy: bool = True,
-    ) -> Tensor | TokenLogprobs:
-        """Logits without `labels`; with them, the logprobs of `labels` behind `hidden` (tokens, hidden).
+    temperature: float = 1.0
+    kept: KeptTokens | None = None
+    trains_entropy: bool = True  # False: entropies have no gradient, which saves time
 
-        Entropies have no gradient unless `trains_entropy`.
-        """
-        if labels is None:
-            return super().forward(hidden)
-        options = _Options(temperature, kept, trains_entropy, torch.is_grad_enabled())
-        return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, self.weight, self.bias, labels, options))
+
+def chunked_logprobs(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, " vocab"] | None,
+    labels: Int[Tensor, " tokens"],
+    options: LogprobOptions,
+) -> TokenLogprobs:
+    """The logprob of each label after its hidden state, and the entropy there."""
+    needed = torch.is_grad_enabled()  # inputs of a Function need gradients also where none are taken
+    return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, weight, bias, labels, options, needed))
 
 
 def logits_logprobs(
     logits: Float[Tensor, "tokens vocab"],
     labels: Int[Tensor, " tokens"],
-    temperature: float,
-    kept: KeptTokens | None = None,
+    options: LogprobOptions = LogprobOptions(),
 ) -> TokenLogprobs:
     """The same from logits, by autograd: the plain form of what the chunked one computes."""
-    scaled = logits.float() / temperature
-    if kept is not None:
-        scaled = scaled.masked_fill(_left_out(kept, scaled), LEFT_OUT)
+    scaled = logits.float() / options.temperature
+    if options.kept is not None:
+        scaled = scaled.masked_fill(_left_out(options.kept, scaled), LEFT_OUT)
     log_probs = scaled.log_softmax(-1)
     return TokenLogprobs(log_probs.gather(-1, labels[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1))
-
-
-@dataclass(frozen=True)
-class _Options:
-    temperature: float
-    kept: KeptTokens | None
-    trains_entropy: bool
-    needed: bool  # a Function is told that its inputs need gradients even where none are taken
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -87,10 +77,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         weight: Float[Tensor, "vocab hidden"],
         bias: Float[Tensor, " vocab"] | None,
         labels: Int[Tensor, " tokens"],
-        options: _Options,
+        options: LogprobOptions,
+        needed: bool,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         logprobs, entropies, log_z = (hidden.new_zeros(labels.shape, dtype=torch.float32) for _ in range(3))
-        need_hidden, need_weight, need_bias = (options.needed and need for need in ctx.needs_input_grad[:3])
+        need_hidden, need_weight, need_bias = (needed and need for need in ctx.needs_input_grad[:3])
         slopes: list[Tensor | None] = [None, None]  # of logprobs and entropies along the hidden states
         if need_hidden and not need_weight and not need_bias:
             empty = partial(torch.empty_like, hidden, dtype=torch.float32)
@@ -127,7 +118,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_hidden = grad_logprobs[:, None] * of_logprobs
             if of_entropies is not None:
                 grad_hidden.addcmul_(grad_entropies[:, None], of_entropies)
-            return grad_hidden.to(ctx.dtype), None, None, None, None
+            return grad_hidden.to(ctx.dtype), None, None, None, None, None
         return _backward_through_logits(ctx, grad_logprobs, grad_entropies)
 
 
@@ -157,7 +148,7 @@ def _backward_through_logits(ctx: Any, grad_logprobs: Tensor, grad_entropies: Te
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
     weight_grad = None if grad_weight is None else grad_weight.to(weight.dtype)
-    return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None
+    return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None
 
 
 def _along_hidden(
@@ -173,7 +164,7 @@ def _logits(
     hidden: Float[Tensor, "tokens hidden"],
     weight: Float[Tensor, "vocab hidden"],
     bias: Float[Tensor, " vocab"] | None,
-    options: _Options,
+    options: LogprobOptions,
     chunk: slice,
 ) -> Float[Tensor, "tokens vocab"]:
     """The scaled logits of a chunk, to be written over."""

@@ -1,33 +1,41 @@
 """Policy and critic as the one module that is trained: episodes in; logprobs, entropies and values out.
 
-The critic is a head on the policy's trunk, or a trunk of its own. A reference is the same module of a frozen copy,
-without a critic. Copies share what is frozen: with an adapter all roles stand on one base.
+The critic is a head on the policy's trunk, or has its own trunk. A reference is the same module of a frozen copy,
+without a critic. Copies share what is frozen: with an adapter all roles use one base.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.batch import IGNORE_INDEX, Experience, JudgedAnswers, KeptTokens, PackedTokens, PreferencePairs
-from llmtrain.models.attention import plan_segments
-from llmtrain.models.heads.logprobs import LogprobHead, TokenLogprobs, logits_logprobs
-from llmtrain.models.wrappers.causal_lm import CausalLMLoss, LossHead
+from llmtrain.batch import IGNORE_INDEX, Experience, KeptTokens
+from llmtrain.models.heads.head import output_head
+from llmtrain.models.heads.logprobs import LogprobOptions, TokenLogprobs, logits_logprobs
+from llmtrain.models.trunk import TokenBatch, pack_inputs, run_model, run_trunk
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.system.device import AttentionKernel
 
-TokenBatch = Experience | JudgedAnswers | PackedTokens | PreferencePairs
+
+class ResponseBatch(TokenBatch, Protocol):
+    """A microbatch whose labels a policy gives logprobs of."""
+
+    @property
+    def labels(self) -> Int[Tensor, " tokens"]: ...  # IGNORE_INDEX where none is asked for
+    @property
+    def kept(self) -> KeptTokens | None: ...  # for each label; None: any token could be drawn
 
 
 class PolicyOutputs(NamedTuple):
-    """What policy and critic say of each response token, end to end; nothing of no token, where one is not asked."""
+    """Outputs of policy and critic at each response token, end to end; empty for one that the batch does not train."""
 
     logprobs: Float[Tensor, " responses"]
     entropies: Float[Tensor, " responses"]
-    values: Float[Tensor, " responses"] | None  # of the state that the token is drawn in; None: no critic was asked
+    values: Float[Tensor, " responses"] | None  # of the state that the token is drawn in; None: the critic did not run
 
 
 class ValueHead(nn.Linear):
@@ -48,82 +56,73 @@ class ActorCritic(nn.Module):
 
     def __init__(
         self,
-        checked: CausalLMLoss,
+        policy: CausalLMLoss,
         temperature: float,
         value_head: ValueHead | None = None,
         critic: nn.Module | None = None,
         *,
         trains_entropy: bool = True,
     ) -> None:
-        """`checked` has passed the start-up check. `critic`: the value head's own trunk; None: the policy's.
+        """`policy` has passed the start-up check. `critic`: the value head's own trunk; None: the policy's.
 
-        Without `trains_entropy` entropies are told and have no gradient, which saves time.
+        Without `trains_entropy` entropies are reported and have no gradient, which saves time.
         """
         super().__init__()
-        self.model: PreTrainedModel = checked.model
+        self.model: PreTrainedModel = policy.model
         self._no_split_modules = self.model._no_split_modules
-        self.kernel: AttentionKernel = checked.kernel
-        self.own_logits = checked.own_logits
+        self.kernel: AttentionKernel = policy.kernel
+        self.whole_logits = policy.whole_logits or not output_head(policy.model).has_logprobs
         self.temperature = temperature
         self.trains_entropy = trains_entropy
         self.value_head, self.critic = value_head, critic
-        head = self.model.get_output_embeddings()
-        if not self.own_logits:
-            assert head is not None
-            if type(head) in (nn.Linear, LossHead):
-                head.__class__ = LogprobHead  # keeps the module, its parameters and their names
-            else:
-                self.own_logits = True  # rows of new tokens stand beside it
 
-    def forward(self, batch: TokenBatch) -> PolicyOutputs:
-        """Logprobs, entropies and values at the batch's labels; of an empty batch none, but attached to the graph."""
+    def forward(self, batch: ResponseBatch) -> PolicyOutputs:
+        """Logprobs, entropies and values at the batch's labels; none for an empty batch, but attached to the graph."""
         trains = batch.trains if isinstance(batch, Experience) else "both"
         if trains == "critic":
             values = self.values(batch)
             return PolicyOutputs(values.new_empty(0), values.new_empty(0), values)
-        inputs, selected = self._inputs(batch)
-        labels = batch.labels[selected]
-        hidden: Tensor | None = None  # of the policy's trunk, where the head or the critic asks for them
-        if not self.own_logits or (self.value_head is not None and self.critic is None):
-            hidden = self.model.base_model(**inputs).last_hidden_state[0][selected]
-        said = self._logprobs(hidden, labels, inputs, selected, batch.kept)
+        inputs, selected = pack_inputs(batch, self.kernel), _label_places(batch)
+        hidden: Tensor | None = None  # of the policy's trunk, if its head or the critic reads them
+        if not self.whole_logits or self.trunk_head is not None:
+            hidden = run_trunk(self.model.base_model, inputs)[selected]
+        options = LogprobOptions(self.temperature, batch.kept, self.trains_entropy)
+        outputs = self._logprobs(hidden, batch.labels[selected], inputs, selected, options)
         if self.value_head is None or trains == "policy":
-            return PolicyOutputs(said.logprobs, said.entropies, None)
+            return PolicyOutputs(outputs.logprobs, outputs.entropies, None)
         values = self.value_head(hidden) if self.critic is None else self._critic_values(inputs, selected)
-        return PolicyOutputs(said.logprobs, said.entropies, values)
+        return PolicyOutputs(outputs.logprobs, outputs.entropies, values)
 
     @property
     def trunk_head(self) -> ValueHead | None:
-        """The value head, where it reads what the policy's output head does."""
+        """The value head, if it reads the same hidden states as the policy's output head."""
         return self.value_head if self.critic is None else None
 
-    def values(self, batch: TokenBatch) -> Float[Tensor, " responses"]:
-        """The values alone, of a critic with a trunk of its own."""
-        return self._critic_values(*self._inputs(batch))
+    def values(self, batch: ResponseBatch) -> Float[Tensor, " responses"]:
+        """The values alone, of a critic with its own trunk."""
+        return self._critic_values(pack_inputs(batch, self.kernel), _label_places(batch))
 
     def _critic_values(
         self, inputs: dict[str, Any], selected: Int[Tensor, " responses"]
     ) -> Float[Tensor, " responses"]:
         assert self.value_head is not None and self.critic is not None
-        values: Tensor = self.value_head(self.critic(**inputs).last_hidden_state[0][selected])
+        values: Tensor = self.value_head(run_trunk(self.critic, inputs)[selected])
         return values
 
-    def _inputs(self, batch: TokenBatch) -> tuple[dict[str, Any], Int[Tensor, " responses"]]:
-        """What a trunk is called with, and the places that have labels."""
-        segments = plan_segments(batch.segment_lengths, self.kernel, batch.input_ids.device, batch.prefix_lengths)
-        inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids[None],
-            "position_ids": batch.position_ids[None],
-            "segments": segments,
-            "use_cache": False,
-        }
-        return inputs, (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
-
     def _logprobs(
-        self, hidden: Tensor | None, labels: Tensor, inputs: dict[str, Any], selected: Tensor, kept: KeptTokens | None
+        self,
+        hidden: Float[Tensor, "responses hidden"] | None,
+        labels: Int[Tensor, " responses"],
+        inputs: dict[str, Any],
+        selected: Int[Tensor, " responses"],
+        options: LogprobOptions,
     ) -> TokenLogprobs:
-        if self.own_logits:
-            return logits_logprobs(self.model(**inputs).logits[0][selected], labels, self.temperature, kept)
-        head = self.model.get_output_embeddings()
-        said: TokenLogprobs = head(hidden, labels, self.temperature, kept, trains_entropy=self.trains_entropy)
-        return said
+        if self.whole_logits:
+            return logits_logprobs(run_model(self.model, inputs)[selected], labels, options)
+        assert hidden is not None
+        return output_head(self.model).logprobs(hidden, labels, options)
+
+
+def _label_places(batch: ResponseBatch) -> Int[Tensor, " responses"]:
+    """The places that have labels."""
+    return (batch.labels != IGNORE_INDEX).nonzero()[:, 0]

@@ -15,18 +15,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtrain.batch import IGNORE_INDEX, PackedTokens, PreferencePairs, segment_ends
+from llmtrain.batch import PackedTokens, PreferencePairs, segment_ends
 from llmtrain.config.sections import PretrainedModelConfig
-from llmtrain.models.adapters.quantized import fp32_arithmetic
-from llmtrain.models.attention import ATTENTION, plan_segments
+from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.load import parameters_by_role
-from llmtrain.models.wrappers.checks import LENGTHS, PACKING_TOLERANCE
+from llmtrain.models.trunk import pack_inputs, run_trunk
 from llmtrain.protocols import Role
 from llmtrain.system.device import AttentionKernel
 
 HEAD = "score"  # what transformers calls the head of every causal model that classifies
-SCORE_TOLERANCE = 1e-5  # of the largest score, in fp32
 
 
 class ScoreHead(nn.Linear):
@@ -40,7 +38,7 @@ class ScoreHead(nn.Linear):
 class RewardModel(nn.Module):
     """The one module that is trained: packed conversations in, a score for each out."""
 
-    own_logits = False  # it has no logits at all
+    whole_logits = False  # it has no logits at all
 
     def __init__(self, model: PreTrainedModel, kernel: AttentionKernel) -> None:
         super().__init__()
@@ -50,14 +48,8 @@ class RewardModel(nn.Module):
 
     def forward(self, batch: PreferencePairs | PackedTokens) -> Float[Tensor, " segments"]:
         """The score of each document, at its last token: the last of a segment."""
-        device = batch.input_ids.device
-        hidden = self.model.base_model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            segments=plan_segments(batch.segment_lengths, self.kernel, device, batch.prefix_lengths),
-            use_cache=False,
-        ).last_hidden_state[0]
-        scores: Tensor = self.model.get_submodule(HEAD)(hidden[segment_ends(batch).to(device)])
+        hidden = run_trunk(self.model.base_model, pack_inputs(batch, self.kernel))
+        scores: Tensor = self.model.get_submodule(HEAD)(hidden[segment_ends(batch).to(hidden.device)])
         return scores[:, 0]
 
 
@@ -97,53 +89,6 @@ def score_model(
     return model.train(causal.training)
 
 
-def with_scores(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int, device: torch.device) -> RewardModel:
-    """Move a model to its device and wrap it for training, after comparing it with itself.
-
-    Raises ValueError, naming the architecture, where packed conversations are not computed as `transformers`
-    computes them one by one.
-    """
-    lengths = tuple(min(length, max_seq_len) for length in LENGTHS)
-    nn.Module.to(model, device)  # the model's own `to` is not typed
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), fp32_arithmetic(model):
-        batch = _probe(lengths, model, device)
-        documents = [document[None] for document in batch.input_ids.split(lengths)]
-        try:
-            model.set_attn_implementation("eager")
-            stock = torch.cat([model(input_ids=document, use_cache=False).logits[:, 0] for document in documents])
-            alone = [model.base_model(input_ids=document, use_cache=False).last_hidden_state for document in documents]
-            model.set_attn_implementation(ATTENTION)
-            segments = plan_segments(lengths, "segments" if kernel == "varlen" else kernel, device)
-            packed = model.base_model(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
-                segments=segments,
-                use_cache=False,
-            ).last_hidden_state[0]
-        except (KeyError, AttributeError, TypeError) as error:  # how models that bypass the interface fail
-            raise ValueError(
-                f"{model.config.model_type} does not go through transformers' attention interface ({error}), "
-                "so this architecture cannot be trained on packs"
-            ) from error
-        singles = torch.cat([hidden[0] for hidden in alone])
-        worst, spread = float((packed - singles).abs().max()), float((singles - singles.mean(0)).abs().max())
-        if not worst <= PACKING_TOLERANCE * spread:
-            raise ValueError(
-                f"{model.config.model_type}: packed documents are not computed as they are one by one (hidden states "
-                f"differ by {worst:.2g} of {spread:.2g}), so this architecture cannot be trained on packs"
-            )
-        last_tokens = torch.tensor(lengths).cumsum(0).to(device) - 1
-        scores = model.get_submodule(HEAD)(singles[last_tokens])[:, 0]
-        if not (scores - stock).abs().max() <= SCORE_TOLERANCE * stock.abs().max():
-            raise ValueError(
-                f"{model.config.model_type}: transformers scores a conversation otherwise than by its last token "
-                f"({float((scores - stock).abs().max()):.2g} apart), so others would load another reward model"
-            )
-    return RewardModel(model.train(was_training), kernel)
-
-
 def reward_parameters_by_role(model: PreTrainedModel) -> dict[Role, list[nn.Parameter]]:
     """Trainable parameters by what they do, the scalar head among heads."""
     roles = parameters_by_role(model)
@@ -180,12 +125,3 @@ def _trained_head(config: PretrainedModelConfig) -> Float[Tensor, "1 hidden"]:
     )
     weight: Tensor = model.get_submodule(HEAD).weight
     return weight.detach()
-
-
-def _probe(lengths: tuple[int, ...], model: PreTrainedModel, device: torch.device) -> PackedTokens:
-    """Pseudo-random tokens, none of them padding, without touching torch's global generator."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (sum(lengths),), generator=generator)
-    ids[ids == model.config.pad_token_id] = (model.config.pad_token_id + 1) % model.config.vocab_size
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    return PackedTokens(ids, torch.full_like(ids, IGNORE_INDEX), positions, lengths, 0, ()).to(device)

@@ -27,8 +27,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from llmtrain.models.cpu.lora import FusedLoraLinear
-from llmtrain.models.heads.logprobs import LogprobHead
-from llmtrain.models.wrappers.causal_lm import LossHead
+from llmtrain.models.heads.head import Head
 from llmtrain.system.device import separate_allocations
 
 MAX_BYTES = 2**31  # of copies; a larger model keeps its memory
@@ -102,7 +101,7 @@ def _single_products(model: nn.Module) -> list[nn.Module]:
         if isinstance(layer, LoraLinear) and _adds_a_product(layer):
             inner.update(layer.modules())
             found.append(layer)
-        elif type(layer) in (nn.Linear, LossHead, LogprobHead):
+        elif type(layer) in (nn.Linear, Head):
             found.append(layer)
     return found
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.models.attention import plan_segments
+from llmtrain.models.trunk import Documents, pack_inputs
 from llmtrain.rollout.local.cache import CACHED_ATTENTION, LayerStates, PackedStates, RowCache
 from llmtrain.rollout.local.cpu_decoder import Decoder, can_decode
 from llmtrain.rollout.local.cpu_linear import StepLinears
@@ -85,14 +85,13 @@ class Forward:
         ends = torch.tensor(lengths).cumsum(0)
         last = torch.cat([ends - 1, torch.zeros(max(0, PREFILL_MIN_TOKENS - len(prompts)), dtype=torch.long)])
         cache = PackedStates()
-        outputs = self._model(
-            input_ids=torch.tensor([packed], device=self.device),
-            position_ids=torch.cat([torch.arange(length) for length in segment_lengths])[None].to(self.device),
-            segments=plan_segments(segment_lengths, "segments", self.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=last.to(self.device),
+        documents = Documents(
+            torch.tensor(packed, device=self.device),
+            torch.cat([torch.arange(length) for length in segment_lengths]).to(self.device),
+            tuple(segment_lengths),
         )
+        cached = {"past_key_values": cache, "use_cache": True, "logits_to_keep": last.to(self.device)}
+        outputs = self._model(**pack_inputs(documents, "segments") | cached)
         states = [cache.span(end - length, end) for length, end in zip(lengths, ends.tolist(), strict=True)]
         return states, self._said(outputs.logits[0]).first(len(prompts))
 

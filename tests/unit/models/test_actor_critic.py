@@ -13,7 +13,7 @@ from llmtrain.batch import Experience
 from llmtrain.config.rl import PolicyConfig
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Metrics
 from llmtrain.rollout.packing import Episode, as_experience, pack_episodes
@@ -39,7 +39,7 @@ def model() -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("critic", ["none", "separate"])
 def test_the_trunk_of_a_model_with_logits_of_its_own_runs_once(critic: str) -> None:
-    checked = with_loss(model(), "segments", 64, CPU)
+    checked = wrap_causal_lm(model(), "segments", 64, CPU)
     head, trunk = (ValueHead(16), copy.deepcopy(checked.model.base_model)) if critic == "separate" else (None, None)
     through_head = ActorCritic(checked, 0.9)(BATCH).logprobs
     calls: list[nn.Module] = []
@@ -82,7 +82,7 @@ def gradients_and_metrics(
 
 
 def test_a_policy_and_its_critic_learn_the_same_apart_as_together() -> None:
-    checked = with_loss(model(), "segments", 64, CPU)
+    checked = wrap_causal_lm(model(), "segments", 64, CPU)
     module = ActorCritic(checked, 0.9, ValueHead(16), copy.deepcopy(checked.model.base_model))
     nn.init.normal_(module.value_head.weight)
     together, told = gradients_and_metrics(module, (experience(),))

@@ -21,7 +21,7 @@ from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
 from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.card import model_card
 from llmtrain.models.load import load_model, load_pretrained
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 UNTIED = {**MODEL, "tie_word_embeddings": False}
@@ -68,7 +68,7 @@ def export(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    module = with_loss(model, "segments", 64, torch.device("cpu"))
+    module = wrap_causal_lm(model, "segments", 64, torch.device("cpu"))
     buffers = {name: tensor for name, tensor in module.named_buffers() if name in module.state_dict()}
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     export_adapter(

@@ -19,7 +19,7 @@ from llmtrain.models.adapters.weight_sharing import shared_copy
 from llmtrain.models.folders.reward import export_reward_adapter, export_reward_model, load_reward_model
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.models.wrappers.critic_init import start_as_reward
 from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
 
@@ -81,7 +81,7 @@ def critic_of(base: Path, adapter: dict[str, Any] | None, separate: bool) -> Cri
     if adapter is not None:
         add_adapter(model, AdapterConfig(**adapter), (), 0)
     head = ValueHead(32)
-    return Critic(head, trunk, ActorCritic(with_loss(model, "segments", 64, CPU), 1.0, head, trunk).eval())
+    return Critic(head, trunk, ActorCritic(wrap_causal_lm(model, "segments", 64, CPU), 1.0, head, trunk).eval())
 
 
 def documents() -> PackedTokens:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from llmtrain.batch import KeptTokens
+from llmtrain.models.heads import chunks as chunking
 from llmtrain.models.heads import logprobs as token_logprobs
-from llmtrain.models.heads.logprobs import LogprobHead, TokenLogprobs, logits_logprobs
-from llmtrain.models.wrappers import causal_lm as lm_head
+from llmtrain.models.heads.head import Head
+from llmtrain.models.heads.logprobs import LogprobOptions, TokenLogprobs, logits_logprobs
 
 
 @pytest.mark.parametrize("trains_entropy", [False, True])
@@ -18,10 +19,10 @@ from llmtrain.models.wrappers import causal_lm as lm_head
 def test_values_and_gradients_are_those_of_whole_logits(
     monkeypatch: pytest.MonkeyPatch, temperature: float, bias: bool, frozen: bool, trains_entropy: bool
 ) -> None:
-    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 64)  # chunks of as many
-    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(chunking, "MIN_CHUNK_TOKENS", 64)  # chunks of as many
+    monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", 1)
     torch.manual_seed(0)
-    head = LogprobHead(8, 11, bias=bias).double().requires_grad_(not frozen)
+    head = Head(8, 11, bias=bias).double().requires_grad_(not frozen)
     hidden = torch.randn(150, 8, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(11, (150,))
     weights = torch.randn(2, 150)
@@ -32,9 +33,9 @@ def test_values_and_gradients_are_those_of_whole_logits(
             loss = loss + (said.entropies * weights[1]).sum()
         return list(torch.autograd.grad(loss, [hidden, *([] if frozen else head.parameters())]))
 
-    chunked = head(hidden, labels, temperature, trains_entropy=trains_entropy)
+    chunked = head.logprobs(hidden, labels, LogprobOptions(temperature, trains_entropy=trains_entropy))
     assert chunked.entropies.requires_grad is trains_entropy
-    whole = logits_logprobs(head(hidden), labels, temperature)
+    whole = logits_logprobs(head(hidden), labels, LogprobOptions(temperature))
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, rtol=0, atol=1e-6)
     torch.testing.assert_close(chunked.entropies, whole.entropies, rtol=0, atol=1e-6)
     for one, other in zip(gradients(chunked), gradients(whole), strict=True):
@@ -44,12 +45,12 @@ def test_values_and_gradients_are_those_of_whole_logits(
 @pytest.mark.parametrize("frozen", [False, True])
 def test_under_autocast_the_gradient_is_the_same_wherever_backward_runs(frozen: bool) -> None:
     torch.manual_seed(0)
-    head, labels = LogprobHead(32, 50).requires_grad_(not frozen), torch.randint(50, (70,))
+    head, labels = Head(32, 50).requires_grad_(not frozen), torch.randint(50, (70,))
     hidden = torch.randn(70, 32, requires_grad=True)
 
     def gradients(in_autocast: bool) -> list[torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
-            said = head(hidden, labels, 0.9)
+            said = head.logprobs(hidden, labels, LogprobOptions(0.9))
         with torch.autocast("cpu", torch.bfloat16, enabled=in_autocast):
             trained = [hidden, *([] if frozen else head.parameters())]
             return list(torch.autograd.grad((said.logprobs + said.entropies).sum(), trained))
@@ -70,10 +71,10 @@ def some_kept(num_tokens: int, vocab: int, labels: torch.Tensor) -> KeptTokens:
 def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_alone(
     monkeypatch: pytest.MonkeyPatch, temperature: float, frozen: bool
 ) -> None:
-    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 64)  # chunks of as many
-    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(chunking, "MIN_CHUNK_TOKENS", 64)  # chunks of as many
+    monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", 1)
     torch.manual_seed(0)
-    head = LogprobHead(8, 11).double().requires_grad_(not frozen)
+    head = Head(8, 11).double().requires_grad_(not frozen)
     hidden = torch.randn(150, 8, dtype=torch.float64, requires_grad=True)
     labels, weights = torch.randint(11, (150,)), torch.randn(2, 150)
     kept = some_kept(150, 11, labels)
@@ -89,8 +90,8 @@ def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_a
         loss = (said.logprobs * weights[0]).sum() + (said.entropies * weights[1]).sum()
         return list(torch.autograd.grad(loss, [hidden, *([] if frozen else head.parameters())]))
 
-    wanted, chunked = by_hand(), head(hidden, labels, temperature, kept)
-    whole = logits_logprobs(head(hidden), labels, temperature, kept)
+    wanted, chunked = by_hand(), head.logprobs(hidden, labels, LogprobOptions(temperature, kept))
+    whole = logits_logprobs(head(hidden), labels, LogprobOptions(temperature, kept))
     for said in (chunked, whole):
         torch.testing.assert_close(said.logprobs.double(), wanted.logprobs, rtol=0, atol=1e-6)
         torch.testing.assert_close(said.entropies.double(), wanted.entropies, rtol=0, atol=1e-6)
@@ -101,24 +102,25 @@ def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_a
 
 
 def test_a_token_drawn_among_itself_alone_has_probability_one_and_no_gradient() -> None:
-    head = LogprobHead(4, 16, bias=False)
-    said = head(torch.randn(3, 4), torch.tensor([0, 5, 15]), 1.0, KeptTokens(torch.tensor([0, 5, 15]).int(), (1, 1, 1)))
+    head = Head(4, 16, bias=False)
+    options = LogprobOptions(kept=KeptTokens(torch.tensor([0, 5, 15]).int(), (1, 1, 1)))
+    said = head.logprobs(torch.randn(3, 4), torch.tensor([0, 5, 15]), options)
     (said.logprobs + said.entropies).sum().backward()
     assert said.logprobs.tolist() == said.entropies.tolist() == [0.0, 0.0, 0.0]
     assert head.weight.grad is not None and not head.weight.grad.any()
 
 
 def test_a_uniform_policy_has_the_entropy_of_its_vocabulary() -> None:
-    head = LogprobHead(4, 16, bias=False)
+    head = Head(4, 16, bias=False)
     torch.nn.init.zeros_(head.weight)
-    said = head(torch.randn(3, 4), torch.tensor([0, 5, 15]))
+    said = head.logprobs(torch.randn(3, 4), torch.tensor([0, 5, 15]))
     torch.testing.assert_close(said.entropies, torch.full((3,), 16.0).log())
     torch.testing.assert_close(said.logprobs, -torch.full((3,), 16.0).log())
 
 
 def test_no_tokens_give_nothing_but_stay_attached() -> None:
-    head = LogprobHead(4, 16, bias=False)
-    said = head(torch.zeros(0, 4, requires_grad=True), torch.zeros(0, dtype=torch.long))
+    head = Head(4, 16, bias=False)
+    said = head.logprobs(torch.zeros(0, 4, requires_grad=True), torch.zeros(0, dtype=torch.long))
     said.logprobs.sum().backward()
     assert head.weight.grad is not None and not head.weight.grad.any()
 
@@ -126,11 +128,11 @@ def test_no_tokens_give_nothing_but_stay_attached() -> None:
 def test_in_fp16_the_slopes_of_a_policy_that_is_sure_do_not_underflow() -> None:
     torch.manual_seed(0)
     labels = torch.arange(64)
-    head = LogprobHead(64, 64, bias=False).requires_grad_(False)
+    head = Head(64, 64, bias=False).requires_grad_(False)
     head.weight.data = torch.eye(64)
     hidden = (torch.eye(64) * 15 + 0.3 * torch.randn(64, 64)).requires_grad_()  # labels have probability 1 - 2e-5
     with torch.autocast("cpu", torch.float16):
-        said = head(hidden, labels, trains_entropy=False)
+        said = head.logprobs(hidden, labels, LogprobOptions(trains_entropy=False))
     (found,) = torch.autograd.grad(said.logprobs.sum(), hidden)
     log_probs = (hidden.half().double() @ head.weight.double()).log_softmax(-1)
     (expected,) = torch.autograd.grad(log_probs[labels, labels].sum(), hidden)
@@ -138,9 +140,9 @@ def test_in_fp16_the_slopes_of_a_policy_that_is_sure_do_not_underflow() -> None:
 
 
 def test_a_second_derivative_is_refused() -> None:
-    head = LogprobHead(4, 16, bias=False).requires_grad_(False)
+    head = Head(4, 16, bias=False).requires_grad_(False)
     hidden = torch.randn(3, 4, requires_grad=True)
-    said = head(hidden, torch.tensor([0, 5, 15]))
+    said = head.logprobs(hidden, torch.tensor([0, 5, 15]))
     (slope,) = torch.autograd.grad((said.logprobs**2).sum(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
@@ -148,6 +150,6 @@ def test_a_second_derivative_is_refused() -> None:
 
 def test_without_gradients_no_slope_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_logprobs, "_along_hidden", None)
-    head = LogprobHead(4, 16, bias=False).requires_grad_(False)
+    head = Head(4, 16, bias=False).requires_grad_(False)
     with torch.no_grad():
-        head(torch.randn(3, 4, requires_grad=True), torch.tensor([0, 5, 15]))
+        head.logprobs(torch.randn(3, 4, requires_grad=True), torch.tensor([0, 5, 15]))

@@ -18,7 +18,7 @@ from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModel
 from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.load import flops_per_token, load_model, load_pretrained, parameters_by_role
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 
 LENGTHS = (7, 4, 9)
 NEW_IDS = (259, 260)  # behind the 259 tokens of the tiny tokenizer, among the 320 rows of the tiny model
@@ -102,8 +102,8 @@ def test_packed_loss_and_gradients_are_those_of_peft(
     reference = loss_of_peft(wrapped, batch)
     expected = gradients(model, reference)
 
-    module = with_loss(model, "segments", 32, torch.device("cpu"))
-    assert not module.own_logits
+    module = wrap_causal_lm(model, "segments", 32, torch.device("cpu"))
+    assert not module.whole_logits
     ours = module(batch).objective
     torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-6)
     found = gradients(model, ours)
@@ -116,7 +116,7 @@ def test_packed_loss_and_gradients_are_those_of_peft(
 def test_gradients_are_the_same_with_recomputed_activations(tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
     model, batch = tiny(tokenizer), documents(NEW_IDS)
     adapted(model, NEW_IDS, kind=kind, dropout=0.2)
-    module = with_loss(model, "segments", 32, torch.device("cpu"))
+    module = wrap_causal_lm(model, "segments", 32, torch.device("cpu"))
     module.train()
 
     def found() -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def test_new_tokens_train_their_rows_and_no_others(tokenizer: PreTrainedTokenize
     add_adapter(model, AdapterConfig(kind="lora", rank=4), NEW_IDS, 0)
     rows = {name for name in trainable(model) if name.endswith(".rows")}
     assert rows == {"model.embed_tokens.rows"} | ({"lm_head.rows"} if config is UNTIED else set())
-    learn(with_loss(model, "segments", 32, torch.device("cpu")), documents(NEW_IDS), 1)
+    learn(wrap_causal_lm(model, "segments", 32, torch.device("cpu")), documents(NEW_IDS), 1)
     for name, parameter in model.named_parameters():
         if name in rows:
             source = before[name.replace(".rows", ".weight")][list(NEW_IDS)]
@@ -162,7 +162,7 @@ def learn(module: CausalLMLoss, batch: PackedTokens, steps: int) -> list[float]:
 def test_an_adapter_learns(tokenizer: PreTrainedTokenizerBase, adapter: str) -> None:
     model = tiny(tokenizer)
     add_adapter(model, AdapterConfig(**{"kind": "lora", "rank": 4} | ADAPTERS[adapter]), (), 0)
-    losses = learn(with_loss(model, "segments", 32, torch.device("cpu")), documents(), 10)
+    losses = learn(wrap_causal_lm(model, "segments", 32, torch.device("cpu")), documents(), 10)
     assert losses[-1] < losses[0] - 0.1  # a base of random weights lets it learn slowly
 
 

@@ -20,7 +20,7 @@ from llmtrain.models.folders.card import model_card
 from llmtrain.models.folders.model import export_model
 from llmtrain.models.load import load_model
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 
 CARD = "---\nlibrary_name: transformers\n---\n"
 TOKENS = torch.tensor([256, *range(65, 91), 257])
@@ -43,7 +43,7 @@ def export(
     folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32, **model: Any
 ) -> Exported:
     config = ModelConfig(**model)
-    trained = with_loss(load_model(config, tokenizer, max_seq_len=32, seed=0), "segments", 32, torch.device("cpu"))
+    trained = wrap_causal_lm(load_model(config, tokenizer, max_seq_len=32, seed=0), "segments", 32, torch.device("cpu"))
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in trained.parameters():  # away from an initialisation in which norms are all ones

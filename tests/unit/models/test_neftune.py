@@ -15,7 +15,7 @@ from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
 from llmtrain.models.load import load_model
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.models.wrappers.neftune import add_noise
 
 LENGTHS = (3, 20, 9)
@@ -25,7 +25,7 @@ LENGTHS = (3, 20, 9)
 def module(tmp_path: Path) -> CausalLMLoss:
     tokenizer = AutoTokenizer.from_pretrained(write_tokenizer(tmp_path))
     model = load_model(ModelConfig(config=MODEL), tokenizer, max_seq_len=32, seed=0)
-    return with_loss(model, "segments", 32, torch.device("cpu"))
+    return wrap_causal_lm(model, "segments", 32, torch.device("cpu"))
 
 
 def batch() -> PackedTokens:

@@ -22,13 +22,8 @@ from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.card import model_card
 from llmtrain.models.folders.reward import export_reward_adapter, export_reward_model, merge_reward_adapter
 from llmtrain.models.load import load_model, load_pretrained
-from llmtrain.models.wrappers.reward_model import (
-    RewardModel,
-    pooling_pad_id,
-    reward_parameters_by_role,
-    score_model,
-    with_scores,
-)
+from llmtrain.models.wrappers.checks import wrap_reward_model
+from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, reward_parameters_by_role, score_model
 from llmtrain.objectives.reward import PairwiseReward
 
 LENGTHS = (7, 12, 3, 9)
@@ -84,7 +79,7 @@ def trained(base: Path, adapter: dict[str, Any] | None = None, new_tokens: tuple
     fingerprint = base_fingerprint(causal)
     model = score_model(causal, config, pad_token_id=pooling_pad_id(tokenizer, (END,)), seed=0)
     fuse_adapters(model)
-    module = with_scores(model, "segments", 64, torch.device("cpu"))
+    module = wrap_reward_model(model, "segments", 64, torch.device("cpu"))
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -219,7 +214,9 @@ def test_a_reward_model_goes_on_with_its_own_head(tmp_path: Path) -> None:
     export(one, tmp_path / "first")
     config = TunedModelConfig(path=str(tmp_path / "first"))
     causal = load_pretrained(config, one.tokenizer, max_seq_len=64)
-    again = with_scores(score_model(causal, config, pad_token_id=PAD, seed=5), "segments", 64, torch.device("cpu"))
+    again = wrap_reward_model(
+        score_model(causal, config, pad_token_id=PAD, seed=5), "segments", 64, torch.device("cpu")
+    )
     again.eval()
     torch.testing.assert_close(scores(again, documents()), scores(one.module, documents()), rtol=1e-4, atol=1e-5)
 
@@ -241,10 +238,10 @@ def test_the_head_computes_in_fp32_where_the_trunk_does_not(tmp_path: Path) -> N
 
 
 def test_leaking_attention_is_found_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmtrain.models.wrappers import reward_model as reward
+    from llmtrain.models import trunk
 
-    plan = reward.plan_segments
-    monkeypatch.setattr(reward, "plan_segments", lambda lengths, kernel, device: plan((sum(lengths),), kernel, device))
+    plan = trunk.plan_segments
+    monkeypatch.setattr(trunk, "plan_segments", lambda lengths, *rest: plan((sum(lengths),), *rest))
     with pytest.raises(ValueError, match="packed documents are not computed as they are one by one"):
         trained(write_base(tmp_path))
 

@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from llmtrain.batch import IGNORE_INDEX, PreferencePairs
 from llmtrain.config.sections import AdapterConfig, TunedModelConfig
+from llmtrain.models import trunk
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.lora import fuse_adapters
-from llmtrain.models.wrappers import checks as selfcheck
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import shares_prompts
@@ -164,7 +164,7 @@ def test_logprobs_of_answers_are_those_of_whole_documents(name: str) -> None:
         logprobs = model(document[None], use_cache=False).logits[0].log_softmax(-1)[:-1]
         expected.append(logprobs.gather(-1, document[1:, None])[len(document) - 1 - length :, 0].sum())
     model.set_attn_implementation(ATTENTION)
-    checked = CausalLMLoss(model, "segments", own_logits=False)
+    checked = CausalLMLoss(model, "segments", whole_logits=False)
     said = ActorCritic(checked, temperature=1.0)(batch).logprobs
     sums = torch.stack([answer.sum() for answer in said.split(batch.answer_lengths)])
     assert_equal([sums], [torch.stack(expected)])
@@ -186,11 +186,11 @@ def test_prompts_stand_twice_under_a_kernel_that_cannot_share_them() -> None:
 
 
 def test_prompts_stand_twice_where_sharing_is_computed_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, said = selfcheck.plan_segments, list[str]()
+    plan, said = trunk.plan_segments, list[str]()
 
     def leaking(lengths: Any, kernel: AttentionKernel, device: torch.device, prefixes: Any = ()) -> Any:
         return plan((sum(lengths) + sum(prefixes),), kernel, device)
 
-    monkeypatch.setattr(selfcheck, "plan_segments", leaking)
+    monkeypatch.setattr(trunk, "plan_segments", leaking)
     assert not shares_prompts(tiny("llama").float(), "segments", 64, CPU, said.append)
     assert said[0].startswith("prompts: twice a pair, since llama computes otherwise where they are shared")

@@ -8,18 +8,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, linear
 
 from llmtrain.models.adapters.token_rows import EmbeddingWithRows, HeadWithRows
-from llmtrain.models.wrappers import causal_lm as lm_head
+from llmtrain.models.heads import chunks as chunking
 from llmtrain.protocols import LossOptions
 
 TOKENS, HIDDEN, VOCAB, ROW_IDS = 150, 12, 33, (5, 31)
 
 
-def with_rows(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    module.requires_grad_(False)
-    module.__class__ = kind
-    module.register_buffer("row_ids", torch.tensor(ROW_IDS))
-    module.register_parameter("rows", nn.Parameter(torch.randn(len(ROW_IDS), HIDDEN)))
-    return module
+def rows() -> tuple[nn.Parameter, Tensor]:
+    return nn.Parameter(torch.randn(len(ROW_IDS), HIDDEN)), torch.tensor(ROW_IDS)
 
 
 def written_in(module: nn.Module) -> Tensor:
@@ -28,7 +24,7 @@ def written_in(module: nn.Module) -> Tensor:
 
 def test_the_embedding_looks_rows_up() -> None:
     torch.manual_seed(0)
-    module = with_rows(nn.Embedding(VOCAB, HIDDEN), EmbeddingWithRows)
+    module = EmbeddingWithRows.of(nn.Embedding(VOCAB, HIDDEN).requires_grad_(False), *rows())
     ids = torch.tensor([[0, 5, 31, 5, 32]])
     weights = torch.randn(1, 5, HIDDEN)
     found, expected = module(ids), embedding(ids, written_in(module))
@@ -38,17 +34,17 @@ def test_the_embedding_looks_rows_up() -> None:
 
 
 def test_rows_that_a_batch_lacks_have_a_gradient_of_zero() -> None:
-    module = with_rows(nn.Embedding(VOCAB, HIDDEN), EmbeddingWithRows)
+    module = EmbeddingWithRows.of(nn.Embedding(VOCAB, HIDDEN).requires_grad_(False), *rows())
     module(torch.tensor([[1, 2, 3]])).sum().backward()
     assert module.rows.grad is not None and not module.rows.grad.any()
 
 
 @pytest.mark.parametrize("options", [LossOptions(), LossOptions(0.1, 1e-2)], ids=["plain", "smoothing and z-loss"])
 def test_the_head_takes_their_loss_in_chunks(monkeypatch: pytest.MonkeyPatch, options: LossOptions) -> None:
-    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 64)  # three chunks, the last one short
-    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(chunking, "MIN_CHUNK_TOKENS", 64)  # three chunks, the last one short
+    monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", 1)
     torch.manual_seed(0)
-    module = with_rows(nn.Linear(HIDDEN, VOCAB, bias=False), HeadWithRows)
+    module = HeadWithRows.with_rows(nn.Linear(HIDDEN, VOCAB, bias=False).requires_grad_(False), *rows())
     hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
     labels = torch.randint(VOCAB, (TOKENS,))
     logits = linear(hidden, written_in(module))

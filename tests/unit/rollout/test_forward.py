@@ -31,7 +31,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from llmtrain.models.heads.logprobs import LogprobHead
+from llmtrain.models.heads.head import put_head
 from llmtrain.rollout.local import forward
 from llmtrain.rollout.local.cpu_decoder import can_decode
 from llmtrain.rollout.local.cpu_linear import StepLinears, in_fp32_on_cpu
@@ -45,7 +45,7 @@ from llmtrain.rollout.local.sampling import Sampling
 def test_layers_of_steps_compute_what_the_layers_do(fused: bool, packs: bool, rows: int) -> None:
     wide = {"hidden_size": 64, "head_dim": 64, "intermediate_size": 128, "vocab_size": 192}
     model = tiny(attention_bias=True, **wide)
-    model.get_output_embeddings().__class__ = LogprobHead  # as a policy that is trained has it
+    put_head(model)  # as a policy that is trained has it
     with_adapter(model, fused)
     inputs = {
         name: torch.randn(rows, 1, layer.in_features)

@@ -20,7 +20,7 @@ from llmtrain.config.rl import PolicyConfig, RolloutConfig
 from llmtrain.models.adapters.weight_sharing import frozen_copy
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import with_loss
+from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Interrupted
 from llmtrain.rewards.score import Scores
@@ -117,8 +117,8 @@ def roles(has_critic: bool = True, moved: float = 0.02) -> tuple[Roles, ActorCri
     reference = frozen_copy(model)
     for parameter in reference.parameters():
         parameter.data += moved * torch.randn_like(parameter)
-    module = ActorCritic(with_loss(model, "segments", 64, CPU), 0.9, ValueHead(16) if has_critic else None)
-    frozen = ActorCritic(CausalLMLoss(with_loss(reference, "segments", 64, CPU).model, "segments", False), 0.9)
+    module = ActorCritic(wrap_causal_lm(model, "segments", 64, CPU), 0.9, ValueHead(16) if has_critic else None)
+    frozen = ActorCritic(CausalLMLoss(wrap_causal_lm(reference, "segments", 64, CPU).model, "segments", False), 0.9)
     return Roles(model, module, frozen), module
 
 

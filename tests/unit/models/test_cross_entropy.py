@@ -5,18 +5,19 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from llmtrain.models.wrappers import causal_lm as lm_head
-from llmtrain.models.wrappers.causal_lm import LossHead, logits_loss
+from llmtrain.models.heads import chunks as chunking
+from llmtrain.models.heads.cross_entropy import logits_loss
+from llmtrain.models.heads.head import Head
 from llmtrain.protocols import LossOptions
 
 TOKENS, HIDDEN, VOCAB = 150, 12, 33
 
 
-def parts(bias: bool) -> tuple[torch.Tensor, LossHead, torch.Tensor]:
+def parts(bias: bool) -> tuple[torch.Tensor, Head, torch.Tensor]:
     torch.manual_seed(0)
     return (
         torch.randn(TOKENS, HIDDEN, requires_grad=True),
-        LossHead(HIDDEN, VOCAB, bias=bias),
+        Head(HIDDEN, VOCAB, bias=bias),
         torch.randint(VOCAB, (TOKENS,)),
     )
 
@@ -27,8 +28,8 @@ def parts(bias: bool) -> tuple[torch.Tensor, LossHead, torch.Tensor]:
 def test_chunked_loss_and_gradients_equal_autograd(
     monkeypatch: pytest.MonkeyPatch, bias: bool, smoothing: float, z_loss: float
 ) -> None:
-    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 64)  # three chunks, the last one short
-    monkeypatch.setattr(lm_head, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(chunking, "MIN_CHUNK_TOKENS", 64)  # three chunks, the last one short
+    monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", 1)
     hidden, head, labels = parts(bias)
     options = LossOptions(smoothing, z_loss)
     ours = head(hidden, labels, options)

@@ -1,0 +1,116 @@
+"""Hidden states -> cross-entropy summed over tokens, never holding all logits.
+
+    objective = (1 - s) (log Z - z[label]) + s (log Z - mean z) + zeta (log Z)^2,   z = W h + b,   log Z = log sum exp z
+
+s is the label smoothing, zeta the z-loss. The head runs over chunks of tokens, and each chunk's gradient is taken at
+once, so nothing of size tokens x vocabulary outlives its chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from llmtrain.models.heads.chunks import add_product, chunks, gradient_precision
+from llmtrain.protocols import LossOptions, TokenLoss
+
+
+def chunked_loss(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, " vocab"] | None,
+    labels: Int[Tensor, " tokens"],
+    options: LossOptions,
+    rows: Float[Tensor, "rows hidden"] | None = None,
+    row_ids: Int[Tensor, " rows"] | None = None,
+) -> TokenLoss:
+    """The summed loss of `hidden` at every token; `rows` stand in for the rows `row_ids` of a weight without bias."""
+    assert rows is None or bias is None
+    needed = torch.is_grad_enabled()  # a Function is told that its inputs need gradients even where none are taken
+    return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, weight, bias, rows, row_ids, labels, options, needed))
+
+
+def logits_loss(
+    logits: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"], options: LossOptions
+) -> TokenLoss:
+    """The summed loss from logits, by autograd: the plain form of what the chunked one computes."""
+    logits = logits.float()
+    log_z = logits.logsumexp(-1)
+    cross_entropy = log_z - logits.gather(-1, labels[:, None])[:, 0]
+    smoothed = log_z - logits.mean(-1)
+    objective = (1 - options.label_smoothing) * cross_entropy + options.label_smoothing * smoothed
+    objective = objective + options.z_loss * log_z**2
+    return TokenLoss(objective.sum(), cross_entropy.detach().sum())
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """logits = hidden @ weight.T + bias, then `logits_loss`, with the gradients taken in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "tokens hidden"],
+        weight: Float[Tensor, "vocab hidden"],
+        bias: Float[Tensor, " vocab"] | None,
+        rows: Float[Tensor, "rows hidden"] | None,
+        row_ids: Int[Tensor, " rows"] | None,
+        labels: Int[Tensor, " tokens"],
+        options: LossOptions,
+        needed: bool,
+    ) -> tuple[Tensor, Tensor]:
+        smoothing, z_loss = options.label_smoothing, options.z_loss
+        need_hidden, need_weight, need_bias, need_rows = (needed and need for need in ctx.needs_input_grad[:4])
+        grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
+        grad_rows = torch.zeros_like(rows, dtype=torch.float32) if need_rows and rows is not None else None
+        objective = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        cross_entropy = torch.zeros_like(objective)
+        for chunk in chunks(hidden, weight):
+            targets = labels[chunk, None]
+            logits = nn.functional.linear(hidden[chunk], weight, bias).float()  # (chunk, vocab)
+            if rows is not None:
+                logits[:, row_ids] = nn.functional.linear(hidden[chunk], rows.to(weight.dtype)).float()
+            log_z = logits.logsumexp(-1, keepdim=True)
+            losses = log_z - logits.gather(-1, targets)
+            cross_entropy += losses.sum()
+            if smoothing:
+                losses = (1 - smoothing) * losses + smoothing * (log_z - logits.mean(-1, keepdim=True))
+            objective += (losses + z_loss * log_z**2).sum()
+            if not (need_hidden or need_weight or need_bias or need_rows):
+                continue
+            grad = logits.sub_(log_z).exp_()
+            if z_loss:
+                grad *= 1 + 2 * z_loss * log_z
+            if smoothing:
+                grad -= smoothing / weight.shape[0]
+            grad.scatter_add_(-1, targets, torch.full_like(log_z, smoothing - 1))
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            with gradient_precision(hidden):
+                # Engines without autocast hold hidden states and weights in half precision.
+                grad = grad.to(hidden.dtype) if hidden.dtype == torch.bfloat16 else grad
+                if rows is not None:
+                    grad_at_rows = grad[:, row_ids]
+                    grad[:, row_ids] = 0  # what is left is the gradient at the rows that are the weight's own
+                if grad_rows is not None:
+                    grad_rows += grad_at_rows.t() @ hidden[chunk].to(grad.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[chunk] = grad @ weight.to(grad.dtype)
+                    if rows is not None:
+                        grad_hidden[chunk] += grad_at_rows @ rows.to(grad.dtype)
+                if grad_weight is not None:
+                    add_product(grad_weight, grad.t(), hidden[chunk].to(grad.dtype))
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_rows)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, rows)]
+        ctx.mark_non_differentiable(cross_entropy)
+        return objective, cross_entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_objective: Tensor, _: Tensor) -> Any:
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        grads = [None if grad is None else (grad * grad_objective).to(dtype) for grad, dtype in pairs]
+        return *grads, None, None, None, None
