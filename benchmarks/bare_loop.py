@@ -31,10 +31,10 @@ from torch.optim import Optimizer
 from llmtrain.batch import PackedTokens
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import PretrainConfig
-from llmtrain.data.loader.batches import StoredBatches
+from llmtrain.data.loader.batches import StoredBatches, collate
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking
-from llmtrain.data.store.text_stores import build_stores
+from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.load import load_model, parameters_by_role
@@ -134,16 +134,14 @@ def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Mo
         seed=config.run.seed,
         timeout_minutes=config.run.timeout_minutes,
     )
-    stores = build_stores(config.data, load_tokenizer(config.tokenizer.path), report=runtime.say)
+    stores = build_text_stores(config.data, load_tokenizer(config.tokenizer.path), report=runtime.say)
     packed = [StreamPacking(store, config.data.max_seq_len, config.data.isolate_documents) for store in stores.train]
-    plan = plan_data(
-        config.data, config.train, config.eval, packed, [], eval_bytes=None, seed=config.run.seed, world_size=1
-    )
+    plan = plan_data(config, packed, [], runtime)
     bare_module, bare_optimizer = new_module(config)
     bare_module.train()
     source = TakingTurns(
-        plan.batches(0, 1),
-        plan.batches(0, 1),
+        plan.batches(collate, runtime),
+        plan.batches(collate, runtime),
         lambda steps: bare_loop(bare_module, bare_optimizer, steps, max_grad_norm),
     )
     our_module, our_optimizer = new_module(config)

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.config.sections import DataConfig, EvalConfig, TrainConfig
+from llmtrain.config.recipes import PretrainConfig
+from llmtrain.config.sections import DataConfig
+from llmtrain.data.loader.batches import SingleProcess, collate
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking
-from llmtrain.data.store.text_stores import build_stores
+from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.store.token_store import FORMAT, META, TokenStore, open_store
 from llmtrain.data.tokenize import load_tokenizer
 
@@ -37,7 +39,7 @@ def build(tokenizer: str, source: str) -> float:
         config = DataConfig.model_validate({"train": source, "eval_fraction": 0.0, "cache_dir": cache})
         loaded = load_tokenizer(tokenizer)
         started = time.perf_counter()
-        build_stores(config, loaded, report=print)
+        build_text_stores(config, loaded, report=print)
         return time.perf_counter() - started
 
 
@@ -80,11 +82,18 @@ def write_large_store(folder: Path, vocab_size: int) -> None:
 def first_batch(stores: list[TokenStore], weighted: bool) -> None:
     """What a resumed run does before its first step."""
     sources = [{"path": str(store.path), "weight": 1.0 + i if weighted else None} for i, store in enumerate(stores)]
-    data = DataConfig.model_validate({"train": sources, "eval_fraction": 0.0, "max_seq_len": 1024})
-    train = TrainConfig(steps=2 * RESUME_STEP, global_batch_tokens=65536)
-    packed = [StreamPacking(store, data.max_seq_len, data.isolate_documents) for store in stores]
-    plan = plan_data(data, train, EvalConfig(every=None), packed, [], eval_bytes=None, seed=0, world_size=1)
-    source = plan.batches(rank=0, world_size=1)
+    config = PretrainConfig.model_validate(
+        {
+            "run": {"dir": "run"},
+            "model": {"preset": "1m"},
+            "tokenizer": {"path": "tokenizer"},
+            "data": {"train": sources, "eval_fraction": 0.0, "max_seq_len": 1024},
+            "train": {"steps": 2 * RESUME_STEP, "global_batch_tokens": 65536},
+            "eval": {"every": None},
+        }
+    )
+    packed = [StreamPacking(store, config.data.max_seq_len, config.data.isolate_documents) for store in stores]
+    source = plan_data(config, packed, [], SingleProcess()).batches(collate, SingleProcess())
     source.load_state_dict({**source.state_dict(), "step": RESUME_STEP})
     assert source.next_step()
 

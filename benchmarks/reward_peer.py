@@ -21,19 +21,25 @@ from typing import Any
 
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import RewardStageConfig
-from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat.tokenizer import ChatTokenizer, open_chat_tokenizer
+from llmtrain.data.loader.batches import SingleProcess
 from llmtrain.data.loader.plan import plan_data
-from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs
+from llmtrain.data.packing.pairs import collate_pairs, pack_pairs
+from llmtrain.data.store.kinds import build_pair_stores
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.models.wrappers.reward_model import pooling_pad_id
 
 
 def opened(config: RewardStageConfig) -> tuple[ChatTokenizer, TokenStore]:
     """The tokenizer and the pairs of a run."""
-    compared = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
-    chat = open_chat_tokenizer(config.model, config.tokenizer, compared, config.model.path)
-    return chat, build_preference_stores(config.data, chat.encoder, report=print).train[0]
+    chat = open_chat_tokenizer(
+        config.model,
+        config.tokenizer,
+        config.model.path,
+        chat_template=config.data.chat_template,
+        loss_on="completion",
+    )
+    return chat, build_pair_stores(config.data, chat.encoder, report=print).train[0]
 
 
 def pair_tokens(store: TokenStore) -> float:
@@ -44,9 +50,8 @@ def pair_tokens(store: TokenStore) -> float:
 def count(config: RewardStageConfig, share_prompts: bool) -> dict[str, Any]:
     """Tokens of the pairs of each step of our run."""
     _, store = opened(config)
-    packing = PairPacking(store, config.data.max_seq_len, share_prompts)
-    plan = plan_data(config.data, config.train, config.eval, [packing], [], eval_bytes=None, seed=0, world_size=1)
-    source = plan.batches_by(collate_pairs, 0, 1)
+    packing = pack_pairs(store, config.data.max_seq_len, share_prompts=share_prompts)
+    source = plan_data(config, [packing], [], SingleProcess()).batches(collate_pairs, SingleProcess())
     tokens = []
     while (step := source.next_step()) is not None:
         source.advance()

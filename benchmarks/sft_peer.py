@@ -26,15 +26,21 @@ UNPACKED_ROWS = 8
 def count(config: SftConfig) -> list[int]:
     """Input tokens of each step of our run."""
     from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+    from llmtrain.data.loader.batches import SingleProcess, collate
     from llmtrain.data.loader.plan import plan_data
-    from llmtrain.data.packing.documents import BestFitPacking
-    from llmtrain.data.store.chat_store import build_chat_stores
+    from llmtrain.data.packing.documents import pack_documents
+    from llmtrain.data.store.kinds import build_chat_stores
 
-    chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, config.model.path)
+    chat = open_chat_tokenizer(
+        config.model,
+        config.tokenizer,
+        config.model.path,
+        chat_template=config.data.chat_template,
+        loss_on=config.data.loss_on,
+    )
     stores = build_chat_stores(config.data, chat.encoder, report=print)
-    packs = [BestFitPacking(store, config.data.max_seq_len) for store in stores.train]
-    plan = plan_data(config.data, config.train, config.eval, packs, [], eval_bytes=None, seed=0, world_size=1)
-    source = plan.batches(0, 1)
+    packs = [pack_documents(store, config.data.max_seq_len) for store in stores.train]
+    source = plan_data(config, packs, [], SingleProcess()).batches(collate, SingleProcess())
     tokens = []
     while (step := source.next_step()) is not None:
         source.advance()

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import PretrainConfig
-from llmtrain.data.store.text_stores import build_stores
+from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.load import load_model
@@ -127,7 +127,7 @@ def main() -> None:
             print(model.config.to_json_string())
             return
         assert config.tokenizer.path is not None
-        stores = build_stores(config.data, load_tokenizer(config.tokenizer.path), report=print)
+        stores = build_text_stores(config.data, load_tokenizer(config.tokenizer.path), report=print)
         clock = Clock()
         trainer = Trainer(
             model=model,

@@ -21,9 +21,10 @@ from llmtrain.config.load import load_config
 from llmtrain.config.recipes import SftConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.ledger import SPLITS, Ledger
+from llmtrain.data.loader.batches import SingleProcess
 from llmtrain.data.loader.plan import plan_data
-from llmtrain.data.packing.documents import BestFitPacking, Pack
-from llmtrain.data.store.chat_store import build_chat_stores
+from llmtrain.data.packing.documents import Pack, pack_documents
+from llmtrain.data.store.kinds import build_chat_stores
 from llmtrain.models.folders.gguf import resolved_path
 
 TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim", "bold yellow"
@@ -39,15 +40,19 @@ def run(arguments: argparse.Namespace) -> None:
     """Build or open the stores as the recipe does, and show the first packs of its first steps."""
     config = load_config(SftConfig, [arguments.config, *arguments.overrides])
     console = Console(highlight=False, soft_wrap=True)
-    chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, resolved_path(config.model.path))
-    stores = build_chat_stores(config.data, chat.encoder, report=partial(console.print, markup=False))
-    packed = [BestFitPacking(store, config.data.max_seq_len) for store in stores.train]
-    plan = plan_data(
-        config.data, config.train, config.eval, packed, [], eval_bytes=None, seed=config.run.seed, world_size=1
+    chat = open_chat_tokenizer(
+        config.model,
+        config.tokenizer,
+        resolved_path(config.model.path),
+        chat_template=config.data.chat_template,
+        loss_on=config.data.loss_on,
     )
+    stores = build_chat_stores(config.data, chat.encoder, report=partial(console.print, markup=False))
+    packed = [pack_documents(store, config.data.max_seq_len) for store in stores.train]
+    plan = plan_data(config, packed, [], SingleProcess())
     for number in range(min(arguments.packs, plan.num_steps * plan.packs_per_step)):
-        source, index = plan.order(number)
-        pack = plan.train_pack(source, index)
+        source, _ = plan.order(number)
+        pack = plan.train_pack(number)
         console.print(Rule(Text(f"pack {number}: {len(pack.input_ids)} tokens, {config.data.train[source].path}")))
         for i, line in enumerate(shown(pack, chat.tokenizer)):
             if i:

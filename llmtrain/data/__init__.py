@@ -1,1 +1,6 @@
-"""Raw text to memory-mapped tokens to the batches of a step."""
+"""Files of text and rows -> token stores -> packs -> the batches of a step.
+
+`sources` (any file -> rows, documents) -> `formats` (rows -> examples) -> `chat` (examples -> ids and mask) -> `store`
+(ids on disk) -> `packing` (store -> packs) -> `loader` (packs -> steps). `ledger` accounts for every row and token,
+`split` holds documents out, `tokenize` opens tokenizers. May import config, batch, protocols and system.
+"""

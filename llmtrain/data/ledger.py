@@ -126,3 +126,59 @@ class Ledger:
             "train": [source.to_dict() for source in self.train],
             "eval": [source.to_dict() for source in self.eval],
         }
+
+
+def text_summary(ledger: SourceLedger) -> str:
+    """The account of a source of plain text, on one line."""
+    parts = [
+        f"{ledger.kept[split].documents:,} {split} documents, {ledger.tokens[split].tokens:,} tokens"
+        for split in SPLITS
+        if ledger.kept[split].documents
+    ]
+    if ledger.text_field is not None:
+        parts.append(f"text from field {ledger.text_field!r}")
+    parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
+    parts += [f"{tally.documents:,} dropped: {step}" for step, tally in ledger.dropped.items()]
+    parts += [f"{count:,} {suffix} files not read" for suffix, count in ledger.files_not_read.items()]
+    unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
+    if unknown:
+        parts.append(f"{unknown:,} unknown tokens")
+    return "; ".join(parts)
+
+
+def chat_summary(ledger: SourceLedger) -> str:
+    """The account of a source of chats, on one line."""
+    parts = [f"{ledger.row_format} rows"]
+    for split in SPLITS:
+        rows, tally = ledger.kept[split].documents, ledger.tokens[split]
+        if rows:
+            trained = tally.trained_tokens / tally.tokens
+            parts.append(f"{rows:,} {split} rows, {tally.tokens:,} tokens, {trained:.0%} of them trained")
+        cut = {"cut short": tally.rows_cut, "split": tally.rows_split, "unrolled by turn": tally.rows_unrolled}
+        parts += [f"{count:,} {split} rows {what}" for what, count in cut.items() if count]
+        if tally.truncated_tokens:
+            parts.append(f"{tally.truncated_tokens:,} {split} tokens cut off")
+    unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
+    parts += [f"{unknown:,} unknown tokens"] if unknown else []
+    return "; ".join(parts + _left_out(ledger, "rows"))
+
+
+def answer_summary(ledger: SourceLedger, units: str, cut: str) -> str:
+    """The account of a source of answers, on one line.
+
+    `units` is what is counted; `cut` describes rows that lost tokens, with {} in place of the number of tokens.
+    """
+    parts = []
+    for split in SPLITS:
+        num_units, tally = ledger.kept[split].documents, ledger.tokens[split]
+        if num_units:
+            parts.append(f"{num_units:,} {split} {units}, {tally.tokens:,} tokens")
+        if tally.rows_cut:
+            parts.append(f"{tally.rows_cut:,} {split} {cut.format(f'{tally.truncated_tokens:,}')}")
+    return "; ".join(parts + _left_out(ledger, units))
+
+
+def _left_out(ledger: SourceLedger, units: str) -> list[str]:
+    """What is reported of rows that are not in a store, by reason."""
+    parts = [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
+    return parts + [f"{tally.documents:,} {units} dropped: {reason}" for reason, tally in ledger.dropped.items()]

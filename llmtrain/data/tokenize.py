@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmtrain.data.ledger import Split
+from llmtrain.data.sources.readers import one_line
 from llmtrain.data.sources.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
 from llmtrain.system.device import usable_cores
 
@@ -55,8 +56,7 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
             str(local) if local.is_dir() else path, revision=revision, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers raises its own and its libraries' errors, of many classes
-        reason = " ".join(str(error).split())
-        raise ValueError(f"tokenizer.path={path}: no tokenizer can be loaded: {reason}") from None
+        raise ValueError(f"tokenizer.path={path}: no tokenizer can be loaded: {one_line(error)}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
             f"tokenizer.path={path}: {type(tokenizer).__name__} is not run by the `tokenizers` library; "
@@ -66,7 +66,7 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """32 hexadecimal digits that stand for the ids a tokenizer gives to documents."""
+    """32 hexadecimal digits, different wherever documents would get different ids."""
     encoder = TextEncoder(tokenizer)
     hasher = blake2b(encoder.backend.to_str().encode(), digest_size=16)
     hasher.update(repr((encoder.prefix, encoder.suffix)).encode())
@@ -105,7 +105,7 @@ class TextEncoder:
         try:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises no narrower class
-            raise ValueError(f"the tokenizer cannot encode this text: {' '.join(str(error).split())}") from None
+            raise ValueError(f"the tokenizer cannot encode this text: {one_line(error)}") from None
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def encode_ahead(self, batches: Iterable[Sequence[Piece]]) -> Iterator[tuple[Sequence[Piece], list[Ids]]]:
@@ -127,7 +127,7 @@ class TextEncoder:
     def can_cut(self, sample: str) -> bool:
         """Whether texts may be encoded in pieces: tried at every line cut of a sample, and at many space cuts.
 
-        Each kind is also tried where the other stands in the sample, which may have one kind only.
+        Each kind is also tried in place of the other, since the sample may have one kind only.
         """
         sample = sample[: 2 * PIECE_CHARS]
         short = sample[:SPACE_CUT_SAMPLE_CHARS]
@@ -156,7 +156,7 @@ class TextEncoder:
 
 
 def batch_chars() -> int:
-    """Characters of a batch: a quarter of a megabyte a core, so that long pieces keep every core busy too."""
+    """Characters of a batch: a quarter of a megabyte per core, so that long pieces keep every core busy too."""
     return usable_cores() << 18
 
 

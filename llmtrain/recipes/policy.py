@@ -17,7 +17,6 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmtrain.config.recipes import PolicyStageConfig
-from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
@@ -55,8 +54,9 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
     folder, runtime = open_training(config)
     rollout, path, has_adapter = config.rollout, resolved_path(config.model.path), config.adapter.kind != "none"
     terms = computed_rewards(config)
-    rendered = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
-    chat = open_chat_tokenizer(config.model, config.tokenizer, rendered, path)
+    chat = open_chat_tokenizer(
+        config.model, config.tokenizer, path, chat_template=config.data.chat_template, loss_on="completion"
+    )
     prompts = load_prompts(config.data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
     weights = [source.weight for source in config.data.train if source.weight is not None]
     order = SampleOrder([len(source) for source in prompts.train], weights or None, config.run.seed)

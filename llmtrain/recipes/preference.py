@@ -8,10 +8,8 @@ from __future__ import annotations
 from functools import partial
 
 from llmtrain.config.recipes import PreferenceStageConfig
-from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
-from llmtrain.data.packing.answers import build_answer_stores
-from llmtrain.data.packing.pairs import build_preference_stores
+from llmtrain.data.store.kinds import build_answer_stores, build_pair_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.reference_logprobs import reference_logprobs
 from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
@@ -30,10 +28,15 @@ from llmtrain.system.device import fuses_layers
 def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) -> None:
     """Build the parts, ask the reference, run the loop, export the adapter or the model."""
     folder, runtime = open_training(config)
-    compared = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
-    chat = open_chat_tokenizer(config.model, config.tokenizer, compared, resolved_path(config.model.path))
+    chat = open_chat_tokenizer(
+        config.model,
+        config.tokenizer,
+        resolved_path(config.model.path),
+        chat_template=config.data.chat_template,
+        loss_on="completion",
+    )
     by_answer, max_seq_len = config.preference.loss == "kto", config.data.max_seq_len
-    build = build_answer_stores if by_answer else build_preference_stores
+    build = build_answer_stores if by_answer else build_pair_stores
     stores = build(config.data, chat.encoder, report=runtime.say)
 
     model = load_pretrained(config.model, chat.tokenizer, max_seq_len=max_seq_len, new_token_ids=chat.new_token_ids)

@@ -16,10 +16,10 @@ from llmtrain.batch import JudgedAnswers
 from llmtrain.config.recipes import PreferenceStageConfig
 from llmtrain.data.loader.batches import StoredBatches
 from llmtrain.data.loader.plan import DataPlan, plan_data
-from llmtrain.data.packing.answers import AnswerPacking, collate_answers
-from llmtrain.data.packing.documents import Packing
-from llmtrain.data.packing.pairs import PairPacking, collate_pairs
-from llmtrain.data.store.text_stores import Stores
+from llmtrain.data.packing.answers import collate_answers, desirable_answers, pack_answers
+from llmtrain.data.packing.documents import BestFitPacking
+from llmtrain.data.packing.pairs import collate_pairs, pack_pairs
+from llmtrain.data.store.build import Stores
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.eval.implied_rewards import HeldOutPreferences
 from llmtrain.eval.kto import HeldOutAnswers
@@ -47,17 +47,17 @@ class Parts:
 def pair_parts(config: PreferenceStageConfig, stores: Stores, shared: bool, ask: Ask, runtime: Runtime) -> Parts:
     """The parts of a loss that compares the answers of a pair; `shared`: a pack holds their prompt once."""
 
-    def packed(store: TokenStore) -> PairPacking:
-        packs = PairPacking(store, config.data.max_seq_len, share_prompts=shared, answers_only=True)
+    def packed(store: TokenStore) -> BestFitPacking:
+        packs = pack_pairs(store, config.data.max_seq_len, share_prompts=shared, answers_only=True)
         if config.preference.loss in REFERENCE_FREE:
             return packs
         return replace(packs, ref_logprobs=ask(packs, collate_pairs, reads="answers"))
 
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
-    plan = _planned(config, train_packs, eval_packs, runtime)
+    plan = plan_data(config, train_packs, eval_packs, runtime)
     rank, world_size = runtime.rank, runtime.world_size
     objective = PairwisePreference(config.preference.loss, preference_options(config.preference))
-    stored = plan.batches_by(collate_pairs, rank, world_size)
+    stored = plan.batches(collate_pairs, runtime)
     evaluate = HeldOutPreferences(plan, rank, world_size, runtime.device, runtime.gather_floats, objective)
     return Parts(plan, stored, stored, objective, evaluate)
 
@@ -65,8 +65,8 @@ def pair_parts(config: PreferenceStageConfig, stores: Stores, shared: bool, ask:
 def answer_parts(config: PreferenceStageConfig, stores: Stores, module: nn.Module, ask: Ask, runtime: Runtime) -> Parts:
     """The parts of KTO, which judges each answer by itself and needs the KL of each step."""
 
-    def packed(store: TokenStore, *, mismatched: bool = False) -> AnswerPacking:
-        packs = AnswerPacking(store, config.data.max_seq_len, mismatched)
+    def packed(store: TokenStore, *, mismatched: bool = False) -> BestFitPacking:
+        packs = pack_answers(store, config.data.max_seq_len, mismatched=mismatched)
         reads = "mismatched answers" if mismatched else "single answers"
         return replace(packs, ref_logprobs=ask(packs, collate_answers, reads=reads))
 
@@ -74,7 +74,7 @@ def answer_parts(config: PreferenceStageConfig, stores: Stores, module: nn.Modul
     train_others, eval_others = (
         [packed(store, mismatched=True) for store in split] for split in (stores.train, stores.eval)
     )
-    plan = _planned(config, train_packs, eval_packs, runtime)
+    plan = plan_data(config, train_packs, eval_packs, runtime)
 
     def in_training(batch: JudgedAnswers) -> JudgedAnswers:
         places = [(sample_id, *plan.order(sample_id)) for sample_id in batch.sample_ids]
@@ -84,9 +84,9 @@ def answer_parts(config: PreferenceStageConfig, stores: Stores, module: nn.Modul
         places = [(sample_id, *plan.eval_place(sample_id)) for sample_id in batch.sample_ids]
         return collate_answers([(sample_id, eval_others[source].pack(index)) for sample_id, source, index in places])
 
-    runtime.say(_balance(config, train_packs))
+    runtime.say(_balance(config, stores.train))
     rank, world_size = runtime.rank, runtime.world_size
-    stored = plan.batches_by(collate_answers, rank, world_size)
+    stored = plan.batches(collate_answers, runtime)
     objective = JudgedPreference(
         preference_options(config.preference).beta,
         config.preference.desirable_weight,
@@ -96,24 +96,9 @@ def answer_parts(config: PreferenceStageConfig, stores: Stores, module: nn.Modul
     return Parts(plan, stored, KlBatches(stored, in_training, module, runtime), objective, evaluate)
 
 
-def _planned(
-    config: PreferenceStageConfig, train: Sequence[Packing], held_out: Sequence[Packing], runtime: Runtime
-) -> DataPlan:
-    return plan_data(
-        config.data,
-        config.train,
-        config.eval,
-        train,
-        held_out,
-        eval_bytes=None,
-        seed=config.run.seed,
-        world_size=runtime.world_size,
-    )
-
-
-def _balance(config: PreferenceStageConfig, packs: Sequence[AnswerPacking]) -> str:
+def _balance(config: PreferenceStageConfig, stores: Sequence[TokenStore]) -> str:
     """How many answers of each kind there are, and a warning where their weights leave them far apart."""
-    desirable = np.concatenate([each.desirable for each in packs])
+    desirable = np.concatenate([desirable_answers(store) for store in stores])
     good, bad = int(desirable.sum()), int((~desirable).sum())
     told = f"{good:,} desirable and {bad:,} undesirable answers"
     ratio = good * config.preference.desirable_weight / max(bad * config.preference.undesirable_weight, 1e-9)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from functools import partial
 
 from llmtrain.config.recipes import PretrainConfig
+from llmtrain.data.loader.batches import collate
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking
-from llmtrain.data.store.text_stores import build_stores
+from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.eval.next_token import HeldOut
 from llmtrain.models.folders.model import export_model
@@ -33,20 +34,17 @@ def main(config: PretrainConfig) -> None:
     model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
     module = with_loss_here(config, model, runtime)
 
-    stores = build_stores(config.data, tokenizer, report=runtime.say)
+    stores = build_text_stores(config.data, tokenizer, report=runtime.say)
     data = config.data
     packed = partial(StreamPacking, max_seq_len=data.max_seq_len, isolate_documents=data.isolate_documents)
     plan = plan_data(
-        config.data,
-        config.train,
-        config.eval,
+        config,
         [packed(store) for store in stores.train],
         [packed(store) for store in stores.eval],
+        runtime,
         eval_bytes=sum(store.num_bytes for store in stores.eval),
-        seed=config.run.seed,
-        world_size=runtime.world_size,
     )
-    source = plan.batches(runtime.rank, runtime.world_size)
+    source = plan.batches(collate, runtime)
     held_out = HeldOut(plan, runtime.rank, runtime.world_size, runtime.device, runtime.sum_floats)
     trained = train(
         config,

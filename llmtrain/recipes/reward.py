@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from llmtrain.config.recipes import RewardStageConfig
-from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.loader.plan import plan_data
-from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs, has_margins
+from llmtrain.data.packing.pairs import collate_pairs, has_margins, pack_pairs
+from llmtrain.data.store.kinds import build_pair_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.pairs import HeldOutPairs, reward_card
 from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
@@ -38,10 +38,11 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
     """Build the parts, run the loop, export the adapter or the model with its card."""
     folder, runtime = open_training(config)
     path, has_adapter = resolved_path(config.model.path), config.adapter.kind != "none"
-    compared = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
-    chat = open_chat_tokenizer(config.model, config.tokenizer, compared, path)
+    chat = open_chat_tokenizer(
+        config.model, config.tokenizer, path, chat_template=config.data.chat_template, loss_on="completion"
+    )
     pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
-    stores = build_preference_stores(config.data, chat.encoder, report=runtime.say)
+    stores = build_pair_stores(config.data, chat.encoder, report=runtime.say)
     for given, store in zip(config.data.train, stores.train, strict=True):
         if config.reward.margin and not has_margins(store):
             raise ValueError(f"reward.margin: {given.path} has rows without a margin; give them one, or leave it out")
@@ -61,19 +62,10 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
     module = wrap_reward_model(model, kernel, config.data.max_seq_len, runtime.device)
 
     shared = shares_prompts(model, kernel, config.data.max_seq_len, runtime.device, runtime.say)
-    packed = partial(PairPacking, max_seq_len=config.data.max_seq_len, share_prompts=shared)
+    packed = partial(pack_pairs, max_seq_len=config.data.max_seq_len, share_prompts=shared)
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
-    plan = plan_data(
-        config.data,
-        config.train,
-        config.eval,
-        train_packs,
-        eval_packs,
-        eval_bytes=None,
-        seed=config.run.seed,
-        world_size=runtime.world_size,
-    )
-    source = plan.batches_by(collate_pairs, runtime.rank, runtime.world_size)
+    plan = plan_data(config, train_packs, eval_packs, runtime)
+    source = plan.batches(collate_pairs, runtime)
     held_out = HeldOutPairs(plan, runtime.rank, runtime.world_size, runtime.device, runtime.gather_floats)
     trained = train(
         config,

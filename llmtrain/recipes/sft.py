@@ -6,13 +6,12 @@ recipes/accelerate/cpu.yaml recipes/sft.py CONFIG.yaml`.
 
 from __future__ import annotations
 
-from functools import partial
-
 from llmtrain.config.recipes import SftConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+from llmtrain.data.loader.batches import collate
 from llmtrain.data.loader.plan import plan_data
-from llmtrain.data.packing.documents import BestFitPacking
-from llmtrain.data.store.chat_store import build_chat_stores
+from llmtrain.data.packing.documents import pack_documents
+from llmtrain.data.store.kinds import build_chat_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.next_token import HeldOut
 from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
@@ -32,7 +31,13 @@ def main(config: SftConfig) -> None:
     """Build the parts, run the loop, export the adapter or the model."""
     folder, runtime = open_training(config)
     path, has_adapter = resolved_path(config.model.path), config.adapter.kind != "none"
-    chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, path)
+    chat = open_chat_tokenizer(
+        config.model,
+        config.tokenizer,
+        path,
+        chat_template=config.data.chat_template,
+        loss_on=config.data.loss_on,
+    )
     stores = build_chat_stores(config.data, chat.encoder, report=runtime.say)
 
     model = load_pretrained(
@@ -47,18 +52,10 @@ def main(config: SftConfig) -> None:
     module.neftune_alpha = config.model.neftune_alpha
     fingerprint = base_fingerprint(model) if has_adapter else None
 
-    packed = partial(BestFitPacking, max_seq_len=config.data.max_seq_len)
-    plan = plan_data(
-        config.data,
-        config.train,
-        config.eval,
-        [packed(store) for store in stores.train],
-        [packed(store) for store in stores.eval],
-        eval_bytes=None,
-        seed=config.run.seed,
-        world_size=runtime.world_size,
-    )
-    source = plan.batches(runtime.rank, runtime.world_size)
+    train_packs = [pack_documents(store, config.data.max_seq_len) for store in stores.train]
+    eval_packs = [pack_documents(store, config.data.max_seq_len) for store in stores.eval]
+    plan = plan_data(config, train_packs, eval_packs, runtime)
+    source = plan.batches(collate, runtime)
     held_out = HeldOut(plan, runtime.rank, runtime.world_size, runtime.device, runtime.sum_floats)
     trained = train(
         config,

@@ -22,7 +22,8 @@ from llmtrain.batch import PreferencePairs
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import TunedModelConfig
 from llmtrain.data.chat.encode import ChatEncoder
-from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs
+from llmtrain.data.packing.pairs import collate_pairs, pack_pairs
+from llmtrain.data.store.kinds import build_pair_stores
 from llmtrain.models.folders.reward import export_reward_model
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.checks import wrap_reward_model
@@ -58,10 +59,11 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardModel, dict[bo
             "cache_dir": str(folder / "cache"),
         }
     )
-    stores = build_preference_stores(data, encoder, report=lambda line: None)
+    stores = build_pair_stores(data, encoder, report=lambda line: None)
     (store,) = stores.train
     batches = {
-        shared: collate_pairs([(0, PairPacking(store, MAX_SEQ_LEN, shared).pack(0))]) for shared in (True, False)
+        shared: collate_pairs([(0, pack_pairs(store, MAX_SEQ_LEN, share_prompts=shared).pack(0))])
+        for shared in (True, False)
     }
     return module, batches, folder / "model"
 

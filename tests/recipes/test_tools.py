@@ -48,16 +48,18 @@ def test_preview_colours_what_is_trained(tuned: Path) -> None:
     from llmtrain.cli.preview import MASKED, TRAINED, TRAINED_SPECIAL, shown
     from llmtrain.config.sections import ChatDataConfig, PretrainedModelConfig, TokenizerConfig
     from llmtrain.data.chat.tokenizer import open_chat_tokenizer
-    from llmtrain.data.packing.documents import BestFitPacking
-    from llmtrain.data.store.chat_store import build_chat_stores
+    from llmtrain.data.packing.documents import pack_documents
+    from llmtrain.data.store.kinds import build_chat_stores
 
     row = {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]}
     (tuned / "one.jsonl").write_text(json.dumps(row))
     data = ChatDataConfig(train=str(tuned / "one.jsonl"), eval_fraction=0.0, cache_dir=str(tuned / "cache"))
     model = str(tuned / "chat")
-    chat = open_chat_tokenizer(PretrainedModelConfig(path=model), TokenizerConfig(), data, model)
+    chat = open_chat_tokenizer(
+        PretrainedModelConfig(path=model), TokenizerConfig(), model, chat_template="auto", loss_on="assistant"
+    )
     (store,) = build_chat_stores(data, chat.encoder, report=lambda line: None).train
-    (text,) = shown(BestFitPacking(store, 64).pack(0), chat.tokenizer)
+    (text,) = shown(pack_documents(store, 64).pack(0), chat.tokenizer)
     pieces = [(text.plain[span.start : span.end], span.style) for span in text.spans]
     assert ("cd", TRAINED) in pieces and ("<|im_end|>", TRAINED_SPECIAL) in pieces
     assert ("user\nab", MASKED) in pieces and ("\n", MASKED) in pieces

@@ -1,9 +1,12 @@
-"""Conversations -> token ids, and which of them are trained.
+r"""Conversations -> token ids, and which of them are trained.
 
 The ids of a prompt are those that generation will see: what the chat template and the tokenizer give for the
 messages before an answer. A row is one document, unless its turns cannot share one: where the template writes
-earlier turns otherwise once there are later ones, or where a token of the whole text would lie across the start
-of an answer, such turns are documents of their own, each behind its own prompt.
+earlier turns differently once there are later ones, or where a token of the whole text would lie across the start
+of an answer, such turns become separate documents, each after its own prompt.
+
+    <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n    given
+    4<|im_end|>                                                   trained
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from transformers import PreTrainedTokenizerFast
 
 from llmtrain.config.sections import SpecialTokens
 from llmtrain.data.chat.default_template import chat_template
-from llmtrain.data.chat.template import MEND, BadExample, ChatTemplate, Turn
+from llmtrain.data.chat.template import FIX, BadExample, ChatTemplate, Turn
 from llmtrain.data.formats.instructions import Example, PlainText
 from llmtrain.data.formats.messages import Conversation
+from llmtrain.data.sources.readers import one_line
 from llmtrain.data.tokenize import TextEncoder
 from llmtrain.protocols import Array
 
@@ -42,14 +46,14 @@ class Encoded:
 
 @dataclass
 class _Draft:
-    """A document that is not tokenized yet."""
+    """A text that becomes one document, and one more for each turn that cannot share it."""
 
     where: str
     text: str
     turns: list[Turn] = field(default_factory=list)  # what is trained; []: everything
     before: Ids = ()  # put around the text, unless it has them
     after: Ids = ()
-    astray: list[Turn] = field(default_factory=list)  # turns whose prompt has other ids in this text than alone
+    separate: list[Turn] = field(default_factory=list)  # turns whose prompt has other ids in this text than alone
 
 
 class _Tokens(NamedTuple):
@@ -81,7 +85,7 @@ class ChatEncoder:
         self._backend.post_processor = None  # some trim white space off the places of tokens
         self._template = None if plain else _template(tokenizer)
         if self._template is None and self._eos_id is None:
-            raise ValueError("data.chat_template=none ends a completion with EOS, which the tokenizer lacks; " + MEND)
+            raise ValueError("data.chat_template=none ends a completion with EOS, which the tokenizer lacks; " + FIX)
         stops = (tokenizer.eos_token,) if self._template is None else self._template.stop_tokens
         self._stop = stops[0]
         self.end_of_turn_ids: Ids = tuple(tokenizer.added_tokens_encoder[stop] for stop in stops)
@@ -89,7 +93,7 @@ class ChatEncoder:
         template = None if plain else tokenizer.chat_template
         what = (tokenizer.special_tokens_map, template, loss_on, around.prefix, around.suffix)
         self.fingerprint = blake2b(f"{what}{self._backend.to_str()}".encode(), digest_size=16).hexdigest()
-        """32 hexadecimal digits that stand for the documents that examples become."""
+        """32 hexadecimal digits, different wherever examples would become different documents."""
 
     def encode(self, examples: Sequence[Example]) -> list[list[Encoded] | BadExample]:
         """The documents of each example, or why it has none.
@@ -100,9 +104,9 @@ class ChatEncoder:
         drafts = [draft for plan in planned if not isinstance(plan, BadExample) for draft in plan]
         whole = self._tokens(text for draft in drafts for text in (draft.text, *map(self._joint, draft.turns)))
         for draft in drafts:
-            draft.astray = [turn for turn in draft.turns if not self._follows(turn, whole[draft.text], whole)]
-        apart = self._tokens(text for draft in drafts for turn in draft.astray for text in self._halves(turn))
-        return [plan if isinstance(plan, BadExample) else self._documents(plan, whole, apart) for plan in planned]
+            draft.separate = [turn for turn in draft.turns if not self._follows(turn, whole[draft.text], whole)]
+        halves = self._tokens(text for draft in drafts for turn in draft.separate for text in self._halves(turn))
+        return [plan if isinstance(plan, BadExample) else self._documents(plan, whole, halves) for plan in planned]
 
     def _planned(self, example: Example) -> list[_Draft] | BadExample:
         try:
@@ -133,7 +137,7 @@ class ChatEncoder:
         return answers
 
     def _completion(self, conversation: Conversation) -> _Draft:
-        """A prompt and its completion as they are. Raises BadExample for any other conversation."""
+        """A prompt and its completion, unchanged. Raises BadExample for any other conversation."""
         texts = [message.get("content") for message in conversation.messages]
         roles = [message["role"] for message in conversation.messages]
         has_calls = bool(conversation.tools) or any(message.get("tool_calls") for message in conversation.messages)
@@ -152,7 +156,7 @@ class ChatEncoder:
         )
 
     def _joint(self, turn: Turn) -> str:
-        """The end of a turn's prompt, from where its ids could depend on the answer."""
+        r"""The end of a turn's prompt, from where its ids could depend on the answer: `<|im_start|>assistant\n`."""
         prompt = turn.text[: turn.start]
         return prompt if self._template is None else prompt[self._template.anchor(prompt) :]
 
@@ -163,17 +167,22 @@ class ChatEncoder:
         return len(joint) <= end and tokens.ids[end - len(joint) : end] == joint
 
     def _halves(self, turn: Turn) -> tuple[str, str]:
-        """Prompt and answer, to be tokenized apart; the answer behind a token, so that it does not start a text."""
+        r"""Prompt and answer, to be tokenized separately; the answer after a token, so that it does not start a text.
+
+        Of an answer that begins with a break, which would join the prompt's last one into one token:
+        `<|im_start|>assistant\n` and `<|im_end|>\nHello<|im_end|>`.
+        """
         return turn.text[: turn.start], self._stop + turn.text[turn.start :]
 
-    def _documents(self, drafts: Sequence[_Draft], whole: Tokenized, apart: Tokenized) -> list[Encoded] | BadExample:
+    def _documents(self, drafts: Sequence[_Draft], whole: Tokenized, halves: Tokenized) -> list[Encoded] | BadExample:
         documents = []
         try:
             for draft in drafts:
-                if len(draft.astray) < len(draft.turns) or not draft.turns:
+                if len(draft.separate) < len(draft.turns) or not draft.turns:
                     documents.append(self._together(draft, whole[draft.text]))
                 documents += [
-                    self._apart(draft, turn, *(apart[half] for half in self._halves(turn))) for turn in draft.astray
+                    self._separate(draft, turn, *(halves[half] for half in self._halves(turn)))
+                    for turn in draft.separate
                 ]
         except BadExample as fault:
             return fault
@@ -182,7 +191,7 @@ class ChatEncoder:
     def _together(self, draft: _Draft, tokens: _Tokens) -> Encoded:
         """A draft's text up to the end of the last turn that is trained in it."""
         places = tokens.places
-        turns = [turn for turn in draft.turns if turn not in draft.astray]
+        turns = [turn for turn in draft.turns if turn not in draft.separate]
         if not turns:
             trained = np.ones(len(places), dtype=bool)
         else:
@@ -191,8 +200,8 @@ class ChatEncoder:
                 _train(trained, places, turn.trained)
         return self._encoded(draft, tokens.ids[: len(trained)], trained)
 
-    def _apart(self, draft: _Draft, turn: Turn, prompt: _Tokens, answer: _Tokens) -> Encoded:
-        """A turn behind its prompt, each with the ids that it has alone."""
+    def _separate(self, draft: _Draft, turn: Turn, prompt: _Tokens, answer: _Tokens) -> Encoded:
+        """A turn after its prompt, each with the ids that it has alone."""
         shift = turn.start - len(self._stop)
         trained = np.zeros(len(answer.ids), dtype=bool)
         _train(trained, answer.places, [(start - shift, end - shift) for start, end in turn.trained])
@@ -225,7 +234,7 @@ class ChatEncoder:
         try:
             encodings = self._backend.encode_batch(distinct, add_special_tokens=False)
         except Exception as error:  # the library raises no narrower class
-            raise ValueError(f"the tokenizer cannot encode these rows: {' '.join(str(error).split())}") from None
+            raise ValueError(f"the tokenizer cannot encode these rows: {one_line(error)}") from None
         return {
             text: _Tokens(encoding.ids, encoding.offsets) for text, encoding in zip(distinct, encodings, strict=True)
         }
@@ -234,7 +243,7 @@ class ChatEncoder:
 def choose_template(tokenizer: PreTrainedTokenizerFast, asked: str) -> tuple[str | None, list[str]]:
     """The template that data.chat_template asks for, and the special tokens it needs that the tokenizer lacks.
 
-    None: prompt and completion as they are. Raises ValueError for a file that cannot be read, and for a tokenizer
+    None: prompt and completion unchanged. Raises ValueError for a file that cannot be read, and for a tokenizer
     with several templates none of which is the default.
     """
     if asked == "none":
@@ -268,7 +277,7 @@ def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
     source = tokenizer.chat_template
     if not isinstance(source, str):
         raise ValueError(
-            f"the tokenizer has no chat template; {MEND}, or to none for prompts and completions as they are"
+            f"the tokenizer has no chat template; {FIX}, or to none for prompts and completions as they are"
         )
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.single_word]
     return ChatTemplate(source, tokenizer.special_tokens_map, added, tokenizer.eos_token)

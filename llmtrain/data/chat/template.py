@@ -1,8 +1,11 @@
-"""A chat template -> the text of each assistant turn: the prompt as generation sees it, then the answer.
+r"""A chat template -> the text of each assistant turn: the prompt as generation sees it, then the answer.
 
-Between `conversations` and `chat`, which makes ids of the text. What an answer is follows from the template
-itself: its text for the messages before, ready for an answer, must begin its text for these and the answer. An
-answer ends with its end-of-turn token; what the template writes behind it is the next turn's.
+    prompt  <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n
+    answer  4<|im_end|>
+
+What an answer is follows from the template itself: its text for the messages before, ready for an answer, must begin
+its text for these and the answer. An answer ends with its end-of-turn token; what the template writes after it is the
+next turn's. `encode` makes ids of the text.
 """
 
 from __future__ import annotations
@@ -11,16 +14,17 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llmtrain.data.formats.messages import Conversation, Message
+from llmtrain.data.sources.readers import one_line
 
 Spans = tuple[tuple[int, int], ...]  # [start, end) in characters
 
-MEND = "set data.chat_template=ours or a Jinja file"
+FIX = "set data.chat_template=ours or a Jinja file"
 
 FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What the expressions of a template raise."""
@@ -33,7 +37,7 @@ RENDERING = threading.Lock()
 """The spans of `generation` blocks are kept in a template that all threads share."""
 
 PROBE = "zqx7"
-"""A text that no template writes of its own."""
+"""A text that no template contains."""
 QUESTION: Message = {"role": "user", "content": "question"}
 ANSWER: Message = {"role": "assistant", "content": PROBE}
 
@@ -48,7 +52,7 @@ class BadExample(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer behind its prompt."""
+    """One answer after its prompt."""
 
     text: str  # prompt and answer, which ends with a stop token
     start: int  # where the answer begins, in characters
@@ -67,12 +71,21 @@ class Stop:
         return self.start + len(self.token)
 
 
+class Trial(NamedTuple):
+    """A template's text of a plain chat, in four states; PROBE is its answer."""
+
+    prompt: str  # a question, ready for its answer
+    question: str  # the question alone
+    answer: str  # with its answer
+    followed: str  # and with another question after it
+
+
 class ChatTemplate:
     """A template that was tried on a few messages, and found fit for training.
 
     `variables` are what it may write besides messages (bos_token, ...), `added_tokens` the texts of all tokens that
-    stand alone whatever is around them. Raises ValueError, one line, for a template with a fault of syntax, and for
-    one whose answers could not be generated as they are trained.
+    are never part of another one. Raises ValueError, one line, for a template with a fault of syntax, and for one whose
+    answers could not be generated as they are trained.
     """
 
     def __init__(
@@ -82,31 +95,22 @@ class ChatTemplate:
         self._is_marked = MARKED.search(source) is not None
         longest_first = sorted(added_tokens, key=lambda token: (-len(token), token))
         self._added_token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        prompt, question, answer, followed = self._tried()
-        head, _, behind = answer.rpartition(PROBE)
-        end_of_turn = self._ending(behind, followed.rpartition(PROBE)[2])
-        if end_of_turn is None:
-            raise ValueError(
-                f"the chat template writes no token of the tokenizer behind an answer, only {behind!r}, so that "
-                f"generation would not know where to stop; {MEND}"
-            )
+        trial = self._try()
         probed = {name: self._probe(*probe) for name, probe in PROBES.items()}
-        texts = [prompt, answer, *(text for text in probed.values() if text is not None)]
-        self._written = tuple(dict.fromkeys(token for text in texts for token in self._added_token.findall(text)))
+        end_of_turn = self._end_of_turn_token(trial)
+        self._written = self._added_tokens_of([trial.prompt, trial.answer, *probed.values()])
         self._filler = re.compile(rf"(?:\s|{'|'.join(map(re.escape, self._written))})*")
         self.stop_tokens: tuple[str, ...] = tuple(dict.fromkeys([end_of_turn, *([eos_token] if eos_token else [])]))
         """What may end an answer: the end-of-turn token, EOS, and where it differs what ends a call of tools."""
-        self.stop_tokens += self._end_of_calls(probed["tool calls"], len(prompt))
+        self.stop_tokens += self._end_of_calls(probed["tool calls"], len(trial.prompt))
         self._left_out = {name for name, text in probed.items() if text is not None and PROBE not in text}
-        self._opening = prompt[_num_equal(prompt, answer) :]
-        """What the prompt has of an answer that the template takes off, once it is written; mostly nothing."""
-        if self._opening:
-            self._require_opened(prompt)
-        elif prompt == question and head[len(prompt) :].strip():
-            raise ValueError(
-                f"the chat template ignores add_generation_prompt, so that a model would have to write "
-                f"{head[len(prompt) :]!r} before each answer; {MEND}"
-            )
+        self._opening = trial.prompt[_num_equal(trial.prompt, trial.answer) :]
+        r"""What the prompt has of an answer that the template does not write again; mostly nothing.
+
+        DeepSeek-R1's prompt ends with `<|Assistant|><think>\n`; the same turn with its answer is `<|Assistant|>4`. The
+        opening is `<think>\n`.
+        """
+        self._require_generated(trial)
 
     def text(self, conversation: Conversation) -> str:
         """The whole conversation. Raises BadExample."""
@@ -136,33 +140,41 @@ class ChatTemplate:
             raise BadExample(
                 "untrained stop token",
                 f"{conversation.where}: message {index + 1} does not end with {' or '.join(self.stop_tokens)} in the "
-                f"chat template, so its end would not be trained; {MEND}",
+                f"chat template, so its end would not be trained; {FIX}",
             )
         return Turn(text[: stop.end], len(prompt), _trained(marks, len(prompt), stop.end))
 
     def _opened_turn(self, conversation: Conversation, index: int, prompt: str, text: str) -> Turn:
-        """A turn whose prompt has the answer's opening, such as <think>, which the template takes off once it is past.
+        r"""A turn whose prompt has the answer's opening, which the template takes off once it is past.
+
+            content  <think>\nEasy.\n</think>\n\n4
+            prompt   <|User|>2 + 2?<|Assistant|><think>\n
+            text     <|User|>2 + 2?<|Assistant|>\n\n4<|end|>
+            turn     the prompt, then Easy.\n</think>\n\n4<|end|>
 
         Raises BadExample where the message does not begin with the opening.
         """
         header = prompt.removesuffix(self._opening)
         stop = self._end_of_turn(text, len(header)) if self._opening and text.startswith(header) else None
         if stop is not None:
-            rest = _behind_opening(conversation.messages[index], self._opening, text[len(header) : stop.start])
+            rest = _after_opening(conversation.messages[index], self._opening, text[len(header) : stop.start])
             if rest is not None:
                 whole = prompt + rest + stop.token
                 return Turn(whole, len(prompt), ((len(prompt), len(whole)),))
         opening = self._opening.strip()
         thought = "give it reasoning_content, or " if "reasoning" not in self._left_out else ""
-        mend = f"begin its content with {opening}, or {MEND}" if opening else thought + MEND
+        fix = f"begin its content with {opening}, or {FIX}" if opening else thought + FIX
         raise BadExample(
             "answer does not follow its prompt",
             f"{conversation.where}: the chat template's prompt for message {index + 1} ends with "
-            f"{self._opening if opening else prompt[-40:]!r}, from where the message does not go on; {mend}",
+            f"{self._opening if opening else prompt[-40:]!r}, from where the message does not go on; {fix}",
         )
 
     def anchor(self, prompt: str) -> int:
-        """The place in a prompt from which on alone its ids could depend on what follows: its last added token."""
+        r"""The first character of a prompt whose ids could depend on what follows: that of its last added token.
+
+        In `<|im_start|>assistant\n` the ids of `assistant\n` could, since a break may join the answer's first.
+        """
         return max(0, *(prompt.rfind(token) for token in self._written))
 
     def _text(self, conversation: Conversation, num_messages: int, *, is_prompt: bool) -> tuple[str, Spans]:
@@ -172,7 +184,7 @@ class ChatTemplate:
         except FAULTS as error:
             raise BadExample(
                 "template refuses the row",
-                f"{conversation.where}: the chat template refuses the row: {_one_line(error)}",
+                f"{conversation.where}: the chat template refuses the row: {one_line(error)}",
             ) from None
 
     def _rendered(
@@ -193,7 +205,7 @@ class ChatTemplate:
         return text, tuple(marks[0]) if is_marked else ()
 
     def _end_of_turn(self, text: str, start: int) -> Stop | None:
-        """The stop token that ends `text[start:]`: behind it is nothing but white space and the template's tokens."""
+        """The stop token that ends `text[start:]`: after it is nothing but white space and the template's tokens."""
         for token in self.stop_tokens:
             at = text.find(token, start)
             while at >= 0:
@@ -202,8 +214,8 @@ class ChatTemplate:
                 at = text.find(token, at + 1)
         return None
 
-    def _tried(self) -> tuple[str, str, str, str]:
-        """A question ready for its answer, the question alone, with its answer, and with another question behind it."""
+    def _try(self) -> Trial:
+        """A plain chat as the template writes it; raises ValueError where it does not."""
         try:
             prompt, _ = self._rendered([QUESTION], (), is_prompt=True)
             question, answer, followed = (
@@ -211,21 +223,36 @@ class ChatTemplate:
                 for messages in ([QUESTION], [QUESTION, ANSWER], [QUESTION, ANSWER, QUESTION])
             )
         except TemplateSyntaxError as error:
-            raise ValueError(f"the chat template is no Jinja: line {error.lineno}: {_one_line(error)}") from None
+            raise ValueError(f"the chat template is not Jinja: line {error.lineno}: {one_line(error)}") from None
         except FAULTS as error:
-            raise ValueError(f"the chat template refuses a plain chat: {_one_line(error)}; {MEND}") from None
+            raise ValueError(f"the chat template refuses a plain chat: {one_line(error)}; {FIX}") from None
         if PROBE not in answer:
-            raise ValueError(f"the chat template leaves out what an assistant says; {MEND}")
-        return prompt, question, answer, followed
+            raise ValueError(f"the chat template leaves out the assistant's text; {FIX}")
+        return Trial(prompt, question, answer, followed)
 
-    def _ending(self, behind: str, followed: str) -> str | None:
-        """The end-of-turn token: of what stands behind an answer, the last that stands there also before a question.
+    def _end_of_turn_token(self, trial: Trial) -> str:
+        r"""The token that ends an answer: the last one after it that is there also where a question follows.
 
-        Where an answer ends otherwise once it is followed, the first token behind it; None where there is none.
+            answer    4<|im_end|><|eos|>
+            followed  4<|im_end|>\n<|im_start|>user\n...
+
+        gives `<|im_end|>`. Where an answer ends differently once it is followed, the first token after it. Raises
+        ValueError where there is none.
         """
-        tokens = [(found.group(), found.end()) for found in self._added_token.finditer(behind)]
-        lasting = [token for token, end in tokens if followed.startswith(behind[:end])]
-        return lasting[-1] if lasting else tokens[0][0] if tokens else None
+        after_answer, followed = (text.rpartition(PROBE)[2] for text in (trial.answer, trial.followed))
+        tokens = [(found.group(), found.end()) for found in self._added_token.finditer(after_answer)]
+        if not tokens:
+            raise ValueError(
+                f"the chat template writes no token of the tokenizer after an answer, only {after_answer!r}, so that "
+                f"generation would not know where to stop; {FIX}"
+            )
+        lasting = [token for token, end in tokens if followed.startswith(after_answer[:end])]
+        return lasting[-1] if lasting else tokens[0][0]
+
+    def _added_tokens_of(self, texts: Iterable[str | None]) -> tuple[str, ...]:
+        """The added tokens that the template writes, in the order of their first use."""
+        written = (text for text in texts if text is not None)
+        return tuple(dict.fromkeys(token for text in written for token in self._added_token.findall(text)))
 
     def _probe(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str | None:
         """The text of these messages; None where the template refuses them, as it will refuse rows like them."""
@@ -241,6 +268,17 @@ class ChatTemplate:
         found = list(self._added_token.finditer(text, start))
         return (found[-1].group(),) if found and not text[found[-1].end() :].strip() else ()
 
+    def _require_generated(self, trial: Trial) -> None:
+        """Raises ValueError where generation would begin an answer at another place than the template writes it."""
+        before_answer = trial.answer.rpartition(PROBE)[0][len(trial.prompt) :]
+        if self._opening:
+            self._require_opened(trial.prompt)
+        elif trial.prompt == trial.question and before_answer.strip():
+            raise ValueError(
+                f"the chat template ignores add_generation_prompt, so that a model would have to write "
+                f"{before_answer!r} before each answer; {FIX}"
+            )
+
     def _require_opened(self, prompt: str) -> None:
         """Raises ValueError where no answer, not even one that begins with a thought, would follow the prompt."""
         answers: tuple[Message, ...] = (
@@ -252,11 +290,11 @@ class ChatTemplate:
         if not any(text is not None and text.startswith(prompt) for text in texts):
             raise ValueError(
                 f"the chat template asks for an answer with {self._opening!r}, which no answer begins with once it is "
-                f"written, so that training would differ from generation; {MEND} in which it does"
+                f"written, so that training would differ from generation; {FIX} in which it does"
             )
 
     def _require_shown(self, conversation: Conversation) -> None:
-        """Raises BadExample where the template would pass over a part of the conversation without a word."""
+        """Raises BadExample where the template would leave out a part of the conversation silently."""
         if not self._left_out:
             return
         for part in _parts(conversation):
@@ -290,10 +328,11 @@ def _trained(marks: Spans, start: int, end: int) -> Spans:
     return (*within[:-1], (within[-1][0], end))
 
 
-def _behind_opening(message: Message, opening: str, written: str) -> str | None:
-    """What a model goes on with after an opening that its prompt has: the message's text behind its own opening.
+def _after_opening(message: Message, opening: str, written: str) -> str | None:
+    r"""What a model writes after an opening that its prompt has: the message's text after its own opening.
 
-    None where the text does not begin with the opening, or does not end with what the template wrote of it.
+    `Easy.\n</think>\n\n4` of `<think>\nEasy.\n</think>\n\n4`. None where the text does not begin with the
+    opening, or does not end with what the template wrote of it, here `4`.
     """
     content = message.get("content")
     if not opening.strip() or not isinstance(content, str) or not content.lstrip().startswith(opening.strip()):
@@ -306,10 +345,6 @@ def _num_equal(first: str, second: str) -> int:
     """How many characters two strings begin with in common."""
     shorter = min(len(first), len(second))
     return next((i for i in range(shorter) if first[i] != second[i]), shorter)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _call(name: str) -> Mapping[str, Any]:
@@ -334,4 +369,4 @@ PROBES: Mapping[str, tuple[Sequence[Message], Sequence[Mapping[str, Any]]]] = {
     "developer messages": (({"role": "developer", "content": PROBE}, QUESTION, REPLY), ()),
     "reasoning": ((QUESTION, {**REPLY, "reasoning_content": PROBE}), ()),
 }
-"""What a template may pass over without a word -> messages that show whether it does."""
+"""What a template may leave out silently -> messages that show whether it does."""

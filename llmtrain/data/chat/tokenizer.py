@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.config.sections import ChatDataConfig, PretrainedModelConfig, TokenizerConfig
-from llmtrain.data.chat.encode import ChatEncoder, choose_template
+from llmtrain.config.sections import PretrainedModelConfig, TokenizerConfig
+from llmtrain.data.chat.encode import ChatEncoder, LossOn, choose_template
 from llmtrain.data.tokenize import load_tokenizer
 
 
@@ -21,15 +21,17 @@ class ChatTokenizer:
 
 
 def open_chat_tokenizer(
-    model: PretrainedModelConfig, tokenizer: TokenizerConfig, data: ChatDataConfig, model_path: str
+    model: PretrainedModelConfig, tokenizer: TokenizerConfig, model_path: str, *, chat_template: str, loss_on: LossOn
 ) -> ChatTokenizer:
-    """The tokenizer beside the model at `model_path`, or the one that is named, prepared for `data`.
+    """The tokenizer beside the model at `model_path`, or the one that is named, with the template of this name.
+
+    `chat_template` and `loss_on` are as in the `data` section of an SFT run.
 
     Raises ValueError for a tokenizer or template that cannot be used.
     """
     loaded = load_tokenizer(tokenizer.path or model_path, tokenizer.revision or model.revision, model.trust_remote_code)
-    template, new_tokens = choose_template(loaded, data.chat_template)
+    template, new_tokens = choose_template(loaded, chat_template)
     loaded.add_tokens(new_tokens, special_tokens=True)
     loaded.chat_template = template
-    encoder = ChatEncoder(loaded, plain=template is None, loss_on=data.loss_on)
+    encoder = ChatEncoder(loaded, plain=template is None, loss_on=loss_on)
     return ChatTokenizer(loaded, encoder, tuple(loaded.get_vocab()[token] for token in new_tokens))

@@ -7,25 +7,43 @@ every world_size-th of them and fills microbatches with whole packs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol
 
 import numpy as np
 import torch
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens, empty_batch
-from llmtrain.data.loader.order import SampleOrder, skipped_position
+from llmtrain.data.loader.order import skipped_position
 from llmtrain.data.packing.documents import Pack
 from llmtrain.protocols import BatchType
 
-FetchPack = Callable[[int, int], Pack]
-"""(source, pack) -> the pack's tokens."""
+FetchPack = Callable[[int], Pack]
+"""Sample id, which is a position in the sample order -> its pack."""
 
 Collate = Callable[[Sequence[tuple[int, Pack]]], BatchType]
 """Packs, each with its sample id -> a microbatch; of no packs, an empty one."""
 
 
+class Process(Protocol):
+    """One of the processes that share the packs of a step."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class SingleProcess:
+    """The only process."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
 def collate(packs: Sequence[tuple[int, Pack]]) -> PackedTokens:
-    """Lay packs, each with its sample id, end to end."""
+    """Packs, each with its sample id, end to end in one microbatch."""
     if not packs:
         return empty_batch()
     labels = np.concatenate([pack.labels for _, pack in packs])
@@ -68,20 +86,17 @@ class StoredBatches(Generic[BatchType]):
 
     def __init__(
         self,
-        order: SampleOrder,
         fetch: FetchPack,
+        collate: Collate[BatchType],
+        process: Process,
         *,
         num_steps: int,
         packs_per_step: int,
         packs_per_microbatch: int,
-        rank: int,
-        world_size: int,
-        collate: Collate[BatchType] = collate,  # type: ignore[assignment]
     ) -> None:
-        self._order, self._fetch = order, fetch
+        self._fetch, self._collate, self._process = fetch, collate, process
         self._num_steps, self._packs_per_step = num_steps, packs_per_step
         self._packs_per_microbatch = packs_per_microbatch
-        self._rank, self._world_size, self._collate = rank, world_size, collate
         self._step = 0
         self._skip_list: list[int] = []
 
@@ -97,10 +112,10 @@ class StoredBatches(Generic[BatchType]):
         return list(
             rank_batches(
                 self._sample_ids(self._step),
-                lambda sample_id: self._fetch(*self._order(sample_id)),
+                self._fetch,
                 self._packs_per_microbatch,
-                self._rank,
-                self._world_size,
+                self._process.rank,
+                self._process.world_size,
                 self._collate,
             )
         )

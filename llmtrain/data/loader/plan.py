@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from llmtrain.batch import PackedTokens
-from llmtrain.config.sections import EvalConfig, SourcesConfig, TrainConfig
-from llmtrain.data.loader.batches import Collate, StoredBatches, collate
+from llmtrain.config.recipes import RecipeConfig
+from llmtrain.data.loader.batches import Collate, Process, StoredBatches
 from llmtrain.data.loader.order import SampleOrder, permuted_index
 from llmtrain.data.packing.documents import Pack, Packing
 from llmtrain.protocols import BatchType
@@ -30,24 +29,20 @@ class DataPlan:
     num_eval_packs: int
     eval_bytes_per_token: float | None  # None: bits per byte would mean nothing
 
-    def batches(self, rank: int, world_size: int) -> StoredBatches[PackedTokens]:
-        """This rank's batch source."""
-        return self.batches_by(collate, rank, world_size)
-
-    def batches_by(self, collate: Collate[BatchType], rank: int, world_size: int) -> StoredBatches[BatchType]:
-        """This rank's batch source of what `collate` makes of packs."""
+    def batches(self, collate: Collate[BatchType], process: Process) -> StoredBatches[BatchType]:
+        """The batch source of a process: what `collate` makes of its packs."""
         return StoredBatches(
-            self.order,
             self.train_pack,
+            collate,
+            process,
             num_steps=self.num_steps,
             packs_per_step=self.packs_per_step,
             packs_per_microbatch=self.packs_per_microbatch,
-            rank=rank,
-            world_size=world_size,
-            collate=collate,
         )
 
-    def train_pack(self, source: int, index: int) -> Pack:
+    def train_pack(self, sample_id: int) -> Pack:
+        """The pack at a position of the sample order."""
+        source, index = self.order(sample_id)
         return self.train[source].pack(index)
 
     def eval_pack(self, index: int) -> Pack:
@@ -67,7 +62,7 @@ class DataPlan:
         raise IndexError(index)
 
     def account(self, step: int, tokens_trained: int, skipped_samples: int) -> dict[str, float | int]:
-        """What `ledger.json` says of training: `tokens_trained` so far against those an epoch trains on."""
+        """What `ledger.json` holds of training: `tokens_trained` so far against those an epoch trains on."""
         return {
             "steps": step,
             "steps_planned": self.num_steps,
@@ -91,20 +86,19 @@ class DataPlan:
 
 
 def plan_data(
-    data: SourcesConfig,
-    train: TrainConfig,
-    evaluation: EvalConfig,
+    config: RecipeConfig,
     train_packs: Sequence[Packing],
     eval_packs: Sequence[Packing],
+    process: Process,
     *,
-    eval_bytes: int | None,
-    seed: int,
-    world_size: int,
+    eval_bytes: int | None = None,
 ) -> DataPlan:
-    """Fix the order and the number of steps of a run; `eval_bytes` are those of the held-out text, all of it trained.
+    """Fix the order and the number of steps of a run, one packing per source.
 
-    Raises ValueError where a step has fewer packs than there are ranks, so that some would train on nothing.
+    `eval_bytes` are the UTF-8 bytes of the held-out text, where every token of it is a target; None: bits per byte
+    would mean nothing. Raises ValueError where a step has fewer packs than there are ranks.
     """
+    data, train, world_size = config.data, config.train, process.world_size
     num_packs = [packing.num_packs for packing in train_packs]
     weights = [source.weight for source in data.train if source.weight is not None]
     packs_per_step = train.global_batch_tokens // data.max_seq_len
@@ -113,14 +107,14 @@ def plan_data(
             f"train.global_batch_tokens={train.global_batch_tokens} is {packs_per_step} packs of data.max_seq_len="
             f"{data.max_seq_len} for {world_size} processes: raise it to at least {world_size * data.max_seq_len}"
         )
-    order = SampleOrder(num_packs, weights or None, seed)
+    order = SampleOrder(num_packs, weights or None, config.run.seed)
     num_steps = train.steps
     if num_steps is None:
         assert train.epochs is not None
         num_steps = math.ceil(Fraction(str(train.epochs)) * order.epoch_size / packs_per_step)
     num_eval_packs = sum(packing.num_packs for packing in eval_packs)
-    if evaluation.tokens is not None:
-        num_eval_packs = min(num_eval_packs, math.ceil(evaluation.tokens / data.max_seq_len))
+    if config.eval.tokens is not None:
+        num_eval_packs = min(num_eval_packs, math.ceil(config.eval.tokens / data.max_seq_len))
     eval_tokens = sum(packing.num_tokens for packing in eval_packs)
     return DataPlan(
         train=train_packs,

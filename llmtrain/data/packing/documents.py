@@ -1,10 +1,11 @@
-"""Documents -> packs: which tokens of a store make pack number i, where the document bounds lie.
+"""Documents -> packs: which tokens of a store make pack number i, where the document bounds are.
 
 Pretraining packs by *stream*: the documents of a store, end to end, are cut every `max_seq_len` tokens.
-No token is padded, dropped or repeated, and a pack is found by arithmetic. A label may lie just past the
+No token is padded, dropped or repeated, and a pack is found by arithmetic. A label may come from just past the
 end of its pack, so in every epoch each token but the first of each document is predicted exactly once.
 
-Tuning packs by *best fit*: whole documents, none cut, as many to a pack as fit.
+Tuning packs by *best fit*: whole documents, none cut, as many to a pack as fit. A *layout* says how they lie in a
+pack: one by one here, in pairs in `pairs`, as labelled answers in `answers`.
 """
 
 from __future__ import annotations
@@ -13,23 +14,13 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from llmtrain.batch import IGNORE_INDEX
+from llmtrain.data.store.token_store import TokenStore
 from llmtrain.protocols import Array
-
-
-class Tokens(Protocol):
-    """What a token store offers to packing."""
-
-    @property
-    def tokens(self) -> Array: ...  # (num_tokens,) unsigned
-    @property
-    def document_offsets(self) -> Array: ...  # (num_documents + 1,) int64
-    @property
-    def trained(self) -> Array | None: ...  # (num_tokens,) uint8; None: every token is a target
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Pack:
 
 
 class Packing(Protocol):
-    """A store cut into packs."""
+    """The packs of a store."""
 
     @property
     def num_packs(self) -> int: ...
@@ -63,7 +54,7 @@ class StreamPacking:
     label; without, the whole pack is one segment and only the very last token of the store has none.
     """
 
-    store: Tokens
+    store: TokenStore
     max_seq_len: int
     isolate_documents: bool
 
@@ -108,47 +99,107 @@ class StreamPacking:
         return Pack(input_ids, labels, tuple(int(length) for length in np.diff(edges)))
 
 
+class Layout(Protocol):
+    """How the documents of a store lie in packs: one by one, or in groups that stay together."""
+
+    @property
+    def group_size(self) -> int: ...  # documents of a group
+    @property
+    def lengths(self) -> Array: ...  # (groups,) int64: tokens that each group takes
+    @property
+    def num_targets(self) -> int: ...  # tokens that an epoch trains on
+    def pack(self, groups: Sequence[int], ref_logprobs: Array | None) -> Pack: ...  # (documents,) float32
+
+
 @dataclass(frozen=True)
 class BestFitPacking:
-    """Whole documents, each at most `max_seq_len` tokens long, in packs chosen once by `best_fit`."""
+    """Whole groups of documents in packs chosen once by `best_fit`."""
 
-    store: Tokens
-    max_seq_len: int
+    store: TokenStore
+    layout: Layout
+    bins: Sequence[Sequence[int]]  # the groups of each pack
+    ref_logprobs: Array | None = None  # (documents,) float32: of each document's answer under the reference
 
     @property
     def num_packs(self) -> int:
-        return len(self._packs)
+        return len(self.bins)
 
     @property
     def num_segments(self) -> int:
         return len(self.store.document_offsets) - 1
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
-        return len(self.store.tokens)
+        """Tokens of all packs."""
+        return int(self.layout.lengths.sum())
 
     @cached_property
     def num_targets(self) -> int:
-        trained = self.store.trained
-        return self.num_tokens - self.num_segments if trained is None else int(np.count_nonzero(trained))
+        return self.layout.num_targets
+
+    def documents(self, index: int) -> list[int]:
+        """Numbers of the documents of pack `index`, in the order of its segments."""
+        size = self.layout.group_size
+        return [size * group + i for group in self.bins[index] for i in range(size)]
 
     def pack(self, index: int) -> Pack:
-        """Pack number `index`. A label is the document's next token, where that one is a target."""
-        offsets = self.store.document_offsets
-        bounds = [(int(offsets[i]), int(offsets[i + 1])) for i in self._packs[index]]
-        ids = [np.asarray(self.store.tokens[start:end], dtype=np.int64) for start, end in bounds]
-        labels = []
-        for (start, end), document in zip(bounds, ids, strict=True):
-            target = np.full(end - start, IGNORE_INDEX, dtype=np.int64)
-            target[:-1] = document[1:]
-            if self.store.trained is not None:
-                target[:-1][self.store.trained[start + 1 : end] == 0] = IGNORE_INDEX
-            labels.append(target)
-        return Pack(np.concatenate(ids), np.concatenate(labels), tuple(end - start for start, end in bounds))
+        """Pack number `index`."""
+        return self.layout.pack(self.bins[index], self.ref_logprobs)
 
-    @cached_property
-    def _packs(self) -> list[list[int]]:
-        return best_fit(np.diff(np.asarray(self.store.document_offsets)).tolist(), self.max_seq_len)
+
+def best_fit_packing(store: TokenStore, layout: Layout, max_seq_len: int) -> BestFitPacking:
+    """The packs of a store, each of at most `max_seq_len` tokens; no group of documents is longer."""
+    return BestFitPacking(store, layout, best_fit(layout.lengths.tolist(), max_seq_len))
+
+
+def pack_documents(store: TokenStore, max_seq_len: int) -> BestFitPacking:
+    """The packs of a store whose documents lie one by one."""
+    return best_fit_packing(store, DocumentLayout(store), max_seq_len)
+
+
+@dataclass(frozen=True)
+class DocumentLayout:
+    """Documents one by one."""
+
+    store: TokenStore
+    group_size: ClassVar[int] = 1
+
+    @property
+    def lengths(self) -> Array:
+        return np.diff(np.asarray(self.store.document_offsets))
+
+    @property
+    def num_targets(self) -> int:
+        trained = self.store.trained
+        if trained is None:
+            return self.store.num_tokens - self.store.num_documents  # nothing predicts a document's first token
+        return int(np.count_nonzero(trained))
+
+    def pack(self, groups: Sequence[int], ref_logprobs: Array | None) -> Pack:
+        documents = [read_document(self.store, document) for document in groups]
+        return Pack(
+            input_ids=np.concatenate([ids for ids, _ in documents]),
+            labels=np.concatenate([next_token_labels(ids, trained) for ids, trained in documents]),
+            segment_lengths=tuple(len(ids) for ids, _ in documents),
+        )
+
+
+def read_document(store: TokenStore, document: int, num_documents: int = 1) -> tuple[Array, Array]:
+    """Ids (tokens,) int64 of documents that follow each other, and which of them are targets (tokens,) bool."""
+    start, end = int(store.document_offsets[document]), int(store.document_offsets[document + num_documents])
+    ids = np.asarray(store.tokens[start:end], dtype=np.int64)
+    if store.trained is None:
+        trained = np.ones(len(ids), dtype=bool)
+        trained[0] = False
+        return ids, trained
+    return ids, np.asarray(store.trained[start:end], dtype=bool)
+
+
+def next_token_labels(ids: Array, trained: Array) -> Array:
+    """Each token's label (tokens,) int64: the next token where that one is a target."""
+    labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
+    labels[:-1] = np.where(trained[1:], ids[1:], IGNORE_INDEX)
+    return labels
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -1,197 +1,196 @@
-"""One source -> one token store: read, clean, split, tokenize, write; goes on where a killed build stopped."""
+"""The token stores of a run: each source's, found or built, shared by all runs that agree on its content.
+
+What is the same of every kind: the store's folder is named by what decides its content; it is found, or built under
+its lock while other processes wait; what is read is accounted for. What rows become is the kind's own: `kinds` for
+rows of chats, pairs and labelled answers, `text` for plain text.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from llmtrain.config.sections import Source
-from llmtrain.data.ledger import SPLITS, SourceLedger, TokenTally
-from llmtrain.data.sources.documents import iter_documents
-from llmtrain.data.sources.files import source_fingerprint
-from llmtrain.data.sources.text import Document
-from llmtrain.data.split import split_of
-from llmtrain.data.store.token_store import StoreWriter, discard_unfinished
-from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars
+from llmtrain.config.sections import Source, SourcesConfig
+from llmtrain.data.ledger import Ledger, SourceLedger, Split
+from llmtrain.data.sources.files import fingerprint, resolved_revision, source_fingerprint
+from llmtrain.data.store.token_store import (
+    FORMAT,
+    StoreWriter,
+    TokenStore,
+    discard_unfinished,
+    is_store,
+    open_store,
+    read_meta,
+)
 from llmtrain.protocols import Report
-from llmtrain.system.files import is_disk_full
+from llmtrain.system.files import cache_root, exclusive, is_disk_full
 
-UNIT_BYTES = 64 << 20
-"""Text after which a build makes what it has durable: what a kill may cost."""
-REPORT_SECONDS = 10.0
-
-Clean = Callable[[Iterator[Document], SourceLedger], Iterator[Document]]
+Fill = Callable[[Source, SourceLedger, StoreWriter], int]
+"""Writes all documents of a source, entered in its ledger; returns how many pieces of the source that were."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How one store is built."""
+class StoreKind:
+    """What the rows of a source become, and what decides it besides the source."""
+
+    unit: str  # what a document, or several, make: "pair"
+    content: Mapping[str, Any]  # all that decides a store's content besides the source; names its folder
+    dtype: np.dtype[Any]  # of token ids
+    fill: Fill  # raises ValueError, one line, for bad input
+    summary: Callable[[SourceLedger], str]  # the account in one line
+    masked: bool = True  # tokens come with whether they are targets of the loss
+    values: tuple[str, ...] = ()  # names of the numbers that each document carries
+    about: Mapping[str, Any] = field(default_factory=dict)  # written to store.json in place of `content`, by key
+    resumes: bool = False  # an interrupted build goes on where it stopped, else it starts again
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """The store of one source: where it is, and how it is built."""
 
     key: str  # where the configuration names the source, for messages
     source: Source
-    source_fingerprint: str
+    kind: StoreKind
     folder: Path
-    clean: Clean
-    eval_fraction: float
-    on_bad_row: Literal["error", "skip"]
-    meta: dict[str, Any]  # written to store.json
+    source_fingerprint: str
+    meta: Mapping[str, Any]  # written to store.json
+
+    @property
+    def named(self) -> str:
+        """The source, for messages."""
+        return f"{self.key} ({self.source.path})"
 
 
-def build_store(plan: Plan, encoder: TextEncoder, report: Report) -> None:
+@dataclass(frozen=True)
+class Stores:
+    """The stores of a run, one per source, in the order of the configuration, and the account of all."""
+
+    train: list[TokenStore]
+    eval: list[TokenStore]  # empty where nothing is held out
+    ledger: Ledger
+
+    @property
+    def names(self) -> list[str]:
+        """The folders' names, which identify their content."""
+        return [store.path.name for store in (*self.train, *self.eval)]
+
+
+def store_spec(key: str, source: Source, kind: StoreKind, cache_dir: str | None) -> StoreSpec:
+    """The store of a source of this kind, in the cache. Raises ValueError for a source that is not there."""
+    read = source_fingerprint(source)
+    name = fingerprint({"format": FORMAT, "source": read, **kind.content})
+    return StoreSpec(
+        key=key,
+        source=source,
+        kind=kind,
+        folder=cache_root(cache_dir) / f"{_slug(source.path)}-{name}",
+        source_fingerprint=read,
+        meta={
+            "source": source.model_dump(),
+            "source_fingerprint": read,
+            "revision": resolved_revision(source),
+            **kind.content,
+            **kind.about,
+        },
+    )
+
+
+def find_or_build(
+    data: SourcesConfig, train: Sequence[StoreSpec], held_out: Sequence[StoreSpec], report: Report
+) -> Stores:
+    """The stores of a run's sources: found, or built by this process while others wait for it.
+
+    `held_out` are those of `data.eval`; without it, a split of `train` is held out. Raises ValueError, one line, for
+    bad input, a source of which nothing is left, or a full disk.
+    """
+    for spec in (*train, *held_out):
+        if not is_store(spec.folder):
+            with exclusive(spec.folder, report):
+                if not is_store(spec.folder):
+                    _build(spec, report)
+        report(f"{spec.named}: {spec.kind.summary(_read_ledger(spec.folder))}")
+    train_stores = [_opened(spec, "train") for spec in train]
+    if data.eval is None:
+        eval_stores = [open_store(spec.folder, "eval") for spec in train] if data.eval_fraction else []
+        _require_held_out(data, train_stores, eval_stores, report)
+    else:
+        eval_stores = [_opened(spec, _held_out_split(spec.folder)) for spec in held_out]
+    ledger = Ledger(*([_read_ledger(spec.folder) for spec in specs] for specs in (train, held_out)))
+    ledger.check()
+    return Stores(train_stores, eval_stores, ledger)
+
+
+def _build(spec: StoreSpec, report: Report) -> None:
     """Build a store in its folder, whose lock the caller holds.
 
-    What was made durable before a kill is not tokenized again; reading and cleaning are repeated, since
-    their account and the duplicates seen are not stored. Raises ValueError for bad input, after deleting
-    what it wrote, and for a full disk, keeping it.
+    Raises ValueError for bad input, after deleting what it wrote, and for a full disk, keeping what a later build goes
+    on from.
     """
+    kind = spec.kind
+    if not kind.resumes:
+        discard_unfinished(spec.folder, kind.values)
     try:
-        _build(plan, encoder, report)
+        _fill(spec, report)
     except ValueError:
-        discard_unfinished(plan.folder)
+        discard_unfinished(spec.folder, kind.values)
         raise
     except OSError as error:
+        if not kind.resumes:
+            discard_unfinished(spec.folder, kind.values)
         if not is_disk_full(error):
             raise
+        later = ", then start again: the build goes on from its last whole unit" if kind.resumes else ""
+        raise ValueError(f"{spec.folder}: the disk is full; free some space or move data.cache_dir{later}") from None
+
+
+def _fill(spec: StoreSpec, report: Report) -> None:
+    kind, ledger = spec.kind, SourceLedger(path=spec.source.path)
+    with StoreWriter(spec.folder, kind.dtype, masked=kind.masked, values=kind.values) as writer:
+        goes_on = "going on with an interrupted build" if writer.progress.pieces else "tokenizing"
+        report(f"{spec.named}: {goes_on} in {spec.folder}")
+        writer.flush(kind.fill(spec.source, ledger, writer))
+        ledger.check()
+        if source_fingerprint(spec.source) != spec.source_fingerprint:
+            raise ValueError(f"{spec.named}: its files changed while they were read; start again")
+        writer.finish({**spec.meta, "ledger": ledger.to_dict()})
+
+
+def _opened(spec: StoreSpec, split: Split) -> TokenStore:
+    store = open_store(spec.folder, split)
+    if not store.num_tokens:
+        account = spec.kind.summary(_read_ledger(spec.folder))
+        raise ValueError(f"{spec.key}={spec.source.path}: no {spec.kind.unit} is left to train on ({account})")
+    return store
+
+
+def _held_out_split(folder: Path) -> Split:
+    """What an evaluation source's store holds out: its held-out split where it has one, else all of it."""
+    return "eval" if read_meta(folder)["splits"]["eval"]["documents"] else "train"
+
+
+def _require_held_out(data: SourcesConfig, train: list[TokenStore], held_out: list[TokenStore], report: Report) -> None:
+    """Raises ValueError where a share was to be held out and no document fell into it."""
+    empty = [index for index, store in enumerate(held_out) if not store.num_tokens]
+    if held_out and len(empty) == len(held_out):
+        num_documents = sum(store.num_documents for store in train)
         raise ValueError(
-            f"{plan.folder}: the disk is full; free some space or move data.cache_dir, then start again: "
-            "the build goes on from its last whole unit"
-        ) from None
-
-
-def _build(plan: Plan, encoder: TextEncoder, report: Report) -> None:
-    source = f"{plan.key} ({plan.source.path})"
-    ledger = SourceLedger(path=plan.source.path)
-    documents = plan.clean(iter_documents(plan.source, plan.on_bad_row, ledger), ledger)
-    pieces = _pieces(documents, encoder, plan.eval_fraction, ledger, report)
-    with StoreWriter(plan.folder, encoder.dtype) as writer:
-        num_pieces = writer.progress.pieces
-        report(f"{source}: {'tokenizing' if not num_pieces else 'going on with an interrupted build'} in {plan.folder}")
-        clock = _Clock(source, report)
-        unit_bytes = 0
-        for batch, ids_of_batch in encoder.encode_ahead(_batches(islice(pieces, num_pieces, None))):
-            for piece, ids in zip(batch, ids_of_batch, strict=True):
-                _write_piece(writer, encoder, piece, ids)
-            batch_bytes = sum(len(piece.text.encode()) for piece in batch)
-            num_pieces += len(batch)
-            unit_bytes += batch_bytes
-            clock.add(batch_bytes)
-            if unit_bytes >= UNIT_BYTES:
-                writer.flush(num_pieces)
-                unit_bytes = 0
-        writer.flush(num_pieces)
-        _account(writer, encoder, ledger)
-        if source_fingerprint(plan.source) != plan.source_fingerprint:
-            raise ValueError(f"{source}: its files changed while they were read; start again")
-        writer.finish({**plan.meta, "ledger": ledger.to_dict()})
-    report(f"{source}: {_summary(ledger)}")
-
-
-def _pieces(
-    documents: Iterable[Document], encoder: TextEncoder, eval_fraction: float, ledger: SourceLedger, report: Report
-) -> Iterator[Piece]:
-    """Documents -> what is encoded in one go: whole, or cut where the tokenizer is shown to allow it."""
-    can_cut: bool | None = None
-    for document in documents:
-        split = split_of(document, eval_fraction)
-        ledger.kept[split].add(document.num_bytes)
-        texts = document.pieces()
-        text = next(texts)
-        following = next(texts, None)
-        if following is not None and can_cut is None:
-            can_cut = encoder.can_cut(text)
-            if not can_cut:
-                report(
-                    f"{document.where}: this tokenizer's ids depend on text across line ends and spaces, so long "
-                    f"documents are tokenized whole: slower, and in memory"
-                )
-        if following is not None and not can_cut:
-            text, following = "".join([text, following, *texts]), None
-        first = True
-        while following is not None:
-            yield Piece(text, split, first, False, document.num_bytes)
-            text, following, first = following, next(texts, None), False
-        yield Piece(text, split, first, True, document.num_bytes)
-
-
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in lists of about `batch_chars()` characters."""
-    wanted = batch_chars()
-    batch: list[Piece] = []
-    num_chars = 0
-    for piece in pieces:
-        batch.append(piece)
-        num_chars += len(piece.text)
-        if num_chars >= wanted:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch
-
-
-def _write_piece(writer: StoreWriter, encoder: TextEncoder, piece: Piece, ids: Ids) -> None:
-    before = encoder.prefix if piece.first else ()
-    after = encoder.suffix if piece.last else ()
-    num_unknown = int(np.count_nonzero(ids == encoder.unknown_id)) if encoder.unknown_id is not None else 0
-    whole = np.concatenate([np.array(before, ids.dtype), ids, np.array(after, ids.dtype)]) if before or after else ids
-    writer.write_tokens(piece.split, whole, num_text_tokens=len(ids), num_unknown_tokens=num_unknown)
-    if piece.last:
-        writer.end_document(piece.split, piece.document_bytes)
-
-
-def _account(writer: StoreWriter, encoder: TextEncoder, ledger: SourceLedger) -> None:
-    """Enter the stored tokens into the ledger, and hold it against what was read.
-
-    Raises AssertionError where they disagree.
-    """
-    for split in SPLITS:
-        written, kept = writer.progress.splits[split], ledger.kept[split]
-        assert (written.documents, written.bytes) == (kept.documents, kept.bytes), (split, written, kept)
-        ledger.tokens[split] = TokenTally(
-            tokens=written.tokens,
-            text_tokens=written.text_tokens,
-            unknown_tokens=written.unknown_tokens,
-            added_tokens=written.documents * (len(encoder.prefix) + len(encoder.suffix)),
-            unpredicted_tokens=written.documents,
+            f"data.eval_fraction={data.eval_fraction} holds out none of the {num_documents} documents that are "
+            "left; raise it, give data.eval, or set it to 0"
         )
-    ledger.check()
+    for index in empty:
+        report(f"data.train[{index}] ({data.train[index].path}): no document of it is held out")
 
 
-def _summary(ledger: SourceLedger) -> str:
-    """The account in one line."""
-    parts = [
-        f"{ledger.kept[split].documents:,} {split} documents, {ledger.tokens[split].tokens:,} tokens"
-        for split in SPLITS
-        if ledger.kept[split].documents
-    ]
-    if ledger.text_field is not None:
-        parts.append(f"text from field {ledger.text_field!r}")
-    parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
-    parts += [f"{tally.documents:,} dropped: {step}" for step, tally in ledger.dropped.items()]
-    parts += [f"{count:,} {suffix} files not read" for suffix, count in ledger.files_not_read.items()]
-    unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
-    if unknown:
-        parts.append(f"{unknown:,} unknown tokens")
-    return "; ".join(parts)
+def _read_ledger(folder: Path) -> SourceLedger:
+    return SourceLedger.from_dict(read_meta(folder)["ledger"])
 
 
-class _Clock:
-    """Reports how far a long build is, now and then."""
-
-    def __init__(self, source: str, report: Report) -> None:
-        self._source, self._report = source, report
-        self._start = self._reported = time.monotonic()
-        self._bytes = 0
-
-    def add(self, num_bytes: int) -> None:
-        self._bytes += num_bytes
-        now = time.monotonic()
-        if now - self._reported >= REPORT_SECONDS:
-            megabytes = self._bytes / 1e6
-            self._report(f"{self._source}: {megabytes:,.0f} MB tokenized, {megabytes / (now - self._start):.1f} MB/s")
-            self._reported = now
+def _slug(path: str) -> str:
+    """A readable start for a folder's name: `my-rows-jsonl` of `data/My rows.jsonl`."""
+    words = re.findall(r"[A-Za-z0-9]+", Path(path).name) or ["store"]
+    return "-".join(words)[:40].lower()

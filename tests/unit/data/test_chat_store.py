@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat.encode import ChatEncoder, Encoded
-from llmtrain.data.store.chat_store import NOTHING_LEFT, TOO_LONG, build_chat_stores, fit
-from llmtrain.data.store.text_stores import Stores
+from llmtrain.data.store.build import Stores
+from llmtrain.data.store.kinds import NOTHING_LEFT, TOO_LONG, build_chat_stores, fit
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from llmtrain.batch import IGNORE_INDEX
-from llmtrain.data.loader.batches import StoredBatches, collate, microbatches
+from llmtrain.data.loader.batches import SingleProcess, StoredBatches, collate, microbatches
 from llmtrain.data.loader.order import SampleOrder
-from llmtrain.data.packing.documents import BestFitPacking, Pack, StreamPacking, best_fit
+from llmtrain.data.packing.documents import Pack, StreamPacking, best_fit, pack_documents
 
 
 @dataclass
@@ -80,13 +80,12 @@ def batches_of(num_steps: int) -> StoredBatches:
     store = store_of([50, 60])
     order = SampleOrder([StreamPacking(store, 8, True).num_packs], None, seed=3)
     return StoredBatches(
-        order,
-        lambda _, index: stream_pack(store, index, 8, True),
+        lambda sample_id: stream_pack(store, order(sample_id)[1], 8, True),
+        collate,
+        SingleProcess(),
         num_steps=num_steps,
         packs_per_step=3,
         packs_per_microbatch=2,
-        rank=0,
-        world_size=1,
     )
 
 
@@ -150,7 +149,7 @@ def test_best_fit_takes_the_place_that_leaves_the_least_room() -> None:
 
 def test_whole_documents_are_packed_with_the_labels_of_their_targets() -> None:
     store = masked_store([5, 3, 9, 1, 14])
-    packing = BestFitPacking(store, 16)
+    packing = pack_documents(store, 16)
     packs = [packing.pack(i) for i in range(packing.num_packs)]
     assert sorted(np.concatenate([pack.input_ids for pack in packs])) == sorted(store.tokens)
     labels = np.concatenate([pack.labels for pack in packs])

@@ -20,8 +20,9 @@ from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.formats.labelled import Labelled, iter_labelled
 from llmtrain.data.formats.preferences import iter_preferences
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.packing.answers import AnswerPacking, build_answer_stores, collate_answers
-from llmtrain.data.store.text_stores import Stores
+from llmtrain.data.packing.answers import collate_answers, desirable_answers, pack_answers
+from llmtrain.data.store.build import Stores
+from llmtrain.data.store.kinds import build_answer_stores
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_answers_to_one_question_fall_into_one_split(tmp_path: Path) -> None:
 def test_every_answer_is_in_one_pack_with_its_judgement(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [row(number, label=number % 3 > 0) for number in range(9)]
     (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", rows)).train
-    packs = AnswerPacking(store, 96)
+    packs = pack_answers(store, 96)
     found = {}
     for index in range(packs.num_packs):
         batch = collate_answers([(index, packs.pack(index))])
@@ -124,7 +125,7 @@ def test_every_answer_is_in_one_pack_with_its_judgement(tokenizer: PreTrainedTok
 def test_pairs_are_taken_apart(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs.jsonl", seed=1, num_pairs=5)
     (store,) = stores_of(tokenizer, tmp_path, path, max_seq_len=192).train
-    assert AnswerPacking(store, 192).desirable.tolist() == [True, False] * 5
+    assert desirable_answers(store).tolist() == [True, False] * 5
 
 
 @pytest.mark.parametrize("from_pairs", [False, True], ids=["rows", "pairs"])
@@ -136,7 +137,7 @@ def test_a_mismatched_prompt_has_the_answer_to_another(
     else:
         path = written(tmp_path / "rows.jsonl", [row(number) for number in range(7)])
     (store,) = stores_of(tokenizer, tmp_path, path, max_seq_len=192).train
-    matched, mismatched = (AnswerPacking(store, 192, mismatched=other) for other in (False, True))
+    matched, mismatched = (pack_answers(store, 192, mismatched=other) for other in (False, True))
     for index in range(matched.num_packs):
         own, other = matched.pack(index), mismatched.pack(index)
         bounds = [np.cumsum(pack.segment_lengths)[:-1] for pack in (own, other)]
@@ -156,7 +157,7 @@ def test_a_mismatched_answer_is_cut_at_the_longest_document(tokenizer: PreTraine
         {"prompt": "p", "completion": "b" * 50, "label": False},
     ]
     (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", rows)).train
-    mismatched = AnswerPacking(store, 96, mismatched=True)
+    mismatched = pack_answers(store, 96, mismatched=True)
     lengths = [mismatched.pack(index).segment_lengths for index in range(mismatched.num_packs)]
     assert sorted(length for pack in lengths for length in pack)[-1] == 96
 

@@ -20,20 +20,9 @@ from llmtrain.batch import IGNORE_INDEX, empty_pairs, segment_ends
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.data.chat.encode import ChatEncoder, Encoded
 from llmtrain.data.formats.preferences import EQUAL
-from llmtrain.data.packing.pairs import (
-    LEAST_SHARED,
-    NO_PROMPT_LEFT,
-    Pair,
-    PairPack,
-    PairPacking,
-    build_preference_stores,
-    collate_pairs,
-    fit_pair,
-    has_margins,
-    shared_lengths,
-)
-from llmtrain.data.store.chat_store import TOO_LONG
-from llmtrain.data.store.text_stores import Stores
+from llmtrain.data.packing.pairs import LEAST_SHARED, PairPack, collate_pairs, has_margins, pack_pairs, shared_lengths
+from llmtrain.data.store.build import Stores
+from llmtrain.data.store.kinds import NO_PROMPT_LEFT, TOO_LONG, build_pair_stores, cut_prompts
 
 ROWS = [
     {"prompt": "one", "chosen": "yes", "rejected": "no no", "margin": 0.5},
@@ -62,7 +51,7 @@ def built(
     given = {"train": str(source), "eval_fraction": 0.0, "cache_dir": str(folder / "cache")} | settings
     encoder = ChatEncoder(tokenizer, plain=plain, loss_on="completion")
     report = (lambda line: None) if said is None else said.append
-    return build_preference_stores(PreferenceDataConfig.model_validate(given), encoder, report=report)
+    return build_pair_stores(PreferenceDataConfig.model_validate(given), encoder, report=report)
 
 
 def texts(tokenizer: PreTrainedTokenizerFast, ids: Any, lengths: Any) -> list[str]:
@@ -99,7 +88,7 @@ def test_a_store_has_margins_where_every_row_has_one(tokenizer: PreTrainedTokeni
 def test_no_pair_is_split_lost_or_repeated_by_packing(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = list(pairs(seed=3, num_pairs=60))
     (store,) = built(tokenizer, tmp_path, rows).train
-    packing = PairPacking(store, 256)
+    packing = pack_pairs(store, 256)
     found = []
     for index in range(packing.num_packs):
         pack = packing.pack(index)
@@ -113,7 +102,7 @@ def test_no_pair_is_split_lost_or_repeated_by_packing(tokenizer: PreTrainedToken
 
 def test_the_labels_are_those_of_the_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (store,) = built(tokenizer, tmp_path, ROWS[:1]).train
-    pack = PairPacking(store, 1024).pack(0)
+    pack = pack_pairs(store, 1024).pack(0)
     bounds = np.cumsum([0, *pack.segment_lengths])
     for (start, end), answer in zip(pairwise(bounds), ("yes", "no no"), strict=True):
         labels = pack.labels[start:end]
@@ -134,7 +123,7 @@ def test_a_shared_prompt_stands_once_and_each_answer_with_the_token_that_predict
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     (store,) = built(tokenizer, tmp_path, ROWS[:1]).train
-    pack = PairPacking(store, 1024, share_prompts=True).pack(0)
+    pack = pack_pairs(store, 1024, share_prompts=True).pack(0)
     ((prefix, chosen, rejected),) = laid(pack)
     assert tokenizer.decode(prefix) == "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant"
     assert [tokenizer.decode(side) for side in (chosen, rejected)] == ["\nyes<|im_end|>", "\nno no<|im_end|>"]
@@ -150,7 +139,7 @@ def test_documents_and_labels_are_the_same_with_shared_prompts(
     (store,) = built(tokenizer, tmp_path, rows).train
     found: dict[bool, list[Any]] = {}
     for share in (False, True):
-        packing = PairPacking(store, 256, share)
+        packing = pack_pairs(store, 256, share_prompts=share)
         packs = [packing.pack(index) for index in range(packing.num_packs)]
         assert all(len(pack.input_ids) <= 256 for pack in packs)
         assert sum(len(pack.input_ids) for pack in packs) == packing.num_tokens == packing.num_targets
@@ -209,11 +198,11 @@ def test_what_is_shared_ends_before_the_token_that_predicts_an_answer(
 def test_a_prompt_of_a_few_tokens_stands_twice(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"prompt": "p" * (LEAST_SHARED + more), "chosen": "yes", "rejected": "no"} for more in (0, 1)]
     (store,) = built(tokenizer, tmp_path, rows, chat_template="none", plain=True).train
-    assert sorted(PairPacking(store, 1024, share_prompts=True).pack(0).prefix_lengths) == [0, LEAST_SHARED]
+    assert sorted(pack_pairs(store, 1024, share_prompts=True).pack(0).prefix_lengths) == [0, LEAST_SHARED]
 
 
 def test_collate_lays_packs_end_to_end(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    packs = [PairPacking(built(tokenizer, tmp_path, rows).train[0], 1024).pack(0) for rows in (ROWS, RANKED)]
+    packs = [pack_pairs(built(tokenizer, tmp_path, rows).train[0], 1024).pack(0) for rows in (ROWS, RANKED)]
     batch = collate_pairs(list(zip((7, 9), packs, strict=True)))
     assert batch.num_pairs == 5 == len(batch.weights)
     assert len(batch.segment_lengths) == 10 and sum(batch.segment_lengths) == batch.num_tokens
@@ -226,7 +215,7 @@ def test_collate_lays_packs_end_to_end(tokenizer: PreTrainedTokenizerFast, tmp_p
 
 def test_positions_go_on_behind_a_shared_prompt(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (store,) = built(tokenizer, tmp_path, ROWS).train
-    batch = collate_pairs([(0, PairPacking(store, 1024, share_prompts=True).pack(0))])
+    batch = collate_pairs([(0, pack_pairs(store, 1024, share_prompts=True).pack(0))])
     lengths = zip(batch.prefix_lengths, batch.segment_lengths[::2], batch.segment_lengths[1::2], strict=True)
     expected = []
     for prefix, chosen, rejected in lengths:
@@ -240,7 +229,7 @@ def test_positions_go_on_behind_a_shared_prompt(tokenizer: PreTrainedTokenizerFa
 
 def test_rows_without_margins_give_a_batch_without(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (store,) = built(tokenizer, tmp_path, RANKED).train
-    assert collate_pairs([(0, PairPacking(store, 1024).pack(0))]).margins is None
+    assert collate_pairs([(0, pack_pairs(store, 1024).pack(0))]).margins is None
 
 
 def test_no_packs_make_an_empty_batch_of_no_weight() -> None:
@@ -249,30 +238,31 @@ def test_no_packs_make_an_empty_batch_of_no_weight() -> None:
     assert torch.equal(batch.input_ids, empty_pairs().input_ids)
 
 
-def pair(prompt_tokens: int, chosen_tokens: int, rejected_tokens: int) -> Pair:
+def pair(prompt_tokens: int, chosen_tokens: int, rejected_tokens: int) -> list[Encoded]:
     sides = []
     for number, answer_tokens in enumerate((chosen_tokens, rejected_tokens)):
         ids = np.concatenate([np.arange(prompt_tokens), 100 * (number + 1) + np.arange(answer_tokens)])
         sides.append(Encoded(ids.astype(np.uint16), ids >= 100))
-    return Pair(*sides)
+    return sides
 
 
 def test_a_pair_that_fits_stays_as_it_is() -> None:
     whole = pair(5, 3, 2)
-    assert fit_pair(whole, 15) is whole
+    assert cut_prompts(whole, 15) is whole
 
 
 @pytest.mark.parametrize(("max_seq_len", "kept"), [(14, [0, 2, 3, 4]), (13, [0, 2, 3, 4]), (12, [0, 3, 4])])
 def test_a_long_pair_loses_the_beginning_of_both_prompts(max_seq_len: int, kept: list[int]) -> None:
-    fitted = fit_pair(pair(5, 3, 2), max_seq_len)
+    fitted = cut_prompts(pair(5, 3, 2), max_seq_len)
     assert fitted is not None
-    assert fitted.chosen.input_ids.tolist() == [*kept, 100, 101, 102]
-    assert fitted.rejected.input_ids.tolist() == [*kept, 200, 201]
-    assert fitted.chosen.trained.tolist() == [False] * len(kept) + [True] * 3
+    chosen, rejected = fitted
+    assert chosen.input_ids.tolist() == [*kept, 100, 101, 102]
+    assert rejected.input_ids.tolist() == [*kept, 200, 201]
+    assert chosen.trained.tolist() == [False] * len(kept) + [True] * 3
 
 
 def test_a_pair_whose_answers_alone_are_too_long_does_not_fit() -> None:
-    assert fit_pair(pair(5, 3, 2), 8) is None
+    assert cut_prompts(pair(5, 3, 2), 8) is None
 
 
 LONG = {"prompt": "w " * 60, "chosen": "yes", "rejected": "no"}
@@ -287,7 +277,7 @@ def test_long_pairs_are_dropped_or_cut_as_told_and_counted(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, on_long_row: str, kept: int, dropped: dict[str, int]
 ) -> None:
     stores = built(tokenizer, tmp_path, [ROWS[0], LONG, ENDLESS], max_seq_len=192, on_long_row=on_long_row)
-    (ledger,), packing = stores.ledger.train, PairPacking(stores.train[0], 192)
+    (ledger,), packing = stores.ledger.train, pack_pairs(stores.train[0], 192)
     assert {reason: tally.documents for reason, tally in ledger.dropped.items()} == dropped
     assert (ledger.kept["train"].documents, ledger.read.documents) == (kept, 3)
     assert ledger.tokens["train"].rows_cut == (on_long_row == "truncate")
@@ -316,9 +306,10 @@ def test_no_question_stands_on_both_sides(tokenizer: PreTrainedTokenizerFast, tm
 
 def test_a_finished_store_is_found_again(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     first = built(tokenizer, tmp_path, ROWS)
-    said: list[str] = []
-    assert built(tokenizer, tmp_path, ROWS, said).names == first.names and not said
-    assert built(tokenizer, tmp_path, ROWS, said, max_seq_len=512).names != first.names
+    lines: list[str] = []
+    assert built(tokenizer, tmp_path, ROWS, lines).names == first.names
+    assert len(lines) == 1 and "2 train pairs" in lines[0]  # the account, and no word of tokenizing
+    assert built(tokenizer, tmp_path, ROWS, lines, max_seq_len=512).names != first.names
 
 
 def test_a_failed_build_leaves_nothing_behind(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from llmtrain.batch import IGNORE_INDEX
-from llmtrain.config.sections import DataConfig, EvalConfig, TrainConfig
+from llmtrain.config.recipes import PretrainConfig
+from llmtrain.data.loader.batches import SingleProcess, collate
 from llmtrain.data.loader.plan import DataPlan, plan_data
 from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.token_store import TokenStore
@@ -21,18 +22,22 @@ def store_of(lengths: list[int]) -> TokenStore:
 
 
 def plan(train: list[TokenStore], held_out: list[TokenStore], **changes: object) -> DataPlan:
-    data = DataConfig.model_validate({"train": ["a"] * len(train), "max_seq_len": 8})
     settings = {"epochs": 1.0, "global_batch_tokens": 32, "microbatch_tokens": 16} | changes
     tokens = settings.pop("eval_tokens", None)
+    config = {
+        "run": {"dir": "run", "seed": 1},
+        "model": {"preset": "1m"},
+        "tokenizer": {"path": "tokenizer"},
+        "data": {"train": ["a"] * len(train), "max_seq_len": 8},
+        "train": settings,
+        "eval": {"tokens": tokens},
+    }
     return plan_data(
-        data,
-        TrainConfig.model_validate(settings),
-        EvalConfig.model_validate({"tokens": tokens}),
+        PretrainConfig.model_validate(config),
         [StreamPacking(store, 8, isolate_documents=True) for store in train],
         [StreamPacking(store, 8, isolate_documents=True) for store in held_out],
+        SingleProcess(),
         eval_bytes=sum(store.num_bytes for store in held_out),
-        seed=1,
-        world_size=1,
     )
 
 
@@ -44,14 +49,14 @@ def test_epochs_become_steps_rounded_up(epochs: float, steps: int) -> None:
 def test_an_epoch_trains_on_every_token_its_account_promises() -> None:
     made = plan([store_of([60, 4, 36]), store_of([1, 27])], [])
     assert made.order.epoch_size % made.packs_per_step == 1  # 13 packs and 4: the last step begins a new epoch
-    source, trained = made.batches(0, 1), 0
+    source, trained = made.batches(collate, SingleProcess()), 0
     seen: list[int] = []
     while (step := source.next_step()) is not None:
         source.advance()
         for batch in step:
             for sample in batch.sample_ids:
                 if sample < made.order.epoch_size:
-                    pack = made.train_pack(*made.order(sample))
+                    pack = made.train_pack(sample)
                     trained += int((pack.labels != IGNORE_INDEX).sum())
                     seen.append(sample)
     assert sorted(seen) == list(range(made.order.epoch_size))

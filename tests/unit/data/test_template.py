@@ -159,11 +159,11 @@ def test_a_token_that_ends_calls_only_is_one_to_stop_on():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("\n{%- for m in messages %}\n{{ m.content }", r"no Jinja: line 3: "),
-        ("{{- m|nonsense }}", "no Jinja: line 1: .*nonsense"),
+        ("\n{%- for m in messages %}\n{{ m.content }", r"not Jinja: line 3: "),
+        ("{{- m|nonsense }}", "not Jinja: line 1: .*nonsense"),
         ('{{- raise_exception("not today") }}', "refuses a plain chat: not today"),
-        ('{{- messages[0].content + "<|im_end|>" }}', "leaves out what an assistant says"),
-        ("{%- for m in messages %}{{- m.content }}{%- endfor %}", "no token of the tokenizer behind an answer"),
+        ('{{- messages[0].content + "<|im_end|>" }}', "leaves out the assistant's text"),
+        ("{%- for m in messages %}{{- m.content }}{%- endfor %}", "no token of the tokenizer after an answer"),
         (f"{{%- for m in messages %}}{TURN}{{%- endfor %}}", "ignores add_generation_prompt"),
         (MARKED_CHATML.template.replace("<|im_start|>assistant\\n", "Say: "), "asks for an answer with 'Say: '"),
     ],

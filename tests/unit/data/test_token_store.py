@@ -19,9 +19,10 @@ from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
 from llmtrain.config.sections import CleanConfig, DataConfig
 from llmtrain.data.sources.text import FileText
 from llmtrain.data.split import eval_share
-from llmtrain.data.store import build
+from llmtrain.data.store import text as text_store
 from llmtrain.data.store import token_store as store
-from llmtrain.data.store.text_stores import Stores, build_stores
+from llmtrain.data.store.build import Stores
+from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.store.token_store import TokenStore, open_store
 from llmtrain.system.files import LOCK, cache_root
 
@@ -58,12 +59,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def with_small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of a few documents and a journal line after each."""
-    monkeypatch.setattr(build, "batch_chars", lambda: 300)
-    monkeypatch.setattr(build, "UNIT_BYTES", 1)
+    monkeypatch.setattr(text_store, "batch_chars", lambda: 300)
+    monkeypatch.setattr(text_store, "UNIT_BYTES", 1)
 
 
 def test_every_document_is_stored_in_order_in_one_split_with_its_specials_and_bytes(tmp_path: Path):
-    stores = build_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
+    stores = build_text_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
     train, held_out = stores.train[0], stores.eval[0]
     found = texts_of(train)
     assert found == [text for text in TEXTS if text in set(found)]
@@ -79,7 +80,7 @@ def test_every_document_is_stored_in_order_in_one_split_with_its_specials_and_by
 def test_the_ledger_closes_on_tokens_too(tmp_path: Path):
     path = write_rows(tmp_path / "a.jsonl", [*TEXTS, "", TEXTS[0]])
     clean = CleanConfig(exact_dedup=True)
-    stores = build_stores(config(tmp_path, path, clean=clean), byte_level_bpe(), report=silent)
+    stores = build_text_stores(config(tmp_path, path, clean=clean), byte_level_bpe(), report=silent)
     (ledger,) = stores.ledger.train
     assert ledger.read.documents == 202
     assert {step: tally.documents for step, tally in ledger.dropped.items()} == {"empty": 1, "exact_dedup": 1}
@@ -93,8 +94,10 @@ def test_the_ledger_closes_on_tokens_too(tmp_path: Path):
 
 
 def test_the_split_of_a_document_does_not_change_when_data_is_added(tmp_path: Path):
-    few = build_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl", TEXTS[:80])), byte_level_bpe(), report=silent)
-    more = build_stores(
+    few = build_text_stores(
+        config(tmp_path, write_rows(tmp_path / "a.jsonl", TEXTS[:80])), byte_level_bpe(), report=silent
+    )
+    more = build_text_stores(
         config(tmp_path, write_rows(tmp_path / "b.jsonl", TEXTS[::-1])), byte_level_bpe(), report=silent
     )
     assert set(texts_of(few.eval[0])) == set(texts_of(more.eval[0])) & set(TEXTS[:80])
@@ -102,16 +105,16 @@ def test_the_split_of_a_document_does_not_change_when_data_is_added(tmp_path: Pa
 
 def test_a_larger_share_holds_out_a_superset(tmp_path: Path):
     path = write_rows(tmp_path / "a.jsonl")
-    small = build_stores(config(tmp_path, path, eval_fraction=0.1), byte_level_bpe(), report=silent)
-    large = build_stores(config(tmp_path, path, eval_fraction=0.3), byte_level_bpe(), report=silent)
+    small = build_text_stores(config(tmp_path, path, eval_fraction=0.1), byte_level_bpe(), report=silent)
+    large = build_text_stores(config(tmp_path, path, eval_fraction=0.3), byte_level_bpe(), report=silent)
     assert set(texts_of(small.eval[0])) < set(texts_of(large.eval[0]))
 
 
 def test_a_store_is_built_once_and_found_again(tmp_path: Path):
     data = config(tmp_path, write_rows(tmp_path / "a.jsonl"))
-    first = build_stores(data, byte_level_bpe(), report=silent)
+    first = build_text_stores(data, byte_level_bpe(), report=silent)
     messages: list[str] = []
-    again = build_stores(data, byte_level_bpe(), report=messages.append)
+    again = build_text_stores(data, byte_level_bpe(), report=messages.append)
     assert again.train[0].path == first.train[0].path
     assert not any("tokenizing" in message for message in messages)
     assert again.ledger == first.ledger
@@ -121,7 +124,7 @@ def test_a_store_is_built_once_and_found_again(tmp_path: Path):
 def test_another_source_tokenizer_cleaning_or_split_is_another_store(tmp_path: Path, change: str):
     path = write_rows(tmp_path / "a.jsonl")
     tokenizer = byte_level_bpe()
-    first = build_stores(config(tmp_path, path), tokenizer, report=silent).train[0].path
+    first = build_text_stores(config(tmp_path, path), tokenizer, report=silent).train[0].path
     options: dict[str, object] = {}
     if change == "source":
         write_rows(path, [*TEXTS, "one more"])
@@ -133,16 +136,16 @@ def test_another_source_tokenizer_cleaning_or_split_is_another_store(tmp_path: P
         options["eval_fraction"] = 0.3
     if change == "bad rows":
         options["on_bad_row"] = "skip"
-    assert build_stores(config(tmp_path, path, **options), tokenizer, report=silent).train[0].path != first
+    assert build_text_stores(config(tmp_path, path, **options), tokenizer, report=silent).train[0].path != first
 
 
 def test_duplicates_are_dropped_across_sources_and_the_order_of_sources_counts(tmp_path: Path):
     one, two = write_rows(tmp_path / "a.jsonl", TEXTS[:100]), write_rows(tmp_path / "b.jsonl", TEXTS[50:])
     clean = CleanConfig(exact_dedup=True)
-    stores = build_stores(config(tmp_path, one, two, clean=clean), byte_level_bpe(), report=silent)
+    stores = build_text_stores(config(tmp_path, one, two, clean=clean), byte_level_bpe(), report=silent)
     kept = [source.kept["train"].documents + source.kept["eval"].documents for source in stores.ledger.train]
     assert kept == [100, 100]
-    alone = build_stores(config(tmp_path, two, clean=clean), byte_level_bpe(), report=silent)
+    alone = build_text_stores(config(tmp_path, two, clean=clean), byte_level_bpe(), report=silent)
     assert alone.train[0].path != stores.train[1].path
 
 
@@ -150,10 +153,10 @@ def test_duplicates_are_dropped_across_sources_and_the_order_of_sources_counts(t
 def test_a_build_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch, stop_after: int):
     with_small_units(monkeypatch)
     path = write_rows(tmp_path / "a.jsonl")
-    whole = build_stores(config(tmp_path / "whole", path), byte_level_bpe(), report=silent)
+    whole = build_text_stores(config(tmp_path / "whole", path), byte_level_bpe(), report=silent)
 
     encoded: list[int] = []
-    encode = build.TextEncoder.encode
+    encode = text_store.TextEncoder.encode
 
     def failing(self, texts):
         if len(encoded) == stop_after:
@@ -163,16 +166,16 @@ def test_a_build_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path, monk
 
     data = config(tmp_path / "cut", path)
     with monkeypatch.context() as patch:
-        patch.setattr(build.TextEncoder, "encode", failing)
+        patch.setattr(text_store.TextEncoder, "encode", failing)
         with pytest.raises(KeyboardInterrupt):
-            build_stores(data, byte_level_bpe(), report=silent)
+            build_text_stores(data, byte_level_bpe(), report=silent)
     (folder,) = cache_root(data.cache_dir).iterdir()
     assert not store.is_store(folder)
     for name in ("train.tokens", "eval.bytes", store.JOURNAL):  # what a kill may leave behind the last journal line
         with (folder / name).open("ab") as file:
             file.write(b"torn")
     again: list[str] = []
-    resumed = build_stores(data, byte_level_bpe(), report=again.append)
+    resumed = build_text_stores(data, byte_level_bpe(), report=again.append)
     if stop_after > 1:
         assert any("going on with an interrupted build" in message for message in again)
     assert files_of(resumed.train[0].path) == files_of(whole.train[0].path)
@@ -196,39 +199,39 @@ import os, sys
 from tiny_tokenizers import byte_level_bpe
 from llmtrain.config.sections import DataConfig
 from llmtrain.data.split import eval_share
-from llmtrain.data.store import build
-from llmtrain.data.store.text_stores import build_stores
-build.batch_chars = lambda: 300
-build.UNIT_BYTES = 1
-flush = build.StoreWriter.flush
+from llmtrain.data.store import text as text_store
+from llmtrain.data.store.text import build_text_stores
+text_store.batch_chars = lambda: 300
+text_store.UNIT_BYTES = 1
+flush = text_store.StoreWriter.flush
 def dying(self, num_pieces):
     if num_pieces > 60:
         os.kill(os.getpid(), 9)
     flush(self, num_pieces)
-build.StoreWriter.flush = dying
+text_store.StoreWriter.flush = dying
 data = DataConfig(train=sys.argv[1], cache_dir=sys.argv[2], eval_fraction=0.2)
-build_stores(data, byte_level_bpe(), report=lambda message: None)
+build_text_stores(data, byte_level_bpe(), report=lambda message: None)
 """
 
 
 def test_a_build_killed_outright_goes_on_to_the_same_bytes(tmp_path: Path):
     path = write_rows(tmp_path / "a.jsonl")
     data = config(tmp_path, path)
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(build.__file__).parents[3])])
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(text_store.__file__).parents[3])])
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cache")], env={**os.environ, "PYTHONPATH": paths}
     )
     assert process.returncode == -9
     messages: list[str] = []
-    resumed = build_stores(data, byte_level_bpe(), report=messages.append)
+    resumed = build_text_stores(data, byte_level_bpe(), report=messages.append)
     assert any("going on with an interrupted build" in message for message in messages)
-    whole = build_stores(config(tmp_path / "whole", path), byte_level_bpe(), report=silent)
+    whole = build_text_stores(config(tmp_path / "whole", path), byte_level_bpe(), report=silent)
     assert files_of(resumed.train[0].path) == files_of(whole.train[0].path)
 
 
 def test_a_second_process_waits_for_the_first_and_finds_its_store(tmp_path: Path):
     data = config(tmp_path, write_rows(tmp_path / "a.jsonl"))
-    built = build_stores(data, byte_level_bpe(), report=silent)
+    built = build_text_stores(data, byte_level_bpe(), report=silent)
     folder = built.train[0].path
     meta = (folder / store.META).read_bytes()
     (folder / store.META).unlink()  # as while the first process builds it
@@ -243,13 +246,13 @@ def test_a_second_process_waits_for_the_first_and_finds_its_store(tmp_path: Path
 
     with (folder / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        second = threading.Thread(target=lambda: found.append(build_stores(data, byte_level_bpe(), report=report)))
+        second = threading.Thread(target=lambda: found.append(build_text_stores(data, byte_level_bpe(), report=report)))
         second.start()
         assert waiting.wait(60)
         (folder / store.META).write_bytes(meta)
     second.join(60)
     assert found[0].ledger == built.ledger
-    assert ["waiting" in message for message in messages] == [True]
+    assert ["waiting" in message for message in messages] == [True, False]  # then its account
 
 
 def test_a_bad_row_leaves_no_store_and_nothing_to_go_on_with(tmp_path: Path, monkeypatch):
@@ -257,29 +260,29 @@ def test_a_bad_row_leaves_no_store_and_nothing_to_go_on_with(tmp_path: Path, mon
     path = write_rows(tmp_path / "a.jsonl")
     path.write_text(path.read_text() + "{broken\n")
     with pytest.raises(ValueError, match=r"a\.jsonl:201: malformed JSON"):
-        build_stores(config(tmp_path, path), byte_level_bpe(), report=silent)
+        build_text_stores(config(tmp_path, path), byte_level_bpe(), report=silent)
     (folder,) = (tmp_path / "cache").iterdir()
     assert [file.name for file in folder.iterdir()] == [LOCK]
 
 
 def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch):
     path = write_rows(tmp_path / "a.jsonl")
-    account = build._account
+    account = text_store._account
 
     def changing(*arguments):
         write_rows(path, [*TEXTS, "one more"])
         account(*arguments)
 
-    monkeypatch.setattr(build, "_account", changing)
+    monkeypatch.setattr(text_store, "_account", changing)
     with pytest.raises(ValueError, match="its files changed while they were read"):
-        build_stores(config(tmp_path, path), byte_level_bpe(), report=silent)
+        build_text_stores(config(tmp_path, path), byte_level_bpe(), report=silent)
 
 
 def test_a_full_disk_is_one_clear_line_and_the_build_goes_on_later(tmp_path: Path, monkeypatch):
     with_small_units(monkeypatch)
     path = write_rows(tmp_path / "a.jsonl")
     data = config(tmp_path, path)
-    flush = build.StoreWriter.flush
+    flush = text_store.StoreWriter.flush
 
     def full(self, num_pieces):
         if num_pieces > 60:
@@ -287,12 +290,12 @@ def test_a_full_disk_is_one_clear_line_and_the_build_goes_on_later(tmp_path: Pat
         flush(self, num_pieces)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build.StoreWriter, "flush", full)
+        patch.setattr(text_store.StoreWriter, "flush", full)
         with pytest.raises(ValueError, match="the disk is full; free some space") as raised:
-            build_stores(data, byte_level_bpe(), report=silent)
+            build_text_stores(data, byte_level_bpe(), report=silent)
     assert "\n" not in str(raised.value)
     messages: list[str] = []
-    build_stores(data, byte_level_bpe(), report=messages.append)
+    build_text_stores(data, byte_level_bpe(), report=messages.append)
     assert any("going on with an interrupted build" in message for message in messages)
 
 
@@ -304,9 +307,11 @@ def test_a_long_text_file_is_stored_as_if_encoded_whole(tmp_path: Path, monkeypa
     text = "".join(f"{text}\n" for text in TEXTS)
     (tmp_path / "a.txt").write_text(text)
     pieces: list[str] = []
-    encode = build.TextEncoder.encode
-    monkeypatch.setattr(build.TextEncoder, "encode", lambda self, texts: (pieces.extend(texts), encode(self, texts))[1])
-    stores = build_stores(config(tmp_path, tmp_path / "a.txt", eval_fraction=0), byte_level_bpe(), report=silent)
+    encode = text_store.TextEncoder.encode
+    monkeypatch.setattr(
+        text_store.TextEncoder, "encode", lambda self, texts: (pieces.extend(texts), encode(self, texts))[1]
+    )
+    stores = build_text_stores(config(tmp_path, tmp_path / "a.txt", eval_fraction=0), byte_level_bpe(), report=silent)
     assert len(pieces) > 20
     assert documents(stores.train[0]) == [[*byte_level_bpe()(text).input_ids, 1]]
     assert stores.train[0].document_bytes.tolist() == [len(text.encode())]
@@ -319,7 +324,7 @@ def test_a_long_text_of_a_tokenizer_that_cannot_be_cut_is_encoded_whole_and_said
     messages: list[str] = []
     tokenizer = metaspace_bpe()
     data = config(tmp_path, tmp_path / "a.txt", eval_fraction=0)
-    stores = build_stores(data, tokenizer, report=messages.append)
+    stores = build_text_stores(data, tokenizer, report=messages.append)
     assert documents(stores.train[0]) == [[*tokenizer(text).input_ids, tokenizer.eos_token_id]]
     assert any("tokenized whole" in message for message in messages)
 
@@ -327,8 +332,8 @@ def test_a_long_text_of_a_tokenizer_that_cannot_be_cut_is_encoded_whole_and_said
 def test_a_text_too_large_to_hold_falls_in_the_split_of_its_text(tmp_path: Path):
     text = "".join(TEXTS)
     (tmp_path / "a.txt").write_text(text)
-    held = build.Document(text, "x", len(text.encode()))
-    in_file = build.Document(FileText(tmp_path / "a.txt", 0, len(text)), "y", len(text.encode()))
+    held = text_store.Document(text, "x", len(text.encode()))
+    in_file = text_store.Document(FileText(tmp_path / "a.txt", 0, len(text)), "y", len(text.encode()))
     assert eval_share(in_file) == eval_share(held)
 
 
@@ -337,7 +342,7 @@ def test_held_out_sources_are_read_whole_and_nothing_is_held_out_of_training(tmp
     data = DataConfig(
         train=str(train), eval=str(held_out), cache_dir=str(tmp_path), clean=CleanConfig(exact_dedup=True)
     )
-    stores = build_stores(data, byte_level_bpe(), report=silent)
+    stores = build_text_stores(data, byte_level_bpe(), report=silent)
     assert (stores.train[0].num_documents, stores.eval[0].num_documents) == (200, 3)
     assert [source.path for source in stores.ledger.eval] == [str(held_out)]
 
@@ -345,46 +350,46 @@ def test_held_out_sources_are_read_whole_and_nothing_is_held_out_of_training(tmp
 def test_a_share_that_holds_out_nothing_says_which_would_before_anything_is_tokenized(tmp_path: Path):
     path = write_rows(tmp_path / "a.jsonl", TEXTS[:3])
     with pytest.raises(ValueError, match=r"data\.eval_fraction=0\.01 holds out none of 3 documents") as raised:
-        build_stores(config(tmp_path, path, eval_fraction=0.01), byte_level_bpe(), report=silent)
+        build_text_stores(config(tmp_path, path, eval_fraction=0.01), byte_level_bpe(), report=silent)
     assert not (tmp_path / "cache").exists()
     enough = float(re.findall(r"set it above (0\.\d+)", str(raised.value))[0]) + 0.001
-    stores = build_stores(config(tmp_path, path, eval_fraction=enough), byte_level_bpe(), report=silent)
+    stores = build_text_stores(config(tmp_path, path, eval_fraction=enough), byte_level_bpe(), report=silent)
     assert stores.eval[0].num_documents == 1
 
 
 def test_held_out_documents_that_are_all_cleaned_away_are_an_error(tmp_path: Path):
-    kept = [text for text in TEXTS if eval_share(build.Document(text, "x", 0)) >= 0.2]
+    kept = [text for text in TEXTS if eval_share(text_store.Document(text, "x", 0)) >= 0.2]
     held_out = [f"{i}" for i in range(100)]  # some of these fall into the held-out share, and all are too short
     path = write_rows(tmp_path / "a.jsonl", kept + held_out)
     with pytest.raises(ValueError, match=r"holds out none of the .* documents that are left"):
-        build_stores(config(tmp_path, path, clean=CleanConfig(min_chars=10)), byte_level_bpe(), report=silent)
+        build_text_stores(config(tmp_path, path, clean=CleanConfig(min_chars=10)), byte_level_bpe(), report=silent)
 
 
 def test_no_share_means_no_held_out_stores(tmp_path: Path):
     data = config(tmp_path, write_rows(tmp_path / "a.jsonl"), eval_fraction=0)
-    assert build_stores(data, byte_level_bpe(), report=silent).eval == []
+    assert build_text_stores(data, byte_level_bpe(), report=silent).eval == []
 
 
 def test_cleaning_that_leaves_nothing_to_train_on_is_an_error(tmp_path: Path):
     data = config(tmp_path, write_rows(tmp_path / "a.jsonl"), clean=CleanConfig(min_chars=1000))
     with pytest.raises(ValueError, match=r"data\.train\[0\]=.*: no document is left to train on"):
-        build_stores(data, byte_level_bpe(), report=silent)
+        build_text_stores(data, byte_level_bpe(), report=silent)
 
 
 def test_a_store_can_be_named_itself(tmp_path: Path):
-    built = build_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
+    built = build_text_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
     given = DataConfig(train=str(built.train[0].path))
-    named = build_stores(given, byte_level_bpe(), report=silent)
+    named = build_text_stores(given, byte_level_bpe(), report=silent)
     assert documents(named.train[0]) == documents(built.train[0])
     assert documents(named.eval[0]) == documents(built.eval[0])
     assert named.ledger == built.ledger
 
 
 def test_a_named_store_of_another_tokenizer_is_an_error_that_names_both(tmp_path: Path):
-    built = build_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
+    built = build_text_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
     other = byte_level_bpe(vocab_size=310, name="other")
     with pytest.raises(ValueError, match=r"a store of the tokenizer tiny \(.*\), not of other \(.*\)") as raised:
-        build_stores(DataConfig(train=str(built.train[0].path)), other, report=silent)
+        build_text_stores(DataConfig(train=str(built.train[0].path)), other, report=silent)
     assert "\n" not in str(raised.value)
 
 
@@ -397,19 +402,19 @@ def test_a_named_store_of_another_tokenizer_is_an_error_that_names_both(tmp_path
     ],
 )
 def test_an_option_that_would_do_nothing_to_a_named_store_is_an_error(tmp_path: Path, source, options, message: str):
-    built = build_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
+    built = build_text_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
     data = DataConfig(train=[{"path": str(built.train[0].path), **source}], **options)
     with pytest.raises(ValueError, match=message):
-        build_stores(data, byte_level_bpe(), report=silent)
+        build_text_stores(data, byte_level_bpe(), report=silent)
 
 
 @pytest.mark.parametrize("name", ["train.tokens", "train.offsets", "eval.bytes"])
 def test_a_torn_store_is_refused(tmp_path: Path, name: str):
-    built = build_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
+    built = build_text_stores(config(tmp_path, write_rows(tmp_path / "a.jsonl")), byte_level_bpe(), report=silent)
     path = built.train[0].path / name
     os.truncate(path, path.stat().st_size - 2)
     with pytest.raises(ValueError, match=f"{name}: .* bytes where store.json says"):
-        build_stores(config(tmp_path, tmp_path / "a.jsonl"), byte_level_bpe(), report=silent)
+        build_text_stores(config(tmp_path, tmp_path / "a.jsonl"), byte_level_bpe(), report=silent)
 
 
 def test_opening_a_store_reads_none_of_its_data(tmp_path: Path):

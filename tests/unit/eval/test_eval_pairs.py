@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from llmtrain.batch import PreferencePairs
-from llmtrain.config.rl import PreferenceDataConfig
-from llmtrain.config.sections import EvalConfig, TrainConfig
+from llmtrain.config.recipes import RewardStageConfig
 from llmtrain.data.chat.encode import ChatEncoder
+from llmtrain.data.loader.batches import SingleProcess
 from llmtrain.data.loader.plan import DataPlan, plan_data
-from llmtrain.data.packing.pairs import PairPacking, build_preference_stores
+from llmtrain.data.packing.pairs import pack_pairs
+from llmtrain.data.store.kinds import build_pair_stores
 from llmtrain.eval.intervals import wilson_interval
 from llmtrain.eval.pairs import (
     HeldOutPairs,
@@ -180,14 +181,19 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> DataPlan:
     folder = tmp_path_factory.mktemp("plan")
     tokenizer = AutoTokenizer.from_pretrained(write_model(folder / "model"))
     sources = [str(write_pairs(folder / f"{seed}.jsonl", seed=seed, num_pairs=40)) for seed in (1, 2)]
-    data = PreferenceDataConfig.model_validate(
-        {"train": sources, "eval_fraction": 0.3, "max_seq_len": 256, "cache_dir": str(folder / "cache")}
+    config = RewardStageConfig.model_validate(
+        {
+            "run": {"dir": str(folder)},
+            "model": {"path": str(folder / "model")},
+            "data": {"train": sources, "eval_fraction": 0.3, "max_seq_len": 256, "cache_dir": str(folder / "cache")},
+            "train": {"steps": 1, "global_batch_tokens": 1024, "microbatch_tokens": 512},
+            "reward": {},
+        }
     )
     encoder = ChatEncoder(tokenizer, plain=False, loss_on="completion")
-    stores = build_preference_stores(data, encoder, report=lambda line: None)
-    train, held_out = ([PairPacking(store, 256) for store in split] for split in (stores.train, stores.eval))
-    settings = TrainConfig(steps=1, global_batch_tokens=1024, microbatch_tokens=512)
-    return plan_data(data, settings, EvalConfig(), train, held_out, eval_bytes=None, seed=0, world_size=1)
+    stores = build_pair_stores(config.data, encoder, report=lambda line: None)
+    train, held_out = ([pack_pairs(store, 256) for store in split] for split in (stores.train, stores.eval))
+    return plan_data(config, train, held_out, SingleProcess())
 
 
 def by_ranks(plan: DataPlan, world_size: int) -> list[dict[str, float] | None]:

@@ -1,0 +1,369 @@
+"""Rows that a chat template turns into tokens -> documents with a loss mask: chats, preference pairs, labelled answers.
+
+rows (`formats`) -> ids and mask (`chat.encode`) -> no longer than `max_seq_len` -> store. Every row that is left out,
+and every token that is cut off, is counted under its reason. Document 2 i of a store of pairs is the chosen side of
+pair i, document 2 i + 1 the rejected one; both carry the pair's margin (NaN where its row has none) and weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from llmtrain.config.rl import PreferenceDataConfig
+from llmtrain.config.sections import ChatDataConfig, Source
+from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
+from llmtrain.data.formats.instructions import Example, iter_examples
+from llmtrain.data.formats.labelled import Labelled, has_labels, iter_labelled
+from llmtrain.data.formats.preferences import EQUAL, Preference, iter_preferences
+from llmtrain.data.ledger import SourceLedger, Split, TokenTally, answer_summary, chat_summary
+from llmtrain.data.packing.answers import has_mismatches
+from llmtrain.data.split import split_of
+from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
+from llmtrain.data.store.token_store import StoreWriter, is_store
+from llmtrain.protocols import Report
+
+BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores
+TOO_LONG = "longer than data.max_seq_len"
+NOTHING_LEFT = "no trained token within data.max_seq_len"
+NO_PROMPT_LEFT = "answers longer than data.max_seq_len"
+
+RowData = ChatDataConfig | PreferenceDataConfig
+RowType = TypeVar("RowType")
+
+
+def build_chat_stores(data: ChatDataConfig, encoder: ChatEncoder, *, report: Report) -> Stores:
+    """The stores of a tuning run's conversations and texts: found, or built while other processes wait for it.
+
+    Raises ValueError, one line, for bad input, a source of which nothing is left, or a full disk.
+    """
+
+    def kind_of(source: Source, eval_fraction: float) -> StoreKind:
+        return StoreKind(
+            unit="row",
+            content=_content(data, encoder, eval_fraction),
+            dtype=encoder.dtype,
+            fill=partial(_fill_chats, data, encoder, eval_fraction, report),
+            summary=chat_summary,
+        )
+
+    return _build(data, kind_of, report)
+
+
+def build_pair_stores(data: PreferenceDataConfig, encoder: ChatEncoder, *, report: Report) -> Stores:
+    """The stores of a run's preference pairs; `encoder` trains completions. Raises as `build_chat_stores` does."""
+
+    def kind_of(source: Source, eval_fraction: float) -> StoreKind:
+        return _pairs(data, encoder, eval_fraction, report)
+
+    return _build(data, kind_of, report)
+
+
+def build_answer_stores(data: PreferenceDataConfig, encoder: ChatEncoder, *, report: Report) -> Stores:
+    """The stores of a run's labelled answers, of rows with labels or of pairs, as each source has them.
+
+    `encoder` trains completions. Raises as `build_chat_stores` does, and for a split with answers to one prompt only.
+    """
+
+    def kind_of(source: Source, eval_fraction: float) -> StoreKind:
+        kind = _labelled if has_labels(source) else _pairs
+        return kind(data, encoder, eval_fraction, report)
+
+    stores = _build(data, kind_of, report)
+    for store in (*stores.train, *stores.eval):
+        if store.num_documents and not has_mismatches(store):
+            raise ValueError(
+                f"{store.path}: its {store.split} split has answers to one prompt only, and preference.loss=kto needs "
+                "those of another to measure the KL by: give more rows"
+            )
+    return stores
+
+
+def _build(data: RowData, kind_of: Callable[[Source, float], StoreKind], report: Report) -> Stores:
+    def specs(name: str, sources: Sequence[Source], eval_fraction: float) -> list[StoreSpec]:
+        for index, source in enumerate(sources):
+            if is_store(source.path):
+                raise ValueError(
+                    f"data.{name}[{index}]={source.path}: a token store holds no rows; give the rows it was made of"
+                )
+        return [
+            store_spec(f"data.{name}[{index}]", source, kind_of(source, eval_fraction), data.cache_dir)
+            for index, source in enumerate(sources)
+        ]
+
+    train = specs("train", data.train, data.eval_fraction if data.eval is None else 0.0)
+    return find_or_build(data, train, specs("eval", data.eval or (), 0.0), report)
+
+
+def _content(data: RowData, encoder: ChatEncoder, eval_fraction: float) -> dict[str, Any]:
+    """What decides the content of a store besides its source, for every kind of rows."""
+    return {
+        "encoder": encoder.fingerprint,
+        "eval_fraction": eval_fraction,
+        "max_seq_len": data.max_seq_len,
+        "on_long_row": data.on_long_row,
+        "on_bad_row": data.on_bad_row,
+    }
+
+
+def _pairs(data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: float, report: Report) -> StoreKind:
+    return StoreKind(
+        unit="pair",
+        content={"kind": "preferences", **_content(data, encoder, eval_fraction)},
+        dtype=encoder.dtype,
+        fill=partial(_fill_pairs, data, encoder, eval_fraction, report),
+        summary=partial(answer_summary, units="pairs", cut="pairs cut short by {} tokens of prompts"),
+        values=("margin", "weight"),
+    )
+
+
+def _labelled(data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: float, report: Report) -> StoreKind:
+    return StoreKind(
+        unit="answer",
+        content={"kind": "judged", **_content(data, encoder, eval_fraction)},
+        dtype=encoder.dtype,
+        fill=partial(_fill_labelled, data, encoder, eval_fraction, report),
+        summary=partial(answer_summary, units="answers", cut="prompts cut short by {} tokens"),
+        values=("desirable", "weight"),
+    )
+
+
+def _batches(rows: Iterator[RowType]) -> Iterator[list[RowType]]:
+    while batch := list(islice(rows, BATCH_ROWS)):
+        yield batch
+
+
+def _fill_chats(
+    data: ChatDataConfig,
+    encoder: ChatEncoder,
+    eval_fraction: float,
+    report: Report,
+    source: Source,
+    ledger: SourceLedger,
+    writer: StoreWriter,
+) -> int:
+    """Write the conversations and texts of a source; raises ValueError, one line, for bad input."""
+    for batch in _batches(iter_examples(source, data.on_bad_row, ledger, report)):
+        for example, documents in zip(batch, encoder.encode(batch), strict=True):
+            if isinstance(documents, BadExample):
+                _leave_out(documents, data.on_bad_row, ledger, example.num_bytes)
+            else:
+                split = split_of(example, eval_fraction)
+                _write_chat(writer, split, example, documents, data, ledger, encoder.unknown_id)
+    return ledger.read.documents
+
+
+def _write_chat(
+    writer: StoreWriter,
+    split: Split,
+    example: Example,
+    documents: Sequence[Encoded],
+    data: ChatDataConfig,
+    ledger: SourceLedger,
+    unknown_id: int | None,
+) -> None:
+    """Write what is left of a row's documents, and account for all of it."""
+    tally = ledger.tokens[split]
+    kept = [fit(document, data.max_seq_len, data.on_long_row) for document in documents]
+    num_tokens = sum(len(document.input_ids) for document in documents)
+    num_kept = sum(len(piece.input_ids) for pieces in kept for piece in pieces)
+    if not num_kept:
+        tally.dropped_tokens += num_tokens
+        ledger.drop(TOO_LONG if data.on_long_row == "drop" else NOTHING_LEFT, example.num_bytes)
+        return
+    tally.truncated_tokens += num_tokens - num_kept
+    tally.rows_cut += num_kept < num_tokens
+    tally.rows_split += any(len(pieces) > 1 for pieces in kept)
+    tally.rows_unrolled += len(documents) > 1
+    ledger.kept[split].add(example.num_bytes)
+    pieces = [piece for pieces in kept for piece in pieces]
+    for i, piece in enumerate(pieces):
+        num_unknown = int(np.count_nonzero(piece.input_ids == unknown_id)) if unknown_id is not None else 0
+        num_bytes = example.num_bytes if i == 0 else 0  # a row's bytes count once
+        _write_document(writer, split, piece, tally, num_bytes, num_unknown=num_unknown)
+
+
+def _fill_pairs(
+    data: PreferenceDataConfig,
+    encoder: ChatEncoder,
+    eval_fraction: float,
+    report: Report,
+    source: Source,
+    ledger: SourceLedger,
+    writer: StoreWriter,
+) -> int:
+    """Write the pairs of a source; raises ValueError, one line, for bad input."""
+    for batch in _batches(iter_preferences(source, data.on_bad_row, ledger, report)):
+        sides = encoder.encode([side for preference in batch for side in (preference.chosen, preference.rejected)])
+        for preference, chosen, rejected in zip(batch, sides[::2], sides[1::2], strict=True):
+            pair = _pair(preference, chosen, rejected)
+            if isinstance(pair, BadExample):
+                _leave_out(pair, data.on_bad_row, ledger, preference.num_bytes)
+            else:
+                _write_pair(writer, split_of(preference, eval_fraction), preference, pair, data, ledger)
+    return ledger.read.documents
+
+
+def _pair(
+    preference: Preference, chosen: list[Encoded] | BadExample, rejected: list[Encoded] | BadExample
+) -> list[Encoded] | BadExample:
+    """Chosen and rejected, each as one document."""
+    if isinstance(chosen, BadExample):
+        return chosen
+    if isinstance(rejected, BadExample):
+        return rejected
+    if len(chosen) > 1 or len(rejected) > 1:
+        return BadExample(
+            "answers cannot share a document",
+            f"{preference.where}: the chat template writes earlier answers otherwise once later ones follow, so that "
+            "the answers that are compared are not one document",
+        )
+    return [chosen[0], rejected[0]]
+
+
+def _write_pair(
+    writer: StoreWriter,
+    split: Split,
+    preference: Preference,
+    pair: list[Encoded],
+    data: PreferenceDataConfig,
+    ledger: SourceLedger,
+) -> None:
+    """Write what is left of a pair, and account for all of it."""
+    if np.array_equal(pair[0].input_ids, pair[1].input_ids):
+        ledger.tokens[split].dropped_tokens += _num_tokens(pair)
+        ledger.drop(EQUAL, preference.num_bytes)
+        return
+    fitted = _fitted(pair, split, preference.num_bytes, data, ledger)
+    values = (float("nan") if preference.margin is None else preference.margin, preference.weight)
+    for conversation, side in zip((preference.chosen, preference.rejected), fitted, strict=False):
+        _write_document(writer, split, side, ledger.tokens[split], conversation.num_bytes, values)
+
+
+def _fill_labelled(
+    data: PreferenceDataConfig,
+    encoder: ChatEncoder,
+    eval_fraction: float,
+    report: Report,
+    source: Source,
+    ledger: SourceLedger,
+    writer: StoreWriter,
+) -> int:
+    """Write the labelled answers of a source; raises ValueError, one line, for bad input."""
+    for batch in _batches(iter_labelled(source, data.on_bad_row, ledger, report)):
+        encoded = encoder.encode([labelled.conversation for labelled in batch])
+        for labelled, documents in zip(batch, encoded, strict=True):
+            if isinstance(documents, BadExample):
+                _leave_out(documents, data.on_bad_row, ledger, labelled.num_bytes)
+            else:
+                _write_labelled(writer, split_of(labelled, eval_fraction), labelled, documents, data, ledger)
+    return ledger.read.documents
+
+
+def _write_labelled(
+    writer: StoreWriter,
+    split: Split,
+    labelled: Labelled,
+    documents: Sequence[Encoded],
+    data: PreferenceDataConfig,
+    ledger: SourceLedger,
+) -> None:
+    """Write what is left of an answer and its prompt, and account for all of it."""
+    # Where a template needs several documents, the last is what generation sees before the last turn of the answer.
+    for document in _fitted([documents[-1]], split, labelled.num_bytes, data, ledger):
+        values = (float(labelled.desirable), 1.0)
+        _write_document(writer, split, document, ledger.tokens[split], labelled.num_bytes, values)
+
+
+def _fitted(
+    documents: list[Encoded], split: Split, num_bytes: int, data: PreferenceDataConfig, ledger: SourceLedger
+) -> list[Encoded]:
+    """The documents of a row with their prompts cut, or none; the ledger has the account of it."""
+    tally = ledger.tokens[split]
+    fitted = cut_prompts(documents, data.max_seq_len)
+    if fitted is None or (fitted is not documents and data.on_long_row == "drop"):
+        tally.dropped_tokens += _num_tokens(documents)
+        ledger.drop(TOO_LONG if data.on_long_row == "drop" else NO_PROMPT_LEFT, num_bytes)
+        return []
+    tally.truncated_tokens += _num_tokens(documents) - _num_tokens(fitted)
+    tally.rows_cut += fitted is not documents
+    ledger.kept[split].add(num_bytes)
+    return fitted
+
+
+def fit(document: Encoded, max_seq_len: int, on_long_row: str) -> list[Encoded]:
+    """A document as it is, without its end, in pieces, or not at all, so that none is longer than `max_seq_len`.
+
+    A piece's first token has nothing before it, so it is never a target; pieces without a target are left out. With
+    `max_seq_len` 4, `ab<eot>cdefgh<eot>` of one token per letter becomes `ab<eot>c` (truncate), or also `defg` and
+    `h<eot>` (split).
+    """
+    if len(document.input_ids) <= max_seq_len:
+        return [document]
+    if on_long_row == "drop":
+        return []
+    length = len(document.input_ids) if on_long_row == "split" else max_seq_len
+    pieces = []
+    for start in range(0, length, max_seq_len):
+        part = slice(start, start + max_seq_len)
+        trained = document.trained[part].copy()
+        trained[0] = False
+        if trained.any():
+            pieces.append(Encoded(document.input_ids[part], trained))
+    return pieces
+
+
+def cut_prompts(documents: list[Encoded], max_seq_len: int) -> list[Encoded] | None:
+    """The documents of a row as they are, or with the beginning of their prompt cut so that all fit, or None.
+
+    All lose the same tokens; the first of all, which may be BOS, and the last of the prompt stay: to take 2 tokens off
+    `<bos>why not? yes` of one token per word is impossible, to take 1 off gives `<bos>not? yes`.
+    """
+    excess = _num_tokens(documents) - max_seq_len
+    if excess <= 0:
+        return documents
+    num_cut = -(-excess // len(documents))
+    prompt_tokens = min(int(document.trained.argmax()) for document in documents)
+    if num_cut > prompt_tokens - 2:
+        return None
+    keep = slice(1 + num_cut, None)
+    return [
+        Encoded(*(np.concatenate([array[:1], array[keep]]) for array in (document.input_ids, document.trained)))
+        for document in documents
+    ]
+
+
+def _num_tokens(documents: Sequence[Encoded]) -> int:
+    return sum(len(document.input_ids) for document in documents)
+
+
+def _leave_out(bad: BadExample, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, num_bytes: int) -> None:
+    """Account for a row that cannot be trained on. Raises it as ValueError where bad rows are errors."""
+    if on_bad_row == "error":
+        raise ValueError(f"{bad}; fix the row, or set data.on_bad_row=skip")
+    ledger.drop(bad.reason, num_bytes)
+
+
+def _write_document(
+    writer: StoreWriter,
+    split: Split,
+    document: Encoded,
+    tally: TokenTally,
+    num_bytes: int,
+    values: Sequence[float] = (),
+    num_unknown: int = 0,
+) -> None:
+    """Write a document whole, and account for each of its tokens."""
+    num_tokens, num_trained = len(document.input_ids), int(np.count_nonzero(document.trained))
+    writer.write_tokens(split, document.input_ids, num_tokens, num_unknown, document.trained)
+    writer.end_document(split, num_bytes, values)
+    tally.tokens += num_tokens
+    tally.text_tokens += num_tokens
+    tally.unknown_tokens += num_unknown
+    tally.unpredicted_tokens += 1
+    tally.trained_tokens += num_trained
+    tally.masked_tokens += num_tokens - num_trained

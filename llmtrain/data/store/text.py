@@ -1,0 +1,277 @@
+"""Plain text -> token stores: read, clean, split, tokenize, write; an interrupted build goes on where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from llmtrain.config.sections import CleanConfig, DataConfig, Source
+from llmtrain.data.ledger import SPLITS, SourceLedger, TokenTally, text_summary
+from llmtrain.data.sources.clean import Cleaner
+from llmtrain.data.sources.documents import iter_documents
+from llmtrain.data.sources.files import source_fingerprint
+from llmtrain.data.sources.text import Document
+from llmtrain.data.split import eval_share, split_of
+from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
+from llmtrain.data.store.token_store import StoreWriter, is_store, read_meta
+from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars, tokenizer_fingerprint
+from llmtrain.protocols import Report
+
+UNIT_BYTES = 64 << 20
+"""Text after which a build makes what it has durable: what a kill may cost."""
+REPORT_SECONDS = 10.0
+
+Read = Callable[[Source, SourceLedger], Iterator[Document]]
+"""The documents of a source that are kept; everything else is entered in the ledger."""
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """What ties a store to a tokenizer."""
+
+    name: str
+    fingerprint: str
+    encoder: TextEncoder
+
+
+def build_text_stores(data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, report: Report) -> Stores:
+    """The token stores of a run's sources: found, or built by this process while others wait for it.
+
+    Raises ValueError, one line, for bad input, a store of another tokenizer, an empty split or a full disk.
+    """
+    binding = _Tokenizer(tokenizer.name_or_path, tokenizer_fingerprint(tokenizer), TextEncoder(tokenizer))
+    eval_fraction = data.eval_fraction if data.eval is None else 0.0
+    train = _train_specs(data, eval_fraction, binding, report)
+    held_out = _eval_specs(data, binding, report)
+    if eval_fraction and not all(is_store(spec.folder) for spec in train):
+        _require_some_to_hold_out(data)
+    return find_or_build(data, train, held_out, report)
+
+
+def _train_specs(data: DataConfig, eval_fraction: float, binding: _Tokenizer, report: Report) -> list[StoreSpec]:
+    cleaner = Cleaner(data.clean, data.train, data.on_bad_row)
+    specs = []
+    for index, source in enumerate(data.train):
+        content = {
+            "earlier": [source_fingerprint(each) for each in data.train[:index]] if cleaner.spans_sources else [],
+            "clean": data.clean.model_dump(),
+            "decontaminate": [source_fingerprint(Source(path=path)) for path in data.clean.decontaminate],
+            "eval_fraction": eval_fraction,
+            "on_bad_row": data.on_bad_row,
+        }
+        kind = _text_kind(content, partial(_read_cleaned, cleaner, index, data), binding, report)
+        specs.append(_spec(f"data.train[{index}]", source, kind, data, binding))
+    return specs
+
+
+def _eval_specs(data: DataConfig, binding: _Tokenizer, report: Report) -> list[StoreSpec]:
+    """The stores of held-out sources, which are read as they are, without cleaning."""
+    content = {
+        "earlier": [],
+        "clean": CleanConfig().model_dump(),
+        "decontaminate": [],
+        "eval_fraction": 0.0,
+        "on_bad_row": data.on_bad_row,
+    }
+    kind = _text_kind(content, partial(_read, data), binding, report)
+    return [_spec(f"data.eval[{index}]", source, kind, data, binding) for index, source in enumerate(data.eval or ())]
+
+
+def _read(data: DataConfig, source: Source, ledger: SourceLedger) -> Iterator[Document]:
+    return iter_documents(source, data.on_bad_row, ledger)
+
+
+def _read_cleaned(
+    cleaner: Cleaner, index: int, data: DataConfig, source: Source, ledger: SourceLedger
+) -> Iterator[Document]:
+    return cleaner.clean(index, _read(data, source, ledger), ledger)
+
+
+def _text_kind(content: Mapping[str, Any], read: Read, binding: _Tokenizer, report: Report) -> StoreKind:
+    """Documents of plain text; `content` is what decides a store besides source and tokenizer."""
+    return StoreKind(
+        unit="document",
+        content={"tokenizer": binding.fingerprint, **content},
+        about={"tokenizer": {"name": binding.name, "fingerprint": binding.fingerprint}},
+        dtype=binding.encoder.dtype,
+        fill=partial(_fill, read, binding.encoder, content["eval_fraction"], report),
+        summary=text_summary,
+        masked=False,
+        resumes=True,
+    )
+
+
+def _spec(key: str, source: Source, kind: StoreKind, data: DataConfig, binding: _Tokenizer) -> StoreSpec:
+    """The store of a source in the cache, or the finished store that the configuration itself names."""
+    if not is_store(source.path):
+        return store_spec(key, source, kind, data.cache_dir)
+    folder = Path(source.path).expanduser()
+    _require_usable(key, source, read_meta(folder), data, binding)
+    return StoreSpec(key, source, kind, folder, source_fingerprint="", meta={})
+
+
+def _require_usable(key: str, source: Source, meta: Mapping[str, Any], data: DataConfig, binding: _Tokenizer) -> None:
+    """Raises ValueError for a store of another tokenizer, and where options ask for what only a build can do."""
+    path, built_for = Path(source.path).expanduser(), meta["tokenizer"]
+    if built_for["fingerprint"] != binding.fingerprint:
+        raise ValueError(
+            f"{key}={path}: a store of the tokenizer {built_for['name']} ({built_for['fingerprint'][:8]}), "
+            f"not of {binding.name} ({binding.fingerprint[:8]}); build it again from its text"
+        )
+    reading = source.model_dump(exclude={"path", "weight"})
+    changed = [name for name, value in reading.items() if value != Source.model_fields[name].default]
+    if changed:
+        raise ValueError(f"{key}={path}: a store is used as it is: {', '.join(changed)} would do nothing")
+    if key.startswith("data.train"):
+        if data.clean != CleanConfig():
+            raise ValueError(f"{key}={path}: a store is used as it is: data.clean would do nothing")
+        is_split_asked = data.eval is None and "eval_fraction" in data.model_fields_set
+        if is_split_asked and data.eval_fraction != meta["eval_fraction"]:
+            raise ValueError(
+                f"{key}={path}: a store built with data.eval_fraction={meta['eval_fraction']}, "
+                f"not {data.eval_fraction}; leave it out, or build the store again from its text"
+            )
+
+
+def _require_some_to_hold_out(data: DataConfig) -> None:
+    """Raises ValueError, before anything is tokenized, where no document's hash falls into the held-out share.
+
+    Reads no further than the first document that does: some 1 / eval_fraction documents.
+    """
+    smallest = 1.0
+    num_documents = 0
+    for source in data.train:
+        if is_store(source.path):
+            return
+        for document in iter_documents(source, data.on_bad_row, SourceLedger(path=source.path)):
+            num_documents += 1
+            smallest = min(smallest, eval_share(document))
+            if smallest < data.eval_fraction:
+                return
+    raise ValueError(
+        f"data.eval_fraction={data.eval_fraction} holds out none of {num_documents} documents; set it above "
+        f"{smallest:.3g}, or to 0, or give data.eval (of a single text file, `slice: 90%:100%` for instance)"
+    )
+
+
+def _fill(
+    read: Read,
+    encoder: TextEncoder,
+    eval_fraction: float,
+    report: Report,
+    source: Source,
+    ledger: SourceLedger,
+    writer: StoreWriter,
+) -> int:
+    """Write the documents of a source.
+
+    What was made durable before a kill is not tokenized again; reading and cleaning are repeated, since their account
+    and the duplicates seen are not stored.
+    """
+    pieces = _pieces(read(source, ledger), encoder, eval_fraction, ledger, report)
+    num_pieces = writer.progress.pieces
+    clock = _Clock(source.path, report)
+    unit_bytes = 0
+    for batch, ids_of_batch in encoder.encode_ahead(_batches(islice(pieces, num_pieces, None))):
+        for piece, ids in zip(batch, ids_of_batch, strict=True):
+            _write_piece(writer, encoder, piece, ids)
+        batch_bytes = sum(len(piece.text.encode()) for piece in batch)
+        num_pieces += len(batch)
+        unit_bytes += batch_bytes
+        clock.add(batch_bytes)
+        if unit_bytes >= UNIT_BYTES:
+            writer.flush(num_pieces)
+            unit_bytes = 0
+    _account(writer, encoder, ledger)
+    return num_pieces
+
+
+def _pieces(
+    documents: Iterable[Document], encoder: TextEncoder, eval_fraction: float, ledger: SourceLedger, report: Report
+) -> Iterator[Piece]:
+    """Documents -> what is encoded in one go: whole, or cut where the tokenizer is shown to allow it."""
+    can_cut: bool | None = None
+    for document in documents:
+        split = split_of(document, eval_fraction)
+        ledger.kept[split].add(document.num_bytes)
+        texts = document.pieces()
+        text = next(texts)
+        following = next(texts, None)
+        if following is not None and can_cut is None:
+            can_cut = encoder.can_cut(text)
+            if not can_cut:
+                report(
+                    f"{document.where}: this tokenizer's ids depend on text across line ends and spaces, so long "
+                    f"documents are tokenized whole: slower, and in memory"
+                )
+        if following is not None and not can_cut:
+            text, following = "".join([text, following, *texts]), None
+        first = True
+        while following is not None:
+            yield Piece(text, split, first, False, document.num_bytes)
+            text, following, first = following, next(texts, None), False
+        yield Piece(text, split, first, True, document.num_bytes)
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces in lists of about `batch_chars()` characters."""
+    wanted = batch_chars()
+    batch: list[Piece] = []
+    num_chars = 0
+    for piece in pieces:
+        batch.append(piece)
+        num_chars += len(piece.text)
+        if num_chars >= wanted:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch
+
+
+def _write_piece(writer: StoreWriter, encoder: TextEncoder, piece: Piece, ids: Ids) -> None:
+    before = encoder.prefix if piece.first else ()
+    after = encoder.suffix if piece.last else ()
+    num_unknown = int(np.count_nonzero(ids == encoder.unknown_id)) if encoder.unknown_id is not None else 0
+    whole = np.concatenate([np.array(before, ids.dtype), ids, np.array(after, ids.dtype)]) if before or after else ids
+    writer.write_tokens(piece.split, whole, num_text_tokens=len(ids), num_unknown_tokens=num_unknown)
+    if piece.last:
+        writer.end_document(piece.split, piece.document_bytes)
+
+
+def _account(writer: StoreWriter, encoder: TextEncoder, ledger: SourceLedger) -> None:
+    """Enter the stored tokens into the ledger; raises AssertionError where they disagree with what was read."""
+    for split in SPLITS:
+        written, kept = writer.progress.splits[split], ledger.kept[split]
+        assert (written.documents, written.bytes) == (kept.documents, kept.bytes), (split, written, kept)
+        ledger.tokens[split] = TokenTally(
+            tokens=written.tokens,
+            text_tokens=written.text_tokens,
+            unknown_tokens=written.unknown_tokens,
+            added_tokens=written.documents * (len(encoder.prefix) + len(encoder.suffix)),
+            unpredicted_tokens=written.documents,
+        )
+
+
+class _Clock:
+    """Reports the progress of a long build, every REPORT_SECONDS."""
+
+    def __init__(self, source: str, report: Report) -> None:
+        self._source, self._report = source, report
+        self._start = self._reported = time.monotonic()
+        self._bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        self._bytes += num_bytes
+        now = time.monotonic()
+        if now - self._reported >= REPORT_SECONDS:
+            megabytes = self._bytes / 1e6
+            self._report(f"{self._source}: {megabytes:,.0f} MB tokenized, {megabytes / (now - self._start):.1f} MB/s")
+            self._reported = now
