@@ -18,7 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import AdapterConfig, TunedModelConfig
 from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
-from llmtrain.models.folders.reward import export_reward_adapter, merge_reward_adapter
+from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter
+from llmtrain.models.folders.kind import REWARD
+from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.reward_model import RewardModel, score_model
 
@@ -57,20 +59,12 @@ def write_reward_model(setting: dict[str, Any], tokenizer: PreTrainedTokenizerBa
     for name, parameter in causal.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=ADAPTER_SPREAD)
-    fingerprint = base_fingerprint(causal)
     model = RewardModel(score_model(causal, config, pad_token_id=tokenizer.pad_token_id, seed=0), "segments")
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    export_reward_adapter(
-        folder / "reward_adapter",
-        model.model.config,
-        trained,
-        tokenizer,
-        adapter=adapter,
-        base_path=setting["model"],
-        fingerprint=fingerprint,
-        card="",
-    )
-    merge_reward_adapter(folder / "reward_adapter", folder / "reward")
+    spec = ExportSpec(model.model.config, tokenizer, REWARD)
+    own = AdapterSpec(adapter, base_path=setting["model"], fingerprint=base_fingerprint(model.model))
+    export_adapter(folder / "reward_adapter", trained, "", spec, own)
+    merge_adapter(folder / "reward_adapter", folder / "reward")
 
 
 def main() -> None:

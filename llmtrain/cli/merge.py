@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from llmtrain.models.folders.adapter import merge_adapter
-from llmtrain.models.folders.open import ADAPTER, model_folder
+from llmtrain.models.folders.files import ADAPTER_CONFIG
+from llmtrain.models.folders.open import model_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Merge, into a folder that is not there yet."""
     folder = model_folder(arguments.adapter)
-    if not (folder / ADAPTER).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{folder}: holds a whole model, no adapter: there is nothing to merge")
     if arguments.output.exists():
         raise ValueError(f"{arguments.output}: exists already; name a folder that does not")

@@ -15,7 +15,7 @@ from llmtrain.rewards.score import several
 from llmtrain.rollout.local.generate import generate
 from llmtrain.rollout.local.sampling import Sampling
 from llmtrain.rollout.sample import Score
-from llmtrain.system.device import training_precision
+from llmtrain.system.precision import training_precision
 
 EVAL_ROLLOUT = 2**31 - 1  # its noise is no training rollout's, and the same each time
 

@@ -18,8 +18,8 @@ from llmtrain.data.packing.documents import Pack
 from llmtrain.data.sources.files import fingerprint
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.protocols import Array
-from llmtrain.system.device import reading
 from llmtrain.system.files import exclusive, write_bytes
+from llmtrain.system.precision import reading
 from llmtrain.train.runtime import Runtime
 
 REPORT_SECONDS = 30

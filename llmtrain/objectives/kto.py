@@ -19,7 +19,7 @@ from torch import nn
 from llmtrain.batch import JudgedAnswers
 from llmtrain.objectives.preference import log_ratios
 from llmtrain.protocols import BatchSource, Ranks
-from llmtrain.system.device import reading
+from llmtrain.system.precision import reading
 
 
 class KlBatches:

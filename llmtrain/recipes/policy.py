@@ -27,6 +27,7 @@ from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.folders.open import model_folder
 from llmtrain.models.folders.reward import load_reward_model
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
@@ -45,6 +46,7 @@ from llmtrain.rollout.source import Roles, RolloutSource
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
+from llmtrain.system.precision import export_dtype
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.runtime import Runtime
 
@@ -136,15 +138,14 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         account = {"steps": trained.progress.step, "tokens_trained": trained.progress.tokens}
         record_ledger(folder, prompts.ledger.to_dict(), account)
         if trained.checkpoint is not None:
-            exported = export_tuned(
-                folder,
-                config,
-                trained.checkpoint,
-                shape=model.config,
-                tokenizer=chat.tokenizer,
+            spec = ExportSpec(
+                model.config,
+                chat.tokenizer,
+                dtype=export_dtype(config.train.precision),
                 stop_ids=chat.encoder.end_of_turn_ids,
-                fingerprint=fingerprint,
+                trust_remote_code=config.model.trust_remote_code,
             )
+            exported = export_tuned(folder, config, trained.checkpoint, spec, fingerprint)
             runtime.say(f"{trained.outcome}: {exported}")
             mark_finished(folder, config)
     runtime.finish(leave=last or trained.checkpoint is None)

@@ -15,6 +15,7 @@ from llmtrain.eval.reference_logprobs import reference_logprobs
 from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.checks import shares_prompts
@@ -23,6 +24,7 @@ from llmtrain.recipes.trainer import open_training, train, with_loss_here
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
+from llmtrain.system.precision import export_dtype
 
 
 def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) -> None:
@@ -85,15 +87,14 @@ def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) ->
         account = plan.account(trained.progress.step, trained.progress.tokens, parts.stored.num_skipped)
         record_ledger(folder, stores.ledger.to_dict(), account)
         if trained.checkpoint is not None:
-            exported = export_tuned(
-                folder,
-                config,
-                trained.checkpoint,
-                shape=model.config,
-                tokenizer=chat.tokenizer,
+            spec = ExportSpec(
+                model.config,
+                chat.tokenizer,
+                dtype=export_dtype(config.train.precision),
                 stop_ids=chat.encoder.end_of_turn_ids,
-                fingerprint=fingerprint,
+                trust_remote_code=config.model.trust_remote_code,
             )
+            exported = export_tuned(folder, config, trained.checkpoint, spec, fingerprint)
             runtime.say(f"{trained.outcome}: {exported}")
             mark_finished(folder, config)
     runtime.finish(leave=last or trained.checkpoint is None)

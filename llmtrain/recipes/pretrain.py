@@ -15,13 +15,14 @@ from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.folders.model import export_model
+from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
 from llmtrain.recipes.trainer import open_training, train, with_loss_here
-from llmtrain.runs.folder import export_dtype, export_run, record_ledger
+from llmtrain.runs.folder import export_run, record_ledger
+from llmtrain.system.precision import export_dtype
 
 
 def main(config: PretrainConfig) -> None:
@@ -68,14 +69,13 @@ def main(config: PretrainConfig) -> None:
         account = plan.account(trained.progress.step, trained.progress.tokens, source.num_skipped)
         record_ledger(folder, stores.ledger.to_dict(), account)
         if trained.checkpoint is not None:
-            write = partial(
-                export_model,
-                shape=model.config,
-                tokenizer=tokenizer,
-                dtype=export_dtype(config.train),
+            spec = ExportSpec(
+                model.config,
+                tokenizer,
+                dtype=export_dtype(config.train.precision),
                 trust_remote_code=config.model.trust_remote_code,
             )
-            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, write)}")
+            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, spec)}")
     runtime.finish()
 
 

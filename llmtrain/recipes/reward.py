@@ -15,22 +15,21 @@ from llmtrain.eval.pairs import HeldOutPairs, reward_card
 from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.gguf import resolved_path
-from llmtrain.models.folders.reward import (
-    CARD,
-    beats_chance,
-    export_reward_adapter,
-    export_reward_model,
-    merge_reward_adapter,
-)
+from llmtrain.models.folders.kind import REWARD
+from llmtrain.models.folders.model import ExportSpec
+from llmtrain.models.folders.reward import beats_chance
 from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_pretrained
 from llmtrain.models.wrappers.checks import shares_prompts, wrap_reward_model
 from llmtrain.models.wrappers.reward_model import pooling_pad_id, reward_parameters_by_role, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.recipes.trainer import open_training, train
-from llmtrain.runs.folder import Write, export_dtype, export_run, mark_finished, record_ledger
+from llmtrain.runs.export import export_tuned
+from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import attention_kernel, fuses_layers
 from llmtrain.system.files import write_json
+from llmtrain.system.precision import export_dtype
 from llmtrain.train.checkpoint import Checkpoint
 
 
@@ -52,8 +51,8 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
     )
     if has_adapter:
         add_adapter(causal, config.adapter, chat.new_token_ids, config.run.seed)
-    fingerprint = base_fingerprint(causal) if has_adapter else None
     model = score_model(causal, config.model, pad_token_id=pad_token_id, seed=config.run.seed)
+    fingerprint = base_fingerprint(model) if has_adapter else None
     if fuses_layers(runtime.device) and not runtime.shards_parameters:
         fuse_layers(model)
         fuse_adapters(model)
@@ -92,28 +91,15 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
         record_ledger(folder, stores.ledger.to_dict(), account)
         if trained.checkpoint is not None:
             runtime.say(reward_verdict(config, folder, trained.checkpoint))
-            write: Write = partial(
-                export_reward_model,
-                shape=model.config,
-                tokenizer=chat.tokenizer,
-                dtype=export_dtype(config.train),
+            spec = ExportSpec(
+                model.config,
+                chat.tokenizer,
+                REWARD,
+                dtype=export_dtype(config.train.precision),
                 trust_remote_code=config.model.trust_remote_code,
             )
-            if has_adapter:
-                write = partial(
-                    export_reward_adapter,
-                    shape=model.config,
-                    tokenizer=chat.tokenizer,
-                    adapter=config.adapter,
-                    base_path=path,
-                    base_revision=config.model.revision,
-                    fingerprint=fingerprint,
-                    trust_remote_code=config.model.trust_remote_code,
-                )
-            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, write)}")
-            if config.adapter.merge:
-                merge_reward_adapter(folder / "model", folder / "merged", config.model.trust_remote_code)
-                runtime.say(f"merged: {folder / 'merged'}")
+            exported = export_tuned(folder, config, trained.checkpoint, spec, fingerprint)
+            runtime.say(f"{trained.outcome}: {exported}")
             mark_finished(folder, config)
     runtime.finish(leave=last or trained.checkpoint is None)
 
@@ -124,7 +110,7 @@ def reward_verdict(config: RewardStageConfig, folder: Path, checkpoint: Checkpoi
     card = reward_card(folder / "metrics.jsonl", checkpoint.step, sources)
     if card is None:
         return "the reward model is not evaluated: no pairs are held out (data.eval, data.eval_fraction)"
-    write_json(folder / CARD, card)
+    write_json(folder / REWARD_CARD, card)
     found = (
         f"accuracy {card['accuracy']:.3f} on {card['pairs']} held-out pairs, "
         f"95 % interval {card['accuracy_low']:.3f} to {card['accuracy_high']:.3f}"

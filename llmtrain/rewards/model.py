@@ -18,8 +18,9 @@ from llmtrain.data.formats.messages import Conversation, tool_list
 from llmtrain.models.adapters.weight_sharing import share_equal
 from llmtrain.models.cpu.layers import fuse_layers
 from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.open import model_folder
-from llmtrain.models.folders.reward import CARD, beats_chance, load_reward_model
+from llmtrain.models.folders.reward import beats_chance, load_reward_model
 from llmtrain.protocols import Report
 from llmtrain.rewards.score import Term, term_weight
 from llmtrain.system.device import fuses_layers
@@ -43,7 +44,7 @@ def reward_model_term(
     if unknown := sorted(set(spec) - {"name", "path", "weight"}):
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only path and weight")
     weight, folder = term_weight(spec, place), model_folder(reward_model_path(spec, place))
-    card = folder.parent / CARD
+    card = folder.parent / REWARD_CARD
     if card.is_file() and not beats_chance(json.loads(card.read_text(encoding="utf-8"))):
         weak = f"{place}: {spec['path']} may be no better than chance, says {card}"
         if refuses_weak:

@@ -24,7 +24,7 @@ from llmtrain.rewards.score import Scores
 from llmtrain.rollout.local.generate import Generated, generate
 from llmtrain.rollout.local.sampling import Sampling
 from llmtrain.rollout.shaping import RunningScores, shaped_scores
-from llmtrain.system.device import training_precision
+from llmtrain.system.precision import training_precision
 
 MAX_ROUNDS = 10  # of a rollout
 

@@ -30,7 +30,7 @@ from llmtrain.rollout.packing import Episode, as_experience, group_episodes, pac
 from llmtrain.rollout.sample import PromptAt, Samples, Score, draw_samples
 from llmtrain.rollout.shaping import RunningScores
 from llmtrain.rollout.state import Queue, collect, hand_out
-from llmtrain.system.device import reading
+from llmtrain.system.precision import reading
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from llmtrain.config.load import read_yaml, save_config
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.config.sections import RunConfig, Section, TrainConfig
+from llmtrain.models.folders.adapter import AdapterSpec, export_adapter
 from llmtrain.models.folders.card import model_card
-from llmtrain.models.folders.model import push_model
+from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model, push_model
 from llmtrain.system.files import write_json
 from llmtrain.train.checkpoint import Checkpoint
 
@@ -133,40 +133,27 @@ def is_finished(folder: Path, config: Section) -> bool:
     return mark.is_file() and _first_difference(read_yaml(mark), config.model_dump(), IMMATERIAL) is None
 
 
-def export_dtype(train: TrainConfig) -> torch.dtype:
-    """The type of exported weights: bf16 where they were trained in it."""
-    return torch.bfloat16 if train.precision == "bf16" else torch.float32
-
-
 def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
     """Write `ledger.json`: where every byte and token of the data went, and how much of it was trained on."""
     write_json(folder / "ledger.json", {**data, "training": training})
-
-
-class Write(Protocol):
-    """Writes a model folder from weights by the names of a checkpoint."""
-
-    def __call__(self, folder: Path, *, weights: Mapping[str, Tensor], card: str) -> None: ...
 
 
 def export_run(
     folder: Path,
     config: RecipeConfig,
     checkpoint: Checkpoint,
-    write: Write,
-    adapter_of: str | None = None,
-    prefix: str = "",
+    spec: ExportSpec,
+    adapter: AdapterSpec | None = None,
 ) -> Path:
-    """Write `model/` from a checkpoint, from its average where the run keeps one; `adapter_of`: an adapter's base.
+    """Write `model/` from a checkpoint, from its average if the run keeps one, without a critic.
 
-    `prefix`: what the names of the weights that are written begin with.
-
-    Raises ValueError where the disk is full, or `run.push_to_hub` is set and the hub refuses.
+    `adapter`: what was trained is an adapter; None: the whole model. Raises ValueError where the disk is full, or
+    `run.push_to_hub` is set and the hub refuses.
     """
     weights = checkpoint.read_all("model")
     if config.train.ema_decay is not None:
         weights |= checkpoint.read_all("ema")
-    weights = {name: weight for name, weight in weights.items() if name.startswith(prefix)}
+    weights = {name: weight for name, weight in weights.items() if name.startswith(WRAPPER_PREFIX)}
     final, partial = folder / "model", folder / "model.partial"
     card = model_card(
         config=config.model_dump(),
@@ -174,11 +161,15 @@ def export_run(
         values=_last_values(folder / "metrics.jsonl", checkpoint.step),
         versions=dict(_versions()),
         num_parameters=sum(tensor.numel() for tensor in weights.values()),
-        adapter_of=adapter_of,
+        adapter_of=None if adapter is None else config.model.path,
+        kind=spec.kind,
     )
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        write(partial, weights=weights, card=card)
+        if adapter is None:
+            export_model(partial, weights, card, spec)
+        else:
+            export_adapter(partial, weights, card, spec, adapter)
     except (OSError, SafetensorError) as error:  # a full disk, mostly
         shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
 
 # Large tensors on huge pages, where Linux leaves the choice to programs: a tenth less memory in tuning runs on CPUs,
 # at the same speed. torch reads this when it first makes a tensor.
@@ -93,27 +92,6 @@ def _varlen_obstacle(device: torch.device, dtype: torch.dtype, dropout: float) -
 def fuses_layers(device: torch.device) -> bool:
     """Whether layers take the short way of `models.fused_layers` and `fused_lora`: where it was measured, on CPUs."""
     return device.type == "cpu"
-
-
-def training_precision(module: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to the type that a run trains in, for a call that goes past what an engine has prepared.
-
-    None where all weights are in that type: an engine that has cast them, as DeepSpeed does, trains without it.
-    """
-    casts = dtype != torch.float32 and any(parameter.dtype != dtype for parameter in module.parameters())
-    return torch.autocast(device.type, dtype, enabled=casts)
-
-
-@contextmanager
-def reading(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """A module that is called past its engine: no dropout, no gradients, the precision of training; then as it was."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad(), training_precision(module, device, dtype):
-            yield
-    finally:
-        module.train(was_training)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:

@@ -30,6 +30,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llmtrain.protocols import Counts, Metrics
 from llmtrain.system.device import separate_allocations
+from llmtrain.system.precision import DTYPES
 from llmtrain.train.engines import state as engine_state
 from llmtrain.train.engines.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
 from llmtrain.train.engines.launch import check_deepspeed, check_environment, check_outcome, cpu_threads, is_on
@@ -40,7 +41,6 @@ from llmtrain.train.optim import make_state
 Precision = Literal["fp32", "bf16", "fp16"]
 
 ZERO_STAGES: dict[int, Engine] = {1: "zero1", 2: "zero2", 3: "zero3"}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BACKSTOP_SECONDS = 60  # the process group's own timeout comes this much after the watchdog's, which can name ranks
 
 _LEFT: list[Accelerator] = []

@@ -24,7 +24,8 @@ from llmtrain.config.sections import TunedModelConfig
 from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.packing.pairs import collate_pairs, pack_pairs
 from llmtrain.data.store.kinds import build_pair_stores
-from llmtrain.models.folders.reward import export_reward_model
+from llmtrain.models.folders.kind import REWARD
+from llmtrain.models.folders.model import ExportSpec, export_model
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.checks import wrap_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
@@ -50,7 +51,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardModel, dict[bo
         score_model(causal, config, pad_token_id=pad, seed=0), "segments", 128, torch.device("cpu")
     )
     weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    export_reward_model(folder / "model", module.model.config, weights, tokenizer, dtype=torch.float32, card="")
+    export_model(folder / "model", weights, "", ExportSpec(module.model.config, tokenizer, REWARD))
     data = PreferenceDataConfig.model_validate(
         {
             "train": str(write_pairs(folder / "pairs.jsonl", seed=4, num_pairs=NUM_PAIRS)),

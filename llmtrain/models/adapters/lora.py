@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.adapters.token_rows import EmbeddingWithRows, train_rows
+from llmtrain.models.heads.score import SCORE
 
 # State of each trained weight: two fp32 moments, one, or two of a byte.
 OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
@@ -36,15 +37,14 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
     """
     torch.manual_seed(seed)
     with expected_warnings():
-        adapted = get_peft_model(model, lora_config(model, config))
+        adapted = get_peft_model(model, lora_config(model, config, model.get_output_embeddings()))
     if new_token_ids:
         train_rows(model, new_token_ids)
     return adapted
 
 
-def lora_config(model: PreTrainedModel, config: AdapterConfig) -> LoraConfig:
-    """peft's configuration of an adapter for a model. Raises ValueError as `add_adapter` does."""
-    head = model.get_output_embeddings()
+def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> LoraConfig:
+    """peft's configuration of an adapter for a model; `head` takes none. Raises ValueError as `add_adapter` does."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     if config.target == "all-linear":
         targeted = [module for module in layers.values() if module is not head]
@@ -96,8 +96,9 @@ def adapter_report(model: nn.Module, optimizer_bytes: int = OPTIMIZER_BYTES["ada
 def base_fingerprint(model: PreTrainedModel, num_known_tokens: int | None = None) -> str:
     """16 hexadecimal digits that stand for a frozen base: names, shapes and a sample of each of its weights.
 
-    They are the same with and without an adapter. Of the embedding and the head only the first `num_known_tokens`
-    rows count, by default those before the first new token: what is behind them is not the base's own.
+    They are the same with and without an adapter, and for a model that scores whatever its head is: that is trained
+    in full beside an adapter. Of the embedding and the head only the first `num_known_tokens`
+    rows count, by default those before the first new token: the rows after them are not the base's own.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, EmbeddingWithRows):
@@ -105,7 +106,7 @@ def base_fingerprint(model: PreTrainedModel, num_known_tokens: int | None = None
     by_token = [module.weight for module in (embedding, head) if module is not None]
     hasher = blake2b(digest_size=8)
     for name, parameter in model.named_parameters():
-        if ".lora_" in name or name.endswith(".rows"):
+        if ".lora_" in name or name.endswith(".rows") or name.startswith(f"{SCORE}."):
             continue
         weight = parameter[:num_known_tokens] if any(parameter is matrix for matrix in by_token) else parameter
         flat = weight.detach().reshape(-1)

@@ -7,18 +7,9 @@ from typing import Any
 
 import yaml
 
+from llmtrain.models.folders.kind import LANGUAGE, ModelKind
+
 MODEL_LIBRARY, ADAPTER_LIBRARY = "library_name: transformers", "library_name: peft"
-MODEL_CODE = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH")
-tokenizer = AutoTokenizer.from_pretrained("PATH")"""
-ADAPTER_CODE = """\
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained("PATH")
-tokenizer = AutoTokenizer.from_pretrained("PATH")"""
 
 
 def model_card(
@@ -29,16 +20,19 @@ def model_card(
     versions: Mapping[str, str],
     num_parameters: int,
     adapter_of: str | None = None,
+    kind: ModelKind = LANGUAGE,
 ) -> str:
     """A Hugging Face model card from a run's resolved configuration, ledger, last values and versions.
 
-    `adapter_of` is the base that an adapter was trained on; None: the folder holds a whole model.
+    `adapter_of` is the base that an adapter was trained on; None: the folder holds a whole model. A reward
+    model's card leaves out the details of its evaluation, `held_out/...`, which `reward_card.json` has.
     """
-    front: dict[str, Any] = {"pipeline_tag": "text-generation", "tags": ["llmtrain"]}
-    library, code, kind = MODEL_LIBRARY, MODEL_CODE, "A causal language model"
+    front: dict[str, Any] = {"pipeline_tag": kind.pipeline, "tags": ["llmtrain"]}
+    library, code, subject = MODEL_LIBRARY, kind.code, f"A {kind.noun}"
     if adapter_of is not None:
         front["base_model"] = adapter_of
-        library, code, kind = ADAPTER_LIBRARY, ADAPTER_CODE, f"An adapter of `{adapter_of}`,"
+        library, code, subject = ADAPTER_LIBRARY, kind.adapter_code, f"A {kind.noun}, an adapter of `{adapter_of}`,"
+    shown = {name: value for name, value in values.items() if kind.generates or "/" not in name}
     sources = [source["path"] for source in config["data"]["train"]]
     lines = [
         "---",
@@ -48,7 +42,7 @@ def model_card(
         "",
         f"# {config['run']['dir'].rstrip('/').split('/')[-1]}",
         "",
-        f"{kind} of {num_parameters:,} parameters, trained with llmtrain on "
+        f"{subject} of {num_parameters:,} parameters, trained with llmtrain on "
         + ", ".join(f"`{source}`" for source in sources)
         + ".",
         "",
@@ -58,7 +52,7 @@ def model_card(
         "",
         "## Results",
         "",
-        *_table(("value", "last"), ((name, f"{value:.6g}") for name, value in values.items())),
+        *_table(("value", "last"), ((name, f"{value:.6g}") for name, value in shown.items())),
         "",
         "## Data",
         "",
@@ -80,9 +74,9 @@ def model_card(
     return "\n".join(lines)
 
 
-def as_model_card(adapter_card: str) -> str:
+def as_model_card(adapter_card: str, kind: ModelKind) -> str:
     """The card of an adapter as that of the model that it was merged into."""
-    return adapter_card.replace(ADAPTER_LIBRARY, MODEL_LIBRARY, 1).replace(ADAPTER_CODE, MODEL_CODE, 1)
+    return adapter_card.replace(ADAPTER_LIBRARY, MODEL_LIBRARY, 1).replace(kind.adapter_code, kind.code, 1)
 
 
 def _table(head: tuple[str, str], rows: Any) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.model import no_progress_bar, skeleton
 from llmtrain.protocols import Report
 from llmtrain.system.files import cache_root, exclusive
@@ -87,7 +88,7 @@ def _convert(path: str, file: Path, folder: Path) -> None:
         tokenizer = _tokenizer(file)
         read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         # What was read counts as quantized and is not saved as it is: its weights go into a model that is not.
-        model = skeleton(read.config, torch.float32, trust_remote_code=False)
+        model = skeleton(read.config, LANGUAGE, torch.float32)
         model.load_state_dict(read.state_dict(), assign=True)
         model.tie_weights()
         model.generation_config = GenerationConfig(

@@ -1,86 +1,95 @@
-"""A checkpoint -> a plain Hugging Face folder that `transformers` and its relatives load as it is."""
+"""A checkpoint -> a plain Hugging Face folder that `transformers` and its relatives load without llmtrain."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-WRAPPER_PREFIX = "model."  # CausalLMLoss holds the model under this name
+from llmtrain.models.folders.files import CARD
+from llmtrain.models.folders.kind import LANGUAGE, ModelKind
+
+WRAPPER_PREFIX = "model."  # every wrapper holds the exported model under this name
 
 
-def export_model(
-    folder: Path,
-    shape: PreTrainedConfig,
-    weights: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    dtype: torch.dtype,
-    card: str,
-    stop_ids: tuple[int, ...] = (),
-    trust_remote_code: bool = False,
-) -> None:
-    """Write weights (by the names of CausalLMLoss), tokenizer, generation config and model card.
+@dataclass(frozen=True)
+class ExportSpec:
+    """What a model's folder is made from, besides the weights and the card."""
 
-    The weights are checked to be exactly those of the architecture; tied ones may be left out. Generation stops at
-    any of `stop_ids`; (): at the tokenizer's EOS.
+    shape: PreTrainedConfig  # of the model in training, with the rows of new tokens
+    tokenizer: PreTrainedTokenizerBase
+    kind: ModelKind = LANGUAGE
+    dtype: torch.dtype = torch.float32  # of the weights of a whole model; those of an adapter are in fp32
+    stop_ids: tuple[int, ...] = ()  # generation stops at any of these; (): at the tokenizer's EOS
+    trust_remote_code: bool = False
+
+
+def export_model(folder: Path, weights: Mapping[str, Tensor], card: str, spec: ExportSpec) -> None:
+    """Write weights (by the names of a wrapper), tokenizer, generation config and model card.
+
+    The weights are checked to be exactly those of the architecture; tied ones may be left out.
     """
-    model = skeleton(shape, dtype, trust_remote_code)
+    model = skeleton(spec.shape, spec.kind, spec.dtype, spec.trust_remote_code)
     named = {
-        name.removeprefix(WRAPPER_PREFIX): tensor.to(dtype) if tensor.is_floating_point() else tensor
+        name.removeprefix(WRAPPER_PREFIX): tensor.to(spec.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in weights.items()
     }
     missing, unexpected = model.load_state_dict(named, strict=False, assign=True)
     model.tie_weights()
     left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left_out and not unexpected, (left_out, missing, unexpected)
-    model.generation_config = generation_config(tokenizer, stop_ids)
+    if spec.kind.generates:
+        model.generation_config = generation_config(spec)
     with no_progress_bar():
         model.save_pretrained(folder)
-    save_tokenizer(folder, tokenizer, shape)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    save_tokenizer(folder, spec)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def skeleton(shape: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    """A model without weights, on the meta device, as it is to be loaded by others: with a cache, not quantized."""
+def skeleton(
+    shape: PreTrainedConfig, kind: ModelKind, dtype: torch.dtype, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A model without weights, on the meta device, as others are to load it: with a cache, not quantized."""
     shape = copy.deepcopy(shape)
     shape.use_cache = True
     vars(shape).pop("quantization_config", None)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = kind.auto_class.from_config(
             shape, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
         )
     return model
 
 
-def generation_config(tokenizer: PreTrainedTokenizerBase, stop_ids: tuple[int, ...]) -> GenerationConfig:
-    """Sampling that stops at any of `stop_ids`; (): at the tokenizer's EOS."""
+def generation_config(spec: ExportSpec) -> GenerationConfig:
+    """Sampling that stops where the spec says."""
+    tokenizer = spec.tokenizer
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(stop_ids) or tokenizer.eos_token_id,
+        eos_token_id=list(spec.stop_ids) or tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         do_sample=True,
     )
 
 
-def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, shape: PreTrainedConfig) -> None:
-    """Write the tokenizer, with the number of the model's positions as the length that it warns at."""
-    positions = shape.to_dict().get("max_position_embeddings")
+def save_tokenizer(folder: Path, spec: ExportSpec) -> None:
+    """Write the tokenizer, with the number of the model's positions as the length that it warns at.
+
+    That of a reward model pads with a token that never ends an answer: a batch is scored at the last token that is
+    not padding, which must be the one that was trained.
+    """
+    if not spec.kind.generates:
+        spec.tokenizer.pad_token = spec.tokenizer.convert_ids_to_tokens(spec.shape.pad_token_id)
+    positions = spec.shape.to_dict().get("max_position_embeddings")
     if positions is not None:
-        tokenizer.model_max_length = positions
-    tokenizer.save_pretrained(folder)
+        spec.tokenizer.model_max_length = positions
+    spec.tokenizer.save_pretrained(folder)
 
 
 @contextmanager

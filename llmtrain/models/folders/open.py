@@ -18,15 +18,15 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-ADAPTER = "adapter_config.json"
-GENERATION = "generation_config.json"
+from llmtrain.models.folders.files import ADAPTER_CONFIG, GENERATION_CONFIG, MODEL_CONFIG
+from llmtrain.models.folders.kind import LANGUAGE
 
 
 def model_folder(path: str) -> Path:
     """The model's folder behind a path that may be a run's. Raises ValueError where there is no model."""
     folder = Path(path).expanduser()
     for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file() or (candidate / ADAPTER).is_file():
+        if (candidate / MODEL_CONFIG).is_file() or (candidate / ADAPTER_CONFIG).is_file():
             return candidate
     if (folder / "checkpoints").is_dir():
         raise ValueError(f"{path}: this run has no model yet: start its command again, it ends by writing model/")
@@ -41,11 +41,13 @@ def load_tuned(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     folder = model_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if (folder / ADAPTER).is_file():
-            from llmtrain.models.folders.adapter import open_adapter
+        if (folder / ADAPTER_CONFIG).is_file():
+            from llmtrain.models.folders.adapter import adapter_kind, open_adapter
 
-            model: Any = open_adapter(folder, len(tokenizer))
-            if (folder / GENERATION).is_file():  # peft takes the base's, which may not know the tuned end of turn
+            if (kind := adapter_kind(folder)) is not LANGUAGE:
+                raise ValueError(f"it holds a {kind.noun}")
+            model: Any = open_adapter(folder, tokenizer)
+            if (folder / GENERATION_CONFIG).is_file():  # peft takes the base's, without the tuned end of turn
                 model.generation_config = GenerationConfig.from_pretrained(folder)
                 model.get_base_model().generation_config = model.generation_config
         else:

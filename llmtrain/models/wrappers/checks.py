@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 from llmtrain.models.adapters.quantized import fp32_arithmetic
 from llmtrain.models.attention import ATTENTION, sharing_obstacle
 from llmtrain.models.heads.head import is_projection
+from llmtrain.models.heads.score import SCORE
 from llmtrain.models.trunk import Documents, pack_inputs, run_model, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.reward_model import HEAD, RewardModel
+from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.protocols import Report
 from llmtrain.system.device import AttentionKernel
 
@@ -160,7 +161,7 @@ def _check_scores(model: PreTrainedModel, batch: Documents, hidden: Float[Tensor
     documents = batch.input_ids.split(batch.segment_lengths)
     stock = torch.cat(_one_by_one(model, lambda inputs: model(**inputs).logits[:, 0], documents))
     last_tokens = torch.tensor(batch.segment_lengths).cumsum(0).to(hidden.device) - 1
-    scores = model.get_submodule(HEAD)(hidden[last_tokens])[:, 0]
+    scores = model.get_submodule(SCORE)(hidden[last_tokens])[:, 0]
     worst = float((scores - stock).abs().max())
     if not worst <= SCORE_TOLERANCE * float(stock.abs().max()):
         raise ValueError(

@@ -12,8 +12,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from llmtrain.models.heads.score import SCORE
 from llmtrain.models.wrappers.actor_critic import ValueHead
-from llmtrain.models.wrappers.reward_model import HEAD, RewardModel
+from llmtrain.models.wrappers.reward_model import RewardModel
 
 MEND = "set policy.critic_init=zero, or train a reward model that fits"
 
@@ -38,7 +39,7 @@ def start_as_reward(head: ValueHead, trunk: nn.Module | None, reward: RewardMode
 
 
 def _head_weight(reward: RewardModel) -> Tensor:
-    head = reward.model.get_submodule(HEAD)
+    head = reward.model.get_submodule(SCORE)
     if isinstance(head, ModulesToSaveWrapper):
         head = head.modules_to_save["default"]
     assert isinstance(head.weight, Tensor)

@@ -19,20 +19,11 @@ from llmtrain.batch import PackedTokens, PreferencePairs, segment_ends
 from llmtrain.config.sections import PretrainedModelConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.heads.score import SCORE, ScoreHead
 from llmtrain.models.load import parameters_by_role
 from llmtrain.models.trunk import pack_inputs, run_trunk
 from llmtrain.protocols import Role
 from llmtrain.system.device import AttentionKernel
-
-HEAD = "score"  # what transformers calls the head of every causal model that classifies
-
-
-class ScoreHead(nn.Linear):
-    """The scalar head; it computes in fp32 whatever the trunk's precision is."""
-
-    def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch 1"]:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), self.weight.float())
 
 
 class RewardModel(nn.Module):
@@ -49,7 +40,7 @@ class RewardModel(nn.Module):
     def forward(self, batch: PreferencePairs | PackedTokens) -> Float[Tensor, " segments"]:
         """The score of each document, at its last token: the last of a segment."""
         hidden = run_trunk(self.model.base_model, pack_inputs(batch, self.kernel))
-        scores: Tensor = self.model.get_submodule(HEAD)(hidden[segment_ends(batch).to(hidden.device)])
+        scores: Tensor = self.model.get_submodule(SCORE)(hidden[segment_ends(batch).to(hidden.device)])
         return scores[:, 0]
 
 
@@ -74,8 +65,8 @@ def score_model(
             )
     except ValueError:
         raise ValueError(f"{shape.model_type} has no form for sequence classification in transformers") from None
-    if not isinstance(dict(model.named_children()).get(HEAD), nn.Linear):
-        raise ValueError(f"{shape.model_type}: its form for sequence classification has no head named {HEAD}")
+    if not isinstance(dict(model.named_children()).get(SCORE), nn.Linear):
+        raise ValueError(f"{shape.model_type}: its form for sequence classification has no head named {SCORE}")
     width = shape.get_text_config().hidden_size
     head = ScoreHead(width, 1, bias=False)
     with torch.no_grad():
@@ -84,7 +75,7 @@ def score_model(
         else:
             head.weight.normal_(std=(width + 1) ** -0.5, generator=torch.Generator().manual_seed(seed))
     model.add_module(model.base_model_prefix, causal.base_model)
-    model.add_module(HEAD, head.to(causal.device))
+    model.add_module(SCORE, head.to(causal.device))
     model.config = shape  # one configuration, which also says which attention the trunk uses
     return model.train(causal.training)
 
@@ -92,7 +83,7 @@ def score_model(
 def reward_parameters_by_role(model: PreTrainedModel) -> dict[Role, list[nn.Parameter]]:
     """Trainable parameters by what they do, the scalar head among heads."""
     roles = parameters_by_role(model)
-    head = model.get_submodule(HEAD).weight
+    head = model.get_submodule(SCORE).weight
     roles["hidden"] = [parameter for parameter in roles["hidden"] if parameter is not head]
     roles["head"] = [parameter for parameter in model.parameters() if parameter is head]
     return roles
@@ -123,5 +114,5 @@ def _trained_head(config: PretrainedModelConfig) -> Float[Tensor, "1 hidden"]:
         trust_remote_code=config.trust_remote_code,
         dtype=torch.float32,
     )
-    weight: Tensor = model.get_submodule(HEAD).weight
+    weight: Tensor = model.get_submodule(SCORE).weight
     return weight.detach()

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
 from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
-from llmtrain.models.folders.adapter import export_adapter, merge_adapter
+from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter
 from llmtrain.models.folders.card import model_card
+from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import load_model, load_pretrained
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 
@@ -73,14 +74,10 @@ def export(
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     export_adapter(
         folder,
-        model.config,
         trained | buffers,
-        tokenizer,
-        adapter=config,
-        base_path=str(base),
-        fingerprint=base_fingerprint(model),
-        card="---\nlibrary_name: peft\n---\n",
-        stop_ids=stop_ids,
+        "---\nlibrary_name: peft\n---\n",
+        ExportSpec(model.config, tokenizer, stop_ids=stop_ids),
+        AdapterSpec(config, base_path=str(base), fingerprint=base_fingerprint(model)),
     )
     model.set_attn_implementation("eager")
     model.eval()
@@ -229,7 +226,10 @@ def test_the_card_of_an_adapter_names_its_base_and_loads_it_through_peft(tmp_pat
     card = model_card(config=config, ledger={}, values={}, versions={}, num_parameters=7, adapter_of="org/base")
     front = yaml.safe_load(card.split("---")[1])
     assert (front["library_name"], front["base_model"]) == ("peft", "org/base")
-    assert "An adapter of `org/base`, of 7 parameters" in card and "AutoPeftModelForCausalLM" in card
+    assert (
+        "A causal language model, an adapter of `org/base`, of 7 parameters" in card
+        and "AutoPeftModelForCausalLM" in card
+    )
     folder = export(tmp_path / "adapter", write_base(tmp_path / "base"), {}).folder
     (folder / "README.md").write_text(card)
     merge_adapter(folder, tmp_path / "merged")

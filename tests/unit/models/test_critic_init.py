@@ -16,7 +16,10 @@ from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.config.sections import AdapterConfig, TunedModelConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.adapters.weight_sharing import shared_copy
-from llmtrain.models.folders.reward import export_reward_adapter, export_reward_model, load_reward_model
+from llmtrain.models.folders.adapter import AdapterSpec, export_adapter
+from llmtrain.models.folders.kind import REWARD
+from llmtrain.models.folders.model import ExportSpec, export_model
+from llmtrain.models.folders.reward import load_reward_model
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.wrappers.checks import wrap_causal_lm
@@ -51,13 +54,11 @@ def reward_folder(folder: Path, base: Path, adapter: dict[str, Any] | None) -> P
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     weights = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    spec = ExportSpec(module.model.config, tokenizer, REWARD)
     if adapter is None:
-        export_reward_model(folder, module.model.config, weights, tokenizer, dtype=torch.float32, card="")
+        export_model(folder, weights, "", spec)
     else:
-        settings = AdapterConfig(**adapter)
-        export_reward_adapter(
-            folder, module.model.config, weights, tokenizer, adapter=settings, base_path=str(base), card=""
-        )
+        export_adapter(folder, weights, "", spec, AdapterSpec(AdapterConfig(**adapter), str(base)))
     return folder
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
 from llmtrain.models.folders.card import model_card
-from llmtrain.models.folders.model import export_model
+from llmtrain.models.folders.model import ExportSpec, export_model
 from llmtrain.models.load import load_model
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
@@ -50,7 +50,7 @@ def export(
             parameter.add_(0.1 * torch.randn_like(parameter))
     weights = {name: parameter.detach().clone() for name, parameter in trained.named_parameters()}
     shape = trained.model.config
-    export_model(folder / "model", shape, weights, tokenizer, dtype=dtype, card=CARD)
+    export_model(folder / "model", weights, CARD, ExportSpec(shape, tokenizer, dtype=dtype))
     return Exported(trained, folder / "model")
 
 
@@ -138,7 +138,7 @@ def test_generation_stops_at_the_end_of_a_document(tmp_path: Path, tokenizer: Pr
 def test_generation_stops_at_every_token_that_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = load_model(ModelConfig(config=MODEL), tokenizer, max_seq_len=32, seed=0)
     weights = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    export_model(tmp_path, model.config, weights, tokenizer, dtype=torch.float32, card=CARD, stop_ids=(258, 257))
+    export_model(tmp_path, weights, CARD, ExportSpec(model.config, tokenizer, stop_ids=(258, 257)))
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [258, 257]
 
 
@@ -160,9 +160,7 @@ def test_weights_of_another_architecture_are_not_written(
     else:
         weights["model.model.other.weight"] = torch.zeros(2)
     with pytest.raises(AssertionError):
-        export_model(
-            tmp_path / "bad", exported.trained.model.config, weights, tokenizer, dtype=torch.float32, card=CARD
-        )
+        export_model(tmp_path / "bad", weights, CARD, ExportSpec(exported.trained.model.config, tokenizer))
     assert not (tmp_path / "bad").exists()
 
 

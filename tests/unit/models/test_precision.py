@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmtrain.system.device import training_precision
+from llmtrain.system.precision import training_precision
 
 CPU = torch.device("cpu")
 

@@ -13,14 +13,23 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from tiny_run import MODEL, write_tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+)
 
 from llmtrain.batch import PackedTokens, PreferencePairs, empty_pairs
 from llmtrain.config.sections import AdapterConfig, ModelConfig, TunedModelConfig
 from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
 from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter
 from llmtrain.models.folders.card import model_card
-from llmtrain.models.folders.reward import export_reward_adapter, export_reward_model, merge_reward_adapter
+from llmtrain.models.folders.kind import REWARD
+from llmtrain.models.folders.model import ExportSpec, export_model
+from llmtrain.models.folders.reward import load_reward_model
 from llmtrain.models.load import load_model, load_pretrained
 from llmtrain.models.wrappers.checks import wrap_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, reward_parameters_by_role, score_model
@@ -76,8 +85,8 @@ def trained(base: Path, adapter: dict[str, Any] | None = None, new_tokens: tuple
     causal = load_pretrained(config, tokenizer, max_seq_len=64, new_token_ids=new_ids)
     if lora is not None:
         add_adapter(causal, lora, new_ids, 0)
-    fingerprint = base_fingerprint(causal)
     model = score_model(causal, config, pad_token_id=pooling_pad_id(tokenizer, (END,)), seed=0)
+    fingerprint = base_fingerprint(model)
     fuse_adapters(model)
     module = wrap_reward_model(model, "segments", 64, torch.device("cpu"))
     torch.manual_seed(2)
@@ -143,19 +152,11 @@ def test_transformers_and_peft_load_what_was_trained(tmp_path: Path, case: str, 
 
 
 def export(one: Trained, folder: Path, base: Path | None = None, card: str = "---\n") -> None:
+    spec = ExportSpec(one.module.model.config, one.tokenizer, REWARD)
     if one.adapter is None:
-        export_reward_model(folder, one.module.model.config, one.weights, one.tokenizer, dtype=torch.float32, card=card)
+        export_model(folder, one.weights, card, spec)
         return
-    export_reward_adapter(
-        folder,
-        one.module.model.config,
-        one.weights,
-        one.tokenizer,
-        adapter=one.adapter,
-        base_path=str(base),
-        fingerprint=one.fingerprint,
-        card=card,
-    )
+    export_adapter(folder, one.weights, card, spec, AdapterSpec(one.adapter, str(base), fingerprint=one.fingerprint))
 
 
 def test_new_tokens_are_trained_and_exported_with_an_adapter(tmp_path: Path) -> None:
@@ -170,9 +171,36 @@ def test_new_tokens_are_trained_and_exported_with_an_adapter(tmp_path: Path) -> 
 def test_a_merged_reward_model_scores_as_the_adapter(tmp_path: Path) -> None:
     one = trained(write_base(tmp_path / "base"), LORA)
     export(one, tmp_path / "out", tmp_path / "base")
-    merge_reward_adapter(tmp_path / "out", tmp_path / "merged")
+    merge_adapter(tmp_path / "out", tmp_path / "merged")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(loaded_scores(model, documents()), scores(one.module, documents()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_adapter_opens_on_its_own_base_alone(tmp_path: Path, case: str) -> None:
+    one = trained(write_base(tmp_path / "base", **CASES[case]), LORA)
+    export(one, tmp_path / "out", tmp_path / "base")
+    opened, _ = load_reward_model(tmp_path / "out")
+    torch.testing.assert_close(scores(opened, documents()), scores(one.module, documents()), rtol=1e-4, atol=1e-5)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        base.get_input_embeddings().weight.mul_(1.5)
+    base.save_pretrained(tmp_path / "base")
+    for use in (load_reward_model, lambda folder: merge_adapter(folder, tmp_path / "merged")):
+        with pytest.raises(ValueError, match=rf"{tmp_path}/out was trained on another base than") as caught:
+            use(tmp_path / "out")
+        assert "\n" not in str(caught.value)
+
+
+def test_the_adapter_of_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
+    tokenizer, config = AutoTokenizer.from_pretrained(write_base(tmp_path / "base")), AdapterConfig(**LORA)
+    causal = load_pretrained(TunedModelConfig(path=str(tmp_path / "base")), tokenizer, max_seq_len=64)
+    add_adapter(causal, config, (), 0)
+    weights = {f"model.{name}": p.detach() for name, p in causal.named_parameters() if p.requires_grad}
+    spec = ExportSpec(causal.config, tokenizer)
+    export_adapter(tmp_path / "out", weights, "", spec, AdapterSpec(config, str(tmp_path / "base")))
+    with pytest.raises(ValueError, match=r"out: no reward model .*the adapter of a language model"):
+        load_reward_model(tmp_path / "out")
 
 
 def test_the_adapter_folder_holds_the_adapter_and_the_head_only(tmp_path: Path) -> None:
@@ -320,9 +348,12 @@ def test_the_card_loads_a_model_that_scores(tmp_path: Path, adapter: dict[str, A
     one = trained(write_base(tmp_path / "base"), adapter)
     config = {"run": {"dir": "runs/x"}, "data": {"train": [{"path": "a.jsonl"}]}}
     values = {"eval_accuracy": 0.7, "held_out/calibration/0/accuracy": 0.5}
-    card = model_card(config=config, ledger={}, values=values, versions={}, num_parameters=7)
+    adapter_of = None if adapter is None else "org/base"
+    card = model_card(
+        config=config, ledger={}, values=values, versions={}, num_parameters=7, adapter_of=adapter_of, kind=REWARD
+    )
     export(one, tmp_path / "out", tmp_path / "base", card)
     written = (tmp_path / "out" / "README.md").read_text()
     assert f"{loader}ForSequenceClassification" in written and "CausalLM" not in written
-    assert "text-classification" in written and "A reward model of 7 parameters" in written
+    assert "text-classification" in written and "A reward model" in written and "of 7 parameters" in written
     assert "eval_accuracy" in written and "held_out/" not in written

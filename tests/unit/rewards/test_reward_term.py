@@ -14,7 +14,8 @@ from tiny_chat import write_model
 from transformers import AutoTokenizer
 
 from llmtrain.config.sections import TunedModelConfig
-from llmtrain.models.folders.reward import export_reward_model
+from llmtrain.models.folders.kind import REWARD
+from llmtrain.models.folders.model import ExportSpec, export_model
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
 from llmtrain.rewards.model import reward_model_term
@@ -30,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pad = pooling_pad_id(tokenizer, (tokenizer.eos_token_id,))
     model = score_model(load_pretrained(config, tokenizer, max_seq_len=64), config, pad_token_id=pad, seed=0)
     weights = {name: p.detach() for name, p in RewardModel(model, "segments").named_parameters()}
-    export_reward_model(folder / "model", model.config, weights, tokenizer, dtype=torch.float32, card="")
+    export_model(folder / "model", weights, "", ExportSpec(model.config, tokenizer, REWARD))
     return folder
 
 

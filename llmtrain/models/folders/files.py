@@ -1,0 +1,10 @@
+"""The names of files in a model's folder."""
+
+from __future__ import annotations
+
+MODEL_CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+GENERATION_CONFIG = "generation_config.json"
+CARD = "README.md"
+ADAPTER_BASE = "base.json"  # the fingerprint of an adapter's base, by which a base is known again
+REWARD_CARD = "reward_card.json"  # in the run's folder, beside the folder of the model
