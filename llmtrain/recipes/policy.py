@@ -46,8 +46,8 @@ from llmtrain.rollout.source import Roles, RolloutSource
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
-from llmtrain.train.guard import StopSignal
 from llmtrain.train.runtime import Runtime
+from llmtrain.train.stop_signal import StopSignal
 
 
 def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
@@ -107,7 +107,7 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         should_stop=is_stopped,
         record=record,
         say=runtime.say,
-        critic_apart=module.critic is not None and runtime.takes_partial_losses,
+        critic_apart=module.critic is not None and runtime.supports_partial_backward,
     )
     held_out = prompts.eval
     if rollout.eval_prompts is not None:
