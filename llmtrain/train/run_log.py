@@ -10,7 +10,11 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as ProgressBar
+
+METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "train.log"
 
 Row = Mapping[str, float | int]
 
@@ -36,24 +40,24 @@ class RunLog:
         self._is_main, self._num_steps = is_main, num_steps
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._track, self._memory_bytes = track, memory_bytes
-        self._metrics_path, self._log_path = folder / "metrics.jsonl", folder / "train.log"
+        self._metrics_path, self._log_path = folder / METRICS_FILE, folder / LOG_FILE
         self._console = Console(highlight=False, soft_wrap=True)
-        self._progress: Progress | None = None
+        self._bar: ProgressBar | None = None
         self._window_tokens, self._window_seconds = 0.0, 0.0  # since the last training row
 
     def __enter__(self) -> RunLog:
         if self._is_main and self._console.is_terminal:
             columns = (BarColumn(bar_width=20), TextColumn("{task.fields[status]}"))
-            self._progress = Progress(*columns, console=self._console, transient=True)
-            self._progress.start()
-            self._task = self._progress.add_task("", total=self._num_steps, status="")
+            self._bar = ProgressBar(*columns, console=self._console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._num_steps, status="")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def resume_at(self, step: int, evaluated_step: int) -> None:
         """Drop training rows after `step` and evaluation rows after `evaluated_step`: they will be written again."""
@@ -92,8 +96,8 @@ class RunLog:
             f"grad norm {row['grad_norm']:.2f}  {speed:,.0f} tokens/s  MFU {row['mfu']:.0%}  "
             f"{row['memory_bytes'] / 1e9:.1f} GB  {_clock(left)} left"
         )
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, status=line)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, status=line)
             with self._log_path.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         else:

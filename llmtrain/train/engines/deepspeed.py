@@ -29,7 +29,7 @@ from llmtrain.train.engines.state import check_shape, load_buffers, named_buffer
 
 
 class DeepSpeedEngine:
-    """The engine of processes that share the optimizer's state (ZeRO-1), gradients too (-2), weights too (-3)."""
+    """The engine of processes that shard the optimizer's state (ZeRO-1), gradients too (-2), weights too (-3)."""
 
     supports_partial_backward = False
 
