@@ -43,13 +43,14 @@ from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.system.device import peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Loop
 from llmtrain.train.optim import make_optimizer
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
+from llmtrain.train.step_guard import StepGuard
+from llmtrain.train.stop_signal import StopSignal
 
 BLOCK_STEPS = 2
 NUM_BLOCKS = 20
@@ -167,12 +168,12 @@ def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Mo
             evaluate=None,
             checkpoints=Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best),
             log=log,
+            guard=StepGuard(config.train.max_nonfinite_steps, config.train.spike_factor),
             stop=StopSignal(),
             profiler=StepProfiler(None, folder, rank=0, num_steps=plan.num_steps),
-            train=config.train,
-            eval=config.eval,
-            checkpoint=config.checkpoint,
-            logging=config.log,
+            eval_config=config.eval,
+            checkpoint_config=config.checkpoint,
+            log_config=config.log,
         ).run()
     runtime.finish()
     return source, our_module, bare_module

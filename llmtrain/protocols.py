@@ -1,4 +1,4 @@
-"""The protocols that rooms know each other by: where batches come from, what is minimised, which processes train.
+"""The protocols between packages: where batches come from, what is minimised, which processes train.
 
 One optimizer step is `loss = sum over microbatches and ranks of share`, where a share is already
 divided by denominators counted over the whole step, so splitting a batch changes nothing.
@@ -28,7 +28,7 @@ Counts = Mapping[str, float]
 
 Role = Literal["hidden", "head", "embedding", "vector", "critic"]
 """What a parameter does, which its optimizer asks: a matrix between hidden states, the output head, an input
-embedding, a norm or bias; anything of a critic's own."""
+embedding, a norm or bias; a critic's parameters."""
 
 Metrics = Mapping[str, Tensor]
 """Shares (scalar, detached) whose sum over the microbatches and ranks of a step is the step's value."""
@@ -40,7 +40,7 @@ class StepBatch(Protocol):
     @property
     def sample_ids(self) -> tuple[int, ...]: ...
     @property
-    def num_tokens(self) -> int: ...  # that run through the model for a sample's sake; 0 in an empty microbatch
+    def num_tokens(self) -> int: ...  # input tokens of samples; 0 in an empty microbatch
     def to(self, device: torch.device) -> Any: ...
 
 
@@ -48,7 +48,7 @@ BatchType = TypeVar("BatchType", bound=StepBatch)
 
 
 class Interrupted(Exception):
-    """Making a step's microbatches took long, and was stopped on every rank because one was asked to stop."""
+    """Some rank was asked to stop while a step's microbatches were being made: every rank stops making them."""
 
 
 class BatchSource(Protocol[Batch]):
@@ -71,13 +71,17 @@ class BatchSource(Protocol[Batch]):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; with it, any number of ranks goes on as if there had been no interruption.
+        """Tensors and plain values, from which any number of ranks resumes as if there had been no interruption.
 
         Collective; the main process's is saved.
         """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+StateWithoutStep = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""(an earlier state of a source of stored batches) -> the same, with the present step's samples on its skip-list."""
 
 
 class Objective(Protocol[Batch_contra]):
@@ -105,7 +109,7 @@ Evaluate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
 
 
 class Ranks(Protocol):
-    """The processes that train together, and their collectives; the runtime is one."""
+    """This process among those that train together, and their collectives; the runtime is one."""
 
     rank: int
     world_size: int
@@ -117,11 +121,11 @@ class Ranks(Protocol):
         ...
 
     def gather_floats(self, values: Sequence[float]) -> list[list[float]]:
-        """Every rank's values, in the order of ranks; equally many on each."""
+        """Every rank's values, in the order of ranks; each rank gives the same number of values."""
         ...
 
     def gather_to_main(self, values: Tensor) -> list[Tensor]:
-        """Every rank's values, (elements,), as many as each has, on the main process; none on the others."""
+        """Every rank's values, (elements,), of any length, on the main process; an empty list on the others."""
         ...
 
     def any(self, flag: bool) -> bool:
@@ -129,7 +133,7 @@ class Ranks(Protocol):
         ...
 
     def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
-        """With the module's weights whole, to be called as a plain one, as often as this rank needs."""
+        """With the module's weights whole, so that each rank may call it as often as it needs. Collective on entry."""
         ...
 
 

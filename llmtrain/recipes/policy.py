@@ -47,8 +47,9 @@ from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
 from llmtrain.system.precision import export_dtype
-from llmtrain.train.guard import StopSignal
+from llmtrain.train.optim import OPTIMIZER_BYTES
 from llmtrain.train.runtime import Runtime
+from llmtrain.train.stop_signal import StopSignal
 
 
 def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
@@ -109,7 +110,7 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         should_stop=is_stopped,
         record=record,
         say=runtime.say,
-        critic_apart=module.critic is not None and runtime.takes_partial_losses,
+        critic_apart=module.critic is not None and runtime.supports_partial_backward,
     )
     held_out = prompts.eval
     if rollout.eval_prompts is not None:
@@ -211,7 +212,7 @@ def build_roles(
     roles = ["policy with a value head" if has_critic and trunk is None else "policy"]
     roles += ["critic with a trunk of its own"] if trunk is not None else []
     roles += [f"reference on {'the same base' if has_adapter else 'a copy of the weights'}"] if reference else []
-    runtime.say(f"{', '.join(roles)}; {adapter_report(module)}")
+    runtime.say(f"{', '.join(roles)}; {adapter_report(module, OPTIMIZER_BYTES[config.optim.name])}")
     return module, reference, parameters
 
 

@@ -12,7 +12,7 @@ from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.store.kinds import build_answer_stores, build_pair_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.reference_logprobs import reference_logprobs
-from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.folders.model import ExportSpec
@@ -25,6 +25,7 @@ from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
 from llmtrain.system.precision import export_dtype
+from llmtrain.train.optim import OPTIMIZER_BYTES
 
 
 def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) -> None:

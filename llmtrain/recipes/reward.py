@@ -31,6 +31,8 @@ from llmtrain.system.device import attention_kernel, fuses_layers
 from llmtrain.system.files import write_json
 from llmtrain.system.precision import export_dtype
 from llmtrain.train.checkpoint import Checkpoint
+from llmtrain.train.optim import OPTIMIZER_BYTES
+from llmtrain.train.run_log import METRICS_FILE
 
 
 def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
@@ -56,7 +58,7 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
     if fuses_layers(runtime.device) and not runtime.shards_parameters:
         fuse_layers(model)
         fuse_adapters(model)
-    runtime.say(adapter_report(model))
+    runtime.say(adapter_report(model, OPTIMIZER_BYTES[config.optim.name]))
     kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
     module = wrap_reward_model(model, kernel, config.data.max_seq_len, runtime.device)
 
@@ -107,7 +109,7 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
 def reward_verdict(config: RewardStageConfig, folder: Path, checkpoint: Checkpoint) -> str:
     """Write `reward_card.json` from the evaluation of a checkpoint, and say in one line what it says."""
     sources = [source.path for source in config.data.eval or config.data.train]
-    card = reward_card(folder / "metrics.jsonl", checkpoint.step, sources)
+    card = reward_card(folder / METRICS_FILE, checkpoint.step, sources)
     if card is None:
         return "the reward model is not evaluated: no pairs are held out (data.eval, data.eval_fraction)"
     write_json(folder / REWARD_CARD, card)

@@ -14,7 +14,7 @@ from llmtrain.data.packing.documents import pack_documents
 from llmtrain.data.store.kinds import build_chat_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.folders.model import ExportSpec
@@ -27,6 +27,7 @@ from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import record_ledger
 from llmtrain.system.device import fuses_layers
 from llmtrain.system.precision import export_dtype
+from llmtrain.train.optim import OPTIMIZER_BYTES
 
 
 def main(config: SftConfig) -> None:

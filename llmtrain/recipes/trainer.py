@@ -21,18 +21,20 @@ from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.models.wrappers.reward_model import RewardModel
-from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, Role
+from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, Role, StateWithoutStep
 from llmtrain.runs.folder import open_run, record_run
 from llmtrain.system.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
-from llmtrain.train.guard import StopSignal
-from llmtrain.train.loop import Loop, StateWithoutStep
-from llmtrain.train.optim import Ema, make_optimizer
+from llmtrain.train.ema import Ema
+from llmtrain.train.loop import Loop
+from llmtrain.train.optim import make_optimizer
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.progress import Progress
 from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
+from llmtrain.train.step_guard import StepGuard
+from llmtrain.train.stop_signal import StopSignal
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,12 @@ def train(
         evaluate=evaluate,
         checkpoints=checkpoints,
         log=log,
+        guard=StepGuard(config.train.max_nonfinite_steps, config.train.spike_factor),
         stop=stop or StopSignal(),
         profiler=profiler,
-        train=config.train,
-        eval=config.eval,
-        checkpoint=config.checkpoint,
-        logging=config.log,
+        eval_config=config.eval,
+        checkpoint_config=config.checkpoint,
+        log_config=config.log,
         state_without_step=state_without_step,
         l1=config.optim.l1,
         ema=ema,

@@ -24,6 +24,7 @@ from llmtrain.models.folders.card import model_card
 from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model, push_model
 from llmtrain.system.files import write_json
 from llmtrain.train.checkpoint import Checkpoint
+from llmtrain.train.run_log import METRICS_FILE
 
 # What may differ when a run is continued; anything else makes it another run.
 MAY_CHANGE = (
@@ -158,7 +159,7 @@ def export_run(
     card = model_card(
         config=config.model_dump(),
         ledger=json.loads((folder / "ledger.json").read_text(encoding="utf-8")),
-        values=_last_values(folder / "metrics.jsonl", checkpoint.step),
+        values=_last_values(folder / METRICS_FILE, checkpoint.step),
         versions=dict(_versions()),
         num_parameters=sum(tensor.numel() for tensor in weights.values()),
         adapter_of=None if adapter is None else config.model.path,

@@ -7,10 +7,11 @@ A checkpoint is a folder `step-00000200/`:
     ema-00001.safetensors        any further kind, keyed by parameter name
     state-00001.safetensors      tensors of the state
     state.json                   everything else of the state
-    manifest.json                step, best or not, size and SHA-256 of each file, which file holds which tensor
+    manifest.json                format, step, best or not, size and SHA-256 of each file, which file holds which tensor
 
-No engine's format is used, so any engine and world size resumes any other's. The folder is written beside its
-final name, each file and the folder are synced to disk, then it is renamed: it is there whole or not at all.
+No engine's format is used, so any engine and world size resumes any other's. The folder is written under the name
+`step-00000200.partial`, each file and the folder are synced to disk, then it is renamed: it is there whole or not at
+all. Folders and files with other names are left alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +28,7 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from llmtrain.system.files import sync_folder
 from llmtrain.train.runtime import Runtime
@@ -35,6 +36,7 @@ from llmtrain.train.runtime import Runtime
 FORMAT = 1
 PIECE_BYTES = 1 << 28  # a file holds no more, one larger tensor excepted: bounds the memory of saving
 STATE_SEPARATOR = "/"  # between a parameter's name, which never holds it, and the optimizer state's
+PARTIAL, REMOVED = ".partial", ".removed"  # suffixes of a folder that is being written, and of one being deleted
 TENSOR_KEY = "$tensor"  # marks, in state.json, the place of a tensor
 
 
@@ -42,8 +44,12 @@ class CheckpointError(ValueError):
     """A checkpoint could not be written; the ones before are untouched."""
 
 
+class FormatError(ValueError):
+    """A checkpoint is of a format that this version does not read."""
+
+
 class Checkpoints:
-    """The checkpoints of one run: newest `keep` of them, and the best one besides when `keep_best` is on."""
+    """The checkpoints of one run: the newest `keep` of them, and also the best one if `keep_best` is on."""
 
     def __init__(self, folder: Path, keep: int, keep_best: bool) -> None:
         self._folder, self._keep, self._keep_best = folder, keep, keep_best
@@ -52,25 +58,27 @@ class Checkpoints:
         self,
         runtime: Runtime,
         step: int,
-        model: nn.Module,
-        optimizer: Optimizer,
         state: Mapping[str, Any],
         *,
         extra: Mapping[str, Mapping[str, Tensor]],
         best: bool = False,
     ) -> Path:
-        """Write the checkpoint of `step` and prune the old ones. Collective; the main process writes.
+        """Write what the runtime prepared, as `step`, and prune the old ones. Collective; the main process writes.
 
-        `state` holds plain values, and tensors at any depth; `extra` further kinds of named tensors. Raises
-        CheckpointError on every rank where the disk is full or fails: the partial one is gone, the last good stays.
+        `state` holds plain values, and tensors at any depth; `extra` further kinds of named tensors. Raises on every
+        rank if it cannot be written, CheckpointError if the disk is full or fails: the partial checkpoint is removed,
+        the last good one stays.
         """
         final = self._path(step)
-        named_state, error = runtime.named_state(model, optimizer), None
+        named_state = runtime.named_state()
+        error: Exception | None = None
         if runtime.is_main:
             error = _write(final, step, named_state, state, extra, best)
-        for _ in named_state:  # reading the state is collective: also after an error every rank walks all of it
+        for _ in named_state:  # reading the state is collective: also after an error every rank iterates over all of it
             pass
         if runtime.any(error is not None):
+            if error is not None and not isinstance(error, OSError):
+                raise error  # not the disk's fault, so the advice below would mislead
             raise CheckpointError(
                 f"cannot write the checkpoint {final}: {error or 'see the main process'}; the last good one is "
                 "untouched: free space on the disk, or move run.dir"
@@ -80,47 +88,62 @@ class Checkpoints:
         return final
 
     def latest(self, runtime: Runtime) -> Checkpoint | None:
-        """The newest checkpoint that verifies, the same on every rank; a bad one is reported and passed over."""
+        """The newest checkpoint that verifies, the same on every rank; a damaged one is reported and skipped.
+
+        Raises ValueError on every rank if none verifies, or if one is of another format. Collective.
+        """
         return self._newest(runtime, best_only=False)
 
     def best(self, runtime: Runtime) -> Checkpoint | None:
-        """The newest that was saved as the best, if it verifies."""
+        """The newest that was saved as the best, if it verifies. Collective."""
         return self._newest(runtime, best_only=True)
 
     def _newest(self, runtime: Runtime, best_only: bool) -> Checkpoint | None:
-        step, num_bad = self._search(runtime.say, best_only) if runtime.is_main else (None, 0)
-        (found, bad), *_ = runtime.gather_floats([-1 if step is None else step, num_bad])  # the main process's
+        searched = self._search(runtime.say, best_only) if runtime.is_main else [0, 0, 0]
+        (found, bad, foreign), *_ = runtime.gather_floats(searched)  # the main process's
+        if foreign:
+            raise ValueError(
+                f"a checkpoint in {self._folder} is of another format than {FORMAT}: go on with the version of "
+                "llmtrain that wrote it, or remove the folder to start from the beginning"
+            )
         if found >= 0:
             return Checkpoint(self._path(int(found)))
         if bad:
             raise ValueError(f"no checkpoint in {self._folder} is whole: remove the folder to start from the beginning")
         return None
 
-    def _search(self, say: Callable[[str], None], best_only: bool) -> tuple[int | None, int]:
-        """(step of the newest that verifies, how many did not)."""
+    def _search(self, say: Callable[[str], None], best_only: bool) -> list[int]:
+        """Step of the newest that verifies, or -1; how many newer ones do not; how many are of another format."""
+        self._clear_leftovers()
         num_bad = 0
-        for path in self._folder.glob("step-*.removed"):
-            final = path.with_suffix("")
-            if path.with_suffix(".partial").exists() and not final.exists():  # killed while replacing it
-                path.rename(final)
-        for path in self._folder.glob("step-*.*"):  # what a killed save or removal left behind
-            shutil.rmtree(path)
         for path in reversed(self._paths()):
             try:
                 checkpoint = Checkpoint(path)
                 if checkpoint.is_best or not best_only:
                     checkpoint.verify()
-                    return checkpoint.step, num_bad
+                    return [checkpoint.step, num_bad, 0]
+            except FormatError as error:
+                say(str(error))
+                return [-1, num_bad, 1]
             except ValueError as error:
-                say(f"{error}; it is passed over for the one before it")
+                say(f"{error}; it is skipped in favour of the one before it")
                 num_bad += 1
-        return None, num_bad
+        return [-1, num_bad, 0]
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a killed save or removal left, after putting back a checkpoint that was being replaced."""
+        for path in _folders(self._folder, REMOVED):
+            final = path.with_suffix("")
+            if path.with_suffix(PARTIAL).exists() and not final.exists():  # killed while replacing it
+                path.rename(final)
+        for path in _folders(self._folder, PARTIAL) + _folders(self._folder, REMOVED):
+            shutil.rmtree(path)
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step:08d}"
 
     def _paths(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("step-*") if not path.suffix)
+        return _folders(self._folder, suffix="")
 
     def _prune(self, step: int, say: Callable[[str], None]) -> None:
         """Remove what need not be kept now that `step` is saved, later steps included: the run went back."""
@@ -142,6 +165,8 @@ class Checkpoint:
         self.path = path
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise FormatError(f"checkpoint {path} is of format {manifest['format']}, not {FORMAT}")
             self.step: int = manifest["step"]
             self.is_best: bool = manifest["best"]
             self._files: dict[str, dict[str, Any]] = manifest["files"]
@@ -150,6 +175,8 @@ class Checkpoint:
             for full in self._tensors.get("optimizer", {}):
                 name, key = full.rsplit(STATE_SEPARATOR, 1)
                 self._state_keys.setdefault(name, []).append(key)
+        except FormatError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"checkpoint {path} has no good manifest.json ({error})") from None
 
@@ -169,7 +196,7 @@ class Checkpoint:
         return list(self._tensors[kind])
 
     def read(self, kind: str, name: str) -> Tensor:
-        """One tensor, on the CPU. Raises KeyError where the checkpoint has none of that name."""
+        """One tensor, on the CPU. Raises KeyError if the checkpoint has none of that name."""
         with safe_open(self.path / self._tensors[kind][name], framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
@@ -184,7 +211,7 @@ class Checkpoint:
         return tensors
 
     def read_parameter(self, name: str) -> dict[str, Tensor]:
-        """A parameter under `param`, and its optimizer state by key: what `Runtime.load_named_state` asks for."""
+        """A parameter under `param`, and its optimizer state by key, for `Runtime.load_named_state`."""
         keys = self._state_keys.get(name, [])
         state = {key: self.read("optimizer", f"{name}{STATE_SEPARATOR}{key}") for key in keys}
         return {"param": self.read("model", name)} | state
@@ -194,7 +221,7 @@ class Checkpoint:
         for name, expected in self._files.items():
             file = self.path / name
             if not file.is_file() or file.stat().st_size != expected["bytes"]:
-                raise ValueError(f"checkpoint {self.path} is torn: {name} is missing or has another size")
+                raise ValueError(f"checkpoint {self.path} is incomplete: {name} is missing or has another size")
             with file.open("rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != expected["sha256"]:
                     raise ValueError(f"checkpoint {self.path} was changed: {name} does not match its hash")
@@ -207,8 +234,8 @@ def _write(
     state: Mapping[str, Any],
     extra: Mapping[str, Mapping[str, Tensor]],
     best: bool,
-) -> OSError | None:
-    """Write a whole checkpoint, or nothing; the error that prevented it."""
+) -> Exception | None:
+    """Write a whole checkpoint, or nothing; returns the error that prevented it, so that ranks can agree on it."""
     writer = _Writer(final)
     try:
         writer.make_folder()
@@ -218,7 +245,7 @@ def _write(
             for name, tensor in named.items():
                 writer.add(kind, name, tensor)
         writer.finish(step, state, best)
-    except OSError as error:
+    except Exception as error:
         writer.discard()
         return error
     return None
@@ -228,7 +255,7 @@ class _Writer:
     """Writes one checkpoint, in pieces, into a folder beside its final name. Its methods raise OSError."""
 
     def __init__(self, final: Path) -> None:
-        self._final, self._partial = final, final.with_name(f"{final.name}.partial")
+        self._final, self._partial = final, final.with_name(f"{final.name}{PARTIAL}")
         self._files: dict[str, dict[str, Any]] = {}
         self._tensors: dict[str, dict[str, str]] = {}
         self._pending: dict[str, dict[str, Tensor]] = {}
@@ -249,9 +276,9 @@ class _Writer:
                 self.add("optimizer", f"{name}{STATE_SEPARATOR}{key}", tensor)
 
     def add(self, kind: str, name: str, tensor: Tensor) -> None:
-        """One tensor of a kind; a piece that is full goes to disk."""
+        """One tensor of a kind; what is pending goes to disk first if both do not fit in a piece."""
         size = tensor.numel() * tensor.element_size()
-        if self._pending_bytes.get(kind, 0) + size > PIECE_BYTES:
+        if self._pending.get(kind) and self._pending_bytes[kind] + size > PIECE_BYTES:
             self._flush(kind)
         self._pending.setdefault(kind, {})[name] = tensor.detach().cpu().contiguous()
         self._pending_bytes[kind] = self._pending_bytes.get(kind, 0) + size
@@ -267,8 +294,8 @@ class _Writer:
         manifest = {"format": FORMAT, "step": step, "best": best, "files": self._files, "tensors": self._tensors}
         self._write("manifest.json", json.dumps(manifest, indent=1).encode())
         sync_folder(self._partial)
-        replaced = self._final.with_suffix(".removed")
-        if self._final.exists():  # torn, or written before this step was evaluated, or the run went back
+        replaced = self._final.with_suffix(REMOVED)
+        if self._final.exists():  # incomplete, or from before this step was evaluated, or the run went back
             self._final.rename(replaced)
         self._partial.rename(self._final)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -279,11 +306,11 @@ class _Writer:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _flush(self, kind: str) -> None:
-        tensors, self._pending_bytes[kind] = self._pending.pop(kind, {}), 0
+        tensors, self._pending_bytes[kind] = self._pending.pop(kind), 0
         pieces = sum(name.startswith(f"{kind}-") for name in self._files)
         file = f"{kind}-{pieces + 1:05d}.safetensors"
         with _as_os_error():
-            safetensors.torch.save_file(tensors, self._partial / file)  # from where the tensors lie: no copy
+            safetensors.torch.save_file(tensors, self._partial / file)  # without a copy of the tensors
         self._seal(file)
         self._tensors.setdefault(kind, {}).update(dict.fromkeys(tensors, file))
 
@@ -302,30 +329,36 @@ class _Writer:
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """What safetensors says of a full disk and its like as an OSError of its words; the number of the error is lost."""
+    """Turn safetensors' error for a full disk or the like into an OSError with its text; the error number is lost."""
     try:
         yield
     except SafetensorError as error:
         raise OSError(str(error)) from None
 
 
+def _folders(parent: Path, suffix: str) -> list[Path]:
+    """The folders of steps with a suffix ("" for whole checkpoints), in order; anything else there is not ours."""
+    name = re.compile(rf"step-\d{{8,}}{re.escape(suffix)}")
+    return sorted(path for path in parent.glob(f"step-*{suffix}") if name.fullmatch(path.name) and path.is_dir())
+
+
 def _is_best(path: Path) -> bool:
     try:
         return Checkpoint(path).is_best
-    except ValueError:  # torn
+    except ValueError:  # incomplete
         return False
 
 
 def split_tensors(state: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
     """A state as plain JSON values with a mark in place of each tensor, and the tensors by their dotted place.
 
-    Raises TypeError where a key is not a string or a value is neither plain nor a tensor: JSON would change it.
+    Raises TypeError if a key is not a string or a value is neither plain nor a tensor: JSON would change it.
     """
     tensors: dict[str, Tensor] = {}
 
     def plain(value: Any, place: str) -> Any:
         if isinstance(value, Tensor):
-            tensors[place] = value.detach().clone()  # a view of its own: safetensors refuses shared memory
+            tensors[place] = value.detach().clone()  # a copy: safetensors refuses shared memory
             return {TENSOR_KEY: place}
         if isinstance(value, Mapping):
             if not all(isinstance(key, str) for key in value):
@@ -352,7 +385,7 @@ def join_tensors(plain: Any, read: Callable[[str], Tensor]) -> Any:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint so that a kill in between leaves a leftover, never a part that looks whole."""
-    leftover = path.with_name(f"{path.name}.removed")
+    """Delete a checkpoint so that a kill during it leaves a leftover, never a part that looks whole."""
+    leftover = path.with_name(f"{path.name}{REMOVED}")
     path.rename(leftover)
     shutil.rmtree(leftover)

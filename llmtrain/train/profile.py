@@ -12,25 +12,25 @@ class StepProfiler:
     """Records the steps from `first` to `last`, both included and counted from 1, into `folder`.
 
     The trace opens in Perfetto or chrome://tracing; `rankN.summary.txt` lists the operators by their own time.
-    Where the run starts or ends inside the stretch, the trace holds what there was of it.
+    If the run starts or ends inside the stretch, the trace holds the steps that were run.
     """
 
     def __init__(self, steps: Sequence[int] | None, folder: Path, rank: int, num_steps: int) -> None:
-        """Raises ValueError where the stretch begins after the run's last step."""
+        """Raises ValueError if the stretch begins after the run's last step."""
         if steps is not None and steps[0] > num_steps:
             raise ValueError(f"log.profile={list(steps)} begins after the run's {num_steps} steps")
         self._steps, self._folder, self._rank = steps, folder, rank
         self._profiler: profile | None = None
 
     def before_step(self, step: int) -> None:
-        """Called with the number of the step to come."""
+        """Start recording if `step`, the next one, is in the stretch."""
         if self._steps is not None and self._profiler is None and self._steps[0] <= step <= self._steps[1]:
             activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
             self._profiler = profile(activities=[one for one in activities if one in supported_activities()])
             self._profiler.start()
 
     def after_step(self, step: int) -> None:
-        """Called with the number of the step that is done."""
+        """Write the trace if `step`, which is done, was the last of the stretch."""
         if self._steps is not None and step >= self._steps[1]:
             self.close()
 

@@ -1,4 +1,4 @@
-"""What a person and a program see of a run: the progress line, `train.log`, `metrics.jsonl`, the trackers."""
+"""The log of a run, for people and programs: the progress line, `train.log`, `metrics.jsonl`, the trackers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as ProgressBar
+
+METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "train.log"
 
 Row = Mapping[str, float | int]
 
@@ -36,31 +40,32 @@ class RunLog:
         self._is_main, self._num_steps = is_main, num_steps
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._track, self._memory_bytes = track, memory_bytes
-        self._metrics_path, self._log_path = folder / "metrics.jsonl", folder / "train.log"
+        self._metrics_path, self._log_path = folder / METRICS_FILE, folder / LOG_FILE
         self._console = Console(highlight=False, soft_wrap=True)
-        self._progress: Progress | None = None
+        self._bar: ProgressBar | None = None
+        self._window_tokens, self._window_seconds = 0.0, 0.0  # since the last training row
 
     def __enter__(self) -> RunLog:
         if self._is_main and self._console.is_terminal:
             columns = (BarColumn(bar_width=20), TextColumn("{task.fields[status]}"))
-            self._progress = Progress(*columns, console=self._console, transient=True)
-            self._progress.start()
-            self._task = self._progress.add_task("", total=self._num_steps, status="")
+            self._bar = ProgressBar(*columns, console=self._console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._num_steps, status="")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def resume_at(self, step: int, evaluated_step: int) -> None:
-        """Drop training rows after `step` and evaluation rows after `evaluated_step`: those will come again."""
+        """Drop training rows after `step` and evaluation rows after `evaluated_step`: they will be written again."""
         if self._is_main and self._metrics_path.exists():
             lines, partial = self._metrics_path.read_text().splitlines(), self._metrics_path.with_suffix(".partial")
             kept = [line for line in lines if _is_kept(line, step, evaluated_step)]
             partial.write_text("".join(f"{line}\n" for line in kept))
-            partial.replace(self._metrics_path)  # at once: a kill in between keeps the rows
+            partial.replace(self._metrics_path)  # atomic: a kill leaves the old rows or the new ones
 
     def say(self, text: str) -> None:
         """A line for the terminal and the log file."""
@@ -70,11 +75,17 @@ class RunLog:
         with self._log_path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def train_row(self, row: dict[str, float | int], *, window_tokens: float, window_seconds: float) -> None:
+    def count_step(self, tokens: float, seconds: float) -> None:
+        """Add a step's input tokens and time to what the next training row takes its speed from."""
+        self._window_tokens += tokens
+        self._window_seconds += seconds
+
+    def train_row(self, row: dict[str, float | int]) -> None:
         """A training row: `row` with speed and MFU over the steps since the last one."""
         if not self._is_main:
             return
-        speed = window_tokens / max(window_seconds, 1e-9)
+        speed = self._window_tokens / max(self._window_seconds, 1e-9)
+        self._window_tokens, self._window_seconds = 0.0, 0.0
         row = {**row, "tokens_per_second": speed, "mfu": speed * self._flops_per_token / self._peak_flops}
         row["memory_bytes"] = self._memory_bytes()
         self._write(row)
@@ -85,15 +96,15 @@ class RunLog:
             f"grad norm {row['grad_norm']:.2f}  {speed:,.0f} tokens/s  MFU {row['mfu']:.0%}  "
             f"{row['memory_bytes'] / 1e9:.1f} GB  {_clock(left)} left"
         )
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, status=line)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, status=line)
             with self._log_path.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         else:
             self.say(line)
 
     def eval_row(self, row: Row) -> None:
-        """An evaluation row, also told as a line."""
+        """An evaluation row, also logged as a line."""
         if not self._is_main:
             return
         self._write(row)
@@ -110,12 +121,12 @@ def _is_kept(line: str, step: int, evaluated_step: int) -> bool:
     try:
         row = json.loads(line)
         return row["step"] <= (evaluated_step if "eval_loss" in row else step)
-    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be torn
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be incomplete
         return False
 
 
 def _plain(value: float) -> float | None:
-    """A value that JSON has: it knows neither NaN nor infinity."""
+    """The value, or None for NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 

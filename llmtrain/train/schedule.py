@@ -37,10 +37,10 @@ SHAPES = {"constant": _constant, "linear": _linear, "cosine": _cosine, "wsd": _w
 
 
 def make_schedule(config: OptimConfig, num_steps: int) -> Schedule:
-    """Linear warm-up, then the configured shape, which would reach its end with the step after the last.
+    """Linear warm-up, then the configured shape, which ends one step after the last.
 
-    `wsd`'s decay is a fraction of all steps; the other shapes run from the end of the warm-up. Raises ValueError
-    where the warm-up is as long as the run.
+    `wsd`'s decay is a fraction of all steps; the other shapes run from the end of the warm-up. Raises ValueError if
+    the warm-up is as long as the run.
     """
     shape, warmup = SHAPES[config.schedule], config.warmup_steps
     if warmup is None:

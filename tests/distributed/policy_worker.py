@@ -106,8 +106,8 @@ def train(
     for i, batch in enumerate(batches):
         own = objective.counts(batch)
         share, _ = objective.loss(model, batch.to(runtime.device), own if mean_of_means else totals)
-        runtime.backward(model, share / 4 if mean_of_means else share, last=i == len(batches) - 1)
-    assert runtime.step(model, optimizer).applied
+        runtime.backward(share / 4 if mean_of_means else share, last=i == len(batches) - 1)
+    assert runtime.step().applied
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def read(runtime: Runtime, module: ActorCritic, reference: nn.Module) -> dict[st
 
 def full_state(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Weights and optimizer state by name, on the main process."""
-    state = runtime.named_state(model, optimizer)
+    state = runtime.named_state()
     return {f"{name}/{key}": value.clone() for name, tensors in state for key, value in tensors.items()}
 
 

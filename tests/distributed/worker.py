@@ -24,9 +24,10 @@ from llmtrain.config.sections import OptimConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
-from llmtrain.train.engines.capabilities import CAPABILITIES
-from llmtrain.train.optim import Ema, shrink_l1
+from llmtrain.train.ema import Ema
+from llmtrain.train.engines.table import refusal
 from llmtrain.train.optim import make_optimizer as make_muon
+from llmtrain.train.optim import shrink_l1
 from llmtrain.train.runtime import Runtime
 
 STEPS, SAVED_STEP = 20, 10
@@ -113,8 +114,8 @@ def train(
                 share = share * float("nan")
             if is_marked and step == NAN_GRADIENT_STEP:
                 share = NanGradient.apply(share)
-            runtime.backward(model, share, last=i == len(batches) - 1)
-        applied.append(runtime.step(model, optimizer).applied)
+            runtime.backward(share, last=i == len(batches) - 1)
+        applied.append(runtime.step().applied)
         if ema is not None and applied[-1]:
             ema.update(step + 1)
     return applied
@@ -127,7 +128,7 @@ def save_named(runtime: Runtime, folder: Path, name: str, tensors: dict[str, Ten
 
 def full_state(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Weights and optimizer state by name, on the main process."""
-    state = runtime.named_state(model, optimizer)
+    state = runtime.named_state()
     return {f"{name}/{key}": value.clone() for name, tensors in state for key, value in tensors.items()}
 
 
@@ -184,28 +185,28 @@ def main() -> None:
         inner.model.activation_checkpointing_enable({"use_reentrant": False})
     if arguments.compile:
         inner.compile(backend="aot_eager")
-    ema = Ema(inner, 0.9) if CAPABILITIES["ema"][runtime.engine] is None else None
+    ema = Ema(inner, 0.9) if refusal("ema", runtime.engine, arguments.precision) is None else None
     model, optimizer = runtime.prepare(inner, make_optimizer(inner))
     model.train()
     save = partial(save_named, runtime, folder)
     folder.mkdir(parents=True, exist_ok=True)
 
     checkpoints = Checkpoints(folder / "checkpoints", keep=2, keep_best=False)
-    start = checkpoints.save(runtime, 0, model, optimizer, {}, extra={})
+    start = checkpoints.save(runtime, 0, {}, extra={})
     if arguments.resume is not None:
         latest = Checkpoints(arguments.resume / "checkpoints", keep=2, keep_best=False).latest(runtime)
         assert latest is not None and latest.step == SAVED_STEP
-        runtime.load_named_state(model, optimizer, latest.read_parameter)
+        runtime.load_named_state(latest.read_parameter)
         train(runtime, model, optimizer, SAVED_STEP, STEPS)
         save("resumed", full_state(runtime, model, optimizer))
-        runtime.load_named_state(model, optimizer, Checkpoint(start).read_parameter)
+        runtime.load_named_state(Checkpoint(start).read_parameter)
     if arguments.only_resume:
         runtime.finish()
         return
 
     applied = train(runtime, model, optimizer, 0, SAVED_STEP, arguments.mean_of_means, ema)
     before_saving = full_state(runtime, model, optimizer)
-    checkpoints.save(runtime, SAVED_STEP, model, optimizer, {"step": SAVED_STEP}, extra={})
+    checkpoints.save(runtime, SAVED_STEP, {"step": SAVED_STEP}, extra={})
     applied += train(runtime, model, optimizer, SAVED_STEP, STEPS, arguments.mean_of_means, ema)
     final = full_state(runtime, model, optimizer)
     save("final", final)
@@ -217,7 +218,7 @@ def main() -> None:
 
     latest = checkpoints.latest(runtime)
     assert latest is not None
-    runtime.load_named_state(model, optimizer, latest.read_parameter)
+    runtime.load_named_state(latest.read_parameter)
     restored = full_state(runtime, model, optimizer)
     train(runtime, model, optimizer, SAVED_STEP, STEPS, arguments.mean_of_means)
     rolled_back = full_state(runtime, model, optimizer)
@@ -235,7 +236,7 @@ def main() -> None:
         "gathered": runtime.gather_floats([runtime.rank, 0.5]),
         "any": runtime.any(runtime.rank == runtime.world_size - 1),
     }
-    if CAPABILITIES["muon"][runtime.engine] is None:
+    if refusal("muon", runtime.engine, arguments.precision) is None:
         save("muon", muon_step(runtime))
     if runtime.is_main:
         (folder / "seen.json").write_text(json.dumps(seen), encoding="utf-8")

@@ -22,7 +22,7 @@ from llmtrain.config.sections import Section, TokenizerTrainConfig
 from llmtrain.recipes.rlhf import STAGES
 from llmtrain.rewards.functions import REWARDS
 from llmtrain.runs.stages import stage_configs
-from llmtrain.train.engines.capabilities import CAPABILITIES, ENGINES
+from llmtrain.train.engines.table import ENGINES, FEATURES, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -131,8 +131,8 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
 def engine_table() -> str:
     """The engines' table of docs/pretrain.md, from the one that decides."""
     lines = [f"| | {' | '.join(ENGINES)} |", f"|---{'|---' * len(ENGINES)}|"]
-    for feature, reasons in CAPABILITIES.items():
-        cells = ["yes" if reasons[engine] is None else "no" for engine in ENGINES]
+    for feature in FEATURES:
+        cells = ["yes" if refusal(feature, engine, "fp32") is None else "no" for engine in ENGINES]
         lines.append(f"| {feature.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

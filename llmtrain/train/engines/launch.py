@@ -1,18 +1,25 @@
-"""Refuses launches that accelerate would quietly turn into something else than was asked for.
+"""From the launcher's environment to accelerate, and a refusal of what accelerate would quietly change.
 
-The launcher speaks to the processes through environment variables; each check names the mend. One thing is mended here:
-the single thread that `accelerate launch` gives a process on a CPU unasked.
+The launcher passes settings to the processes in environment variables; each check names the fix. One thing is fixed
+here: `accelerate launch` gives each process on a CPU a single thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llmtrain.system.device import share_of_cores
+from llmtrain.train.engines.base import EngineSettings
 
 
 def check_environment(environment: Mapping[str, str], *, precision: str, has_accelerator: bool) -> None:
-    """Raise ValueError where the launcher's settings contradict ours or would fall back.
+    """Raise ValueError if the launcher's settings contradict ours or would fall back.
 
     `precision` is train.precision (fp32, bf16, fp16); `has_accelerator`: whether torch sees a GPU or the like.
     """
@@ -62,55 +69,49 @@ def check_environment(environment: Mapping[str, str], *, precision: str, has_acc
 
 
 def cpu_threads(environment: Mapping[str, str]) -> int | None:
-    """Threads for a process that the launcher has left one: its share of the cores; None: leave them as they are."""
-    was_left_one = "ACCELERATE_MIXED_PRECISION" in environment and environment.get("OMP_NUM_THREADS") == "1"
-    return share_of_cores(environment) if was_left_one else None
+    """Threads for a process that the launcher gave only one: its share of the cores; None: change nothing."""
+    got_one = "ACCELERATE_MIXED_PRECISION" in environment and environment.get("OMP_NUM_THREADS") == "1"
+    return share_of_cores(environment) if got_one else None
 
 
 def check_outcome(environment: Mapping[str, str], *, engine: str, world_size: int) -> None:
-    """Raise ValueError where accelerate made something else of the launch, for a reason not foreseen above."""
-    asked = int(environment.get("WORLD_SIZE", "1"))
-    if asked != world_size:
+    """Raise ValueError if accelerate made something else of the launch, for a reason not foreseen above."""
+    started = int(environment.get("WORLD_SIZE", "1"))
+    if started != world_size:
         raise ValueError(
-            f"{asked} processes were started, but this one trains in a group of {world_size}: accelerate did not take "
-            "the launch; use a configuration of recipes/accelerate"
+            f"{started} processes were started, but this one trains in a group of {world_size}: accelerate did not "
+            "take the launch; use a configuration of recipes/accelerate"
         )
     if is_on(environment, "ACCELERATE_USE_DEEPSPEED") != engine.startswith("zero"):
         raise ValueError(
-            f"the launch asked for DeepSpeed or did not, and accelerate made {engine} of it: use a configuration of "
-            "recipes/accelerate"
+            f"accelerate made {engine} of the launch, against what the launcher says about DeepSpeed: use a "
+            "configuration of recipes/accelerate"
         )
 
 
-def check_deepspeed(config: Mapping[str, object], *, max_grad_norm: float | None, precision: str) -> None:
-    """Raise ValueError where a DeepSpeed configuration sets explicitly what ours decides, and differently."""
-    clipping = config.get("gradient_clipping", "auto")
-    if clipping != "auto" and clipping != (max_grad_norm or 0.0):
-        raise ValueError(
-            f"gradient_clipping: {clipping} in DeepSpeed's configuration, but optim.max_grad_norm is {max_grad_norm}: "
-            "remove it there"
-        )
-    accumulation = config.get("gradient_accumulation_steps", "auto")
-    if accumulation not in ("auto", 1):
-        raise ValueError(
-            f"gradient_accumulation_steps: {accumulation} in DeepSpeed's configuration: accumulation follows from "
-            "train.global_batch_tokens and train.microbatch_tokens; remove it there"
-        )
-    for dtype in ("bf16", "fp16"):
-        section = config.get(dtype)
-        enabled = section.get("enabled", False) if isinstance(section, Mapping) else False
-        if enabled is True and dtype != precision:
-            raise ValueError(
-                f"{dtype} is enabled in DeepSpeed's configuration, but train.precision is {precision}: remove it there"
-            )
-    zero = config.get("zero_optimization")
-    for part in ("offload_optimizer", "offload_param"):
-        offload = zero.get(part) if isinstance(zero, Mapping) else None
-        if isinstance(offload, Mapping) and offload.get("device", "none") != "none":
-            raise ValueError(f"{part}_device: {offload['device']}: offloading is not supported yet, set it to none")
-    for section_name, ours in (("optimizer", "optim"), ("scheduler", "optim.schedule")):
-        if section_name in config:
-            raise ValueError(f"DeepSpeed's configuration has a section {section_name}: remove it, {ours} decides")
+def start_accelerator(
+    settings: EngineSettings, *, has_accelerator: bool, trackers: Sequence[str], run_dir: Path | None
+) -> Accelerator:
+    """Join the other processes of the launch. `has_accelerator`: whether torch sees a GPU or the like."""
+    uses_deepspeed = is_on(os.environ, "ACCELERATE_USE_DEEPSPEED")
+    if not has_accelerator:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+    if uses_deepspeed:
+        os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
+    on_cpu_group = not has_accelerator and "LOCAL_RANK" in os.environ
+    accelerator = Accelerator(
+        cpu=not has_accelerator and not uses_deepspeed,
+        mixed_precision=_as_accelerate(settings.precision),
+        gradient_accumulation_steps=1,
+        log_with=list(trackers) or None,
+        project_dir=run_dir,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(backend="gloo" if on_cpu_group else None, timeout=settings.timeout),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ],
+    )
+    unset_hf_deepspeed_config()  # else transformers would make models in shards, each with other weights
+    return accelerator
 
 
 def is_on(environment: Mapping[str, str], name: str) -> bool:

@@ -1,8 +1,8 @@
-"""Names the rank that is stuck: each rank counts the collectives it came to, and the others can read the count.
+"""Names the rank that is stuck: each rank counts the collectives it reached, and the others can read the count.
 
 A collective that waits for a stuck rank cannot tell which it is, and on GPUs it cannot even raise. So a thread
-of each rank publishes that rank's count in the process group's store; where the count has stood still for the
-timeout while another rank is behind it, the thread says who is missing and ends the process.
+of each rank publishes that rank's count in the process group's store. If the count has not changed for the timeout
+and another rank's is lower, the thread reports which rank is missing and ends the process.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Watchdog:
         self._store.set(f"llmtrain/arrived/{self._rank}", f"{self._count} {self._place}")
 
     def _late(self) -> dict[int, str]:
-        """The ranks behind this one, with the last place each came to."""
+        """The ranks with a lower count than this one, with the last place each came to."""
         late = {}
         for rank in range(self._world_size):
             count, place = self._store.get(f"llmtrain/arrived/{rank}").decode().split(" ", 1)

@@ -60,17 +60,17 @@ def train(model: nn.Module, optimizer: Optimizer, num_steps: int) -> None:
 
 
 def snapshot(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    named = runtime.named_state(model, optimizer)
+    named = runtime.named_state()
     return {f"{name}/{key}": value.clone() for name, tensors in named for key, value in tensors.items()}
 
 
 def test_weights_buffers_and_optimizer_state_come_back_to_the_bit(checkpoints, runtime, model, optimizer) -> None:
-    checkpoints.save(runtime, 3, model, optimizer, {}, extra={})
+    checkpoints.save(runtime, 3, {}, extra={})
     saved = snapshot(runtime, model, optimizer)
     train(model, optimizer, 2)
     wanted = snapshot(runtime, model, optimizer)
 
-    runtime.load_named_state(model, optimizer, checkpoints.latest(runtime).read_parameter)
+    runtime.load_named_state(checkpoints.latest(runtime).read_parameter)
 
     restored = snapshot(runtime, model, optimizer)
     assert restored.keys() == saved.keys() and "1.running_mean/param" in saved and "0.weight/exp_avg_sq" in saved
@@ -84,12 +84,12 @@ def test_a_checkpoint_of_before_the_first_step_takes_the_optimizer_state_away(ru
     model = nn.Linear(2, 2)
     _, optimizer = runtime.prepare(model, AdamW(model.parameters()))
     checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
-    checkpoints.save(runtime, 0, model, optimizer, {}, extra={})
+    checkpoints.save(runtime, 0, {}, extra={})
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert optimizer.state
 
-    runtime.load_named_state(model, optimizer, checkpoints.latest(runtime).read_parameter)
+    runtime.load_named_state(checkpoints.latest(runtime).read_parameter)
 
     assert not optimizer.state
 
@@ -103,7 +103,7 @@ def test_state_keeps_plain_values_and_tensors_at_any_depth(checkpoints, runtime,
         "none": None,
         "source": {"cursor": [1, {"experience": base[:3]}], "flags": torch.tensor([True, False]), "tail": base[2:]},
     }
-    checkpoints.save(runtime, 1, model, optimizer, state, extra={})
+    checkpoints.save(runtime, 1, state, extra={})
 
     read = checkpoints.latest(runtime).state
 
@@ -117,14 +117,33 @@ def test_state_keeps_plain_values_and_tensors_at_any_depth(checkpoints, runtime,
 
 def test_a_state_that_json_would_change_is_refused(checkpoints, runtime, model, optimizer) -> None:
     with pytest.raises(TypeError, match=r"state source: keys must be strings"):
-        checkpoints.save(runtime, 1, model, optimizer, {"source": {3: "x"}}, extra={})
+        checkpoints.save(runtime, 1, {"source": {3: "x"}}, extra={})
     with pytest.raises(TypeError, match=r"state a\.0: set"):
-        checkpoints.save(runtime, 1, model, optimizer, {"a": [{1}]}, extra={})
+        checkpoints.save(runtime, 1, {"a": [{1}]}, extra={})
+    assert checkpoints.latest(runtime) is None
+
+
+def test_ranks_agree_on_a_state_that_cannot_be_saved_before_any_of_them_raises(
+    checkpoints, runtime, model, optimizer, monkeypatch
+) -> None:
+    agreed: list[bool] = []
+
+    def any_rank(flag: bool) -> bool:
+        agreed.append(flag)
+        return True
+
+    monkeypatch.setattr(runtime, "any", any_rank)
+    with pytest.raises(TypeError, match="keys must be strings"):
+        checkpoints.save(runtime, 1, {"source": {3: "x"}}, extra={})
+    monkeypatch.setattr(runtime, "is_main", False)
+    with pytest.raises(CheckpointError, match="see the main process"):
+        checkpoints.save(runtime, 1, {"source": {3: "x"}}, extra={})
+    assert agreed == [True, False]
 
 
 def test_further_kinds_are_read_by_name(checkpoints, runtime, model, optimizer) -> None:
     ema = {name: p.detach() * 2 for name, p in model.named_parameters()}
-    checkpoints.save(runtime, 1, model, optimizer, {}, extra={"ema": ema})
+    checkpoints.save(runtime, 1, {}, extra={"ema": ema})
 
     latest = checkpoints.latest(runtime)
 
@@ -135,16 +154,26 @@ def test_further_kinds_are_read_by_name(checkpoints, runtime, model, optimizer) 
 
 def test_large_states_are_written_in_pieces(checkpoints, runtime, model, optimizer, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint_module, "PIECE_BYTES", 100)
-    path = checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+    path = checkpoints.save(runtime, 1, {}, extra={})
     assert len(list(path.glob("model-*.safetensors"))) > 2
     saved = snapshot(runtime, model, optimizer)
     read = {name: checkpoints.latest(runtime).read("model", name) for name in ("0.weight", "2.bias")}
     assert all(torch.equal(read[name], saved[f"{name}/param"]) for name in read)
 
 
+def test_a_first_tensor_larger_than_a_piece_leaves_no_empty_file(
+    checkpoints, runtime, model, optimizer, monkeypatch
+) -> None:
+    monkeypatch.setattr(checkpoint_module, "PIECE_BYTES", 1)
+    path = checkpoints.save(runtime, 1, {}, extra={})
+    manifest = json.loads((path / "manifest.json").read_text())
+    holders = {file for tensors in manifest["tensors"].values() for file in tensors.values()}
+    assert {file.name for file in path.glob("*.safetensors")} == holders
+
+
 def test_the_newest_and_the_best_are_kept(checkpoints, runtime, model, optimizer) -> None:
     for step, best in [(1, True), (2, True), (3, False), (4, False), (5, False)]:
-        checkpoints.save(runtime, step, model, optimizer, {}, extra={}, best=best)
+        checkpoints.save(runtime, step, {}, extra={}, best=best)
     assert steps(checkpoints) == [2, 4, 5]
     assert checkpoints.latest(runtime).step == 5
     assert checkpoints.best(runtime).step == 2
@@ -152,13 +181,13 @@ def test_the_newest_and_the_best_are_kept(checkpoints, runtime, model, optimizer
 
 def test_the_best_may_be_among_the_newest(checkpoints, runtime, model, optimizer) -> None:
     for step, best in [(1, False), (2, True), (3, False)]:
-        checkpoints.save(runtime, step, model, optimizer, {}, extra={}, best=best)
+        checkpoints.save(runtime, step, {}, extra={}, best=best)
     assert steps(checkpoints) == [2, 3]
 
 
 def test_no_checkpoint_is_none(checkpoints, runtime, model, optimizer) -> None:
     assert checkpoints.latest(runtime) is None
-    checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+    checkpoints.save(runtime, 1, {}, extra={})
     assert checkpoints.best(runtime) is None
 
 
@@ -191,8 +220,8 @@ def empty_the_manifest(path: Path) -> None:
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(
     damage, checkpoints, runtime, model, optimizer, capsys
 ) -> None:
-    checkpoints.save(runtime, 10, model, optimizer, {"step": 10}, extra={})
-    damage(checkpoints.save(runtime, 20, model, optimizer, {"step": 20}, extra={}))
+    checkpoints.save(runtime, 10, {"step": 10}, extra={})
+    damage(checkpoints.save(runtime, 20, {"step": 20}, extra={}))
 
     assert checkpoints.latest(runtime).state == {"step": 10}
 
@@ -200,8 +229,37 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(
     assert len(lines) == 1 and "step-00000020" in lines[0] and "the one before" in lines[0]
 
 
+def test_a_checkpoint_of_another_format_is_refused_and_left_as_it_is(checkpoints, runtime, model, optimizer) -> None:
+    checkpoints.save(runtime, 10, {}, extra={})
+    later = checkpoints.save(runtime, 20, {}, extra={})
+    manifest = json.loads((later / "manifest.json").read_text())
+    (later / "manifest.json").write_text(json.dumps(manifest | {"format": checkpoint_module.FORMAT + 1}))
+    with pytest.raises(ValueError, match=r"is of another format than 1: go on with the version of llmtrain that wrote"):
+        checkpoints.latest(runtime)
+    with pytest.raises(ValueError, match=r"step-00000020 is of format 2, not 1"):
+        Checkpoint(later)
+    assert steps(checkpoints) == [10, 20]
+
+
+def test_what_a_checkpoint_did_not_write_is_left_alone(checkpoints, runtime, model, optimizer) -> None:
+    folder = checkpoints.save(runtime, 10, {}, extra={}).parent
+    for name in ("step-00000010.backup", "step-1.partial", "step-00000010-copy", "step-best"):
+        (folder / name).mkdir()
+    for name in ("step-00000020", "step-00000030.partial", "step-notes.txt"):
+        (folder / name).write_text("mine")
+    (folder / "step-00000040.partial").mkdir()
+    before = {path.name for path in folder.iterdir()}
+    assert checkpoints.latest(runtime).step == 10
+    for step in (11, 12, 13):
+        checkpoints.save(runtime, step, {}, extra={})
+    assert checkpoints.latest(runtime).step == 13
+    written = {f"step-{step:08d}" for step in (10, 12, 13)}
+    after = {path.name for path in folder.iterdir()}
+    assert after - written == before - written - {"step-00000040.partial"}
+
+
 def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over(checkpoints, runtime, model, optimizer) -> None:
-    flip_a_bit(checkpoints.save(runtime, 10, model, optimizer, {}, extra={}))
+    flip_a_bit(checkpoints.save(runtime, 10, {}, extra={}))
     with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
         checkpoints.latest(runtime)
 
@@ -209,21 +267,21 @@ def test_where_every_checkpoint_is_damaged_the_run_does_not_start_over(checkpoin
 def test_a_damaged_later_checkpoint_never_displaces_a_good_one(runtime, tmp_path, model, optimizer) -> None:
     runtime.prepare(model, optimizer)
     checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
-    empty_the_manifest(checkpoints.save(runtime, 20, model, optimizer, {}, extra={}))
-    checkpoints.save(runtime, 15, model, optimizer, {}, extra={})
+    empty_the_manifest(checkpoints.save(runtime, 20, {}, extra={}))
+    checkpoints.save(runtime, 15, {}, extra={})
     assert steps(checkpoints) == [15]
 
 
 def test_a_step_saved_again_replaces_the_one_before(checkpoints, runtime, model, optimizer) -> None:
-    checkpoints.save(runtime, 5, model, optimizer, {"turn": 1}, extra={})
-    checkpoints.save(runtime, 5, model, optimizer, {"turn": 2}, extra={})
+    checkpoints.save(runtime, 5, {"turn": 1}, extra={})
+    checkpoints.save(runtime, 5, {"turn": 2}, extra={})
     assert checkpoints.latest(runtime).state == {"turn": 2}
 
 
 def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(checkpoints, runtime, model, optimizer) -> None:
     before = os.umask(0o027)
     try:
-        saved = checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+        saved = checkpoints.save(runtime, 1, {}, extra={})
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o640}
@@ -234,17 +292,17 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_else(
 ) -> None:
     runtime.prepare(model, optimizer)
     checkpoints = Checkpoints(full_disk, keep=2, keep_best=False)
-    checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+    checkpoints.save(runtime, 1, {}, extra={})
     filler = full_disk / "filler"
     fill(filler)
 
     with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*step-00000002.*No space left"):
-        checkpoints.save(runtime, 2, model, optimizer, {}, extra={})
+        checkpoints.save(runtime, 2, {}, extra={})
 
     assert sorted(path.name for path in full_disk.iterdir()) == ["filler", "step-00000001"]
     assert checkpoints.latest(runtime).step == 1
     filler.unlink()
-    checkpoints.save(runtime, 2, model, optimizer, {}, extra={})
+    checkpoints.save(runtime, 2, {}, extra={})
     assert checkpoints.latest(runtime).step == 2
 
 
@@ -267,12 +325,12 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_file_that_may_not_grow_leaves_the_last_good_checkpoint(checkpoints, runtime, model, optimizer) -> None:
-    checkpoints.save(runtime, 1, model, optimizer, {}, extra={})
+    checkpoints.save(runtime, 1, {}, extra={})
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
     try:
         with pytest.raises(CheckpointError, match="File too large"):
-            checkpoints.save(runtime, 2, model, optimizer, {}, extra={})
+            checkpoints.save(runtime, 2, {}, extra={})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
@@ -296,7 +354,7 @@ print("ready", flush=True)
 while True:
     step += 1
     torch.nn.init.constant_(model.weight, step)
-    checkpoints.save(runtime, step, model, optimizer, {"step": step}, extra={})
+    checkpoints.save(runtime, step, {"step": step}, extra={})
     print(step, flush=True)
 """
 
@@ -332,7 +390,7 @@ def test_kill_dash_nine_inside_a_save_leaves_a_whole_checkpoint(tmp_path, runtim
 
 
 def test_the_manifest_lists_every_file(checkpoints, runtime, model, optimizer) -> None:
-    path = checkpoints.save(runtime, 1, model, optimizer, {"t": torch.ones(1)}, extra={})
+    path = checkpoints.save(runtime, 1, {"t": torch.ones(1)}, extra={})
     manifest = json.loads((path / "manifest.json").read_text())
     assert {file.name for file in path.iterdir()} == set(manifest["files"]) | {"manifest.json"}
     assert not list(path.glob("*.pt")) and not list(path.glob("*.pkl"))

@@ -17,12 +17,13 @@ from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, Tr
 from llmtrain.data.loader.order import skipped_position
 from llmtrain.protocols import Counts, Evaluate, Metrics
 from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.guard import SPIKE_HISTORY_STEPS, StopSignal
+from llmtrain.train.ema import Ema
 from llmtrain.train.loop import Loop, Outcome
-from llmtrain.train.optim import Ema
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
+from llmtrain.train.step_guard import SPIKE_HISTORY_STEPS, StepGuard
+from llmtrain.train.stop_signal import StopSignal
 
 SAMPLES_PER_STEP = 4
 LR = 0.1
@@ -147,6 +148,7 @@ class Run:
         groups = [{"params": list(model.parameters()), "lr": LR, "peak_lr": LR, "decayed": True}]
         prepared, optimizer = self.runtime.prepare(model, torch.optim.SGD(groups))
         source = NumberedSamples(self.num_steps)
+        train_config = TrainConfig(steps=self.num_steps, **self.train)
         return Loop(
             runtime=self.runtime,
             model=prepared,
@@ -167,12 +169,12 @@ class Run:
                 track=lambda row, step: None,
                 memory_bytes=lambda: 0,
             ),
+            guard=StepGuard(train_config.max_nonfinite_steps, train_config.spike_factor),
             stop=self.stop,
             profiler=StepProfiler(None, self.folder, rank=0, num_steps=self.num_steps),
-            train=TrainConfig(steps=self.num_steps, **self.train),
-            eval=EvalConfig(**self.eval),
-            checkpoint=CheckpointConfig(**self.checkpoint),
-            logging=LogConfig(every=1),
+            eval_config=EvalConfig(**self.eval),
+            checkpoint_config=CheckpointConfig(**self.checkpoint),
+            log_config=LogConfig(every=1),
             l1=self.l1,
             ema=ema,
         )

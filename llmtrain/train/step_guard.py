@@ -1,39 +1,18 @@
-"""What can go wrong in a step, and what the loop does about it: signals, non-finite steps, loss spikes."""
+"""Steps that went wrong: how many non-finite ones in a row are too many, and which loss is a spike."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 SPIKE_HISTORY_STEPS = 20  # steps before the running mean is trusted
 SPIKE_MEAN_DECAY = 0.98
 MAX_ROLLBACKS = 3  # to one checkpoint; a spike that comes back whatever the data is has another cause
 
 
-class StopSignal:
-    """SIGTERM or SIGUSR1 sets `requested`; the loop sees it at the next step, saves and returns.
-
-    More of them change nothing: launchers and schedulers may each send their own.
-    """
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
-
-    def restore(self) -> None:
-        """Put the handlers back that were there before."""
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-
-
 @dataclass
 class StepGuard:
-    """Counts steps that were skipped for a non-finite loss or gradient, and notices loss spikes.
+    """Counts steps that were skipped for a non-finite loss or gradient, and recognises loss spikes.
 
     The running mean is a bias-corrected exponential mean of the losses of applied steps.
     """
@@ -47,8 +26,8 @@ class StepGuard:
     steps: int = 0
     rollbacks: int = 0  # since the last save; not part of the state
 
-    def skipped(self, step: int, sample_ids: Sequence[int]) -> str:
-        """Account for a skipped step; the line for the log. Raises ValueError after too many in a row."""
+    def skip(self, step: int, sample_ids: Sequence[int]) -> str:
+        """Count a step that was not applied; returns the line to log. Raises ValueError after too many in a row."""
         self.nonfinite_in_row += 1
         self.nonfinite_total += 1
         named = f"{min(sample_ids)} to {max(sample_ids)}" if sample_ids else "of other ranks"
@@ -60,20 +39,22 @@ class StepGuard:
             )
         return line
 
-    def spiked(self, loss: float) -> bool:
-        """Whether the loss of an applied step is a spike; if it is not, it joins the running mean."""
-        self.nonfinite_in_row = 0
-        if self.spike_factor is None:
+    def is_spike(self, loss: float) -> bool:
+        """Whether the loss of an applied step is a spike."""
+        if self.spike_factor is None or self.steps < SPIKE_HISTORY_STEPS:
             return False
-        if self.steps >= SPIKE_HISTORY_STEPS and loss > self.spike_factor * self.mean / self.weight:
-            return True
-        self.mean = SPIKE_MEAN_DECAY * self.mean + (1 - SPIKE_MEAN_DECAY) * loss
-        self.weight = SPIKE_MEAN_DECAY * self.weight + (1 - SPIKE_MEAN_DECAY)
-        self.steps += 1
-        return False
+        return loss > self.spike_factor * self.mean / self.weight
 
-    def rolled_back(self, step: int, loss: float, to_step: int) -> str:
-        """Account for going back after a spike; the line for the log. Raises ValueError after too many times."""
+    def accept(self, loss: float) -> None:
+        """Count an applied step that is not a spike: it ends a row of skipped ones, and its loss joins the mean."""
+        self.nonfinite_in_row = 0
+        if self.spike_factor is not None:
+            self.mean = SPIKE_MEAN_DECAY * self.mean + (1 - SPIKE_MEAN_DECAY) * loss
+            self.weight = SPIKE_MEAN_DECAY * self.weight + (1 - SPIKE_MEAN_DECAY)
+            self.steps += 1
+
+    def record_spike(self, step: int, loss: float, to_step: int) -> str:
+        """Count a roll-back after a spike; returns the line to log. Raises ValueError after too many in a row."""
         self.rollbacks += 1
         line = f"step {step}: loss {loss:.4f} is a spike (mean {self.mean / self.weight:.4f})"
         if self.rollbacks > MAX_ROLLBACKS:
@@ -83,9 +64,13 @@ class StepGuard:
             )
         return f"{line}; rolled back to step {to_step}, its samples are skipped from now on"
 
-    def saved(self) -> None:
-        """A checkpoint was written: rollbacks to it are counted anew."""
+    def reset_rollbacks(self) -> None:
+        """Count roll-backs from zero: there is a new checkpoint to go back to."""
         self.rollbacks = 0
+
+    def metrics(self) -> dict[str, int]:
+        """For the step's row, once there is something to report."""
+        return {"nonfinite_steps": self.nonfinite_total} if self.nonfinite_total else {}
 
     def state_dict(self) -> dict[str, float]:
         return {

@@ -1,0 +1,87 @@
+"""One process, and DDP: every rank holds whole weights, and gradients lie in `parameter.grad`."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from llmtrain.system.device import separate_allocations
+from llmtrain.train.engines import state
+from llmtrain.train.engines.base import EngineSettings, NamedState, ReadState, StepResult
+from llmtrain.train.optim import make_state
+
+
+class PlainEngine:
+    """The engine of one process, and of several that each hold the whole model."""
+
+    shards_parameters = False
+
+    def __init__(self, accelerator: Accelerator, settings: EngineSettings) -> None:
+        self._accelerator, self._max_grad_norm = accelerator, settings.max_grad_norm
+
+    @property
+    def supports_partial_backward(self) -> bool:
+        return self._accelerator.num_processes == 1  # DDP waits for every gradient
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+        self._model, self._optimizer = model, optimizer
+        self._prepared, self._wrapped = self._accelerator.prepare(model, optimizer)
+        return self._prepared, self._wrapped
+
+    def make_state(self) -> None:
+        """Made in the first step, it would lie in the gaps between what that step frees, and keep them open."""
+        with separate_allocations():
+            make_state(self._optimizer)
+
+    def backward(self, share: Tensor, *, last: bool) -> None:
+        add_gradients(self._accelerator, self._prepared, share, last=last)
+
+    def step(self, is_finite: Tensor) -> StepResult:
+        return clip_and_step(self._accelerator, self._optimizer, self._wrapped, self._max_grad_norm, is_finite)
+
+    def named_state(self, *, is_main: bool) -> NamedState:
+        return state.named_state(self._model, self._wrapped, is_main)
+
+    def load_named_state(self, read: ReadState) -> None:
+        with separate_allocations():
+            state.load_named_state(self._model, self._wrapped, read)
+
+    def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def add_gradients(accelerator: Accelerator, prepared: nn.Module, share: Tensor, *, last: bool) -> None:
+    """Backward of a share; gradients are averaged over ranks with the last one, so each is times the ranks."""
+    with nullcontext() if last else accelerator.no_sync(prepared):
+        accelerator.backward(share * accelerator.num_processes)
+
+
+def clip_and_step(
+    accelerator: Accelerator,
+    optimizer: Optimizer,
+    wrapped: Optimizer,
+    max_grad_norm: float | None,
+    is_finite: Tensor,
+) -> StepResult:
+    """Clip gradients in `parameter.grad`, whole or sharded, and step; `wrapped` is accelerate's of `optimizer`."""
+    parameters = [p for group in wrapped.param_groups for p in group["params"] if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not is_finite:
+        grads[0].fill_(math.nan)  # a clamp in the last share may have kept its NaN from every gradient
+    scaler = accelerator.scaler
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norm = state.whole(get_total_norm(grads))
+    grad_norm = float(norm)
+    applied = math.isfinite(grad_norm)
+    if applied and max_grad_norm is not None and grad_norm > max_grad_norm:
+        clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    if applied or scaler is not None:  # the scaler skips by itself, and lowers its scale
+        wrapped.step()
+    wrapped.zero_grad(set_to_none=True)
+    return StepResult(applied, grad_norm)
