@@ -262,7 +262,7 @@ class ChatTemplate:
             return None
 
     def _end_of_calls(self, text: str | None, start: int) -> tuple[str, ...]:
-        """The token that ends an answer of calls, where it is none of the stop tokens."""
+        """The token that ends an answer of calls, where it is not one of the stop tokens."""
         if text is None or self._end_of_turn(text, start) is not None:
             return ()
         found = list(self._added_token.finditer(text, start))

@@ -104,7 +104,7 @@ def iter_items(source: Source, location: Files | HubDataset) -> Iterator[Documen
 
 
 def _text_document(path: Path, part: Slice) -> Document | BadRow:
-    """A text file as one document, read anew for each use where it is too large to hold."""
+    """A text file as one document, read again for each use where it is too large to hold."""
     held: list[str] = []
     num_chars = num_bytes = 0
     try:

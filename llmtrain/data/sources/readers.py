@@ -58,7 +58,7 @@ Rows = Iterator[Row | BadRow]
 
 
 def read_jsonl(path: Path) -> Rows:
-    """The objects of a file of JSON lines; blank lines are no rows."""
+    """The objects of a file of JSON lines; blank lines are left out."""
     with open_binary(path) as file:
         for number, line in enumerate(file, start=1):
             row = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()

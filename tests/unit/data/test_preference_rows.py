@@ -197,7 +197,7 @@ BAD_ROWS = [
     ("no preference", {**PAIR, "rejected": None}, "'rejected' is missing or null"),
     ("no preference", {"prompt": "q", "chosen": "a"}, "'rejected' is missing or null"),
     ("does not end with an answer", {**PAIR, "chosen": [GOOD, USER]}, "'chosen' ends with a user turn"),
-    ("message without content", {**PAIR, "rejected": " "}, "the assistant says nothing"),
+    ("message without content", {**PAIR, "rejected": " "}, "the assistant's message is empty"),
     ("malformed margin", {**PAIR, "margin": "wide"}, "'margin' holds 'wide', not a number"),
     ("invalid UTF-8", {**PAIR, "rejected": "\ud800"}, "half a surrogate pair"),
 ]
