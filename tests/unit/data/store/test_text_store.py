@@ -217,7 +217,7 @@ build_text_stores(data, byte_level_bpe(), report=lambda message: None)
 def test_a_build_killed_outright_goes_on_to_the_same_bytes(tmp_path: Path):
     path = write_rows(tmp_path / "a.jsonl")
     data = config(tmp_path, path)
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(text_store.__file__).parents[3])])
+    paths = os.pathsep.join([str(Path(__file__).parents[3]), str(Path(text_store.__file__).parents[3])])
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cache")], env={**os.environ, "PYTHONPATH": paths}
     )
