@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 from tokenizers import Tokenizer
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from llmtrain.config.sections import Source, TokenizerTrainConfig
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents
+from llmtrain.data.sources.readers import OnBadRow
 from llmtrain.data.split import eval_share
 from llmtrain.protocols import Report
 from llmtrain.tokenizers.bpe import as_transformers, special_token_list, train_bpe
@@ -39,7 +40,7 @@ class SourceText:
 
     source: Source
     eval_fraction: float
-    on_bad_row: Literal["error", "skip"] = "error"
+    on_bad_row: OnBadRow = "error"
     num_bytes: int = 0
     num_documents: int = 0
     num_held_out_documents: int = 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any
 
 from llmtrain.config.sections import Source
 from llmtrain.data.formats.instructions import CHOICE, CHOICE_BASES, INPUTS, SYSTEMS, RowFormat, recognise, renamed
@@ -35,7 +35,7 @@ from llmtrain.data.formats.messages import (
 )
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import Fields, Row
+from llmtrain.data.sources.readers import Fields, OnBadRow, Row
 from llmtrain.protocols import Report
 
 RESPONSES = ("responses", "answers", "completions")
@@ -97,7 +97,7 @@ class PreferenceFormat:
 
 
 def iter_preferences(
-    source: Source, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, report: Report
+    source: Source, on_bad_row: OnBadRow, ledger: SourceLedger, report: Report
 ) -> Iterator[Preference]:
     """The pairs of a source, read as `read_examples` does; the ledger counts pairs, since a row may hold many."""
     check_preference_fields(source.fields, source.path)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import zstandard
 
@@ -55,6 +55,9 @@ class BadRow:
 
 
 Rows = Iterator[Row | BadRow]
+
+OnBadRow = Literal["error", "skip"]
+"""What is done about a bad row: it stops the run, or is skipped and counted."""
 
 
 def read_jsonl(path: Path) -> Rows:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from llmtrain.data.formats.instructions import Example, iter_examples
 from llmtrain.data.formats.labelled import Labelled, has_labels, iter_labelled
 from llmtrain.data.formats.preferences import EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger, Split, TokenTally, answer_summary, chat_summary
+from llmtrain.data.sources.readers import OnBadRow
 from llmtrain.data.split import split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
 from llmtrain.data.store.token_store import StoreWriter, TokenStore, is_store
@@ -345,7 +346,7 @@ def _num_tokens(documents: Sequence[Encoded]) -> int:
     return sum(len(document.input_ids) for document in documents)
 
 
-def _leave_out(bad: BadExample, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, num_bytes: int) -> None:
+def _leave_out(bad: BadExample, on_bad_row: OnBadRow, ledger: SourceLedger, num_bytes: int) -> None:
     """Account for a row that cannot be trained on. Raises it as ValueError where bad rows are errors."""
     if on_bad_row == "error":
         raise ValueError(f"{bad}; fix the row, or set data.on_bad_row=skip")
