@@ -1,7 +1,7 @@
 """The account of every document, byte and token that data preparation reads or makes.
 
-Bytes are UTF-8 bytes of text (of a bad row: of the row as it stands in the file). What is read is either
-bad, or dropped by a named step, or kept in a split; `check` holds the two sides against each other.
+Bytes are UTF-8 bytes of text (of a bad row: of the row in the file). What is read is either bad, or dropped by a named
+step, or kept in a split; `check` compares the two sides.
 """
 
 from __future__ import annotations

@@ -21,6 +21,11 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def disk_full_error(path: Path, later: str = "") -> ValueError:
+    """The error of a full disk under `data.cache_dir`; `later` says what happens on the next start."""
+    return ValueError(f"{path}: the disk is full; free some space or move data.cache_dir{later}")
+
+
 def cache_root(asked: str | None = None) -> Path:
     """Where what many runs share is kept: `asked`, else `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
     return Path(asked or os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain").expanduser()
@@ -57,7 +62,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         if not is_disk_full(error):
             raise
-        raise ValueError(f"{path}: the disk is full; free some space or move data.cache_dir") from None
+        raise disk_full_error(path) from None
     partial.rename(path)
     sync_folder(path.parent)
 

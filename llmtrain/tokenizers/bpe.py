@@ -26,14 +26,14 @@ MAX_PIECE_CHARS = 1024
 is slow, nor exhaust the regex engine's backtracking (Oniguruma gives up after ten million steps)."""
 
 MODEL_MAX_LENGTH = 1 << 20
-"""Tokens; a tokenizer has no limit of its own, and a length that is no 64-bit integer trips other libraries."""
+"""Tokens; a tokenizer itself has no limit, and a length beyond 64 bits trips other libraries."""
 
 
 def split_pattern(split_digits: bool) -> str:
     """The regular expression that cuts text into pieces, in the manner of GPT-4 and Llama 3.
 
     A word takes the space or sign before it; numbers stand alone; signs take a space before and breaks
-    behind them; breaks take the spaces before them; of other spaces the last goes to what follows. Marks
+    after them; breaks take the spaces before them; of other spaces the last goes to what follows. Marks
     (accents, vowel signs) count as letters, so that words of every script stay whole.
     """
     run = f"{{1,{MAX_PIECE_CHARS}}}"

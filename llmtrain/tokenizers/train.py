@@ -10,10 +10,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 from tokenizers import Tokenizer
@@ -21,7 +21,9 @@ from tokenizers import Tokenizer
 from llmtrain.config.sections import Source, TokenizerTrainConfig
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents
+from llmtrain.data.sources.readers import OnBadRow
 from llmtrain.data.split import eval_share
+from llmtrain.protocols import Report
 from llmtrain.tokenizers.bpe import as_transformers, special_token_list, train_bpe
 
 REPORT_FILE = "training.json"
@@ -31,8 +33,6 @@ MAX_HELD_OUT_BYTES = 16 << 20
 
 PROGRESS_BYTES = 256 << 20
 
-Say = Callable[[str], None]
-
 
 @dataclass
 class SourceText:
@@ -40,7 +40,7 @@ class SourceText:
 
     source: Source
     eval_fraction: float
-    on_bad_row: Literal["error", "skip"] = "error"
+    on_bad_row: OnBadRow = "error"
     num_bytes: int = 0
     num_documents: int = 0
     num_held_out_documents: int = 0
@@ -65,50 +65,50 @@ class SourceText:
                 yield text, held_out
 
 
-def train_tokenizer(config: TokenizerTrainConfig, say: Say) -> None:
-    """Train a tokenizer, measure it, and write its folder, or say that the folder holds it already.
+def train_tokenizer(config: TokenizerTrainConfig, report: Report) -> None:
+    """Train a tokenizer, measure it, and write its folder, or report that the folder holds it already.
 
-    Raises ValueError for a folder that holds something else, for special tokens that cannot be kept apart,
+    Raises ValueError for a folder that holds something else, for special tokens that cannot be kept separate,
     and for sources that cannot be read or hold no text.
     """
     folder = Path(config.output)
     if _holds_this(folder, config):
-        say(f"{folder} holds the tokenizer of this configuration already; remove the folder to train it again")
+        report(f"{folder} holds the tokenizer of this configuration already; remove the folder to train it again")
         return
     _check(config)
     started = time.perf_counter()
     sources = [SourceText(source, config.eval_fraction, config.on_bad_row) for source in config.sources]
-    tokenizer = train_bpe(_training_text(sources, config.max_bytes, say), config)
+    tokenizer = train_bpe(_training_text(sources, config.max_bytes, report), config)
     trained_seconds = time.perf_counter() - started
     num_bytes = sum(source.num_bytes for source in sources)
     if num_bytes == sum(source.held_out_bytes for source in sources):
         raise ValueError(f"every document is held out (eval_fraction={config.eval_fraction}): none is left to train on")
     measured = [_measure(source, tokenizer) for source in sources]
     vocab_size = tokenizer.get_vocab_size()
-    report = {
+    training = {
         "config": config.model_dump(exclude={"output"}),
         "vocab_size": vocab_size,
         "sources": measured,
         "tokenizers": tokenizers.__version__,
     }
-    _write(folder, tokenizer, config, report)
+    _write(folder, tokenizer, config, training)
     for text, source in zip(sources, measured, strict=True):
-        say(_summary(source))
+        report(_summary(source))
         for reason, tally in text.ledger.bad_rows.items():
-            say(f"{text.source.path}: skipped {tally.documents} rows: {reason}")
+            report(f"{text.source.path}: skipped {tally.documents} rows: {reason}")
     if vocab_size < config.vocab_size:
-        say(
+        report(
             f"the text has too few pairs seen {config.min_frequency} times to fill vocab_size={config.vocab_size}: "
             f"the vocabulary is {vocab_size}"
         )
-    say(
+    report(
         f"{folder}: {vocab_size} tokens, learnt from {_megabytes(num_bytes)} in {trained_seconds:.1f} s, "
         f"{time.perf_counter() - started:.1f} s in all"
     )
 
 
 def interleave(sources: Sequence[SourceText], max_bytes: int | None) -> Iterator[tuple[str, bool]]:
-    """Pieces of all sources until `max_bytes` are read: the source furthest behind its weight comes next.
+    """Pieces of all sources until `max_bytes` are read: the source with the least read for its weight comes next.
 
     A source that ends leaves its share to the others. Without weights the shares are equal.
     """
@@ -122,13 +122,13 @@ def interleave(sources: Sequence[SourceText], max_bytes: int | None) -> Iterator
             yield piece
 
 
-def _training_text(sources: Sequence[SourceText], max_bytes: int | None, say: Say) -> Iterator[str]:
-    told = 0
+def _training_text(sources: Sequence[SourceText], max_bytes: int | None, report: Report) -> Iterator[str]:
+    reported = 0
     for text, held_out in interleave(sources, max_bytes):
         num_bytes = sum(source.num_bytes for source in sources)
-        if num_bytes >= told + PROGRESS_BYTES:
-            told = num_bytes
-            say(f"read {_megabytes(num_bytes)}")
+        if num_bytes >= reported + PROGRESS_BYTES:
+            reported = num_bytes
+            report(f"read {_megabytes(num_bytes)}")
         if not held_out:
             yield text
 

@@ -57,7 +57,7 @@ class _Draft:
 
 
 class _Tokens(NamedTuple):
-    """A text's ids, and the characters [start, end) that each stands for."""
+    """A text's ids, and the characters [start, end) of each."""
 
     ids: list[int]
     places: list[tuple[int, int]]

@@ -52,11 +52,11 @@ class BadExample(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer after its prompt."""
+    r"""One answer after its prompt: `<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>`."""
 
     text: str  # prompt and answer, which ends with a stop token
-    start: int  # where the answer begins, in characters
-    trained: Spans
+    start: int  # where the answer begins, in characters: at `4`
+    trained: Spans  # `4<|im_end|>`, or what of it the template marks
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,13 @@ class Stop:
 
 
 class Trial(NamedTuple):
-    """A template's text of a plain chat, in four states; PROBE is its answer."""
+    r"""A template's text of a plain chat, in four states; PROBE is its answer.
+
+    question  <|im_start|>user\nquestion<|im_end|>\n
+    prompt    ... and <|im_start|>assistant\n
+    answer    ... and zqx7<|im_end|>\n
+    followed  ... and <|im_start|>user\nquestion<|im_end|>\n
+    """
 
     prompt: str  # a question, ready for its answer
     question: str  # the question alone
@@ -102,6 +108,7 @@ class ChatTemplate:
         self._filler = re.compile(rf"(?:\s|{'|'.join(map(re.escape, self._written))})*")
         self.stop_tokens: tuple[str, ...] = tuple(dict.fromkeys([end_of_turn, *([eos_token] if eos_token else [])]))
         """What may end an answer: the end-of-turn token, EOS, and where it differs what ends a call of tools."""
+        # Only once the others are known: a call that ends with one of them needs none besides.
         self.stop_tokens += self._end_of_calls(probed["tool calls"], len(trial.prompt))
         self._left_out = {name for name, text in probed.items() if text is not None and PROBE not in text}
         self._opening = trial.prompt[_num_equal(trial.prompt, trial.answer) :]
@@ -262,7 +269,7 @@ class ChatTemplate:
             return None
 
     def _end_of_calls(self, text: str | None, start: int) -> tuple[str, ...]:
-        """The token that ends an answer of calls, where it is none of the stop tokens."""
+        """The token that ends an answer of calls, where it is not one of the stop tokens."""
         if text is None or self._end_of_turn(text, start) is not None:
             return ()
         found = list(self._added_token.finditer(text, start))

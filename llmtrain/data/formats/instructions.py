@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any
 
 from llmtrain.config.sections import Source
 from llmtrain.data.formats.messages import (
@@ -32,7 +32,7 @@ from llmtrain.data.formats.messages import (
 )
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import Fields, Row
+from llmtrain.data.sources.readers import Fields, OnBadRow, Row
 from llmtrain.protocols import Report
 
 CANONICAL = (
@@ -89,9 +89,7 @@ class RowFormat:
     note: str = ""  # what the user should know besides
 
 
-def iter_examples(
-    source: Source, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, report: Report
-) -> Iterator[Example]:
+def iter_examples(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger, report: Report) -> Iterator[Example]:
     """The conversations and texts of a source, read as `read_examples` does; blank texts are dropped."""
     check_canonical(source.fields, source.path)
     return read_examples(source, partial(_reader, source.fields), on_bad_row, ledger, report, unit="row")

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from typing import Literal
 
 from llmtrain.config.sections import Source
 from llmtrain.data.formats.instructions import RowFormat, check_canonical, recognise, recognised_as, renamed
 from llmtrain.data.formats.messages import Conversation, UnfitRow, answered, first_question, shown
 from llmtrain.data.formats.read import FormatReader, iter_rows, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import Row
+from llmtrain.data.sources.readers import OnBadRow, Row
 from llmtrain.protocols import Report
 
 LABELS = ("label", "kto_tag")
@@ -46,9 +45,7 @@ def has_labels(source: Source) -> bool:
     return first is not None and _label_field(first, source) is not None
 
 
-def iter_labelled(
-    source: Source, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, report: Report
-) -> Iterator[Labelled]:
+def iter_labelled(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger, report: Report) -> Iterator[Labelled]:
     """The labelled answers of a source, read as `read_examples` does."""
     fields = {name: field for name, field in source.fields.items() if name != LABELS[0]}
     check_canonical(fields, source.path)

@@ -42,7 +42,7 @@ MARKS = {
 
 
 class UnfitRow(ValueError):
-    """A row that is wrong: `reason`, one of a few, for counting; the text says what is wrong where in the row."""
+    """A row that is wrong: `reason`, one of a few, for counting; the text names what is wrong and where in the row."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -109,7 +109,7 @@ def text_message(role: str, content: Any, place: str) -> Message:
 def turn_messages(turns: Any, place: str) -> list[Message]:
     """A list of turns, each with role and content or with from and value, keeping what else they hold.
 
-    Raises UnfitRow for no turn, an unknown role, and content or tool calls that cannot be used.
+    Raises UnfitRow for what is not a turn, an unknown role, and content or tool calls that cannot be used.
     """
     if not isinstance(turns, list):
         raise UnfitRow("not a list of messages", f"{place} holds {_kind(turns)}, not a list of messages")
@@ -153,7 +153,7 @@ def tool_list(tools: Any, place: str) -> tuple[Mapping[str, Any], ...]:
 
 
 def marking_of(text: Any) -> str | None:
-    """The name in MARKS of the marks that a string begins with; None: it is no marked dialogue."""
+    """The name in MARKS of the marks that a string begins with; None: it is not a marked dialogue."""
     if not isinstance(text, str):
         return None
     if text.startswith("\n\nHuman:"):
@@ -184,7 +184,7 @@ def best_path(root: Any, place: str) -> list[Message]:
 
     Of several replies the one of lowest `rank` is taken, one without a rank after those that have one, the
     first of equals; deleted ones never. Raises UnwantedRow where no assistant has replied, UnfitRow for a
-    node that is no message (Köpf et al. 2023).
+    node that is not a message (Köpf et al. 2023).
     """
     messages: list[Message] = []
     node = root
@@ -237,7 +237,7 @@ def _message(role: str, content: Any, rest: Mapping[str, Any], place: str) -> Me
     elif content is None:
         raise UnfitRow("message without content", f"{place} has neither content nor tool calls")
     elif role == "assistant" and not text.strip():
-        raise UnfitRow("message without content", f"{place}: the assistant says nothing")
+        raise UnfitRow("message without content", f"{place}: the assistant's message is empty")
     return {"role": role, "content": text, **extras}
 
 
@@ -291,7 +291,7 @@ def _as_function(function: Any) -> dict[str, Any]:
 
 
 def _parsed(value: Any, place: str) -> Any:
-    """A value as it is, or what the JSON in a string says."""
+    """A value as it is, or the tree that a string holds as JSON."""
     if not isinstance(value, str):
         return value
     try:

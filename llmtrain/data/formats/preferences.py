@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any
 
 from llmtrain.config.sections import Source
 from llmtrain.data.formats.instructions import CHOICE, CHOICE_BASES, INPUTS, SYSTEMS, RowFormat, recognise, renamed
@@ -35,7 +35,7 @@ from llmtrain.data.formats.messages import (
 )
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import Fields, Row
+from llmtrain.data.sources.readers import Fields, OnBadRow, Row
 from llmtrain.protocols import Report
 
 RESPONSES = ("responses", "answers", "completions")
@@ -97,7 +97,7 @@ class PreferenceFormat:
 
 
 def iter_preferences(
-    source: Source, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, report: Report
+    source: Source, on_bad_row: OnBadRow, ledger: SourceLedger, report: Report
 ) -> Iterator[Preference]:
     """The pairs of a source, read as `read_examples` does; the ledger counts pairs, since a row may hold many."""
     check_preference_fields(source.fields, source.path)
@@ -235,16 +235,16 @@ def _rankings(row: Row) -> Iterator[PreferenceFormat]:
     base = _base(row) if name is not None else None
     if name is None or base is None or not row.fields[name]:
         return
-    standing = next((field for field in (*RANKS, *SCORES) if isinstance(row.fields.get(field), list)), None)
+    ranked_by = next((field for field in (*RANKS, *SCORES) if isinstance(row.fields.get(field), list)), None)
     first = row.fields[name][0]
-    is_bare = standing is None and not (isinstance(first, Mapping) and {*RANKS, *SCORES} & first.keys())
+    is_bare = ranked_by is None and not (isinstance(first, Mapping) and {*RANKS, *SCORES} & first.keys())
     reader = _Answers(row, base, _answer(first))
 
     def convert(fields: Fields) -> Sequence[Ranking]:
         answers = fields.get(name)
         if not isinstance(answers, list) or len(answers) < 2:
             raise UnfitRow("no preference", f"{name!r} holds no list of two answers or more")
-        numbers, has_scores = _standing(fields, standing, answers)
+        numbers, has_scores = _numbers(fields, ranked_by, answers)
         read = [reader.read(fields, _answer(answer), f"answer {i} of {name}") for i, answer in enumerate(answers)]
         ranking = [
             Comparison(read[i], read[j], numbers[i] - numbers[j] if has_scores else None)
@@ -255,9 +255,9 @@ def _rankings(row: Row) -> Iterator[PreferenceFormat]:
             raise UnwantedRow("no preference: all answers are ranked equal")
         return [ranking]
 
-    standings = () if standing is None else ("ranks" if standing in RANKS else "scores",)
+    named = () if ranked_by is None else ("ranks" if ranked_by in RANKS else "scores",)
     note = BEST_FIRST if is_bare else ""
-    yield PreferenceFormat("ranked list", (*reader.fields, "responses", *standings), convert, note)
+    yield PreferenceFormat("ranked list", (*reader.fields, "responses", *named), convert, note)
 
 
 def _trees(row: Row) -> Iterator[PreferenceFormat]:
@@ -334,7 +334,7 @@ def _answer(item: Any) -> Any:
     return next((item[name] for name in TEXTS if isinstance(item.get(name), str)), item)
 
 
-def _standing(fields: Fields, field: str | None, answers: Sequence[Any]) -> tuple[list[float], bool]:
+def _numbers(fields: Fields, field: str | None, answers: Sequence[Any]) -> tuple[list[float], bool]:
     """A number for each answer, higher is better, and whether they are scores. Raises UnfitRow."""
     given: Sequence[Any]
     if field is not None:

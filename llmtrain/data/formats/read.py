@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from llmtrain.config.sections import Source
 from llmtrain.data.formats.messages import UnfitRow, UnknownFormat, UnwantedRow
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import HubDataset, file_kind, resolve_rows
-from llmtrain.data.sources.readers import BadRow, Row, Rows, parse_slice, read_hub, read_rows
+from llmtrain.data.sources.readers import BadRow, OnBadRow, Row, Rows, parse_slice, read_hub, read_rows
 from llmtrain.protocols import Report
 
 
@@ -49,7 +49,7 @@ class FormatReader(Generic[ExampleType]):
 def read_examples(
     source: Source,
     recognise: Callable[[Row], FormatReader[ExampleType]],
-    on_bad_row: Literal["error", "skip"],
+    on_bad_row: OnBadRow,
     ledger: SourceLedger,
     report: Report,
     *,

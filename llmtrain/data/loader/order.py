@@ -49,8 +49,8 @@ def skipped_position(position: int, skip_list: Sequence[int]) -> int:
 class SampleOrder:
     """Maps a position to (source, pack), over one or several sources.
 
-    Without weights the sources are one pool and each pack comes once an epoch, in an order shuffled anew
-    each epoch. With weights each source runs through epochs of its own, and any stretch of positions
+    Without weights the sources are one pool and each pack comes once per epoch, in an order shuffled
+    again for each epoch. With weights each source has its own epochs, and any stretch of positions
     holds the sources in proportion to their weights, to within one block.
     """
 

@@ -17,6 +17,7 @@ import torch
 
 from llmtrain.batch import IGNORE_INDEX, JudgedAnswers, empty_answers
 from llmtrain.data.packing.documents import BestFitPacking, Pack, best_fit_packing, next_token_labels, read_document
+from llmtrain.data.store.kinds import answers_per_prompt
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.protocols import Array
 
@@ -86,7 +87,7 @@ class AnswerLayout:
 
         Of `why? yes` and `how? so` the first becomes `why? so`.
         """
-        stride = _answers_per_prompt(self.store)
+        stride = answers_per_prompt(self.store)
         num_away = stride * (self.store.num_documents // stride // 2)
         assert num_away, "the store has answers to one prompt only"
         ids, trained = self._document(document)
@@ -101,16 +102,6 @@ def desirable_answers(store: TokenStore) -> Array:
     """Which documents' answers are desirable, (documents,) bool."""
     labels = store.values.get("desirable")
     return np.arange(store.num_documents) % 2 == 0 if labels is None else np.asarray(labels) > 0
-
-
-def has_mismatches(store: TokenStore) -> bool:
-    """Whether there are answers to at least two prompts."""
-    return store.num_documents >= 2 * _answers_per_prompt(store)
-
-
-def _answers_per_prompt(store: TokenStore) -> int:
-    """Documents of a store that follow each other and are to one prompt: both sides of a pair, or a single answer."""
-    return 1 if "desirable" in store.values else 2
 
 
 def collate_answers(packs: Sequence[tuple[int, Pack]]) -> JudgedAnswers:

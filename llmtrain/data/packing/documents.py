@@ -4,8 +4,8 @@ Pretraining packs by *stream*: the documents of a store, end to end, are cut eve
 No token is padded, dropped or repeated, and a pack is found by arithmetic. A label may come from just past the
 end of its pack, so in every epoch each token but the first of each document is predicted exactly once.
 
-Tuning packs by *best fit*: whole documents, none cut, as many to a pack as fit. A *layout* says how they lie in a
-pack: one by one here, in pairs in `pairs`, as labelled answers in `answers`.
+Tuning packs by *best fit*: whole documents, none cut, as many to a pack as fit. A *layout* puts them
+into a pack: one by one here, in pairs in `pairs`, as labelled answers in `answers`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Packing(Protocol):
 class StreamPacking:
     """The documents of a store end to end, cut every `max_seq_len` tokens; the last pack may be shorter.
 
-    With `isolate_documents` each document's stretch is a segment of its own and its last token has no
+    With `isolate_documents` each document's stretch is a separate segment and its last token has no
     label; without, the whole pack is one segment and only the very last token of the store has none.
     """
 
@@ -100,7 +100,7 @@ class StreamPacking:
 
 
 class Layout(Protocol):
-    """How the documents of a store lie in packs: one by one, or in groups that stay together."""
+    """How the documents of a store are put into packs: one by one, or in groups that stay together."""
 
     @property
     def group_size(self) -> int: ...  # documents of a group
@@ -153,7 +153,7 @@ def best_fit_packing(store: TokenStore, layout: Layout, max_seq_len: int) -> Bes
 
 
 def pack_documents(store: TokenStore, max_seq_len: int) -> BestFitPacking:
-    """The packs of a store whose documents lie one by one."""
+    """The packs of a store, its documents one by one."""
     return best_fit_packing(store, DocumentLayout(store), max_seq_len)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from llmtrain.config.sections import CleanConfig, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents, iter_texts
 from llmtrain.data.sources.ngrams import Hashes, WordHashes, ngram_hashes
+from llmtrain.data.sources.readers import OnBadRow
 from llmtrain.data.sources.text import PIECE_CHARS, Document, cut_pieces
 
 Drops = Callable[[Document], bool]
@@ -30,7 +31,7 @@ SHINGLE_WORDS = 5
 class Cleaner:
     """Cleans a run's sources in order; a duplicate is one of any document of this source or one before it."""
 
-    def __init__(self, config: CleanConfig, sources: Sequence[Source], on_bad_row: Literal["error", "skip"]) -> None:
+    def __init__(self, config: CleanConfig, sources: Sequence[Source], on_bad_row: OnBadRow) -> None:
         self._config, self._sources, self._on_bad_row = config, sources, on_bad_row
         self._num_seen = 0  # sources whose documents went through the steps
         self._steps: dict[str, Drops] | None = None  # made on first use: a run that finds its stores needs none

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llmtrain.config.sections import Source
 from llmtrain.data.ledger import SourceLedger
@@ -16,6 +16,7 @@ from llmtrain.data.sources.readers import (
     TEXT_SUFFIXES,
     WHOLE,
     BadRow,
+    OnBadRow,
     Row,
     Slice,
     bounds,
@@ -30,7 +31,7 @@ TEXT_FIELDS = ("text", "content", "extract", "body", "document", "article", "pas
 """Fields that are taken for the text where the source names none."""
 
 
-def iter_documents(source: Source, on_bad_row: Literal["error", "skip"], ledger: SourceLedger) -> Iterator[Document]:
+def iter_documents(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger) -> Iterator[Document]:
     """The documents of a source that have text; everything else is counted in the ledger.
 
     Raises ValueError, one line, for a source that is missing, empty or unreadable, for a row that is bad
@@ -104,7 +105,7 @@ def iter_items(source: Source, location: Files | HubDataset) -> Iterator[Documen
 
 
 def _text_document(path: Path, part: Slice) -> Document | BadRow:
-    """A text file as one document, read anew for each use where it is too large to hold."""
+    """A text file as one document, read again for each use where it is too large to hold."""
     held: list[str] = []
     num_chars = num_bytes = 0
     try:

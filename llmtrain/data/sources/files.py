@@ -1,4 +1,4 @@
-"""Where a source's text lies: the files of a path, glob or folder, or a dataset of the hub."""
+"""Where a source's text is: the files of a path, glob or folder, or a dataset of the hub."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def source_fingerprint(source: Source) -> str:
 
 
 def fingerprint(tree: Any) -> str:
-    """32 hexadecimal digits that stand for a tree of plain values."""
+    """32 hexadecimal digits, different for different trees of plain values."""
     return blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -142,7 +142,7 @@ def _hidden(name: Path) -> bool:
 
 
 def _hub_commit(source: Source) -> str:
-    """The commit that a hub dataset's revision stands for; a full commit hash is taken as it is."""
+    """The commit of a hub dataset's revision; a full commit hash is taken as it is."""
     if source.revision is not None and COMMIT.fullmatch(source.revision):
         return source.revision
     from huggingface_hub import HfApi

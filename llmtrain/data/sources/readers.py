@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import zstandard
 
@@ -56,9 +56,12 @@ class BadRow:
 
 Rows = Iterator[Row | BadRow]
 
+OnBadRow = Literal["error", "skip"]
+"""What is done about a bad row: it stops the run, or is skipped and counted."""
+
 
 def read_jsonl(path: Path) -> Rows:
-    """The objects of a file of JSON lines; blank lines are no rows."""
+    """The objects of a file of JSON lines; blank lines are left out."""
     with open_binary(path) as file:
         for number, line in enumerate(file, start=1):
             row = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()

@@ -1,4 +1,4 @@
-"""The text of a document: a string, or a file too large to hold, read anew each time in bounded memory.
+"""The text of a document: a string, or a file too large to hold, read again each time in bounded memory.
 
 Large texts travel in *pieces*, cut only where a tokenizer may be expected to have a token bound whatever
 follows: after a single line break, or before a single space. `data.tokenize` checks that expectation.
@@ -26,7 +26,7 @@ SPACE_CUT = re.compile(r"(?<=\S)(?= \S)")
 
 
 class InvalidUtf8(ValueError):
-    """A file that is not UTF-8; says where."""
+    """A file that is not UTF-8; the text is its line and byte."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FileText:
 
 @dataclass(frozen=True)
 class Document:
-    """One document, and where it stands (`file`, `file:line`, `dataset row 12`) for messages."""
+    """One document; `where` is its place for messages: `file`, `file:line`, `dataset row 12`."""
 
     text: str | FileText
     where: str
@@ -68,7 +68,7 @@ class Document:
         return cut_pieces([self.text], PIECE_CHARS)
 
     def digest(self) -> bytes:
-        """16 bytes that stand for the whole text."""
+        """16 bytes that depend on the whole text."""
         hasher = blake2b(digest_size=16)
         for chunk in self.text.chunks() if isinstance(self.text, FileText) else [self.text]:
             hasher.update(chunk.encode())

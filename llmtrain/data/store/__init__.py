@@ -1,6 +1,5 @@
 """Token ids on disk: built once per content, memory-mapped, shared by runs.
 
 `token_store` is the file format, `build` finds or builds a store under its lock, `kinds` writes chats, pairs and
-labelled answers, `text` plain text. May import data.formats, data.chat, data.sources and, to know what a pack needs of
-a store, data.packing.
+labelled answers, `text` plain text. May import data.formats, data.chat and data.sources.
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,10 +21,10 @@ from llmtrain.data.formats.instructions import Example, iter_examples
 from llmtrain.data.formats.labelled import Labelled, has_labels, iter_labelled
 from llmtrain.data.formats.preferences import EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger, Split, TokenTally, answer_summary, chat_summary
-from llmtrain.data.packing.answers import has_mismatches
+from llmtrain.data.sources.readers import OnBadRow
 from llmtrain.data.split import split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
-from llmtrain.data.store.token_store import StoreWriter, is_store
+from llmtrain.data.store.token_store import StoreWriter, TokenStore, is_store
 from llmtrain.protocols import Report
 
 BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores
@@ -75,12 +75,17 @@ def build_answer_stores(data: PreferenceDataConfig, encoder: ChatEncoder, *, rep
 
     stores = _build(data, kind_of, report)
     for store in (*stores.train, *stores.eval):
-        if store.num_documents and not has_mismatches(store):
+        if 0 < store.num_documents < 2 * answers_per_prompt(store):
             raise ValueError(
                 f"{store.path}: its {store.split} split has answers to one prompt only, and preference.loss=kto needs "
                 "those of another to measure the KL by: give more rows"
             )
     return stores
+
+
+def answers_per_prompt(store: TokenStore) -> int:
+    """Documents of a store that follow each other and are to one prompt: both sides of a pair, or a single answer."""
+    return 1 if "desirable" in store.values else 2
 
 
 def _build(data: RowData, kind_of: Callable[[Source, float], StoreKind], report: Report) -> Stores:
@@ -341,7 +346,7 @@ def _num_tokens(documents: Sequence[Encoded]) -> int:
     return sum(len(document.input_ids) for document in documents)
 
 
-def _leave_out(bad: BadExample, on_bad_row: Literal["error", "skip"], ledger: SourceLedger, num_bytes: int) -> None:
+def _leave_out(bad: BadExample, on_bad_row: OnBadRow, ledger: SourceLedger, num_bytes: int) -> None:
     """Account for a row that cannot be trained on. Raises it as ValueError where bad rows are errors."""
     if on_bad_row == "error":
         raise ValueError(f"{bad}; fix the row, or set data.on_bad_row=skip")

@@ -2,8 +2,8 @@
 
 A store is a folder. For each split it holds `tokens` (uint16 or uint32, documents end to end), `offsets`
 (int64, where each document ends) and `bytes` (int64, UTF-8 length of each document); a store with a loss mask
-also `trained` (uint8, 1 where a token is a target), and one whose documents carry numbers of their own a file of
-float32 for each. `store.json` says that it is finished, and for which tokenizer and source. While it is built,
+also `trained` (uint8, 1 where a token is a target), and one whose documents carry numbers a file of float32 for
+each. `store.json` marks it as finished, and names its tokenizer and source. While it is built,
 the files only grow, and `journal` says how far they can be trusted.
 """
 
@@ -58,7 +58,7 @@ def is_store(path: str | Path) -> bool:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """What `store.json` says. Raises ValueError where it is not that of a store, or of another format."""
+    """What `store.json` holds. Raises ValueError where it is not that of a store, or of another format."""
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
         found = meta["format"]
@@ -73,7 +73,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 def open_store(path: Path, split: Split) -> TokenStore:
     """One split of a finished store; no data is read, only the files' sizes are checked.
 
-    Raises ValueError where the store is torn.
+    Raises ValueError where a file is cut off.
     """
     meta = read_meta(path)
     sizes, dtype = meta["splits"][split], np.dtype(meta["dtype"])
@@ -110,7 +110,7 @@ class Written:
     tokens: int = 0
     documents: int = 0
     bytes: int = 0
-    text_tokens: int = 0  # tokens, less those put around documents
+    text_tokens: int = 0  # tokens without those put around documents
     unknown_tokens: int = 0
 
 
@@ -197,7 +197,9 @@ class StoreWriter:
         (self._folder / JOURNAL).unlink()
 
     def _write_journal(self) -> None:
-        self._journal.write(b"\n" + json.dumps(asdict(self.progress)).encode())  # a torn line before stays apart
+        self._journal.write(
+            b"\n" + json.dumps(asdict(self.progress)).encode()
+        )  # so that it does not join a torn line before it
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
@@ -230,7 +232,7 @@ def _recover(folder: Path, dtype: np.dtype[Any], masked: bool, values: Sequence[
         try:
             tree = json.loads(line)
         except ValueError:
-            continue  # a kill tore this line; the one before stands
+            continue  # a kill tore this line; the one before it counts
         progress = Progress(tree["pieces"], {split: Written(**tree["splits"][split]) for split in SPLITS})
         sizes = _file_sizes(progress, dtype, masked, values)
         if all(_size(folder / name) >= size for name, size in sizes.items()):

@@ -102,7 +102,7 @@ def test_ids_take_two_bytes_where_they_fit(vocab_size: int, dtype: type):
     assert TextEncoder(tokenizer).encode(["a"])[0].dtype == dtype
 
 
-def test_a_fingerprint_tells_tokenizers_apart_and_outlives_saving(tmp_path: Path):
+def test_a_fingerprint_differs_between_tokenizers_and_survives_saving(tmp_path: Path):
     tokenizer = byte_level_bpe()
     tokenizer.save_pretrained(tmp_path)
     first = tokenizer_fingerprint(tokenizer)

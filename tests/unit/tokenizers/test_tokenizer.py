@@ -110,7 +110,7 @@ def test_a_model_folder_of_another_class_does_not_change_the_ids(
     assert AutoTokenizer.from_pretrained(tmp_path).encode(text) == tokenizer.encode(text)
 
 
-def test_digits_are_split_in_threes_unless_told_otherwise(tmp_path: Path) -> None:
+def test_digits_are_split_in_threes_by_default(tmp_path: Path) -> None:
     source = tmp_path / "numbers.txt"
     source.write_text("20262026 " * 500)
     split, whole = (
@@ -134,7 +134,7 @@ def test_bytes_alone_make_one_token_a_byte(tmp_path: Path) -> None:
     assert len(trained(options).encode(text, add_special_tokens=False)) == len(text.encode())
 
 
-def test_a_text_too_small_for_the_vocabulary_is_told(tmp_path: Path) -> None:
+def test_a_text_too_small_for_the_vocabulary_is_reported(tmp_path: Path) -> None:
     said: list[str] = []
     tokenizer = trained(config(tmp_path, vocab_size=5000), said)
     assert len(tokenizer) < 5000

@@ -71,7 +71,7 @@ def test_a_store_alternates_chosen_and_rejected_up_to_the_end_of_the_turn(
     assert found == [chat("one", "yes"), chat("one", "no no"), chat("two", "certainly"), chat("two", "n")]
 
 
-def test_margins_and_weights_stand_beside_the_documents(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_margins_and_weights_are_stored_with_the_documents(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (one,) = built(tokenizer, tmp_path, ROWS).train
     assert one.values["margin"].tolist()[:2] == [0.5, 0.5] and math.isnan(one.values["margin"][2])
     assert one.values["weight"].tolist() == [1.0] * 4
@@ -119,7 +119,7 @@ def laid(pack: PairPack) -> list[tuple[list[int], list[int], list[int]]]:
     return list(zip(parts[::3], parts[1::3], parts[2::3], strict=True))
 
 
-def test_a_shared_prompt_stands_once_and_each_answer_with_the_token_that_predicts_it(
+def test_a_shared_prompt_is_stored_once_and_each_answer_with_the_token_that_predicts_it(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     (store,) = built(tokenizer, tmp_path, ROWS[:1]).train
@@ -195,13 +195,13 @@ def test_what_is_shared_ends_before_the_token_that_predicts_an_answer(
     assert shared_lengths(store).tolist() == [shared] * 2
 
 
-def test_a_prompt_of_a_few_tokens_stands_twice(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_prompt_of_a_few_tokens_is_not_shared(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"prompt": "p" * (LEAST_SHARED + more), "chosen": "yes", "rejected": "no"} for more in (0, 1)]
     (store,) = built(tokenizer, tmp_path, rows, chat_template="none", plain=True).train
     assert sorted(pack_pairs(store, 1024, share_prompts=True).pack(0).prefix_lengths) == [0, LEAST_SHARED]
 
 
-def test_collate_lays_packs_end_to_end(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_collate_joins_packs_end_to_end(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     packs = [pack_pairs(built(tokenizer, tmp_path, rows).train[0], 1024).pack(0) for rows in (ROWS, RANKED)]
     batch = collate_pairs(list(zip((7, 9), packs, strict=True)))
     assert batch.num_pairs == 5 == len(batch.weights)
@@ -213,7 +213,7 @@ def test_collate_lays_packs_end_to_end(tokenizer: PreTrainedTokenizerFast, tmp_p
     assert batch.margins is not None and batch.margins.isnan().sum() == 4
 
 
-def test_positions_go_on_behind_a_shared_prompt(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_positions_go_on_after_a_shared_prompt(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (store,) = built(tokenizer, tmp_path, ROWS).train
     batch = collate_pairs([(0, pack_pairs(store, 1024, share_prompts=True).pack(0))])
     lengths = zip(batch.prefix_lengths, batch.segment_lengths[::2], batch.segment_lengths[1::2], strict=True)
@@ -273,7 +273,7 @@ ENDLESS = {"prompt": "q", "chosen": "y" * 100, "rejected": "n" * 100}
     ("on_long_row", "kept", "dropped"),
     [("drop", 1, {TOO_LONG: 2}), ("truncate", 2, {NO_PROMPT_LEFT: 1})],
 )
-def test_long_pairs_are_dropped_or_cut_as_told_and_counted(
+def test_long_pairs_are_dropped_or_cut_as_configured_and_counted(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, on_long_row: str, kept: int, dropped: dict[str, int]
 ) -> None:
     stores = built(tokenizer, tmp_path, [ROWS[0], LONG, ENDLESS], max_seq_len=192, on_long_row=on_long_row)
@@ -292,7 +292,7 @@ def test_answers_that_are_equal_as_tokens_are_dropped(tokenizer: PreTrainedToken
     assert stores.ledger.train[0].dropped[EQUAL].documents == 1
 
 
-def test_no_question_stands_on_both_sides(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_no_question_is_in_both_splits(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i % 40}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(160)]
     stores = built(tokenizer, tmp_path, rows, eval_fraction=0.3)
     sides = []
@@ -312,7 +312,7 @@ def test_a_finished_store_is_found_again(tokenizer: PreTrainedTokenizerFast, tmp
     assert built(tokenizer, tmp_path, ROWS, lines, max_seq_len=512).names != first.names
 
 
-def test_a_failed_build_leaves_nothing_behind(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_failed_build_leaves_no_files(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: "):
         built(tokenizer, tmp_path, [ROWS[0], {"prompt": "q", "chosen": "a", "rejected": None}])
     (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())

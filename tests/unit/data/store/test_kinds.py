@@ -51,7 +51,7 @@ def document(trained: list[int], length: int) -> Encoded:
         ("split", [5, 9], [4, 2]),
     ],
 )
-def test_a_long_document_is_cut_as_told(on_long_row: str, trained: list[int], lengths: list[int]) -> None:
+def test_a_long_document_is_cut_as_configured(on_long_row: str, trained: list[int], lengths: list[int]) -> None:
     pieces = fit(document(trained, 10), 4, on_long_row)
     assert [len(piece.input_ids) for piece in pieces] == lengths
     assert all(piece.trained.any() and not piece.trained[0] for piece in pieces)

@@ -134,13 +134,13 @@ def test_a_margin_is_the_rows_or_a_difference_of_scores(tmp_path: Path, row: dic
     assert read(tmp_path, row)[0][0].margin == margin
 
 
-def test_a_list_without_ranks_is_taken_in_order_and_that_is_said(tmp_path: Path) -> None:
+def test_a_list_without_ranks_is_taken_in_order_and_that_is_reported(tmp_path: Path) -> None:
     said: list[str] = []
     read(tmp_path, {"prompt": "q", "answers": ["a", "b"]}, said=said)
     assert len(said) == 1 and BEST_FIRST in said[0]
 
 
-def test_the_format_is_said_once_with_one_row(tmp_path: Path) -> None:
+def test_the_format_is_reported_once_with_one_row(tmp_path: Path) -> None:
     said: list[str] = []
     read(tmp_path, *[{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}] * 2, said=said)
     assert said == [
@@ -197,7 +197,7 @@ BAD_ROWS = [
     ("no preference", {**PAIR, "rejected": None}, "'rejected' is missing or null"),
     ("no preference", {"prompt": "q", "chosen": "a"}, "'rejected' is missing or null"),
     ("does not end with an answer", {**PAIR, "chosen": [GOOD, USER]}, "'chosen' ends with a user turn"),
-    ("message without content", {**PAIR, "rejected": " "}, "the assistant says nothing"),
+    ("message without content", {**PAIR, "rejected": " "}, "the assistant's message is empty"),
     ("malformed margin", {**PAIR, "margin": "wide"}, "'margin' holds 'wide', not a number"),
     ("invalid UTF-8", {**PAIR, "rejected": "\ud800"}, "half a surrogate pair"),
 ]

@@ -44,7 +44,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", ["prompt", "question", "query"])
-def test_a_system_prompt_in_a_field_of_its_own_stands_first(
+def test_a_system_prompt_in_a_separate_field_comes_first(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
 ) -> None:
     prompt = prompt_of({"system": "Be short.", name: "Why?"}, tokenizer, tmp_path)
@@ -69,9 +69,7 @@ def test_tools_reach_the_template(
     assert prompt.row["tools"] == written
 
 
-def test_tools_of_another_name_stand_in_the_row_under_theirs(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_tools_of_another_name_are_in_the_row_as_tools(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     row = {"functions": TOOLS, "prompt": "Why?"}
     prompt = prompt_of(row, tokenizer, tmp_path, tools="functions")
     assert prompt.row == {"tools": TOOLS, **row}

@@ -154,7 +154,7 @@ def test_an_empty_system_field_adds_no_message(tmp_path: Path):
     assert conversation(tmp_path, {"conversations": SHAREGPT, "system": ""}).messages == (USER, ASSISTANT)
 
 
-def test_an_alpaca_input_stands_on_its_own_line_and_history_before(tmp_path: Path):
+def test_an_alpaca_input_has_a_separate_line_and_history_comes_before(tmp_path: Path):
     row = {"instruction": "Add.", "input": "1 + 1", "output": "2", "history": [["2 + 2?", "4"]]}
     example = conversation(tmp_path, row)
     assert [message["content"] for message in example.messages] == ["2 + 2?", "4", "Add.\n1 + 1", "2"]
@@ -208,7 +208,7 @@ def test_blank_texts_are_dropped_and_counted(tmp_path: Path):
     assert ledger.dropped["empty"].documents == 2
 
 
-def test_what_was_recognised_is_said_once_with_the_first_row(tmp_path: Path):
+def test_what_was_recognised_is_reported_once_with_the_first_row(tmp_path: Path):
     path = write(tmp_path, {"prompt": "what\n is " + "so " * 40, "response": "4"}, {"prompt": "b", "response": "c"})
     said: list[str] = []
     read(path, said=said)
@@ -218,7 +218,7 @@ def test_what_was_recognised_is_said_once_with_the_first_row(tmp_path: Path):
     ]
 
 
-def test_it_is_said_that_chosen_answers_are_trained_on(tmp_path: Path):
+def test_it_is_reported_that_chosen_answers_are_trained_on(tmp_path: Path):
     said: list[str] = []
     read(write(tmp_path, {"chosen": HH, "rejected": HH}), said=said)
     assert "HH-RLHF dialogue rows (fields chosen); chosen is trained on, rejected is not used; the first: " in said[0]

@@ -43,7 +43,7 @@ def chatml(answer: str) -> str:
     ],
     ids=["ends before the end of turn", "holds the whole turn", "holds half of the header"],
 )
-def test_generation_blocks_are_mended_to_answer_and_end_of_turn(answer: str) -> None:
+def test_generation_blocks_are_extended_to_answer_and_end_of_turn(answer: str) -> None:
     tokenizer = family_tokenizer(MARKED_CHATML, chatml(answer))
     (document,) = documents(tokenizer, conversation(*CHAT))
     assert trained_text(tokenizer, document) == "Hello you<|im_end|>Bye!<|im_end|>"
@@ -59,7 +59,7 @@ def test_a_generation_block_may_leave_out_the_start_of_an_answer():
     """)
 
 
-def test_what_the_template_refuses_is_told_in_its_words():
+def test_what_the_template_refuses_is_reported_in_its_words():
     tokenizer = family_tokenizer(GEMMA)
     found = fault(tokenizer, conversation("s: Be brief.", *CHAT))
     assert found.reason == "template refuses the row" and "no system role here" in str(found)
@@ -128,7 +128,7 @@ def test_an_answer_without_a_thought_where_prompts_open_one_is_named():
     assert found.reason == "answer does not follow its prompt" and "give it reasoning_content" in str(found)
 
 
-def test_an_answer_ends_with_the_last_token_that_stays_behind_it():
+def test_an_answer_ends_with_the_last_token_that_stays_after_it():
     tokenizer = family_tokenizer(
         MARKED_CHATML, chatml('{{- "<|im_start|>assistant\\n" + m.content + "<|endoftext|><|im_end|>\\n" }}')
     )

@@ -64,7 +64,7 @@ def test_characters_of_several_tokens_are_trained_whole(answer: str) -> None:
     assert trained_text(tokenizer, document) == f"{answer}<|im_end|>"
 
 
-def test_an_answer_whose_break_would_join_the_prompt_is_tokenized_apart():
+def test_an_answer_whose_break_would_join_the_prompt_is_tokenized_separately():
     tokenizer = family_tokenizer(QWEN25)
     merged, apart = documents(tokenizer, conversation("u: Hi", "a: \nHello", "u: x", "a: y"))
     assert trained_text(tokenizer, merged) == "y<|im_end|>"

@@ -105,7 +105,7 @@ BAD_ROWS = [
     (
         {"messages": [USER, {"role": "assistant", "content": " "}]},
         "message without content",
-        "the assistant says nothing",
+        "the assistant's message is empty",
     ),
     ({"messages": [SYSTEM, USER]}, "no assistant turn", "no message is the assistant's"),
     ({"messages": [SYSTEM, *TURNS], "system": "x"}, "two system prompts", "a system prompt in a separate field"),
@@ -152,14 +152,14 @@ def test_a_bad_row_is_an_error_that_names_its_line_or_is_counted(tmp_path: Path,
         (
             {"instruction": "a", "output": "b"},
             {"instruction": "a", "output": ""},
-            "'output': the assistant says nothing",
+            "'output': the assistant's message is empty",
         ),
         (
             {"text": HH},
             {"text": "no dialogue"},
             "'text' is not a HH-RLHF dialogue: it begins with \"no dialogue\"",
         ),
-        ({"text": HH}, {"text": "\n\nHuman: a\n\nAssistant:"}, "message 1 of 'text': the assistant says nothing"),
+        ({"text": HH}, {"text": "\n\nHuman: a\n\nAssistant:"}, "message 1 of 'text': the assistant's message is empty"),
         (
             {"conversations": SHAREGPT},
             {"conversations": [{"from": "function_call", "value": "f()"}]},

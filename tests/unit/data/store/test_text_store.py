@@ -217,7 +217,7 @@ build_text_stores(data, byte_level_bpe(), report=lambda message: None)
 def test_a_build_killed_outright_goes_on_to_the_same_bytes(tmp_path: Path):
     path = write_rows(tmp_path / "a.jsonl")
     data = config(tmp_path, path)
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(text_store.__file__).parents[3])])
+    paths = os.pathsep.join([str(Path(__file__).parents[3]), str(Path(text_store.__file__).parents[3])])
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cache")], env={**os.environ, "PYTHONPATH": paths}
     )
@@ -317,7 +317,9 @@ def test_a_long_text_file_is_stored_as_if_encoded_whole(tmp_path: Path, monkeypa
     assert stores.train[0].document_bytes.tolist() == [len(text.encode())]
 
 
-def test_a_long_text_of_a_tokenizer_that_cannot_be_cut_is_encoded_whole_and_said_so(tmp_path: Path, monkeypatch):
+def test_a_long_text_of_a_tokenizer_that_cannot_be_cut_is_encoded_whole_and_that_is_reported(
+    tmp_path: Path, monkeypatch
+):
     monkeypatch.setattr("llmtrain.data.sources.text.PIECE_CHARS", 200)
     text = f"{WORDS}\n" * 40
     (tmp_path / "a.txt").write_text(text)

@@ -1,4 +1,4 @@
-"""Answers judged one by one: which rows are read, what stands in packs, which other answer a prompt is given."""
+"""Labelled answers in stores and packs: what is kept, and which other answer a prompt is given."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config.rl import PreferenceDataConfig
-from llmtrain.config.sections import Source
 from llmtrain.data.chat.encode import ChatEncoder
-from llmtrain.data.formats.labelled import Labelled, iter_labelled
-from llmtrain.data.formats.preferences import iter_preferences
-from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.packing.answers import collate_answers, desirable_answers, pack_answers
 from llmtrain.data.store.build import Stores
 from llmtrain.data.store.kinds import build_answer_stores
@@ -35,11 +31,6 @@ def written(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def read(path: Path, **settings: Any) -> list[Labelled]:
-    source = Source(path=str(path), **settings)
-    return list(iter_labelled(source, "error", SourceLedger(path=str(path)), lambda line: None))
-
-
 def row(number: int, label: bool | None = True) -> dict[str, Any]:
     return {"prompt": f"question {number}", "completion": "no" * (number + 1), "label": label}
 
@@ -51,64 +42,7 @@ def stores_of(tokenizer: PreTrainedTokenizerFast, folder: Path, path: Path, **se
     return build_answer_stores(data, encoder, report=lambda line: None)
 
 
-ASKED, ANSWER = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}
-EARLIER = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes?"}]
-SHAREGPT = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]
-
-
-@pytest.mark.parametrize(
-    ("fields", "settings", "num_prompt"),
-    [
-        ({"prompt": "hello", "completion": "hi", "label": True}, {}, 1),
-        ({"prompt": [ASKED], "completion": [ANSWER], "label": True}, {}, 1),
-        ({"messages": [*EARLIER, ASKED, ANSWER], "label": True}, {}, 3),
-        ({"conversations": SHAREGPT, "kto_tag": True}, {}, 1),
-        ({"instruction": "hello", "input": "", "output": "hi", "kto_tag": True}, {}, 1),
-        ({"asked": "hello", "said": "hi", "good": True}, {"prompt": "asked", "completion": "said", "label": "good"}, 1),
-    ],
-    ids=["texts", "messages", "a dialogue", "ShareGPT", "Alpaca", "mapped fields"],
-)
-def test_a_row_of_any_format_is_judged_by_its_last_answer(
-    tmp_path: Path, fields: dict[str, Any], settings: dict[str, str], num_prompt: int
-) -> None:
-    (judged,) = read(written(tmp_path / "rows.jsonl", [fields]), fields=settings)
-    assert judged.conversation.messages[-1]["content"] == "hi"
-    assert (judged.conversation.num_prompt, judged.desirable, judged.group) == (num_prompt, True, "hello")
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"prompt": "a", "completion": "b"}, "rows.jsonl:2: no field is true or false"),
-        ({"prompt": "a", "completion": "b", "label": "good"}, "rows.jsonl:2: no field is true or false"),
-        ({"prompt": "a", "completion": [ASKED], "label": True}, "rows.jsonl:2: the last message is not an answer"),
-        ({"prompt": "a", "completion": None, "label": False}, "rows.jsonl:2: 'completion' is missing or null"),
-    ],
-)
-def test_a_row_that_judges_nothing_is_refused_with_its_line(tmp_path: Path, fields: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read(written(tmp_path / "rows.jsonl", [row(0), fields]))
-
-
-def test_a_source_without_a_good_row_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path / "rows.jsonl", [row(0) | {"completion": None}])
-    with pytest.raises(ValueError, match="no answer to train on"):
-        list(iter_labelled(Source(path=str(path)), "skip", SourceLedger(path=""), lambda line: None))
-
-
-def test_a_loss_over_pairs_says_who_takes_rows_with_a_label(tmp_path: Path) -> None:
-    path = written(tmp_path / "rows.jsonl", [row(0)])
-    with pytest.raises(ValueError, match=r"set preference\.loss=kto"):
-        list(iter_preferences(Source(path=str(path)), "error", SourceLedger(path=""), lambda line: None))
-
-
-def test_answers_to_one_question_fall_into_one_split(tmp_path: Path) -> None:
-    rows = [row(3), row(3) | {"completion": "other", "label": False}]
-    first, second = read(written(tmp_path / "rows.jsonl", rows))
-    assert first.digest() == second.digest()
-
-
-def test_every_answer_is_in_one_pack_with_its_judgement(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_every_answer_is_in_one_pack_with_its_label(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [row(number, label=number % 3 > 0) for number in range(9)]
     (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", rows)).train
     packs = pack_answers(store, 96)
@@ -122,7 +56,7 @@ def test_every_answer_is_in_one_pack_with_its_judgement(tokenizer: PreTrainedTok
     assert packs.num_targets == sum(len(given["completion"]) + 1 for given in rows)
 
 
-def test_pairs_are_taken_apart(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_both_sides_of_a_pair_are_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs.jsonl", seed=1, num_pairs=5)
     (store,) = stores_of(tokenizer, tmp_path, path, max_seq_len=192).train
     assert desirable_answers(store).tolist() == [True, False] * 5
