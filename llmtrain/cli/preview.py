@@ -24,7 +24,7 @@ from llmtrain.data.ledger import SPLITS, Ledger
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import BestFitPacking, Pack
 from llmtrain.data.store.chat_store import build_chat_stores
-from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.load import resolve_model
 
 TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim", "bold yellow"
 
@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Build or open the stores as the recipe does, and show the first packs of its first steps."""
     config = load_config(SftConfig, [arguments.config, *arguments.overrides])
     console = Console(highlight=False, soft_wrap=True)
-    chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, resolved_path(config.model.path))
+    model = resolve_model(config.model)
+    chat = open_chat_tokenizer(model, config.tokenizer, config.data, model.path)
     stores = build_chat_stores(config.data, chat.encoder, report=partial(console.print, markup=False))
     packed = [BestFitPacking(store, config.data.max_seq_len) for store in stores.train]
     plan = plan_data(

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from llmtrain.system.device import AttentionKernel
 
@@ -62,6 +62,12 @@ def plan_segments(
     elif kernel == "mask":
         mask, positions = _mask(runs, device)
     return Segments(runs, max(lengths), cu_seqlens, mask, positions)
+
+
+def attention_dropout(shape: PreTrainedConfig) -> float:
+    """The dropout that a model's attention applies in training; 0 if its configuration names none."""
+    values = shape.to_dict()
+    return max(values.get(name) or 0.0 for name in ("attention_dropout", "attn_pdrop"))
 
 
 def sharing_obstacle(kernel: AttentionKernel) -> str | None:

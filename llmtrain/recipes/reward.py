@@ -13,32 +13,31 @@ from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, co
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.pairs import HeldOutPairs, reward_card
 from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.cpu.layers import fuse_layers
-from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.files import REWARD_CARD
-from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.folders.reward import beats_chance
-from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_pretrained
-from llmtrain.models.wrappers.checks import shares_prompts, wrap_reward_model
-from llmtrain.models.wrappers.reward_model import pooling_pad_id, reward_parameters_by_role, score_model
+from llmtrain.models.load import hub_commit, load_pretrained, resolve_model
+from llmtrain.models.wrappers.checks import shares_prompts
+from llmtrain.models.wrappers.prepare import prepare_reward_model
+from llmtrain.models.wrappers.reward_model import pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.recipes.trainer import open_training, train
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
-from llmtrain.system.device import attention_kernel, fuses_layers
 from llmtrain.system.files import write_json
 from llmtrain.system.precision import export_dtype
 from llmtrain.train.checkpoint import Checkpoint
+from llmtrain.train.optim import OPTIMIZER_BYTES
 
 
 def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
     """Build the parts, run the loop, export the adapter or the model with its card."""
     folder, runtime = open_training(config)
-    path, has_adapter = resolved_path(config.model.path), config.adapter.kind != "none"
+    source_model, has_adapter = resolve_model(config.model), config.adapter.kind != "none"
     compared = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
-    chat = open_chat_tokenizer(config.model, config.tokenizer, compared, path)
+    chat = open_chat_tokenizer(source_model, config.tokenizer, compared, source_model.path)
     pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
     stores = build_preference_stores(config.data, chat.encoder, report=runtime.say)
     for given, store in zip(config.data.train, stores.train, strict=True):
@@ -46,20 +45,16 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
             raise ValueError(f"reward.margin: {given.path} has rows without a margin; give them one, or leave it out")
 
     causal = load_pretrained(
-        config.model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
+        source_model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
     )
     if has_adapter:
         add_adapter(causal, config.adapter, chat.new_token_ids, config.run.seed)
-    model = score_model(causal, config.model, pad_token_id=pad_token_id, seed=config.run.seed)
+    model = score_model(causal, source_model, pad_token_id=pad_token_id, seed=config.run.seed)
     fingerprint = base_fingerprint(model) if has_adapter else None
-    if fuses_layers(runtime.device) and not runtime.shards_parameters:
-        fuse_layers(model)
-        fuse_adapters(model)
-    runtime.say(adapter_report(model))
-    kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
-    module = wrap_reward_model(model, kernel, config.data.max_seq_len, runtime.device)
+    runtime.say(adapter_report(model, OPTIMIZER_BYTES[config.optim.name]))
+    module = prepare_reward_model(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
-    shared = shares_prompts(model, kernel, config.data.max_seq_len, runtime.device, runtime.say)
+    shared = shares_prompts(model, module.kernel, config.data.max_seq_len, runtime.device, runtime.say)
     packed = partial(PairPacking, max_seq_len=config.data.max_seq_len, share_prompts=shared)
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
     plan = plan_data(
@@ -79,7 +74,6 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
         folder,
         runtime,
         module,
-        reward_parameters_by_role(model),
         objective=PairwiseReward(config.reward.margin, config.reward.centering),
         source=source,
         num_steps=plan.num_steps,

@@ -15,37 +15,35 @@ from llmtrain.data.packing.documents import BestFitPacking
 from llmtrain.data.store.chat_store import build_chat_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.cpu.lora import fuse_adapters
-from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.model import ExportSpec
-from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
+from llmtrain.models.load import hub_commit, load_pretrained, resolve_model
+from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.trainer import open_training, train, with_loss_here
+from llmtrain.recipes.trainer import open_training, train
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import record_ledger
-from llmtrain.system.device import fuses_layers
 from llmtrain.system.precision import export_dtype
+from llmtrain.train.optim import OPTIMIZER_BYTES
 
 
 def main(config: SftConfig) -> None:
     """Build the parts, run the loop, export the adapter or the model."""
     folder, runtime = open_training(config)
-    path, has_adapter = resolved_path(config.model.path), config.adapter.kind != "none"
-    chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, path)
+    source_model, has_adapter = resolve_model(config.model), config.adapter.kind != "none"
+    chat = open_chat_tokenizer(source_model, config.tokenizer, config.data, source_model.path)
     stores = build_chat_stores(config.data, chat.encoder, report=runtime.say)
 
     model = load_pretrained(
-        config.model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
+        source_model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
     )
     if has_adapter:
         add_adapter(model, config.adapter, chat.new_token_ids, config.run.seed)
-        if fuses_layers(runtime.device) and not runtime.shards_parameters:
-            fuse_adapters(model)
     runtime.say(adapter_report(model, OPTIMIZER_BYTES[config.optim.name]))
-    module = with_loss_here(config, model, runtime)
+    module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
     module.neftune_alpha = config.model.neftune_alpha
     fingerprint = base_fingerprint(model) if has_adapter else None
 
@@ -67,7 +65,6 @@ def main(config: SftConfig) -> None:
         folder,
         runtime,
         module,
-        parameters_by_role(model),
         objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
         source=source,
         num_steps=plan.num_steps,

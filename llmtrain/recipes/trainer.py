@@ -1,29 +1,20 @@
 """What every recipe does the same way: open a run, hand its parts to the loop, record how it went.
 
-A recipe brings what is its own (data, model, objective) and calls `open_training`, `with_loss_here` and `train`.
+A recipe brings what is its own (data, model, objective) and calls `open_training` and `train`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel
-
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.models.attention import compile_model
-from llmtrain.models.cpu.layers import fuse_layers
-from llmtrain.models.load import attention_dropout
-from llmtrain.models.wrappers.actor_critic import ActorCritic
-from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import wrap_causal_lm
-from llmtrain.models.wrappers.reward_model import RewardModel
-from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, Role
+from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, TrainedModule
 from llmtrain.runs.folder import open_run, record_run
-from llmtrain.system.device import attention_kernel, fuses_layers, peak_flops, peak_memory_bytes
+from llmtrain.system.device import peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.guard import StopSignal
 from llmtrain.train.loop import Loop
@@ -59,20 +50,11 @@ def open_training(config: RecipeConfig) -> tuple[Path, Runtime]:
     return folder, runtime
 
 
-def with_loss_here(config: RecipeConfig, model: PreTrainedModel, runtime: Runtime) -> CausalLMLoss:
-    """The model with its loss inside, on this process's device, with the layers and the attention that suit it."""
-    if fuses_layers(runtime.device) and not runtime.shards_parameters:
-        fuse_layers(model)
-    kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
-    return wrap_causal_lm(model, kernel, config.data.max_seq_len, runtime.device)
-
-
 def train(
     config: RecipeConfig,
     folder: Path,
     runtime: Runtime,
-    module: CausalLMLoss | RewardModel | ActorCritic,
-    parameters: Mapping[Role, Sequence[nn.Parameter]],
+    module: TrainedModule,
     *,
     objective: Objective[BatchType],
     source: BatchSource[BatchType],
@@ -95,21 +77,20 @@ def train(
             "device": str(runtime.device),
             "engine": runtime.engine,
             "world_size": runtime.world_size,
-            "attention": module.kernel,
-            "whole_logits": module.whole_logits,
+            **module.facts(),
             "peak_flops": peak,
             "peak_flops_source": peak_source,
         }
         record_run(folder, config, machine | dict(facts))
     runtime.start_trackers(config.log.project)
 
-    for trunk in (part for part in module.children() if isinstance(part, PreTrainedModel)):  # a critic may have its own
+    for trunk in module.trunks():
         if config.train.activation_checkpointing:
             trunk.activation_checkpointing_enable({"use_reentrant": False})
         if config.train.compile:
             compile_model(trunk)
     ema = None if config.train.ema_decay is None else Ema(module, config.train.ema_decay)
-    prepared, optimizer = runtime.prepare(module, make_optimizer(parameters, config.optim, critic_lr))
+    prepared, optimizer = runtime.prepare(module, make_optimizer(module.parameters_by_kind(), config.optim, critic_lr))
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
     log = RunLog(
         folder,

@@ -14,7 +14,10 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
 from llmtrain.config.sections import OptimConfig
-from llmtrain.protocols import Role
+from llmtrain.protocols import ParamKind
+
+OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
+"""The state of each trained weight: two fp32 moments, one, or two of a byte."""
 
 # Quintic Newton-Schulz coefficients of Jordan et al. 2024, "Muon: An optimizer for hidden layers".
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -22,7 +25,7 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def param_groups(
-    parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
+    parameters: Mapping[ParamKind, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
 ) -> list[dict[str, Any]]:
     """One parameter group a role: hidden matrices and an untied head are decayed, the others are not.
 
@@ -40,7 +43,7 @@ def param_groups(
 
 
 def make_optimizer(
-    parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
+    parameters: Mapping[ParamKind, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
 ) -> Optimizer:
     """The configured optimizer over `param_groups`; AdamW is torch's fused one where the device has it.
 

@@ -24,8 +24,6 @@ from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.adapters.token_rows import EmbeddingWithRows, train_rows
 from llmtrain.models.heads.score import SCORE
 
-# State of each trained weight: two fp32 moments, one, or two of a byte.
-OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
 FINGERPRINT_SAMPLES = 64  # values of each frozen weight
 
 
@@ -80,7 +78,7 @@ def expected_warnings() -> Iterator[None]:
         yield
 
 
-def adapter_report(model: nn.Module, optimizer_bytes: int = OPTIMIZER_BYTES["adamw"]) -> str:
+def adapter_report(model: nn.Module, optimizer_bytes: int) -> str:
     """One line on what is trained and the memory it takes; `optimizer_bytes`: state of the optimizer a weight."""
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]

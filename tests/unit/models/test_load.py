@@ -14,7 +14,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import ModelConfig, TunedModelConfig
 from llmtrain.models.adapters import quantized
-from llmtrain.models.load import PRESETS, flops_per_token, load_model, load_pretrained, parameters_by_role
+from llmtrain.models.flops import flops_per_token
+from llmtrain.models.load import load_model, load_pretrained
+from llmtrain.models.param_kinds import parameters_by_kind
+from llmtrain.models.presets import PRESETS
 
 VOCABULARY = 259  # of the tiny tokenizer: 256 bytes, BOS, EOS, PAD
 
@@ -171,7 +174,7 @@ def test_dropout_is_written_to_every_field_that_means_it(
 def test_every_parameter_has_one_role(tokenizer: PreTrainedTokenizerBase) -> None:
     for tied in (True, False):
         model = load(tokenizer, config={**MODEL, "tie_word_embeddings": tied})
-        roles = parameters_by_role(model)
+        roles = parameters_by_kind(model)
         assert sorted(map(id, model.parameters())) == sorted(id(p) for members in roles.values() for p in members)
         assert [id(p) for p in roles["embedding"]] == [id(model.get_input_embeddings().weight)]
         assert len(roles["head"]) == (0 if tied else 1)

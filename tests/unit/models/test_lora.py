@@ -16,9 +16,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
 from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.load import flops_per_token, load_model, load_pretrained, parameters_by_role
+from llmtrain.models.flops import flops_per_token
+from llmtrain.models.load import load_model, load_pretrained
+from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
+from llmtrain.train.optim import OPTIMIZER_BYTES
 
 LENGTHS = (7, 4, 9)
 NEW_IDS = (259, 260)  # behind the 259 tokens of the tiny tokenizer, among the 320 rows of the tiny model
@@ -239,7 +242,7 @@ def test_every_trained_parameter_has_one_role(tokenizer: PreTrainedTokenizerBase
     model = tiny(tokenizer, config=config)
     add_adapter(model, AdapterConfig(kind="dora", rank=4), NEW_IDS, 0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    roles = {role: {names[id(p)] for p in members} for role, members in parameters_by_role(model).items()}
+    roles = {role: {names[id(p)] for p in members} for role, members in parameters_by_kind(model).items()}
     assert sorted(name for members in roles.values() for name in members) == sorted(trainable(model))
     assert all(".lora_A." in name or ".lora_B." in name for name in roles["hidden"])
     assert all(".lora_magnitude_vector." in name for name in roles["vector"])
@@ -266,7 +269,7 @@ def test_the_report_counts_weights_and_memory(tokenizer: PreTrainedTokenizerBase
     total = sum(parameter.numel() for parameter in model.parameters())
     add_adapter(model, AdapterConfig(kind="lora", rank=4, target=["q_proj"]), (), 0)
     num = 3 * 4 * (32 + 32)
-    said = adapter_report(model)
+    said = adapter_report(model, OPTIMIZER_BYTES["adamw"])
     assert said.startswith(f"training {num} of {total + num:,} weights ({num / (total + num):.2%}, 0.0 MB on disk)")
     assert said.endswith("0.2 MB of weights, 0.0 MB of gradients, 0.0 MB of optimizer state") and "\n" not in said
 
