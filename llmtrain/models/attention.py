@@ -1,7 +1,8 @@
-"""Attention that never crosses a document's bound, for packs of documents laid end to end.
+"""Attention that never crosses a document's bound, for packs of documents end to end.
 
-Documents that begin alike may share their beginning: a *prefix*, laid once, and behind it what each document goes on
-with. A prefix is a segment like any other; the segments behind it see it whole, and themselves, but not each other.
+Documents that begin alike may share their beginning: a *prefix*, which is in the pack once, before what each document
+continues with. A prefix is a segment like any other; the segments after it see all of it, and themselves, but not each
+other. A pair with the prompt `2+2?` and the answers `4` and `five` is packed as `2+2?` `4` `five`.
 
 Registered with `transformers` under the name ATTENTION, so any model that goes through its attention
 interface uses it. The bounds come down the model's forward as the keyword `segments`, which also holds
@@ -50,7 +51,7 @@ def plan_segments(
 ) -> Segments:
     """Prepare the bounds of a microbatch once, for all layers.
 
-    `prefix_lengths`: each prefix is laid before its equal share of the segments; one of no tokens is none. Shared
+    `prefix_lengths`: each prefix comes before its equal share of the segments; 0 for no prefix. Shared
     prefixes are not for varlen, see `sharing_obstacle`.
     """
     runs = _runs(lengths, prefix_lengths)
@@ -71,7 +72,7 @@ def attention_dropout(shape: PreTrainedConfig) -> float:
 
 
 def sharing_obstacle(kernel: AttentionKernel) -> str | None:
-    """Why documents cannot share a prefix under this kernel; None where they can."""
+    """Why documents cannot share a prefix under this kernel; None: they can."""
     return "attention runs as varlen, which has no shared prompts yet" if kernel == "varlen" else None
 
 
@@ -79,12 +80,12 @@ def _runs(lengths: Sequence[int], prefix_lengths: Sequence[int]) -> tuple[Run, .
     if not any(prefix_lengths):
         return tuple(Run(len(list(group)), length) for length, group in groupby(lengths))
     runs: list[Run] = []
-    num_behind = len(lengths) // len(prefix_lengths)
+    num_after = len(lengths) // len(prefix_lengths)
     for number, prefix_length in enumerate(prefix_lengths):
         prefix = len(runs) if prefix_length else None
         runs += [Run(1, prefix_length)] if prefix_length else []
-        behind = lengths[number * num_behind : (number + 1) * num_behind]
-        runs += [Run(len(list(group)), length, prefix) for length, group in groupby(behind)]
+        after = lengths[number * num_after : (number + 1) * num_after]
+        runs += [Run(len(list(group)), length, prefix) for length, group in groupby(after)]
     return tuple(runs)
 
 

@@ -21,7 +21,7 @@ def attention_flops_per_token(shape: PreTrainedConfig, context: float) -> float:
 def flops_per_token(model: PreTrainedModel, context: float, trained_share: float = 1.0) -> float:
     """FLOPs that training on one token needs: 6 per weight that multiplies it, plus attention (PaLM, appendix B).
 
-    A frozen weight has no gradient of its own, and counts 4: forward, and backward to its input. An embedding is a
+    A frozen weight has no gradient, and counts 4: forward, and backward to its input. An embedding is a
     look-up and counts nothing, unless its weight is also the output head's, which runs at the `trained_share` of the
     tokens.
     """

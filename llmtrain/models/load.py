@@ -81,7 +81,7 @@ def load_pretrained(
 
     `new_token_ids`, of tokens that the tokenizer was given after the model was made, get rows of the embedding and
     the head that are the mean of the others (Hewitt 2021, "Initializing new word embeddings"). Raises ValueError as
-    `load_model` does, for a model whose weights are quantized already, and for `quantize` where it cannot run.
+    `load_model` does, for a model whose weights are quantized already, and for `quantize` if it cannot run.
     """
     shape = _pretrained_config(config)
     _check(shape, tokenizer, max_seq_len, new_token_ids)
@@ -135,7 +135,7 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
     try:
         blank = AutoConfig.for_model(config.architecture)
     except ValueError:
-        raise ValueError(f"model.architecture={config.architecture!r} is no model type of transformers") from None
+        raise ValueError(f"model.architecture={config.architecture!r} is not a model type of transformers") from None
     known = {*blank.to_dict(), *blank.attribute_map}
     if unknown := sorted(set(config.config) - known):
         raise ValueError(f"model.config.{unknown[0]}: {config.architecture} has no such field")
@@ -177,11 +177,9 @@ def _check(
         raise ValueError(f"data.max_seq_len={max_seq_len} is longer than the model's {positions} positions")
 
 
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, mend: str) -> None:
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, fix: str) -> None:
     if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model only {vocab_size} embeddings: {mend}"
-        )
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens but the model only {vocab_size} embeddings: {fix}")
 
 
 @torch.no_grad()

