@@ -33,7 +33,7 @@ def model_folder(path: str) -> Path:
     raise ValueError(f"{path}: neither a run's folder nor a model's")
 
 
-def load_tuned(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, an adapter on its base included, on this machine's device, and its tokenizer.
 
     Raises ValueError if the folder holds no language model, or an adapter whose base is not there or not its own.

@@ -87,7 +87,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown preset": ({"preset": "2b"}, r"^model\.preset='2b': there are 1m, 3m,"),
     "an unknown architecture": (
         {"architecture": "lama", "preset": "1m"},
-        r"^model\.architecture='lama' is not a model",
+        r"^model\.architecture='lama' is not a ",
     ),
     "an unknown field": ({"config": {"num_layer": 2}}, r"^model\.config\.num_layer: llama has no such field$"),
     "no shape": ({}, r"^model: give model\.path, model\.preset or fields in model\.config$"),
