@@ -37,7 +37,8 @@ from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.cpu.layers import fuse_layers
-from llmtrain.models.load import load_model, parameters_by_role
+from llmtrain.models.load import load_model
+from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.next_token import NextToken
@@ -121,7 +122,7 @@ def new_module(config: PretrainConfig) -> tuple[CausalLMLoss, Optimizer]:
     model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
     fuse_layers(model)
     module = wrap_causal_lm(model, "segments", config.data.max_seq_len, torch.device("cpu"))
-    return module, make_optimizer(parameters_by_role(model), config.optim)
+    return module, make_optimizer(parameters_by_kind(model), config.optim)
 
 
 def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Module, nn.Module]:

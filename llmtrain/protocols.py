@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 Batch = TypeVar("Batch")
 Batch_contra = TypeVar("Batch_contra", contravariant=True)
@@ -26,9 +27,9 @@ Report = Callable[[str], None]
 Counts = Mapping[str, float]
 """Named denominators of one microbatch: `tokens`, always, and what else the loss divides by: pairs, sequences."""
 
-Role = Literal["hidden", "head", "embedding", "vector", "critic"]
-"""What a parameter does, which its optimizer asks: a matrix between hidden states, the output head, an input
-embedding, a norm or bias; a critic's parameters."""
+ParamKind = Literal["hidden", "head", "embedding", "vector", "critic"]
+"""What a parameter does, by which its optimizer is chosen: a matrix between hidden states, the output head, an input
+embedding, a norm or bias; any parameter that only the critic has."""
 
 Metrics = Mapping[str, Tensor]
 """Shares (scalar, detached) whose sum over the microbatches and ranks of a step is the step's value."""
@@ -82,6 +83,25 @@ class BatchSource(Protocol[Batch]):
 
 StateWithoutStep = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """(an earlier state of a source of stored batches) -> the same, with the present step's samples on its skip-list."""
+
+
+class TrainedModule(nn.Module):
+    """A model wrapped for training: what the recipes read of it, whatever its kind.
+
+    A class and no Protocol because it must be a torch module too.
+    """
+
+    def trunks(self) -> list[PreTrainedModel]:
+        """The `transformers` models inside, which are compiled and recompute activations."""
+        raise NotImplementedError
+
+    def parameters_by_kind(self) -> dict[ParamKind, list[nn.Parameter]]:
+        """Its trainable parameters, each once."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, str | bool]:
+        """How it computes, for the run's record: the attention kernel, and whether it holds all logits at once."""
+        raise NotImplementedError
 
 
 class Objective(Protocol[Batch_contra]):

@@ -13,7 +13,7 @@ import torch
 from transformers import TextStreamer
 
 from llmtrain.cli.options import add_sampling, check_sampling
-from llmtrain.models.folders.open import load_tuned, prompt_ids, reply
+from llmtrain.models.folders.open import open_model, prompt_ids, reply
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Read a line, answer it, until there is none."""
     check_sampling(arguments)
-    model, tokenizer = load_tuned(arguments.model)
+    model, tokenizer = open_model(arguments.model)
     torch.manual_seed(arguments.seed)
     start: list[dict[str, Any]] = [{"role": "system", "content": arguments.system}] if arguments.system else []
     messages = list(start)

@@ -17,7 +17,7 @@ import torch
 
 from llmtrain.cli.options import add_sampling, check_sampling
 from llmtrain.data.formats.messages import Message, text_message, tool_list, turn_messages
-from llmtrain.models.folders.open import load_tuned, prompt_ids, reply
+from llmtrain.models.folders.open import open_model, prompt_ids, reply
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = read_prompts(arguments.prompts)
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")
     partial.touch()  # so that a folder that is not there is found before the first answer
-    model, tokenizer = load_tuned(arguments.model)
+    model, tokenizer = open_model(arguments.model)
     torch.manual_seed(arguments.seed)
     prompts = [prompt_ids(tokenizer, row.messages(arguments.system), row.tools) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))

@@ -25,7 +25,7 @@ from llmtrain.data.loader.batches import SingleProcess
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import Pack, pack_documents
 from llmtrain.data.store.kinds import build_chat_stores
-from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.load import resolve_model
 
 TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim", "bold yellow"
 
@@ -40,10 +40,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Build or open the stores as the recipe does, and show the first packs of its first steps."""
     config = load_config(SftConfig, [arguments.config, *arguments.overrides])
     console = Console(highlight=False, soft_wrap=True)
+    model = resolve_model(config.model)
     chat = open_chat_tokenizer(
-        config.model,
+        model,
         config.tokenizer,
-        resolved_path(config.model.path),
+        model.path,
         chat_template=config.data.chat_template,
         loss_on=config.data.loss_on,
     )

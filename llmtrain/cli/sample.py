@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmtrain.models.folders.open import load_tuned
+from llmtrain.models.folders.open import open_model
 
 NUM_TOKENS = 160
 TEMPERATURE = 0.7
@@ -16,7 +16,7 @@ TOP_K = 40
 
 def sample(path: str, prompt: str, seed: int = 0) -> str:
     """The prompt and what the model behind a path writes after it, up to NUM_TOKENS tokens."""
-    model, tokenizer = load_tuned(path)
+    model, tokenizer = open_model(path)
     torch.manual_seed(seed)
     generate: Any = model.generate
     ids = generate(

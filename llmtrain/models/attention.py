@@ -1,7 +1,8 @@
-"""Attention that never crosses a document's bound, for packs of documents laid end to end.
+"""Attention that never crosses a document's bound, for packs of documents end to end.
 
-Documents that begin alike may share their beginning: a *prefix*, laid once, and behind it what each document goes on
-with. A prefix is a segment like any other; the segments behind it see it whole, and themselves, but not each other.
+Documents that begin alike may share their beginning: a *prefix*, which is in the pack once, before what each document
+continues with. A prefix is a segment like any other; the segments after it see all of it, and themselves, but not each
+other. A pair with the prompt `2+2?` and the answers `4` and `five` is packed as `2+2?` `4` `five`.
 
 Registered with `transformers` under the name ATTENTION, so any model that goes through its attention
 interface uses it. The bounds come down the model's forward as the keyword `segments`, which also holds
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from llmtrain.system.device import AttentionKernel
 
@@ -50,7 +51,7 @@ def plan_segments(
 ) -> Segments:
     """Prepare the bounds of a microbatch once, for all layers.
 
-    `prefix_lengths`: each prefix is laid before its equal share of the segments; one of no tokens is none. Shared
+    `prefix_lengths`: each prefix comes before its equal share of the segments; 0 for no prefix. Shared
     prefixes are not for varlen, see `sharing_obstacle`.
     """
     runs = _runs(lengths, prefix_lengths)
@@ -64,8 +65,14 @@ def plan_segments(
     return Segments(runs, max(lengths), cu_seqlens, mask, positions)
 
 
+def attention_dropout(shape: PreTrainedConfig) -> float:
+    """The dropout that a model's attention applies in training; 0 if its configuration names none."""
+    values = shape.to_dict()
+    return max(values.get(name) or 0.0 for name in ("attention_dropout", "attn_pdrop"))
+
+
 def sharing_obstacle(kernel: AttentionKernel) -> str | None:
-    """Why documents cannot share a prefix under this kernel; None where they can."""
+    """Why documents cannot share a prefix under this kernel; None: they can."""
     return "attention runs as varlen, which has no shared prompts yet" if kernel == "varlen" else None
 
 
@@ -73,12 +80,12 @@ def _runs(lengths: Sequence[int], prefix_lengths: Sequence[int]) -> tuple[Run, .
     if not any(prefix_lengths):
         return tuple(Run(len(list(group)), length) for length, group in groupby(lengths))
     runs: list[Run] = []
-    num_behind = len(lengths) // len(prefix_lengths)
+    num_after = len(lengths) // len(prefix_lengths)
     for number, prefix_length in enumerate(prefix_lengths):
         prefix = len(runs) if prefix_length else None
         runs += [Run(1, prefix_length)] if prefix_length else []
-        behind = lengths[number * num_behind : (number + 1) * num_behind]
-        runs += [Run(len(list(group)), length, prefix) for length, group in groupby(behind)]
+        after = lengths[number * num_after : (number + 1) * num_after]
+        runs += [Run(len(list(group)), length, prefix) for length, group in groupby(after)]
     return tuple(runs)
 
 
@@ -119,28 +126,32 @@ def segment_attention(
         raise ValueError(f"{type(module).__name__} does not pass document bounds to its attention: not supported")
     if foreign := [name for name in ("s_aux", "position_bias", "alibi") if unused.get(name) is not None]:
         raise ValueError(f"{type(module).__name__} uses {foreign[0]} in its attention: not supported")
+    form = _Form(scaling, dropout, sliding_window, softcap)
     if segments.mask is not None:
         assert segments.positions is not None
         mask = segments.mask
         if sliding_window is not None:
             mask = mask & (segments.positions[:, None] - segments.positions[None, :] < sliding_window)
-        return _masked(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2), None
+        return _masked(query, key, value, mask, form).transpose(1, 2), None
     if segments.cu_seqlens is not None and softcap is None:
         assert dropout == 0.0, "refused at start-up"
-        return _varlen(query, key, value, segments, scaling, sliding_window), None
-    return _by_runs(query, key, value, segments, scaling, dropout, sliding_window, softcap), None
+        return _varlen(query, key, value, segments, form), None
+    return _by_runs(query, key, value, segments, form), None
+
+
+class _Form(NamedTuple):
+    """What a model's attention does besides softmax(q k) v; the fields are those of `transformers`' interface."""
+
+    scaling: float | None
+    dropout: float
+    sliding_window: int | None
+    softcap: float | None
 
 
 def _by_runs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    segments: Segments,
-    scaling: float | None,
-    dropout: float,
-    sliding_window: int | None,
-    softcap: float | None,
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, form: _Form
 ) -> Float[Tensor, "1 tokens heads value_dim"]:
+    window = form.sliding_window
     outputs = []
     sizes = [run.num_segments * run.length for run in segments.runs]
     # One split, whose backward is one concatenation; a slice's backward would fill the whole length for each run.
@@ -155,28 +166,28 @@ def _by_runs(
                 for before, own in zip(parts[prefix][1:], (k, v), strict=True)
             )
         mask = None
-        if num_before or softcap is not None or (sliding_window is not None and length > sliding_window):
+        if num_before or form.softcap is not None or (window is not None and length > window):
             seen = torch.ones(length, num_before + length, dtype=torch.bool, device=query.device).tril(num_before)
-            mask = seen if sliding_window is None else seen.triu(num_before + 1 - sliding_window)
+            mask = seen if window is None else seen.triu(num_before + 1 - window)
         if mask is None:
             output = scaled_dot_product_attention(
-                q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
+                q, k, v, dropout_p=form.dropout, is_causal=True, scale=form.scaling, enable_gqa=True
             )
         else:
-            output = _masked(q, k, v, mask, scaling, dropout, softcap)
+            output = _masked(q, k, v, mask, form)
         outputs.append(output.transpose(1, 2).flatten(0, 1))  # (tokens, heads, value_dim)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, sliding_window: int | None
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, form: _Form
 ) -> Float[Tensor, "1 tokens heads value_dim"]:
     from torch.nn.attention.varlen import varlen_attn  # newer than the oldest torch we support
 
     assert segments.cu_seqlens is not None
     # Under autocast rotary embeddings leave queries and keys in fp32, and this kernel is not on autocast's list.
     q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))  # (tokens, heads, head_dim)
-    window = (sliding_window - 1 if sliding_window is not None else -1, 0)
+    window = (form.sliding_window - 1 if form.sliding_window is not None else -1, 0)
     output = varlen_attn(
         q,
         k,
@@ -185,7 +196,7 @@ def _varlen(
         segments.cu_seqlens,
         segments.max_length,
         segments.max_length,
-        scale=scaling,
+        scale=form.scaling,
         window_size=window,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -198,10 +209,9 @@ def _masked(
     key: Float[Tensor, "batch kv_heads keys head_dim"],
     value: Float[Tensor, "batch kv_heads keys value_dim"],
     mask: Bool[Tensor, "tokens keys"],
-    scaling: float | None,
-    dropout: float,
-    softcap: float | None,
+    form: _Form,
 ) -> Float[Tensor, "batch heads tokens value_dim"]:
+    scaling, dropout, _, softcap = form
     if softcap is None:
         return scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=True

@@ -4,42 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import ModelConfig, PretrainedModelConfig, TunedModelConfig
-from llmtrain.models.adapters.quantized import nf4, num_weights
-from llmtrain.models.adapters.token_rows import HeadWithRows
+from llmtrain.models.adapters.quantized import nf4
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders.gguf import resolved_path
-from llmtrain.protocols import Role
+from llmtrain.models.presets import preset_fields
+
+AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
 
 VOCAB_MULTIPLE = 64  # matmuls over the vocabulary run on whole tiles
-
-# Llama shapes: hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size,
-# tie_word_embeddings. From 60m on the proportions follow SmolLM2 (135M, 360M) and Llama 2 and 3 (1B, 3B, 7B).
-PRESETS: dict[str, tuple[int, int, int, int, int, bool]] = {
-    "1m": (128, 4, 4, 4, 384, True),
-    "3m": (192, 6, 6, 6, 512, True),
-    "10m": (320, 8, 5, 5, 864, True),
-    "60m": (512, 16, 8, 4, 1408, True),
-    "125m": (768, 14, 12, 4, 2048, True),
-    "350m": (960, 32, 15, 5, 2560, True),
-    "1b": (2048, 16, 32, 8, 8192, True),
-    "3b": (3072, 28, 24, 8, 8192, True),
-    "7b": (4096, 32, 32, 32, 11008, False),
-}
-SHAPE_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "tie_word_embeddings",
-)
 EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 DROPOUT_FIELDS = (
     "activation_dropout",
@@ -62,6 +40,14 @@ DROPOUT_FIELDS = (
 )
 
 
+def resolve_model(config: AnyModel) -> AnyModel:
+    """The model section with the folder that a GGUF file stands for in place of the file; made once and kept.
+
+    Everything after this knows folders and hub ids only. Raises ValueError as `resolved_path` does.
+    """
+    return config if config.path is None else config.model_copy(update={"path": resolved_path(config.path)})
+
+
 def load_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_seq_len: int, seed: int
 ) -> PreTrainedModel:
@@ -71,7 +57,7 @@ def load_model(
     with a smaller vocabulary than the tokenizer's, or with fewer positions than `max_seq_len`.
     """
     if config.path is not None:
-        return load_pretrained(config, tokenizer, max_seq_len=max_seq_len)
+        return load_pretrained(resolve_model(config), tokenizer, max_seq_len=max_seq_len)
     shape = _new_config(config, tokenizer, max_seq_len)
     _check(shape, tokenizer, max_seq_len)
     _set_dropout(shape, config.dropout)
@@ -95,10 +81,9 @@ def load_pretrained(
 
     `new_token_ids`, of tokens that the tokenizer was given after the model was made, get rows of the embedding and
     the head that are the mean of the others (Hewitt 2021, "Initializing new word embeddings"). Raises ValueError as
-    `load_model` does, for a model whose weights are quantized already, and for `quantize` where it cannot run.
+    `load_model` does, for a model whose weights are quantized already, and for `quantize` if it cannot run.
     """
-    path = resolved_path(config.path)
-    shape = _pretrained_config(config, path)
+    shape = _pretrained_config(config)
     _check(shape, tokenizer, max_seq_len, new_token_ids)
     _set_dropout(shape, config.dropout)
     placement: dict[str, Any] = {"dtype": torch.float32}
@@ -110,7 +95,7 @@ def load_pretrained(
         }
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path,
+            config.path,
             config=shape,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
@@ -124,79 +109,14 @@ def load_pretrained(
     return model
 
 
-def parameters_by_role(model: PreTrainedModel) -> dict[Role, list[nn.Parameter]]:
-    """Trainable parameters by what they do; a head that is tied to the embedding counts as embedding.
-
-    So do the rows of new tokens, wherever they stand. The matrices of an adapter are hidden ones.
-    """
-    looked_up = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    embedded = {id(parameter) for module in looked_up for parameter in module.parameters(recurse=False)}
-    head = model.get_output_embeddings()
-    if isinstance(head, HeadWithRows):
-        embedded.add(id(head.rows))
-    roles: dict[Role, list[nn.Parameter]] = {"hidden": [], "head": [], "embedding": [], "vector": []}
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) in embedded:
-            roles["embedding"].append(parameter)
-        elif parameter.ndim < 2:
-            roles["vector"].append(parameter)
-        else:
-            roles["head" if head is not None and parameter is head.weight else "hidden"].append(parameter)
-    return roles
-
-
-def attention_flops_per_token(shape: PreTrainedConfig, context: float) -> float:
-    """Forward and backward FLOPs of causal attention for one token, 12 * layers * width * context / 2.
-
-    `context` is the mean length of a segment in tokens; each token sees half of its segment on average
-    (PaLM, appendix B, counts all of it).
-    """
-    width = _field(shape, "num_attention_heads") * head_dim(shape)
-    return 12 * _field(shape, "num_hidden_layers") * width * context / 2
-
-
-def flops_per_token(model: PreTrainedModel, context: float, trained_share: float = 1.0) -> float:
-    """FLOPs that training on one token needs: 6 per weight that multiplies it, plus attention (PaLM, appendix B).
-
-    A frozen weight has no gradient of its own, and counts 4: forward, and backward to its input. An embedding is a
-    look-up and counts nothing, unless its weight is also the output head's, which runs at the `trained_share` of the
-    tokens.
-    """
-    head = model.get_output_embeddings()
-    multiplying = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
-    weights = {id(weight): weight for module in multiplying for weight in module.parameters(recurse=False)}
-    flops = attention_flops_per_token(model.config, context)
-    for weight in weights.values():
-        share = trained_share if head is not None and weight is head.weight else 1.0
-        flops += share * (6 if weight.requires_grad else 4) * num_weights(weight)
-    return flops
-
-
-def attention_dropout(shape: PreTrainedConfig) -> float:
-    """The dropout that a model's attention applies in training; 0 where its configuration names none."""
-    values = shape.to_dict()
-    return max(values.get(name) or 0.0 for name in ("attention_dropout", "attn_pdrop"))
-
-
 def hub_commit(shape: PreTrainedConfig) -> str | None:
     """The commit of the hub repository that a model's configuration came from; None for a local or new one."""
     commit: str | None = vars(shape).get("_commit_hash")
     return commit
 
 
-def head_dim(shape: PreTrainedConfig) -> int:
-    """Width of one attention head."""
-    explicit = shape.to_dict().get("head_dim")
-    return explicit or _field(shape, "hidden_size") // _field(shape, "num_attention_heads")
-
-
-def _field(shape: PreTrainedConfig, name: str) -> int:
-    return int(getattr(shape, name))  # through the architecture's attribute_map
-
-
-def _pretrained_config(config: PretrainedModelConfig, path: str) -> PreTrainedConfig:
+def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
+    path = config.path
     if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
         raise ValueError(f"model.path={config.path}: no such folder")
     try:
@@ -215,7 +135,7 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
     try:
         blank = AutoConfig.for_model(config.architecture)
     except ValueError:
-        raise ValueError(f"model.architecture={config.architecture!r} is no model type of transformers") from None
+        raise ValueError(f"model.architecture={config.architecture!r} is not a model type of transformers") from None
     known = {*blank.to_dict(), *blank.attribute_map}
     if unknown := sorted(set(config.config) - known):
         raise ValueError(f"model.config.{unknown[0]}: {config.architecture} has no such field")
@@ -229,9 +149,7 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
         "pad_token_id": tokenizer.pad_token_id,
     }
     if config.preset is not None:
-        if config.preset not in PRESETS:
-            raise ValueError(f"model.preset={config.preset!r}: there are {', '.join(PRESETS)}")
-        preset = dict(zip(SHAPE_FIELDS, PRESETS[config.preset], strict=True)) | config.config
+        preset = preset_fields(config.preset) | config.config
         preset.setdefault("head_dim", preset["hidden_size"] // preset["num_attention_heads"])
         fields |= {name: value for name, value in preset.items() if name in known}
     elif not config.config:
@@ -259,11 +177,9 @@ def _check(
         raise ValueError(f"data.max_seq_len={max_seq_len} is longer than the model's {positions} positions")
 
 
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, mend: str) -> None:
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, fix: str) -> None:
     if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model only {vocab_size} embeddings: {mend}"
-        )
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens but the model only {vocab_size} embeddings: {fix}")
 
 
 @torch.no_grad()

@@ -6,37 +6,29 @@ trunk of its own has only its own adapter. With all weights each role is a model
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmtrain.config.recipes import PolicyStageConfig
+from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.generation import HeldOutScore
-from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
-from llmtrain.models.cpu.layers import fuse_layers
-from llmtrain.models.cpu.lora import fuse_adapters
-from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.adapters.lora import adapter_report, base_fingerprint
+from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.model import ExportSpec
-from llmtrain.models.folders.open import model_folder
-from llmtrain.models.folders.reward import load_reward_model
-from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
-from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
-from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.critic_init import start_as_reward
+from llmtrain.models.load import hub_commit, load_pretrained, resolve_model
+from llmtrain.models.wrappers.critic_init import CriticStart
+from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
-from llmtrain.protocols import Role
-from llmtrain.recipes.trainer import open_training, train, with_loss_here
+from llmtrain.recipes.trainer import open_training, train
 from llmtrain.rewards.model import reward_model_path, reward_model_term
 from llmtrain.rewards.score import Scores, Term, load_terms, named_apart, score, term_weight
 from llmtrain.rollout.local.generate import Generated
@@ -45,21 +37,19 @@ from llmtrain.rollout.sample_log import SampleLog
 from llmtrain.rollout.source import Roles, RolloutSource
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
-from llmtrain.system.device import fuses_layers
 from llmtrain.system.precision import export_dtype
+from llmtrain.train.guard import StopSignal
 from llmtrain.train.optim import OPTIMIZER_BYTES
 from llmtrain.train.runtime import Runtime
-from llmtrain.train.stop_signal import StopSignal
 
 
 def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
     """Build the parts, run the loop, export the policy."""
     folder, runtime = open_training(config)
-    rollout, path, has_adapter = config.rollout, resolved_path(config.model.path), config.adapter.kind != "none"
+    rollout, source_model, has_adapter = config.rollout, resolve_model(config.model), config.adapter.kind != "none"
     terms = computed_rewards(config)
-    chat = open_chat_tokenizer(
-        config.model, config.tokenizer, path, chat_template=config.data.chat_template, loss_on="completion"
-    )
+    rendered = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
+    chat = open_chat_tokenizer(source_model, config.tokenizer, rendered, source_model.path)
     prompts = load_prompts(config.data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
     weights = [source.weight for source in config.data.train if source.weight is not None]
     order = SampleOrder([len(source) for source in prompts.train], weights or None, config.run.seed)
@@ -69,13 +59,16 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         return prompts.train[source][index]
 
     model = load_pretrained(
-        config.model.model_copy(update={"dropout": 0.0}),  # or the first ratio would not be 1
+        source_model.model_copy(update={"dropout": 0.0}),  # or the first ratio would not be 1
         chat.tokenizer,
         max_seq_len=config.data.max_seq_len,
         new_token_ids=chat.new_token_ids,
     )
-    module, reference, parameters = build_roles(config, model, chat.new_token_ids, runtime)
-    terms += reward_models(config, model if has_adapter and not runtime.shards_parameters else None, runtime)
+    start, shards = critic_start(config), runtime.shards_parameters
+    roles = build_roles(config, model, chat.new_token_ids, start, runtime, shards_parameters=shards)
+    module = roles.module
+    runtime.say(f"{roles.description}; {adapter_report(module, OPTIMIZER_BYTES[config.optim.name])}")
+    terms += reward_models(config, model if has_adapter and not shards else None, runtime)
     fingerprint = base_fingerprint(model) if has_adapter else None
     sampling = Sampling(
         max_new_tokens=rollout.max_new_tokens,
@@ -98,7 +91,7 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
 
     assert config.train.steps is not None
     source = RolloutSource(
-        Roles(model, module, reference),
+        Roles(model, module, roles.reference),
         prompt_at,
         scored,
         config.policy,
@@ -110,7 +103,7 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         should_stop=is_stopped,
         record=record,
         say=runtime.say,
-        critic_apart=module.critic is not None and runtime.supports_partial_backward,
+        critic_apart=module.critic is not None and runtime.takes_partial_losses,
     )
     held_out = prompts.eval
     if rollout.eval_prompts is not None:
@@ -121,7 +114,6 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         folder,
         runtime,
         module,
-        parameters,
         objective=PolicyObjective(config.policy, rollout.max_new_tokens),
         source=source,
         num_steps=config.train.steps,
@@ -170,62 +162,15 @@ def reward_models(config: PolicyStageConfig, base: PreTrainedModel | None, runti
     )
 
 
-def build_roles(
-    config: PolicyStageConfig, model: PreTrainedModel, new_token_ids: Sequence[int], runtime: Runtime
-) -> tuple[ActorCritic, ActorCritic | None, dict[Role, list[nn.Parameter]]]:
-    """Policy and critic as one module, the reference, and what is trained by role; says what was chosen."""
-    policy, has_adapter = config.policy, config.adapter.kind != "none"
-    fuses = fuses_layers(runtime.device) and not runtime.shards_parameters
-    if fuses:
-        fuse_layers(model)
-    has_critic = policy.advantage == "gae"
-    reference_model: PreTrainedModel | None = None
-    critic_model: PreTrainedModel | None = None
-    if policy.kl_coef > 0:
-        reference_model = shared_copy(model) if has_adapter else frozen_copy(model)
-    if has_critic and policy.critic == "separate":
-        critic_model = shared_copy(model) if has_adapter else copy.deepcopy(model)
-    for trained in (model, critic_model):
-        if has_adapter and trained is not None:
-            add_adapter(trained, config.adapter, new_token_ids, config.run.seed)
-            if fuses:
-                fuse_adapters(trained)
-    checked = with_loss_here(config, model, runtime)
-    width = model.config.get_text_config().hidden_size
-    head = ValueHead(width).to(runtime.device) if has_critic else None
-    trunk = None if critic_model is None else critic_model.base_model.to(runtime.device)
-    if head is not None and policy.critic_init != "zero":
-        runtime.say(start_critic(config, head, trunk))
-    module = ActorCritic(
-        checked, config.rollout.temperature, head, trunk, trains_entropy=config.policy.entropy_coef > 0
-    )
-    reference = None
-    if reference_model is not None:
-        nn.Module.to(reference_model, runtime.device)
-        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.whole_logits)
-        reference = ActorCritic(reference_loss, config.rollout.temperature, trains_entropy=False)
-        reference.requires_grad_(False).eval()
-    parameters = parameters_by_role(model)
-    of_critic = [*(head.parameters() if head is not None else ()), *(trunk.parameters() if trunk is not None else ())]
-    mine = {id(parameter) for group in parameters.values() for parameter in group}
-    parameters["critic"] = [p for p in of_critic if p.requires_grad and id(p) not in mine]
-    roles = ["policy with a value head" if has_critic and trunk is None else "policy"]
-    roles += ["critic with a trunk of its own"] if trunk is not None else []
-    roles += [f"reference on {'the same base' if has_adapter else 'a copy of the weights'}"] if reference else []
-    runtime.say(f"{', '.join(roles)}; {adapter_report(module, OPTIMIZER_BYTES[config.optim.name])}")
-    return module, reference, parameters
-
-
-def start_critic(config: PolicyStageConfig, head: ValueHead, trunk: nn.Module | None) -> str:
-    """Let a critic start as a reward model, and say so. Raises ValueError where they do not fit."""
-    given, weight = config.policy.critic_init, 1.0
-    path = given
-    if given == "reward":
-        ((place, spec),) = config.rollout.reward_models().items()
-        path, weight = reward_model_path(spec, place), term_weight(spec, place)
-    reward, _ = load_reward_model(model_folder(path))
-    start_as_reward(head, trunk, reward, weight, f"policy.critic_init={given}")
-    return f"the critic{' and its trunk start' if trunk is not None else ' starts'} as the reward model {path}"
+def critic_start(config: PolicyStageConfig) -> CriticStart | None:
+    """The reward model that the critic starts as; None: at zero. Raises ValueError if a reward names no folder."""
+    given, key = config.policy.critic_init, f"policy.critic_init={config.policy.critic_init}"
+    if given == "zero" or config.policy.advantage != "gae":
+        return None
+    if given != "reward":
+        return CriticStart(given, 1.0, key)
+    ((place, spec),) = config.rollout.reward_models().items()
+    return CriticStart(reward_model_path(spec, place), term_weight(spec, place), key)
 
 
 def score_responses(

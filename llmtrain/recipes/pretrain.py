@@ -15,12 +15,14 @@ from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.eval.next_token import HeldOut
+from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.model import ExportSpec
-from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
+from llmtrain.models.load import hub_commit, load_model
+from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.trainer import open_training, train, with_loss_here
+from llmtrain.recipes.trainer import open_training, train
 from llmtrain.runs.folder import export_run, record_ledger
 from llmtrain.system.precision import export_dtype
 
@@ -33,7 +35,7 @@ def main(config: PretrainConfig) -> None:
         config.tokenizer.path or model_path or "", config.tokenizer.revision or revision, config.model.trust_remote_code
     )
     model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
-    module = with_loss_here(config, model, runtime)
+    module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
     stores = build_text_stores(config.data, tokenizer, report=runtime.say)
     data = config.data
@@ -52,7 +54,6 @@ def main(config: PretrainConfig) -> None:
         folder,
         runtime,
         module,
-        parameters_by_role(model),
         objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
         source=source,
         state_without_step=source.state_without_step,

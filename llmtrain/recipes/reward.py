@@ -6,77 +6,76 @@ from functools import partial
 from pathlib import Path
 
 from llmtrain.config.recipes import RewardStageConfig
+from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.loader.plan import plan_data
-from llmtrain.data.packing.pairs import collate_pairs, has_margins, pack_pairs
-from llmtrain.data.store.kinds import build_pair_stores
+from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs, has_margins
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.pairs import HeldOutPairs, reward_card
 from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.cpu.layers import fuse_layers
-from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.files import REWARD_CARD
-from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.folders.reward import beats_chance
-from llmtrain.models.load import attention_dropout, flops_per_token, hub_commit, load_pretrained
-from llmtrain.models.wrappers.checks import shares_prompts, wrap_reward_model
-from llmtrain.models.wrappers.reward_model import pooling_pad_id, reward_parameters_by_role, score_model
+from llmtrain.models.load import hub_commit, load_pretrained, resolve_model
+from llmtrain.models.wrappers.checks import shares_prompts
+from llmtrain.models.wrappers.prepare import prepare_reward_model
+from llmtrain.models.wrappers.reward_model import pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.recipes.trainer import open_training, train
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
-from llmtrain.system.device import attention_kernel, fuses_layers
 from llmtrain.system.files import write_json
 from llmtrain.system.precision import export_dtype
 from llmtrain.train.checkpoint import Checkpoint
 from llmtrain.train.optim import OPTIMIZER_BYTES
-from llmtrain.train.run_log import METRICS_FILE
 
 
 def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
     """Build the parts, run the loop, export the adapter or the model with its card."""
     folder, runtime = open_training(config)
-    path, has_adapter = resolved_path(config.model.path), config.adapter.kind != "none"
-    chat = open_chat_tokenizer(
-        config.model, config.tokenizer, path, chat_template=config.data.chat_template, loss_on="completion"
-    )
+    source_model, has_adapter = resolve_model(config.model), config.adapter.kind != "none"
+    compared = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
+    chat = open_chat_tokenizer(source_model, config.tokenizer, compared, source_model.path)
     pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
-    stores = build_pair_stores(config.data, chat.encoder, report=runtime.say)
+    stores = build_preference_stores(config.data, chat.encoder, report=runtime.say)
     for given, store in zip(config.data.train, stores.train, strict=True):
         if config.reward.margin and not has_margins(store):
             raise ValueError(f"reward.margin: {given.path} has rows without a margin; give them one, or leave it out")
 
     causal = load_pretrained(
-        config.model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
+        source_model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
     )
     if has_adapter:
         add_adapter(causal, config.adapter, chat.new_token_ids, config.run.seed)
-    model = score_model(causal, config.model, pad_token_id=pad_token_id, seed=config.run.seed)
+    model = score_model(causal, source_model, pad_token_id=pad_token_id, seed=config.run.seed)
     fingerprint = base_fingerprint(model) if has_adapter else None
-    if fuses_layers(runtime.device) and not runtime.shards_parameters:
-        fuse_layers(model)
-        fuse_adapters(model)
     runtime.say(adapter_report(model, OPTIMIZER_BYTES[config.optim.name]))
-    kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
-    module = wrap_reward_model(model, kernel, config.data.max_seq_len, runtime.device)
+    module = prepare_reward_model(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
-    shared = shares_prompts(model, kernel, config.data.max_seq_len, runtime.device, runtime.say)
-    packed = partial(pack_pairs, max_seq_len=config.data.max_seq_len, share_prompts=shared)
+    shared = shares_prompts(model, module.kernel, config.data.max_seq_len, runtime.device, runtime.say)
+    packed = partial(PairPacking, max_seq_len=config.data.max_seq_len, share_prompts=shared)
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
-    plan = plan_data(config, train_packs, eval_packs, runtime)
-    source = plan.batches(collate_pairs, runtime)
+    plan = plan_data(
+        config.data,
+        config.train,
+        config.eval,
+        train_packs,
+        eval_packs,
+        eval_bytes=None,
+        seed=config.run.seed,
+        world_size=runtime.world_size,
+    )
+    source = plan.batches_by(collate_pairs, runtime.rank, runtime.world_size)
     held_out = HeldOutPairs(plan, runtime.rank, runtime.world_size, runtime.device, runtime.gather_floats)
     trained = train(
         config,
         folder,
         runtime,
         module,
-        reward_parameters_by_role(model),
         objective=PairwiseReward(config.reward.margin, config.reward.centering),
         source=source,
-        state_without_step=source.state_without_step,
         num_steps=plan.num_steps,
         evaluate=held_out if plan.num_eval_packs else None,
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
@@ -109,7 +108,7 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
 def reward_verdict(config: RewardStageConfig, folder: Path, checkpoint: Checkpoint) -> str:
     """Write `reward_card.json` from the evaluation of a checkpoint, and say in one line what it says."""
     sources = [source.path for source in config.data.eval or config.data.train]
-    card = reward_card(folder / METRICS_FILE, checkpoint.step, sources)
+    card = reward_card(folder / "metrics.jsonl", checkpoint.step, sources)
     if card is None:
         return "the reward model is not evaluated: no pairs are held out (data.eval, data.eval_fraction)"
     write_json(folder / REWARD_CARD, card)

@@ -16,14 +16,12 @@ from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.formats.messages import Conversation, tool_list
 from llmtrain.models.adapters.weight_sharing import share_equal
-from llmtrain.models.cpu.layers import fuse_layers
-from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.open import model_folder
 from llmtrain.models.folders.reward import beats_chance, load_reward_model
 from llmtrain.protocols import Report
 from llmtrain.rewards.score import Term, term_weight
-from llmtrain.system.device import fuses_layers
 
 
 def reward_model_term(
@@ -53,9 +51,7 @@ def reward_model_term(
     model, tokenizer = load_reward_model(folder)
     encoder = ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
     model.to(device)
-    if fuses_layers(device):
-        fuse_layers(model.model)
-        fuse_adapters(model.model)
+    prepare_layers(model.model, device)
     saved = 0 if base is None else share_equal(model.model, base)
     say(f"{place}: {spec['path']} scores{f', {saved / 1e6:,.1f} MB of it on the base of the policy' if saved else ''}")
 

@@ -89,11 +89,6 @@ def _varlen_obstacle(device: torch.device, dtype: torch.dtype, dropout: float) -
     return "has no dropout" if dropout else None
 
 
-def fuses_layers(device: torch.device) -> bool:
-    """Whether layers take the short way of `models.fused_layers` and `fused_lora`: where it was measured, on CPUs."""
-    return device.type == "cpu"
-
-
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """(FLOP/s that count as 100 % in MFU, where the figure is from): a data sheet, or a measured matmul."""
     if device.type == "cuda":

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from llmtrain.config.sections import OptimConfig
-from llmtrain.protocols import Role
+from llmtrain.protocols import ParamKind
 from llmtrain.train.muon import Muon, has_fused, make_moments, make_momentum
 
 OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
@@ -18,7 +18,7 @@ OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
 
 
 def param_groups(
-    parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
+    parameters: Mapping[ParamKind, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
 ) -> list[dict[str, Any]]:
     """One parameter group per role: hidden matrices and an untied head are decayed, the others are not.
 
@@ -36,7 +36,7 @@ def param_groups(
 
 
 def make_optimizer(
-    parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
+    parameters: Mapping[ParamKind, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
 ) -> Optimizer:
     """The configured optimizer over `param_groups`; AdamW is torch's fused one if the device has it.
 

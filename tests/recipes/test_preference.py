@@ -15,7 +15,7 @@ from tiny_pairs import pairs, write_pairs
 from tiny_run import RLHF, Ended, metrics, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtrain.models.folders.open import load_tuned
+from llmtrain.models.folders.open import open_model
 
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
 LOSSES: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ def test_a_run_starts_where_the_reference_stands(inputs: Path, tmp_path: Path) -
 def test_others_load_a_model_that_prefers_as_it_was_trained_to(inputs: Path, tmp_path: Path, sections: dict) -> None:
     ran(config_of(tmp_path, inputs / "chat", inputs / "pairs.jsonl", **sections))
     before = AutoModelForCausalLM.from_pretrained(inputs / "chat")
-    model, tokenizer = load_tuned(str(tmp_path / "run"))
+    model, tokenizer = open_model(str(tmp_path / "run"))
     assert preferred(before, tokenizer) < 0.8
     assert preferred(model, tokenizer) > 0.9
 
@@ -110,7 +110,7 @@ def test_a_merged_model_is_written_on_request(inputs: Path, tmp_path: Path) -> N
 
 def test_a_base_model_gets_our_template_and_its_tokens(inputs: Path, tmp_path: Path) -> None:
     ran(config_of(tmp_path, inputs / "base", inputs / "pairs.jsonl", **LORA))
-    model, tokenizer = load_tuned(str(tmp_path / "run"))
+    model, tokenizer = open_model(str(tmp_path / "run"))
     assert preferred(model, tokenizer) > 0.9
 
 
@@ -187,7 +187,7 @@ def test_kto_learns_which_answers_are_desirable(inputs: Path, tmp_path: Path, ki
     assert last["eval_accuracy"] > 0.75 and last["eval_accuracy_low"] > 0.5
     assert last["eval_desirable_reward"] > last["eval_undesirable_reward"]
     assert {"loss", "accuracy", "signed_reward", "kl"} <= metrics(tmp_path / "run")[-2].keys()
-    model, tokenizer = load_tuned(str(tmp_path / "run"))
+    model, tokenizer = open_model(str(tmp_path / "run"))
     assert preferred(model, tokenizer) > 0.9
 
 

@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(inputs: Path, tmp_path
 
 def test_a_run_says_that_prompts_stand_once_and_keeps_to_it(inputs: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path, inputs / "chat", [inputs / "pairs.jsonl"])
-    assert "prompts: once a pair" in ran(config, "train.steps=1").out
+    assert "prompts: once per pair" in ran(config, "train.steps=1").out
     environment = tmp_path / "run" / "environment.json"
     started = json.loads(environment.read_text())
     environment.write_text(json.dumps(started | {"shared_prompts": False}))

@@ -11,7 +11,7 @@ from tiny_chat import write_config, write_model, write_rows
 from tiny_run import SFT, Ended, metrics, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from llmtrain.models.folders.open import load_tuned
+from llmtrain.models.folders.open import open_model
 
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
 
@@ -49,7 +49,7 @@ def test_the_model_stops_where_a_trained_turn_ends(inputs: Path, tmp_path: Path,
     end_of_turn = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|im_end|>")
     assert end_of_turn != AutoTokenizer.from_pretrained(inputs / "base").eos_token_id
     assert end_of_turn in GenerationConfig.from_pretrained(folder).eos_token_id
-    model, _ = load_tuned(str(folder))
+    model, _ = open_model(str(folder))
     assert end_of_turn in model.generation_config.eos_token_id
 
 
@@ -72,7 +72,7 @@ def test_an_adapter_of_another_base_does_not_chat(inputs: Path, tmp_path: Path) 
     model.model.norm.weight.data += 1
     model.save_pretrained(base)
     with pytest.raises(ValueError, match="was trained on another base"):
-        load_tuned(str(tmp_path / "run"))
+        open_model(str(tmp_path / "run"))
 
 
 def test_an_adapter_is_tuned_and_loads_on_its_base(inputs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,4 @@
+"""What trains beside a frozen base: LoRA and DoRA, rows of new tokens, a base in 4 bits, weights shared by models.
+
+May import `heads` of `models`, besides itself.
+"""

@@ -72,14 +72,14 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module |
 
 @contextmanager
 def expected_warnings() -> Iterator[None]:
-    """Leave out what transformers 5.23 says about a property that peft 0.21 still reads."""
+    """Hide the warning of transformers 5.23 about a property that peft 0.21 still reads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
 def adapter_report(model: nn.Module, optimizer_bytes: int) -> str:
-    """One line on what is trained and the memory it takes; `optimizer_bytes`: the optimizer's state per weight."""
+    """One line on what is trained and the memory it takes; `optimizer_bytes`: optimizer state per trained weight."""
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     num_trained, num_all = (sum(num_weights(p) for p in group) for group in (trained, parameters))
@@ -92,7 +92,7 @@ def adapter_report(model: nn.Module, optimizer_bytes: int) -> str:
 
 
 def base_fingerprint(model: PreTrainedModel, num_known_tokens: int | None = None) -> str:
-    """16 hexadecimal digits that stand for a frozen base: names, shapes and a sample of each of its weights.
+    """16 hexadecimal digits that identify a frozen base: names, shapes and a sample of each of its weights.
 
     They are the same with and without an adapter, and for a model that scores whatever its head is: that is trained
     in full beside an adapter. Of the embedding and the head only the first `num_known_tokens`

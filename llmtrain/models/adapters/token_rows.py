@@ -1,7 +1,7 @@
 """Rows of new tokens that are trained while the rest of the embedding, and of the head, stays frozen.
 
 A chat template may bring tokens that the base does not know. An adapter cannot teach them: their rows of the
-embedding, and of a head of its own, are held beside the frozen matrices and stand in for the rows there. peft
+embedding, and of an untied head, are held beside the frozen matrices and stand in for the rows there. peft
 has the same (`trainable_token_indices`) and reads what is exported; these forms do without its copy of the
 whole matrix at each forward, and leave the head able to take its loss in chunks.
 """

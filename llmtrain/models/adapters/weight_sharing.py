@@ -1,6 +1,6 @@
-"""One base, several roles: models that are modules of their own on the same memory.
+"""Weight sharing: several models, each with its own modules, on the same frozen weights.
 
-Policy, reference, critic and reward model differ by adapters and heads; what is frozen stands in memory once.
+Policy, reference, critic and reward model differ by adapters and heads; frozen weights are in memory once.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from transformers import PreTrainedModel
 
 
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model whose parameters and buffers are the model's own: other modules on the same memory."""
+    """A copy of a model that has the same parameters and buffers in memory: other modules, no other weights."""
     kept = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in kept})
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model with parameters of its own, which are not trained."""
+    """A copy of a model with its own parameters, which are not trained."""
     twin = copy.deepcopy(model)
     return twin.requires_grad_(False)
 
 
 def share_equal(model: nn.Module, base: nn.Module) -> int:
-    """Let frozen parameters of a model be those of a base that are frozen too and hold the same; bytes saved.
+    """Let a model's frozen parameters be those of a base, where both are frozen and equal; the bytes saved.
 
-    They are found by their names, adapters around them or not; parameters are compared in full.
+    They are matched by name, with adapters around them or without, and compared in full.
     """
     frozen = {_plain(name): parameter for name, parameter in base.named_parameters() if not parameter.requires_grad}
     saved = 0

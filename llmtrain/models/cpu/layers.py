@@ -1,11 +1,11 @@
-"""RMSNorm and SwiGLU in fewer passes over memory, with less kept for backward: the same arithmetic, in fp32 on CPUs.
+"""RMSNorm and SwiGLU in fewer passes over memory, saving less for backward: the same arithmetic, in fp32 on CPUs.
 
     RMSNorm:  y = w x / sqrt(mean(x^2) + eps)        (Zhang and Sennrich 2019)
     SwiGLU:   y = silu(gate) up                      (Shazeer 2020)
 
 Written out operation by operation, as `transformers` does, each reads and writes every activation several times and
-keeps copies for backward. Only layers that give the same as these on a probe are changed, and only their class is:
-parameters and names stay.
+keeps copies for backward. Only layers that give the same as these on a probe are changed. Their class is changed in
+place, since adapters, hooks and references to the layers must stay valid: parameters and names stay.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROBE_TOLERANCE = 1e-6
 
 
 def fuse_layers(model: PreTrainedModel) -> tuple[int, int]:
-    """Let a model's norms and gated MLPs take the short way where it is theirs; how many of each do.
+    """Fuse a model's norms and gated MLPs whose results stay the same; how many of each.
 
     Parameters must be whole on each rank, as for `fuse_adapters`.
     """

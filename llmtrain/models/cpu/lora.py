@@ -4,7 +4,7 @@
 
 peft's layer makes B A x and its scaled copy beside W x, forward and backward. On a CPU, where a model of this kind
 waits for memory as much as for arithmetic, that is a tenth of a step. The modules stay peft's, with their
-parameters and names: only their class changes.
+parameters and names: only their class changes, in place, so that peft's own references to them stay valid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ADAPTER = "default"  # peft's name for the only adapter
 
 
 def fuse_adapters(model: nn.Module) -> int:
-    """Let every plain LoRA layer of a model take the short way; how many do.
+    """Fuse every plain LoRA layer of a model; how many.
 
     Layers with dropout, DoRA, or a base that is not an ordinary linear layer stay as they are. Parameters must be
     whole on each rank: an engine that shards them gathers them around modules that are not called here.

@@ -88,11 +88,11 @@ def export_adapter(
 def merge_adapter(adapter_folder: Path, out_folder: Path, trust_remote_code: bool = False) -> None:
     """Write the base with an adapter added in as the folder of a model, merged in fp32.
 
-    It is saved in the dtype that a base of its kind is opened in. Raises ValueError for a folder that is no adapter, a
+    It is saved in the dtype that a base of its kind is opened in. Raises ValueError for a folder without an adapter, a
     base that is not there or not the adapter's, and an `out_folder` that is in use.
     """
     if not (adapter_folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{adapter_folder} is no adapter: it has no {ADAPTER_CONFIG}")
+        raise ValueError(f"{adapter_folder} is not an adapter: it has no {ADAPTER_CONFIG}")
     if out_folder.exists():
         raise ValueError(f"{out_folder} exists already: choose another folder, or remove that one")
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)

@@ -1,6 +1,6 @@
 """A GGUF file, as llama.cpp and its relatives use it -> a plain Hugging Face folder, made once and kept in the cache.
 
-Everything else (loading, the tokenizer, an adapter's base, merging) sees the folder and knows of no GGUF.
+Everything else (loading, the tokenizer, an adapter's base, merging) sees the folder only.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from llmtrain.protocols import Report
 from llmtrain.system.files import cache_root, exclusive
 
 MAGIC = b"GGUF"
-DIGIT_SPLITTERS = ("smollm",)  # values of tokenizer.ggml.pre: each digit apart, then as GPT-2 splits
+DIGIT_SPLITTERS = ("smollm",)  # values of tokenizer.ggml.pre: each digit separate, then as GPT-2 splits
 GPT2_SPLITTERS = ("gpt-2",)
 KEYS = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
 
 
 def resolved_path(path: str, report: Report = print) -> str:
-    """The folder that stands for `path`: a GGUF file is converted, any other path comes back as it is.
+    """The folder that stands for `path`: a GGUF file is converted, any other path comes back unchanged.
 
     A GGUF file is given by its path, or as `PACKAGE:FILE.gguf` where an installed Python package holds it. Raises
-    ValueError where there is no such package or file, or it cannot be converted exactly.
+    ValueError if there is no such package or file, or it cannot be converted exactly.
     """
     if not path.endswith(".gguf"):
         return path
     file = _find(path)
     with file.open("rb") as content:
         if content.read(len(MAGIC)) != MAGIC:
-            raise ValueError(f"model.path={path}: this is no GGUF file")
+            raise ValueError(f"model.path={path}: this is not a GGUF file")
     models = cache_root() / "models"
     folder = models / f"{file.stem}-{_fingerprint(file, file.stat().st_mtime_ns)}"
     if folder.is_dir():
@@ -53,13 +53,13 @@ def resolved_path(path: str, report: Report = print) -> str:
 
 @cache
 def _fingerprint(file: Path, _modified: int) -> str:
-    """16 hexadecimal digits that stand for a file's content, read once a process."""
+    """16 hexadecimal digits that identify a file's content, read once per process."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "blake2b").hexdigest()[:16]
 
 
 def _find(path: str) -> Path:
-    """The file behind a path. Raises ValueError where there is none."""
+    """The file that a path names. Raises ValueError if there is none."""
     package, colon, name = path.partition(":")
     if not colon or not package.isidentifier():
         file = Path(path).expanduser()
@@ -87,7 +87,7 @@ def _convert(path: str, file: Path, folder: Path) -> None:
     try:
         tokenizer = _tokenizer(file)
         read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        # What was read counts as quantized and is not saved as it is: its weights go into a model that is not.
+        # transformers marks this model as quantized and would not save it so: its weights go into an unmarked one.
         model = skeleton(read.config, LANGUAGE, torch.float32)
         model.load_state_dict(read.state_dict(), assign=True)
         model.tie_weights()
@@ -100,7 +100,7 @@ def _convert(path: str, file: Path, folder: Path) -> None:
             model.save_pretrained(partial)
         tokenizer.model_max_length = read.config.max_position_embeddings
         tokenizer.save_pretrained(partial)
-    except (ValueError, LookupError, RuntimeError) as error:  # what a torn file meets, or one of an unknown kind
+    except (ValueError, LookupError, RuntimeError) as error:  # a torn file, or one of an unknown kind
         raise ValueError(f"model.path={path}: cannot be converted: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise ValueError(f"model.path={path}: cannot write {folder}: {error}; set $LLMTRAIN_CACHE") from None
@@ -110,8 +110,8 @@ def _convert(path: str, file: Path, folder: Path) -> None:
 def _tokenizer(file: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a GGUF file. Raises ValueError for a way of splitting text that is not known.
 
-    transformers splits a byte-level vocabulary of a kind that it does not know as GPT-2 does, without a word: other
-    ids than the model was trained on, around digits for one.
+    transformers splits a byte-level vocabulary of a kind that it does not know as GPT-2 does, without a warning: ids
+    other than the model was trained on, around digits for one.
     """
     from gguf import GGUFReader
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS

@@ -23,7 +23,7 @@ from llmtrain.models.folders.kind import LANGUAGE
 
 
 def model_folder(path: str) -> Path:
-    """The model's folder behind a path that may be a run's. Raises ValueError where there is no model."""
+    """The folder of a model, from its own path or that of a run. Raises ValueError if there is no model."""
     folder = Path(path).expanduser()
     for candidate in (folder, folder / "model"):
         if (candidate / MODEL_CONFIG).is_file() or (candidate / ADAPTER_CONFIG).is_file():
@@ -33,10 +33,10 @@ def model_folder(path: str) -> Path:
     raise ValueError(f"{path}: neither a run's folder nor a model's")
 
 
-def load_tuned(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, an adapter on its base included, on this machine's device, and its tokenizer.
 
-    Raises ValueError where the folder holds no model, or an adapter whose base is not there.
+    Raises ValueError if the folder holds no language model, or an adapter whose base is not there or not its own.
     """
     folder = model_folder(path)
     try:
@@ -62,9 +62,9 @@ def prompt_ids(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
-    """The ids that a chat so far puts before the model.
+    """The token ids of a chat so far, up to where the model's answer begins.
 
-    Raises ValueError where the tokenizer has no chat template, or the template refuses the messages.
+    Raises ValueError if the tokenizer has no chat template, or the template refuses the messages.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
@@ -91,7 +91,7 @@ def reply(
     top_p: float,
     streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """What the model answers to each prompt, all at once; a temperature of 0 takes the likeliest token each time."""
+    """The model's answer to each prompt, as one batch; a temperature of 0 takes the likeliest token each time."""
     width = max(len(prompt) for prompt in prompts)
     pad = next((id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id) if id_ is not None), 0)
     device = model.device

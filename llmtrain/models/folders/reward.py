@@ -40,6 +40,6 @@ def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFas
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: no reward model can be loaded ({' '.join(str(error).split())})") from None
     if model.config.num_labels != 1:
-        raise ValueError(f"{folder}: a classifier with {model.config.num_labels} labels is no reward model")
+        raise ValueError(f"{folder}: a classifier with {model.config.num_labels} labels is not a reward model")
     model.set_attn_implementation(ATTENTION)
     return RewardModel(model.requires_grad_(False), "segments").eval(), tokenizer

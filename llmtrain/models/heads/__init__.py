@@ -1,0 +1,4 @@
+"""What reads hidden states: the output projection, its loss and its logprobs in chunks, the scalar head.
+
+Imports nothing of `models` besides itself.
+"""

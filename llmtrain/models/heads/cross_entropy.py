@@ -29,7 +29,7 @@ def chunked_loss(
 ) -> TokenLoss:
     """The summed loss of `hidden` at every token; `rows` stand in for the rows `row_ids` of a weight without bias."""
     assert rows is None or bias is None
-    needed = torch.is_grad_enabled()  # a Function is told that its inputs need gradients even where none are taken
+    needed = torch.is_grad_enabled()  # ctx.needs_input_grad is True for weights also under no_grad
     return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, weight, bias, rows, row_ids, labels, options, needed))
 
 

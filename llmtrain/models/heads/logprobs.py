@@ -1,10 +1,10 @@
-"""Hidden states -> the logprob of each label and the entropy behind it, never holding all logits.
+"""Hidden states -> the logprob of each label and the entropy there, never holding all logits.
 
     logprob = z[label] - log sum exp z,   entropy = log sum exp z - sum p z,   z = logits / temperature
 
 A token that was drawn among some of the vocabulary only (top-p, top-k) has its logprob and entropy among the same:
-the sums are over those, whatever the weights have become since. Were they chosen anew, a token could fall out and its
-logprob be minus infinity (DeepSeek-V3.2 2025, section 3.1, keeps them for the same reason).
+the sums are over those, whatever the weights are by now. Chosen again under other weights, they could exclude the
+sampled token, and its logprob would be minus infinity (DeepSeek-V3.2 2025, section 3.1, keeps them for that reason).
 
 Chunks of logits are made in forward and again in backward, where the gradient of each token is known: in the same
 precision, which autograd does not see to by itself. Where only the hidden states are trained (under an adapter), what a
@@ -29,7 +29,7 @@ LEFT_OUT = -1e30  # a logit without probability; its products with a probability
 
 
 class TokenLogprobs(NamedTuple):
-    """What a policy says of tokens, in nats, under its sampling temperature."""
+    """Logprobs of tokens and entropies of their distributions, in nats, at the sampling temperature."""
 
     logprobs: Float[Tensor, " tokens"]
     entropies: Float[Tensor, " tokens"]
@@ -52,7 +52,7 @@ def chunked_logprobs(
     options: LogprobOptions,
 ) -> TokenLogprobs:
     """The logprob of each label after its hidden state, and the entropy there."""
-    needed = torch.is_grad_enabled()  # inputs of a Function need gradients also where none are taken
+    needed = torch.is_grad_enabled()  # ctx.needs_input_grad is True for weights also under no_grad
     return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, weight, bias, labels, options, needed))
 
 

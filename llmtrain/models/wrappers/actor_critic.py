@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from llmtrain.batch import IGNORE_INDEX, Experience, KeptTokens
 from llmtrain.models.heads.head import output_head
 from llmtrain.models.heads.logprobs import LogprobOptions, TokenLogprobs, logits_logprobs
+from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.trunk import TokenBatch, pack_inputs, run_model, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.protocols import ParamKind, TrainedModule
 from llmtrain.system.device import AttentionKernel
 
 
@@ -51,7 +53,7 @@ class ValueHead(nn.Linear):
             return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())[:, 0]
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(TrainedModule):
     """The one module that is trained."""
 
     def __init__(
@@ -75,6 +77,19 @@ class ActorCritic(nn.Module):
         self.temperature = temperature
         self.trains_entropy = trains_entropy
         self.value_head, self.critic = value_head, critic
+
+    def trunks(self) -> list[PreTrainedModel]:
+        return [self.model, *([self.critic] if isinstance(self.critic, PreTrainedModel) else [])]
+
+    def parameters_by_kind(self) -> dict[ParamKind, list[nn.Parameter]]:
+        kinds = parameters_by_kind(self.model)
+        policys = {id(parameter) for group in kinds.values() for parameter in group}
+        critics = [part for part in (self.value_head, self.critic) if part is not None]
+        parameters = [parameter for part in critics for parameter in part.parameters() if parameter.requires_grad]
+        return kinds | {"critic": [parameter for parameter in parameters if id(parameter) not in policys]}
+
+    def facts(self) -> dict[str, str | bool]:
+        return {"attention": self.kernel, "whole_logits": self.whole_logits}
 
     def forward(self, batch: ResponseBatch) -> PolicyOutputs:
         """Logprobs, entropies and values at the batch's labels; none for an empty batch, but attached to the graph."""

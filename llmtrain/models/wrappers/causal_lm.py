@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.models.heads.cross_entropy import logits_loss
 from llmtrain.models.heads.head import output_head, put_head
+from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.trunk import pack_inputs, run_model, run_trunk
 from llmtrain.models.wrappers.neftune import add_noise
-from llmtrain.protocols import LossOptions, TokenLoss
+from llmtrain.protocols import LossOptions, ParamKind, TokenLoss, TrainedModule
 from llmtrain.system.device import AttentionKernel
 
 
-class CausalLMLoss(nn.Module):
+class CausalLMLoss(TrainedModule):
     """The one module that is trained: packed tokens in, summed losses out."""
 
     def __init__(self, model: PreTrainedModel, kernel: AttentionKernel, whole_logits: bool) -> None:
@@ -34,6 +35,15 @@ class CausalLMLoss(nn.Module):
         self.neftune_alpha: float | None = None
         if not whole_logits:
             put_head(model)
+
+    def trunks(self) -> list[PreTrainedModel]:
+        return [self.model]
+
+    def parameters_by_kind(self) -> dict[ParamKind, list[nn.Parameter]]:
+        return parameters_by_kind(self.model)
+
+    def facts(self) -> dict[str, str | bool]:
+        return {"attention": self.kernel, "whole_logits": self.whole_logits}
 
     def forward(self, batch: PackedTokens, options: LossOptions = LossOptions()) -> TokenLoss:
         """Losses summed over the batch's trained tokens; zero, but attached to every parameter, if there are none."""

@@ -73,7 +73,7 @@ def shares_prompts(
     states of pairs that share one must be those of `transformers`, one document at a time.
     """
     obstacle = sharing_obstacle(kernel) or _sharing_error(model, kernel, max_seq_len, device)
-    report("prompts: once a pair" if obstacle is None else f"prompts: twice a pair, since {obstacle}")
+    report("prompts: once per pair" if obstacle is None else f"prompts: twice per pair, since {obstacle}")
     return obstacle is None
 
 

@@ -1,10 +1,12 @@
-"""A critic that starts as the reward model (Huang et al. 2024): what it says of a response's end is then its score.
+"""A critic that starts as the reward model (Huang et al. 2024): its value at a response's end is then the score.
 
-The head always comes from there. A trunk of the critic's own does too: all its weights where it has no adapter, those
-of a reward adapter added in; or the adapter, where both stand on the same base.
+The head always comes from there. The trunk of a separate critic does too: all its weights if it has no adapter, those
+of a reward adapter added in; or the adapter, if both use the same base.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -12,25 +14,42 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from llmtrain.models.folders.open import model_folder
+from llmtrain.models.folders.reward import load_reward_model
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.wrappers.actor_critic import ValueHead
 from llmtrain.models.wrappers.reward_model import RewardModel
 
-MEND = "set policy.critic_init=zero, or train a reward model that fits"
+FIX = "set policy.critic_init=zero, or train a reward model that fits"
+
+
+@dataclass(frozen=True)
+class CriticStart:
+    """The reward model that a critic starts as."""
+
+    path: str  # of the model's folder, or of its run
+    weight: float  # of its reward in the sum of rewards
+    key: str  # the config key and value that name it, for messages
+
+
+def start_critic(start: CriticStart, head: ValueHead, trunk: nn.Module | None) -> None:
+    """Let a critic start as a reward model on disk. Raises ValueError if there is none, or it does not fit."""
+    reward, _ = load_reward_model(model_folder(start.path))
+    start_as_reward(head, trunk, reward, start.weight, start.key)
 
 
 @torch.no_grad()
 def start_as_reward(head: ValueHead, trunk: nn.Module | None, reward: RewardModel, weight: float, where: str) -> None:
-    """Set a critic to what a reward model says, times the weight of its reward; the reward model may be used up.
+    """Set a critic to a reward model, times the weight of its reward; the reward model is used up.
 
-    `trunk`: the critic's own; None: it stands on the policy's, and only its head is set. `where`: for messages. Raises
-    ValueError where the two do not fit.
+    `trunk`: the critic's own; None: it shares the policy's, and only its head is set. `where`: for messages. Raises
+    ValueError if the two do not fit.
     """
     scores = _head_weight(reward)
     if scores.shape != head.weight.shape:
         raise ValueError(
             f"{where}: the reward model has a hidden size of {scores.shape[1]}, the policy of {head.weight.shape[1]}: "
-            f"{MEND}"
+            f"{FIX}"
         )
     if trunk is not None:
         _start_trunk(trunk, reward.model.base_model, where)
@@ -69,13 +88,13 @@ def _start_trunk(trunk: nn.Module, theirs: nn.Module, where: str) -> None:
         n for n in sorted({*mine, *source}) if n not in mine or n not in source or mine[n].shape != source[n].shape
     ]
     if unlike:
-        raise ValueError(f"{where}: {unlike[0]} is not alike in the reward model and in the critic: {MEND}")
+        raise ValueError(f"{where}: {unlike[0]} differs between the reward model and the critic: {FIX}")
     for name, parameter in mine.items():
         value = source[name].to(parameter.device)
         if parameter.requires_grad:
             parameter.copy_(value)
         elif not torch.equal(parameter, value.to(parameter.dtype)):
-            raise ValueError(f"{where}: the reward model stands on another base, {name} differs: {MEND}")
+            raise ValueError(f"{where}: the reward model has another base, {name} differs: {FIX}")
 
 
 def _scales(trunk: nn.Module) -> dict[str, float]:

@@ -18,24 +18,30 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from llmtrain.batch import PackedTokens, PreferencePairs, segment_ends
 from llmtrain.config.sections import PretrainedModelConfig
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.heads.score import SCORE, ScoreHead
-from llmtrain.models.load import parameters_by_role
+from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.trunk import pack_inputs, run_trunk
-from llmtrain.protocols import Role
+from llmtrain.protocols import ParamKind, TrainedModule
 from llmtrain.system.device import AttentionKernel
 
 
-class RewardModel(nn.Module):
+class RewardModel(TrainedModule):
     """The one module that is trained: packed conversations in, a score for each out."""
-
-    whole_logits = False  # it has no logits at all
 
     def __init__(self, model: PreTrainedModel, kernel: AttentionKernel) -> None:
         super().__init__()
         self.model = model
         self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
+
+    def trunks(self) -> list[PreTrainedModel]:
+        return [self.model]
+
+    def parameters_by_kind(self) -> dict[ParamKind, list[nn.Parameter]]:
+        return parameters_by_kind(self.model)
+
+    def facts(self) -> dict[str, str | bool]:
+        return {"attention": self.kernel}
 
     def forward(self, batch: PreferencePairs | PackedTokens) -> Float[Tensor, " segments"]:
         """The score of each document, at its last token: the last of a segment."""
@@ -49,14 +55,14 @@ def score_model(
 ) -> PreTrainedModel:
     """A model for sequence classification with one label around a causal model's trunk, an adapter in it included.
 
-    Its head is that of the checkpoint, where that is a reward model already, else drawn from `seed` with standard
+    Its head is that of the checkpoint, if that is a reward model already, else drawn from `seed` with standard
     deviation 1 / sqrt(width + 1) (Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO").
     `causal` is used up. Raises ValueError for an architecture without such a form, and for a classifier.
     """
     shape = causal.config
     is_reward_model = any(name.endswith("ForSequenceClassification") for name in shape.architectures or ())
     if is_reward_model and shape.num_labels != 1:
-        raise ValueError(f"model.path={config.path}: a classifier with {shape.num_labels} labels is no reward model")
+        raise ValueError(f"model.path={config.path}: a classifier with {shape.num_labels} labels is not a reward model")
     shape.num_labels, shape.pad_token_id = 1, pad_token_id
     try:
         with torch.device("meta"):
@@ -71,7 +77,7 @@ def score_model(
     head = ScoreHead(width, 1, bias=False)
     with torch.no_grad():
         if is_reward_model:
-            head.weight.copy_(_trained_head(config))
+            head.weight.copy_(_trained_head(config, str(shape.name_or_path)))
         else:
             head.weight.normal_(std=(width + 1) ** -0.5, generator=torch.Generator().manual_seed(seed))
     model.add_module(model.base_model_prefix, causal.base_model)
@@ -80,20 +86,11 @@ def score_model(
     return model.train(causal.training)
 
 
-def reward_parameters_by_role(model: PreTrainedModel) -> dict[Role, list[nn.Parameter]]:
-    """Trainable parameters by what they do, the scalar head among heads."""
-    roles = parameters_by_role(model)
-    head = model.get_submodule(SCORE).weight
-    roles["hidden"] = [parameter for parameter in roles["hidden"] if parameter is not head]
-    roles["head"] = [parameter for parameter in model.parameters() if parameter is head]
-    return roles
-
-
 def pooling_pad_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> int:
     """The padding token of a reward model: one that never ends a conversation.
 
-    `transformers` scores the last token that is not padding, so where padding is the end-of-turn token, as many
-    chat models have it, it would score the token before. Raises ValueError where the tokenizer has no other.
+    `transformers` scores the last token that is not padding. Many chat models pad with the end-of-turn token: then it
+    would score the token before. Raises ValueError if the tokenizer has no other.
     """
     special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     by_name = sorted(special, key=lambda id_: ("pad" not in special[id_].lower(), id_ == tokenizer.bos_token_id, id_))
@@ -106,10 +103,10 @@ def pooling_pad_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) 
     )
 
 
-def _trained_head(config: PretrainedModelConfig) -> Float[Tensor, "1 hidden"]:
+def _trained_head(config: PretrainedModelConfig, path: str) -> Float[Tensor, "1 hidden"]:
     """The head's weights of a checkpoint that is a reward model."""
     model = AutoModelForSequenceClassification.from_pretrained(
-        resolved_path(config.path),
+        path,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         dtype=torch.float32,

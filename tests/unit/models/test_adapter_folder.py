@@ -217,7 +217,7 @@ def test_a_folder_in_use_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"base is no adapter: it has no adapter_config\.json$"):
+    with pytest.raises(ValueError, match=r"base is not an adapter: it has no adapter_config\.json$"):
         merge_adapter(write_base(tmp_path / "base"), tmp_path / "merged")
 
 

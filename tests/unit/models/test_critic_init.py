@@ -135,7 +135,7 @@ def test_a_head_on_the_policys_trunk_is_the_reward_models(base: Path, tmp_path: 
     [
         (None, LORA, "the critic is an adapter and the reward model has all weights"),
         ({**LORA, "alpha": 16}, LORA, "has scale 4.0 in the reward model and 2.0 in the critic"),
-        ({**LORA, "rank": 2, "alpha": 4}, LORA, "is not alike in the reward model and in the critic"),
+        ({**LORA, "rank": 2, "alpha": 4}, LORA, "differs between the reward model and the critic"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
@@ -152,7 +152,7 @@ def test_an_adapter_on_another_base_is_refused(base: Path, tmp_path: Path) -> No
     folder = reward_folder(tmp_path / "reward", base, LORA)
     other = write_model(tmp_path / "other", spread=0.1)
     critic = critic_of(other, LORA, separate=True)
-    with pytest.raises(ValueError, match="the reward model stands on another base"):
+    with pytest.raises(ValueError, match="the reward model has another base"):
         start_as_reward(critic.head, critic.trunk, load_reward_model(folder)[0], 1.0, "here")
 
 

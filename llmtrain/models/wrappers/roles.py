@@ -1,0 +1,83 @@
+"""The models of a policy run: one that trains, its reference, and its critic.
+
+With an adapter all roles use one base: the reference is the base itself, and a separate critic has only its own
+adapter. Without one each role has its own weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmtrain.config.recipes import PolicyStageConfig
+from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
+from llmtrain.models.cpu.prepare import prepare_layers
+from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.critic_init import CriticStart, start_critic
+from llmtrain.models.wrappers.prepare import prepare_causal_lm
+from llmtrain.protocols import Ranks
+
+
+@dataclass(frozen=True)
+class PolicyRoles:
+    """The modules of a policy run."""
+
+    module: ActorCritic  # policy and critic, which train
+    reference: ActorCritic | None  # frozen; None: no KL is asked for
+    description: str  # for the log
+
+
+def build_roles(
+    config: PolicyStageConfig,
+    model: PreTrainedModel,
+    new_token_ids: Sequence[int],
+    critic_start: CriticStart | None,
+    ranks: Ranks,
+    *,
+    shards_parameters: bool,
+) -> PolicyRoles:
+    """Policy, critic and reference from the model that the run starts from, which becomes the policy's.
+
+    `critic_start`: the reward model that the critic starts as; None: at zero. Raises ValueError as
+    `prepare_causal_lm` and `start_critic` do.
+    """
+    policy, has_adapter = config.policy, config.adapter.kind != "none"
+    prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
+    has_critic = policy.advantage == "gae"
+    reference_model: PreTrainedModel | None = None
+    critic_model: PreTrainedModel | None = None
+    if policy.kl_coef > 0:
+        reference_model = shared_copy(model) if has_adapter else frozen_copy(model)
+    if has_critic and policy.critic == "separate":
+        critic_model = shared_copy(model) if has_adapter else copy.deepcopy(model)
+    for trained in (model, critic_model):
+        if has_adapter and trained is not None:
+            add_adapter(trained, config.adapter, new_token_ids, config.run.seed)
+            prepare_layers(trained, ranks.device, shards_parameters=shards_parameters)
+    checked = prepare_causal_lm(config, model, ranks, shards_parameters=shards_parameters)
+
+    width = model.config.get_text_config().hidden_size
+    head = ValueHead(width).to(ranks.device) if has_critic else None
+    trunk = None if critic_model is None else critic_model.base_model.to(ranks.device)
+    parts = ["policy with a value head" if has_critic and trunk is None else "policy"]
+    parts += ["critic with its own trunk"] if trunk is not None else []
+    if head is not None and critic_start is not None:
+        start_critic(critic_start, head, trunk)
+        starts = "the critic starts" if trunk is None else "the critic and its trunk start"
+        parts.append(f"{starts} as the reward model {critic_start.path}")
+    trains_entropy = policy.entropy_coef > 0
+    module = ActorCritic(checked, config.rollout.temperature, head, trunk, trains_entropy=trains_entropy)
+    reference = None
+    if reference_model is not None:
+        nn.Module.to(reference_model, ranks.device)
+        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.whole_logits)
+        reference = ActorCritic(reference_loss, config.rollout.temperature, trains_entropy=False)
+        reference.requires_grad_(False).eval()
+        parts.append(f"reference on {'the same base' if has_adapter else 'a copy of the weights'}")
+    return PolicyRoles(module, reference, ", ".join(parts))
