@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llmtrain.protocols import Counts, Metrics
-from llmtrain.system.device import separate_allocations
+from llmtrain.system.memory import separate_allocations
 from llmtrain.train.engines import state as engine_state
 from llmtrain.train.engines.capabilities import CAPABILITIES, ENGINES, NEED_CUDA, Engine
 from llmtrain.train.engines.launch import check_deepspeed, check_environment, check_outcome, cpu_threads, is_on

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from llmtrain.models.cpu.lora import FusedLoraLinear
 from llmtrain.models.heads.logprobs import LogprobHead
 from llmtrain.models.wrappers.causal_lm import LossHead
-from llmtrain.system.device import separate_allocations
+from llmtrain.system.memory import separate_allocations
 
 MAX_BYTES = 2**31  # of copies; a larger model keeps its memory
 BLOCK = 64  # outputs
