@@ -1,8 +1,6 @@
-"""`python recipes/pretrain.py CONFIG.yaml [key=value ...]`: the recipe is llmtrain/recipes/pretrain.py."""
+"""`python recipes/pretrain.py CONFIG [key=value ...]` is `llmtrain pretrain` of a checkout."""
 
-from llmtrain.config.recipes import PretrainConfig
-from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.pretrain import main
+from llmtrain.cli.train import pretrain
 
 if __name__ == "__main__":
-    run_recipe(PretrainConfig, main)
+    pretrain()

@@ -1,8 +1,6 @@
-"""`python recipes/rlhf.py CONFIG.yaml [key=value ...]`: the recipe is llmtrain/recipes/rlhf.py."""
+"""`python recipes/rlhf.py CONFIG [key=value ...]` is `llmtrain rlhf` of a checkout."""
 
-import sys
-
-from llmtrain.recipes.rlhf import main
+from llmtrain.cli.train import rlhf
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    rlhf()

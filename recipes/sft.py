@@ -1,8 +1,6 @@
-"""`python recipes/sft.py CONFIG.yaml [key=value ...]`: the recipe is llmtrain/recipes/sft.py."""
+"""`python recipes/sft.py CONFIG [key=value ...]` is `llmtrain sft` of a checkout."""
 
-from llmtrain.config.recipes import SftConfig
-from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.sft import main
+from llmtrain.cli.train import sft
 
 if __name__ == "__main__":
-    run_recipe(SftConfig, main)
+    sft()

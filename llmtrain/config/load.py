@@ -1,61 +1,77 @@
 """A configuration from the command line: a YAML file and dotted overrides in, validated sections out.
 
-Only this module parses options; what they may be is said in `config.py`.
+Only this module parses options; `sections.py`, `rl.py` and `recipes.py` say what they may be.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from llmtrain.config.sections import Section, Source, iter_keys
+from llmtrain.config.nearest import unknown_key
+from llmtrain.config.sections import Section
+from llmtrain.config.shipped import find_config
+from llmtrain.config.which import refuse_other_recipe
+from llmtrain.system.files import one_line
 
 Config = TypeVar("Config", bound=Section)
+
+USAGE = "usage: CONFIG [key=value ...]; --help lists every key"
 
 
 def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
     """Read `CONFIG.yaml [key=value ...]` into a validated configuration.
 
-    Raises ValueError naming the file and line, or the dotted key, and what is allowed.
+    Raises ValueError naming the file and line, or the dotted key, and what is allowed; or the recipe that the file is a
+    configuration of, if it is another.
     """
-    return validate(schema, load_tree(argv))
+    file = _read_file(argv)
+    tree = _overridden(file, argv[1:])
+    try:
+        return validate(schema, tree)
+    except ValueError:
+        refuse_other_recipe(schema, argv[0], file, tree)
+        raise
 
 
 def load_tree(argv: Sequence[str]) -> dict[str, Any]:
     """Read `CONFIG.yaml [key=value ...]` into a plain tree. Raises ValueError naming the file and line, or the key."""
+    return _overridden(_read_file(argv), argv[1:])
+
+
+def _read_file(argv: Sequence[str]) -> dict[str, Any]:
+    """The tree of the file that a command line names first."""
     if not argv or "=" in argv[0]:
-        raise ValueError("usage: CONFIG.yaml [key=value ...]; --help lists every key")
-    tree = read_yaml(argv[0])
-    for override in argv[1:]:
+        raise ValueError(USAGE)
+    if argv[0].startswith("-"):
+        raise ValueError(f"unknown option {argv[0]}; {USAGE}")
+    return read_yaml(find_config(argv[0]))
+
+
+def _overridden(file: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a file's tree with `key=value` overrides in it; the last of a key counts."""
+    tree = copy.deepcopy(dict(file))
+    for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals:
+        if not equals or not key.strip():
             raise ValueError(f"override {override!r} is not of the form key=value")
+        if key.startswith("-"):
+            raise ValueError(f"override {override!r}: write it without dashes, {override.lstrip('-')}")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"override {override!r}: the value is not valid YAML: {_oneline(error)}") from None
+            raise ValueError(f"override {override!r}: the value is not valid YAML: {one_line(error)}") from None
         _set_dotted(tree, key.strip(), value)
     return tree
 
 
-def sections_of(argv: Sequence[str]) -> set[str]:
-    """The sections that a command line gives, in its file and its overrides; of what cannot be read, none."""
-    try:
-        tree = read_yaml(argv[0]) if argv and "=" not in argv[0] else {}
-    except ValueError:  # told when the configuration is loaded
-        tree = {}
-    return {*tree, *(override.split(".")[0].split("=")[0] for override in argv[1:])}
-
-
 def validate(schema: type[Config], tree: dict[str, Any]) -> Config:
-    """A configuration from a plain tree. Raises ValueError with one line for every fault found."""
+    """A configuration from a plain tree. Raises ValueError with every fault found, in one line."""
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
@@ -71,7 +87,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {_oneline(error)}") from None
+        raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: holds no sections")
     return tree
@@ -80,47 +96,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def save_config(config: Section, path: str | Path) -> None:
     """Write the resolved configuration, defaults included, so that it can be run again."""
     Path(path).write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def help_text(schema: type[Section]) -> str:
-    """What `--help` prints: every key with its type, default and meaning."""
-    usage = "Arguments: CONFIG.yaml [key=value ...], a key with dots, a value in YAML. The keys:"
-    lines = [schema.__doc__ or "", "", usage, ""]
-    for key, field in iter_keys(schema):
-        lines += _help_lines(key, field)
-    lines += ["", "A source is a path, or a mapping of these keys:", ""]
-    for name, field in Source.model_fields.items():
-        lines += _help_lines(name, field)
-    return "\n".join(lines)
-
-
-def _help_lines(key: str, field: FieldInfo) -> list[str]:
-    default = "required" if field.is_required() else f"default {yaml_scalar(field.default)}"
-    return [f"{key}  ({_type_name(field)}; {default})", f"    {field.description or ''}"]
-
-
-def yaml_scalar(value: Any) -> str:
-    """A value as it would be written in the YAML file."""
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
-
-
-def _type_name(field: FieldInfo) -> str:
-    """A field's type as a user writes it: `int`, `'auto'|'never'`, `list[Source]`."""
-    return "|".join(name for name in _type_names(field.annotation) if name != "NoneType")
-
-
-def _type_names(annotation: Any) -> list[str]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _type_names(get_args(annotation)[0])
-    if origin is Literal:
-        return [repr(choice) for choice in get_args(annotation)]
-    if origin in (Union, UnionType):
-        return [name for option in get_args(annotation) for name in _type_names(option)]
-    if origin is None:
-        return [annotation.__name__ if isinstance(annotation, type) else str(annotation)]
-    inner = ", ".join("|".join(_type_names(argument)) for argument in get_args(annotation))
-    return [f"{origin.__name__}[{inner}]"]
 
 
 def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -140,12 +115,7 @@ def _explain(schema: type[Section], fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
     key = ".".join(location)
     if fault["type"] == "extra_forbidden":
-        known = [name for name, _ in iter_keys(schema)]
-        known += sorted({name.rsplit(".", 1)[0] for name in known if "." in name})
-        if any(part.isdigit() for part in location):  # a key of one of several sources
-            known = [".".join([*location[:-1], name]) for name in Source.model_fields]
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-        return f"unknown key {key}: the nearest is {nearest[0]}" if nearest else f"unknown key {key}"
+        return unknown_key(schema, location)
     if fault["type"] == "missing":
         return f"{key} is missing"
     message = fault["msg"].removeprefix("Value error, ")
@@ -154,7 +124,3 @@ def _explain(schema: type[Section], fault: Any) -> str:
     given = fault["input"]
     shown = f"={given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
     return f"{key}{shown}: {message[0].lower()}{message[1:]}"
-
-
-def _oneline(error: Exception) -> str:
-    return " ".join(str(error).split())

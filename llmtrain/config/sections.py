@@ -312,13 +312,14 @@ class TokenizerTrainConfig(Section):
 def iter_keys(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every dotted key of a schema with its field, depth first in the order of definition."""
     for name, field in schema.model_fields.items():
-        inner = _section_of(field)
+        inner = section_of(field)
         if inner is not None:
             yield from iter_keys(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
 
-def _section_of(field: FieldInfo) -> type[Section] | None:
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The schema of a field that is a section; None: it is a key."""
     annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

@@ -1,27 +1,78 @@
-"""How every recipe starts: `--help`, the configuration, errors as one line with exit code 2."""
+"""How every recipe starts: `--help`, the configuration, errors as one line with exit code 2.
+
+A recipe starts as a script (`python recipes/sft.py CONFIG`), a module (`python -m llmtrain.recipes.sft CONFIG`) or a
+verb (`llmtrain sft CONFIG`), alone or under `accelerate launch`. `run_recipe` is the start of all of them. It imports
+no torch before the configuration has been read, so `--help` and a mistyped key take a fraction of a second.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
-from transformers.utils.logging import disable_progress_bar
-
-from llmtrain.config.load import help_text, load_config
+from llmtrain.config.help import help_text
+from llmtrain.config.load import load_config
 from llmtrain.config.sections import Section
 from llmtrain.system.files import is_disk_full
+from llmtrain.system.memory import tune_for_training
 
 Config = TypeVar("Config", bound=Section)
 
 EXIT_USER_ERROR = 2
 
 
-def run_recipe(schema: type[Config], main: Callable[[Config], None]) -> None:
-    """Parse `sys.argv` and run `main`; a ValueError or a full disk is told in one line: it is the user's to mend."""
-    run_on_arguments(help_text(schema), lambda argv: main(load_config(schema, argv)))
+def run_recipe(schema: type[Config], main: Callable[[Config], None], argv: Sequence[str] | None = None) -> None:
+    """Read `CONFIG.yaml [key=value ...]` into a configuration and run `main` on it; `argv` None: the command line's."""
+    argv = sys.argv[1:] if argv is None else argv
+    if asks_for_help(argv):
+        print(help_text(schema))
+        return
+    with command():
+        config = load_config(schema, argv)
+        prepare_process()
+        main(config)
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether a command line asks what it may hold."""
+    return "--help" in argv or "-h" in argv
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """A command that the user started: a ValueError or a full disk is one line and exit code 2, as the user can fix it.
+
+    A process of a launch ends here: see `_leave`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        _refuse(str(error))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _refuse(f"the disk is full ({error.filename or error}): free some space and start again")
+    if "WORLD_SIZE" in os.environ:
+        _leave(0)  # everything is written; closing process groups after another rank has left can wait forever
+
+
+def prepare_process() -> None:
+    """Set the allocator on a CPU, and hide what libraries say to their developers; before a recipe is imported."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        tune_for_training()
+    from transformers.utils.logging import disable_progress_bar
+
+    for library in ("accelerate", "deepspeed", "torch", "transformers"):
+        # What a library will change in its next version is for us to fix, not for the user to read.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}\b")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
 
 
 def say_once(line: str) -> None:
@@ -30,42 +81,19 @@ def say_once(line: str) -> None:
         print(line, flush=True)
 
 
-def run_on_arguments(usage: str, main: Callable[[Sequence[str]], None]) -> None:
-    """The same for a `main` that reads the arguments itself."""
-    argv = sys.argv[1:]
-    if "--help" in argv or "-h" in argv:
-        print(usage)
-        return
-    for library in ("accelerate", "deepspeed", "torch", "transformers"):
-        # What a library will change in its next version is for us to mend, not for the user to read.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}\b")
-    if not sys.stderr.isatty():
-        disable_progress_bar()
-    try:
-        main(argv)
-    except ValueError as error:
-        _refuse(str(error))
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        _refuse(f"the disk is full ({error.filename or error}): free some space and start again")
-    if "WORLD_SIZE" in os.environ:
-        _leave(0)  # all is written; taking process groups apart after another rank has gone can wait for good
-
-
 def _refuse(reason: str) -> NoReturn:
     """Say in one line why this rank stops, and stop."""
     rank = int(os.environ.get("RANK", "0"))
     prefix = f"[rank {rank}] " if rank else ""
     print(f"{prefix}error: {reason}", file=sys.stderr, flush=True)
     if "WORLD_SIZE" in os.environ:
-        # Past a failed rank the others may wait in a collective for good, so nothing is torn down in order.
+        # After a failed rank the others may wait in a collective forever, so nothing is closed in order.
         _leave(EXIT_USER_ERROR)
     sys.exit(EXIT_USER_ERROR)
 
 
 def _leave(status: int) -> NoReturn:
-    """End this process of a launch as it is."""
+    """End this process of a launch at once, without closing its process groups."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,10 +1,13 @@
-"""Preferences to a reward model, prompts and rewards to a policy: `python recipes/rlhf.py CONFIG.yaml [key=value ...]`.
+"""Preferences to a reward model, prompts and rewards to a policy: `llmtrain rlhf CONFIG [key=value ...]`.
 
 A configuration with a section `reward` trains a reward model; one with a section `policy` trains a policy by PPO and
 its family, with a trained reward model or rewards that can be computed; one with a section `preference` trains a
-policy on preferences alone, by DPO and its kin. One with sections `reward_stage` and `policy_stage` does both in turn.
-The same command runs on one process, and on several under
-`accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/rlhf.py CONFIG.yaml`.
+policy on preferences alone, by DPO and its variants. One with sections `reward_stage` and `policy_stage` does both in
+turn.
+
+    llmtrain rlhf ppo_smollm2_brief data.train=my_prompts.jsonl
+    accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/rlhf.py \
+        recipes/configs/rlhf_smollm2_hh.yaml data.train=hh_harmless.jsonl
 """
 
 from __future__ import annotations
@@ -12,36 +15,55 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llmtrain.config.load import load_tree, sections_of
-from llmtrain.config.recipes import PolicyStageConfig, PreferenceStageConfig, RewardStageConfig
-from llmtrain.recipes.command import run_on_arguments, run_recipe, say_once
-from llmtrain.recipes.policy import run_policy_stage
-from llmtrain.recipes.preference import run_preference_stage
-from llmtrain.recipes.reward import run_reward_stage
-from llmtrain.runs import stages
-from llmtrain.runs.stages import Stage, run_stages, stage_configs, stages_of
-
-STAGES = {
-    "reward": Stage(RewardStageConfig, run_reward_stage),
-    "preference": Stage(PreferenceStageConfig, run_preference_stage),
-    "policy": Stage(PolicyStageConfig, run_policy_stage),
-}
+from llmtrain.config import stages
+from llmtrain.config.help import help_text
+from llmtrain.config.load import load_tree
+from llmtrain.config.stages import Stages, load_stages, schema_of
+from llmtrain.config.which import STAGE_SUFFIX
+from llmtrain.recipes.command import asks_for_help, command, prepare_process, say_once
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the stage that the configuration is for."""
-    sections = sections_of(argv)
-    asked = [name for name in STAGES if name in sections] or ["reward"]
-    if stages_of(sections, STAGES) or len(asked) > 1:
-        run_on_arguments(str(stages.__doc__), run_file)
+def start(argv: Sequence[str] | None = None) -> None:
+    """Read `CONFIG.yaml [key=value ...]` and run the stages that it is for; `argv` None: the command line's."""
+    argv = sys.argv[1:] if argv is None else argv
+    if asks_for_help(argv):
+        print(usage([word for word in argv if not word.startswith("-")]))
+        return
+    with command():
+        asked = load_stages(argv)
+        prepare_process()
+        main(asked)
+
+
+def main(asked: Stages) -> None:
+    """Run the stage that a configuration is for, or several in turn."""
+    from llmtrain.recipes.policy import run_policy_stage
+    from llmtrain.recipes.preference import run_preference_stage
+    from llmtrain.recipes.reward import run_reward_stage
+    from llmtrain.runs.stages import RunStage, run_stages
+
+    runs: dict[str, RunStage] = {
+        "reward": run_reward_stage,
+        "preference": run_preference_stage,
+        "policy": run_policy_stage,
+    }
+    if asked.in_turn:
+        run_stages(asked.configs, runs, say_once)
     else:
-        run_recipe(STAGES[asked[0]].schema, STAGES[asked[0]].run)
+        ((name, config),) = asked.configs.items()
+        runs[name](config)
 
 
-def run_file(argv: Sequence[str]) -> None:
-    """Run all stages of a file."""
-    run_stages(stage_configs(load_tree(argv), STAGES), STAGES, say_once)
+def usage(argv: Sequence[str]) -> str:
+    """What `--help` prints: the keys of the stage that the rest of the command line asks for."""
+    try:
+        tree = load_tree(argv)
+    except ValueError:  # no configuration yet, or one that the run will refuse
+        tree = {}
+    if any(name.endswith(STAGE_SUFFIX) for name in tree):
+        return str(stages.__doc__)
+    return help_text(schema_of(tree))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start()

@@ -1,45 +1,19 @@
-"""What this device can do, decided once and by name: the attention kernel, the matmul peak, the memory.
+"""What this device can do, decided once and by name: the attention kernel, the matmul peak, the memory used.
 
-Everything else asks here, so a choice is made in one place and can be told to the user.
+Everything else asks here, so a choice is made in one place and can be reported to the user.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import re
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-
-# Large tensors on huge pages, where Linux leaves the choice to programs: a tenth less memory in tuning runs on CPUs,
-# at the same speed. torch reads this when it first makes a tensor.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, whoever imports it, warns that it chose this
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # the numbers that malloc.h gives these options
-SEPARATE_BYTES = 2**18
-MAX_SEPARATE = 2**16  # glibc's own limit
-IS_GLIBC = platform.libc_ver()[0] == "glibc"
-
-
-def _set_allocator(option: int, value: int) -> None:
-    """Set an option of glibc's allocator, where it is that one."""
-    if IS_GLIBC:
-        ctypes.CDLL(None).mallopt(option, value)
-
-
-# Freed memory is kept for the next step, which would fetch it page by page again: a fifth of the time of an update of
-# all weights (PPO, SmolLM2-135M with a critic of its own, 2 cores). Steps peak as before.
-_set_allocator(M_TRIM_THRESHOLD, -1)
-_set_allocator(M_MMAP_MAX, 0)
 
 AttentionKernel = Literal["segments", "varlen", "mask"]
 
@@ -67,7 +41,7 @@ def attention_kernel(
     """The attention kernel of a run; `auto` is varlen where it runs, segments elsewhere.
 
     varlen_attn, with the arguments of torch 2.13, needs an NVIDIA GPU of compute capability 8.0 or newer, fp16 or
-    bf16, and has no dropout. Raises ValueError where varlen is asked for and cannot run.
+    bf16, and has no dropout. Raises ValueError if varlen is asked for and cannot run.
     """
     obstacle = _varlen_obstacle(device, dtype, dropout)
     if asked == "auto":
@@ -90,7 +64,7 @@ def _varlen_obstacle(device: torch.device, dtype: torch.dtype, dropout: float) -
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """(FLOP/s that count as 100 % in MFU, where the figure is from): a data sheet, or a measured matmul."""
+    """(FLOP/s that count as 100 % in MFU, source of the figure): a data sheet, or a measured matmul."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, peak in DATASHEET_PEAKS.items():
@@ -126,22 +100,8 @@ def usable_cores() -> int:
 
 
 def share_of_cores(environment: Mapping[str, str]) -> int:
-    """The same, shared with the other processes of a launch on this machine; at least one."""
+    """This process's share of them, among the processes of a launch on this machine; at least one."""
     return max(1, usable_cores() // int(environment.get("LOCAL_WORLD_SIZE", "1")))
-
-
-@contextmanager
-def separate_allocations() -> Iterator[None]:
-    """Let large allocations be apart from the heap, where glibc allocates, so that freeing them leaves no holes.
-
-    For what lives from one phase to the next; what comes and goes is faster on the heap.
-    """
-    _set_allocator(M_MMAP_THRESHOLD, SEPARATE_BYTES)
-    _set_allocator(M_MMAP_MAX, MAX_SEPARATE)
-    try:
-        yield
-    finally:
-        _set_allocator(M_MMAP_MAX, 0)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -1,4 +1,7 @@
-"""Writing to disk so that a kill, a full disk or a second process never leaves a part that looks whole."""
+"""Files written so that a kill, a full disk or a second process never leaves a part that looks whole.
+
+Also how an error reads in one line, and what a full disk is called.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,35 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from llmtrain.protocols import Report
 
 LOCK = "lock"
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether an error means that there is no room left to write."""
+    """Whether an error means that there is no space left to write."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def disk_full_error(path: Path, later: str = "") -> ValueError:
-    """The error of a full disk under `data.cache_dir`; `later` says what happens on the next start."""
-    return ValueError(f"{path}: the disk is full; free some space or move data.cache_dir{later}")
+def disk_full(place: object, fix: str = "free some space or move data.cache_dir") -> ValueError:
+    """The error of a full disk, in the words that every room uses: `PLACE: the disk is full; FIX`."""
+    return ValueError(f"{place}: the disk is full; {fix}")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; the name of its class if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def cache_root(asked: str | None = None) -> Path:
-    """Where what many runs share is kept: `asked`, else `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
+    """The folder of what runs share: `asked`, else `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
     return Path(asked or os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain").expanduser()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,9 +54,9 @@ def write_json(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, so that it outlives a crash of the machine; one writer at a time.
+    """Write a file whole or not at all, so that it survives a crash of the machine; one writer at a time.
 
-    Raises ValueError where the disk is full.
+    Raises ValueError if the disk is full.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -62,16 +68,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         if not is_disk_full(error):
             raise
-        raise disk_full_error(path) from None
+        raise disk_full(path) from None
     partial.rename(path)
     sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, report: Report, key: str = "data.cache_dir") -> Iterator[None]:
-    """Hold a folder's lock; whoever comes second waits here, and the system frees the lock of a process that dies.
+def exclusive(folder: Path, report: Callable[[str], None], key: str = "data.cache_dir") -> Iterator[None]:
+    """Hold a folder's lock; a second process waits here, and the system frees the lock of a process that dies.
 
-    Raises ValueError, naming the configuration's `key`, where the folder cannot be made or written, or its file
+    Raises ValueError, naming the configuration's `key`, if the folder cannot be made or written, or its file
     system has no locks.
     """
     try:

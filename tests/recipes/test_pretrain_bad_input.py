@@ -107,7 +107,7 @@ def test_bad_rows_are_skipped_and_counted_where_asked(config: Path, tmp_path: Pa
 
 # Overrides that are refused, and what the message must say.
 KEYS: dict[str, tuple[list[str], list[str]]] = {
-    "an unknown key": (["optim.learning_rate=1"], ["unknown key optim.learning_rate", "the nearest is optim."]),
+    "an unknown key": (["optim.learning_rate=1"], ["unknown key optim.learning_rate", "optim has name, lr,"]),
     "an unknown section": (["optimizer.lr=1"], ["unknown key optimizer", "optim"]),
     "a value out of range": (["data.eval_fraction=1.5"], ["data.eval_fraction=1.5", "less than 1"]),
     "a value of the wrong type": (["train.steps=many"], ["train.steps='many'", "integer"]),

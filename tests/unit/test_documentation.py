@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli.main import VERBS
-from llmtrain.config.load import load_config, load_tree, sections_of
+from llmtrain.config.load import load_config
 from llmtrain.config.recipes import (
     PolicyStageConfig,
     PreferenceStageConfig,
@@ -19,9 +19,8 @@ from llmtrain.config.recipes import (
     SftConfig,
 )
 from llmtrain.config.sections import Section, TokenizerTrainConfig
-from llmtrain.recipes.rlhf import STAGES
+from llmtrain.config.stages import load_stages
 from llmtrain.rewards.functions import REWARDS
-from llmtrain.runs.stages import stage_configs
 from llmtrain.train.engines.table import ENGINES, FEATURES, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,11 +33,6 @@ SCHEMAS: dict[str, type[Section]] = {
     "recipes/rlhf.py": RewardStageConfig,
     "tokenizer/train.py": TokenizerTrainConfig,
 }
-
-
-def load_stages(argv: list[str]) -> None:
-    """Read a file of several stages as the recipe does."""
-    assert len(stage_configs(load_tree(argv), STAGES)) > 1
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -90,16 +84,10 @@ def test_a_shown_command_would_start(page: Path, words: list[str]) -> None:
         assert not word.endswith(".yaml") or (ROOT / word).is_file(), word
     if words[script] in SCHEMAS and arguments != ["--help"]:
         config, *overrides = arguments
-        schema = SCHEMAS[words[script]]
-        sections = sections_of([str(ROOT / config)])
-        if any(section.endswith("_stage") for section in sections):
+        if words[script] == "recipes/rlhf.py":
             load_stages([str(ROOT / config), *overrides])
-            return
-        if "policy" in sections:
-            schema = PolicyStageConfig
-        elif "preference" in sections:
-            schema = PreferenceStageConfig
-        load_config(schema, [str(ROOT / config), *overrides])
+        else:
+            load_config(SCHEMAS[words[script]], [str(ROOT / config), *overrides])
 
 
 def test_the_first_page_shows_commands() -> None:
@@ -111,7 +99,7 @@ def test_a_configuration_of_ours_is_valid(path: Path) -> None:
     is_tokenizer = path.parent.name == "tokenizer" or path.stem.endswith("_tokenizer")
     by_name = {"sft": SftConfig, "reward": RewardStageConfig, "ppo": PolicyStageConfig, "dpo": PreferenceStageConfig}
     if path.stem.startswith("rlhf"):
-        load_stages([str(path)])
+        assert len(load_stages([str(path)]).configs) > 1
         return
     schema = by_name.get(path.stem.split("_")[0], PretrainConfig)
     load_config(TokenizerTrainConfig if is_tokenizer else schema, [str(path)])

@@ -16,10 +16,10 @@ SHELVES = ROOMS | {"tokenizers", "tasks", "rewards"}
 LEARNING = SHELVES | {"rollout", "eval", "runs"}
 
 MAY_IMPORT = {
-    "config": set[str](),
-    "system": {"config", "batch", "protocols"},
-    "batch": {"config"},
-    "protocols": {"config", "batch"},
+    "system": set[str](),
+    "config": {"system"},
+    "batch": {"config", "system"},
+    "protocols": {"config", "batch", "system"},
     "data": CONTRACTS,
     "models": CONTRACTS,
     "objectives": CONTRACTS,

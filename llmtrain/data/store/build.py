@@ -28,7 +28,7 @@ from llmtrain.data.store.token_store import (
     read_meta,
 )
 from llmtrain.protocols import Report
-from llmtrain.system.files import cache_root, disk_full_error, exclusive, is_disk_full
+from llmtrain.system.files import cache_root, disk_full, exclusive, is_disk_full
 
 Fill = Callable[[Source, SourceLedger, StoreWriter], int]
 """Writes all documents of a source, entered in its ledger; returns how many pieces of the source that were."""
@@ -145,7 +145,7 @@ def _build(spec: StoreSpec, report: Report) -> None:
         if not is_disk_full(error):
             raise
         later = ", then start again: the build goes on from its last whole unit" if kind.resumes else ""
-        raise disk_full_error(spec.folder, later) from None
+        raise disk_full(spec.folder, f"free some space or move data.cache_dir{later}") from None
 
 
 def _fill(spec: StoreSpec, report: Report) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from llmtrain.models.cpu.lora import FusedLoraLinear
 from llmtrain.models.heads.head import Head
-from llmtrain.system.device import separate_allocations
+from llmtrain.system.memory import separate_allocations
 
 MAX_BYTES = 2**31  # of copies; a larger model keeps its memory
 BLOCK = 64  # outputs

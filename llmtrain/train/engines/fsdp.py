@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmtrain.system.device import separate_allocations
+from llmtrain.system.memory import separate_allocations
 from llmtrain.train.engines import state
 from llmtrain.train.engines.base import EngineSettings, NamedState, ReadState, StepResult
 from llmtrain.train.engines.plain import add_gradients, clip_and_step

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from llmtrain.system.device import separate_allocations
+from llmtrain.system.memory import separate_allocations
 from llmtrain.train.engines import state
 from llmtrain.train.engines.base import EngineSettings, NamedState, ReadState, StepResult
 from llmtrain.train.optim import make_state

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llmtrain.config.load import help_text, load_config, save_config, validate
+from llmtrain.config.help import help_text
+from llmtrain.config.load import load_config, save_config, validate
 from llmtrain.config.recipes import PretrainConfig
 from llmtrain.config.sections import Source, TokenizerTrainConfig, iter_keys
 
@@ -60,7 +61,7 @@ def test_the_last_override_of_a_key_counts(least: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optim.learning_rate=1"], "unknown key optim.learning_rate: the nearest is optim."),
+        (["optim.learning_rate=1"], "unknown key optim.learning_rate: optim has name, lr,"),
         (["train.step=5"], "unknown key train.step: the nearest is train.steps"),
         (["checkpoints.every=5"], "unknown key checkpoints: the nearest is checkpoint"),
         (["data.clean.min_char=5"], "unknown key data.clean.min_char: the nearest is data.clean.min_chars"),
@@ -131,7 +132,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, mes
 
 @pytest.mark.parametrize("argv", [[], ["optim.lr=1"]])
 def test_a_command_without_a_file_tells_the_usage(argv: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"usage: CONFIG\.yaml"):
+    with pytest.raises(ValueError, match=r"usage: CONFIG "):
         load_config(PretrainConfig, argv)
 
 

@@ -9,15 +9,11 @@ from typing import Any
 import pytest
 
 from llmtrain.config.recipes import PolicyStageConfig, RecipeConfig, RewardStageConfig
+from llmtrain.config.stages import stage_configs
 from llmtrain.runs.folder import mark_finished
-from llmtrain.runs.stages import Stage, run_stages, stage_configs
+from llmtrain.runs.stages import run_stages
 
-
-def never(config: Any, *, last: bool = True) -> None:
-    raise AssertionError("only configurations are asked for")
-
-
-STAGES = {"reward": Stage(RewardStageConfig, never), "policy": Stage(PolicyStageConfig, never)}
+STAGES = ("reward", "policy")
 
 
 def tree(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -39,7 +35,7 @@ def tree(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_what_stands_beside_the_stages_is_theirs_unless_they_say_otherwise(tmp_path: Path) -> None:
-    configs = stage_configs(tree(tmp_path), STAGES)
+    configs = stage_configs(tree(tmp_path))
     reward, policy = configs["reward"], configs["policy"]
     assert isinstance(reward, RewardStageConfig) and isinstance(policy, PolicyStageConfig)
     assert (reward.run.seed, policy.run.seed) == (5, 5)
@@ -48,7 +44,7 @@ def test_what_stands_beside_the_stages_is_theirs_unless_they_say_otherwise(tmp_p
 
 
 def test_each_stage_has_a_folder_and_the_policy_takes_the_reward_model_of_the_other(tmp_path: Path) -> None:
-    configs = stage_configs(tree(tmp_path), STAGES)
+    configs = stage_configs(tree(tmp_path))
     assert [config.run.dir for config in configs.values()] == [str(tmp_path / "hh" / name) for name in STAGES]
     assert isinstance(configs["policy"], PolicyStageConfig)
     model = {"name": "model", "weight": 2.0, "path": str(tmp_path / "hh" / "reward")}
@@ -58,7 +54,7 @@ def test_each_stage_has_a_folder_and_the_policy_takes_the_reward_model_of_the_ot
 def test_a_folder_and_a_reward_model_that_are_named_stay(tmp_path: Path) -> None:
     given = tree(tmp_path)
     given["policy_stage"] |= {"run": {"dir": "elsewhere"}, "rollout": {"rewards": [{"name": "model", "path": "mine"}]}}
-    policy = stage_configs(given, STAGES)["policy"]
+    policy = stage_configs(given)["policy"]
     assert isinstance(policy, PolicyStageConfig)
     assert policy.run.dir == "elsewhere" and policy.rollout.rewards == [{"name": "model", "path": "mine"}]
 
@@ -77,12 +73,12 @@ def test_a_folder_and_a_reward_model_that_are_named_stay(tmp_path: Path) -> None
 )
 def test_a_fault_is_told_with_its_stage(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        stage_configs(tree(tmp_path, **changes), STAGES)
+        stage_configs(tree(tmp_path, **changes))
 
 
 def test_sections_of_two_stages_in_one_are_refused() -> None:
     with pytest.raises(ValueError, match="put what each needs under reward_stage and policy_stage"):
-        stage_configs({"reward": {}, "policy": {}}, STAGES)
+        stage_configs({"reward": {}, "policy": {}})
 
 
 class Ran:
@@ -91,7 +87,7 @@ class Ran:
     def __init__(self, interrupted: str = "") -> None:
         self.seen: list[tuple[str, bool]] = []
         self.said: list[str] = []
-        self.stages = {name: Stage(STAGES[name].schema, self._runs(name, interrupted)) for name in STAGES}
+        self.runs = {name: self._runs(name, interrupted) for name in STAGES}
 
     def _runs(self, name: str, interrupted: str) -> Any:
         def run(config: RecipeConfig, *, last: bool = True) -> None:
@@ -105,7 +101,7 @@ class Ran:
         return run
 
     def __call__(self, given: dict[str, Any]) -> list[tuple[str, bool]]:
-        run_stages(stage_configs(given, self.stages), self.stages, self.said.append)
+        run_stages(stage_configs(given), self.runs, self.said.append)
         return self.seen
 
 

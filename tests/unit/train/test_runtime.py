@@ -235,8 +235,9 @@ def test_accelerate_and_deepspeed_are_imported_where_training_is_driven_only() -
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_process_of_a_launch_ends_without_taking_itself_apart(launched: bool) -> None:
     code = (
-        "import atexit; from llmtrain.recipes.command import run_on_arguments; "
-        "atexit.register(print, 'taken apart'); run_on_arguments('', lambda argv: print('written'))"
+        "import atexit; from llmtrain.recipes.command import command\n"
+        "atexit.register(print, 'taken apart')\n"
+        "with command(): print('written')"
     )
     environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
     done = subprocess.run(

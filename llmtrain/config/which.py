@@ -1,0 +1,66 @@
+"""Which recipe a configuration is for, by the sections and keys that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llmtrain.config.recipes import (
+    PolicyStageConfig,
+    PreferenceStageConfig,
+    PretrainConfig,
+    RecipeConfig,
+    RewardStageConfig,
+    SftConfig,
+)
+from llmtrain.config.sections import Section, TokenizerTrainConfig, section_of
+
+STAGE_SUFFIX = "_stage"
+STAGES: dict[str, type[RecipeConfig]] = {
+    "reward": RewardStageConfig,
+    "preference": PreferenceStageConfig,
+    "policy": PolicyStageConfig,
+}
+"""Section that asks for a stage of rlhf -> the schema of that stage, in the order in which stages run."""
+
+RECIPES: dict[str, tuple[type[Section], ...]] = {
+    "pretrain": (PretrainConfig,),
+    "sft": (SftConfig,),
+    "rlhf": tuple(STAGES.values()),
+    "tokenizer": (TokenizerTrainConfig,),
+}
+"""Verb -> the schemas that its configurations may have."""
+
+ANY_RECIPE = {"run", "data", "train"}
+"""Sections that every recipe needs, and that so tell none."""
+
+
+def fitting_recipes(file: Mapping[str, Any], tree: Mapping[str, Any]) -> list[str]:
+    """The recipes that know every key of a file and find their own sections in the whole tree, overrides included."""
+    if any(f"{name}{STAGE_SUFFIX}" in file for name in STAGES):
+        return ["rlhf"]
+    return [name for name, schemas in RECIPES.items() if any(_fits(schema, file, tree) for schema in schemas)]
+
+
+def refuse_other_recipe(schema: type[Section], path: str, file: Mapping[str, Any], tree: Mapping[str, Any]) -> None:
+    """Raise ValueError if a file is a configuration of other recipes than the one that `schema` is for."""
+    own = [name for name, schemas in RECIPES.items() if schema in schemas]
+    fitting = fitting_recipes(file, tree)
+    if own and fitting and own[0] not in fitting:
+        raise ValueError(f"{path} is a configuration of {' or '.join(fitting)}, not of {own[0]}")
+
+
+def _fits(schema: type[Section], file: Mapping[str, Any], tree: Mapping[str, Any]) -> bool:
+    needed = {name for name, field in schema.model_fields.items() if field.is_required()} - ANY_RECIPE
+    return needed <= tree.keys() and not any(_unknown(schema, file))
+
+
+def _unknown(schema: type[Section], tree: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of a tree that a schema does not have."""
+    for name, value in tree.items():
+        field = schema.model_fields.get(name)
+        section = None if field is None else section_of(field)
+        if field is None:
+            yield name
+        elif section is not None and isinstance(value, Mapping):
+            yield from _unknown(section, value)
