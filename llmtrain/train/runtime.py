@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,8 +31,9 @@ from llmtrain.train.tracking import check_trackers, configure_trackers
 
 BACKSTOP_SECONDS = 60  # the process group's own timeout comes this much after the watchdog's, which can name ranks
 
-_LEFT: list[Accelerator] = []
-"""Accelerators that ended training, kept alive: freeing a gloo group after another rank has left can wait forever."""
+_FINISHED: list[Runtime] = []
+"""What has ended training, kept with its model until the process ends: freeing the last of them would free the process
+group, whose destructor holds the GIL while it joins a thread that may be waiting for the GIL (gloo, torch 2.13)."""
 
 
 class Runtime:
@@ -242,7 +242,7 @@ class Runtime:
             self._watchdog.stop()
         if leave:
             self._accelerator.end_training()
-            _LEFT.append(self._accelerator)
+            _FINISHED.append(self)
             return
         for tracker in self._accelerator.trackers:
             tracker.finish()
