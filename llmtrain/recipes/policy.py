@@ -7,14 +7,12 @@ trunk of its own has only its own adapter. With all weights each role is a model
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.config.sections import ChatDataConfig
@@ -37,12 +35,20 @@ from llmtrain.models.wrappers.critic_init import start_as_reward
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Role
 from llmtrain.recipes.trainer import open_training, train, with_loss_here
-from llmtrain.rewards.model import reward_model_path, reward_model_term
-from llmtrain.rewards.score import Scores, Term, load_terms, named_apart, score, term_weight
-from llmtrain.rollout.local.generate import Generated
-from llmtrain.rollout.local.sampling import Sampling
-from llmtrain.rollout.sample_log import SampleLog
-from llmtrain.rollout.source import Roles, RolloutSource
+from llmtrain.rewards.model import model_reward, reward_model_path
+from llmtrain.rewards.score import (
+    WeightedReward,
+    load_rewards,
+    reward_weight,
+    score_responses,
+    with_unique_names,
+)
+from llmtrain.rollout.engine import Sampling
+from llmtrain.rollout.experience import Roles
+from llmtrain.rollout.local.generator import LocalGenerator
+from llmtrain.rollout.sample import Sampler
+from llmtrain.rollout.sample_log import SampleLog, gather_rows, readable
+from llmtrain.rollout.source import RolloutSource
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
@@ -54,7 +60,7 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
     """Build the parts, run the loop, export the policy."""
     folder, runtime = open_training(config)
     rollout, path, has_adapter = config.rollout, resolved_path(config.model.path), config.adapter.kind != "none"
-    terms = computed_rewards(config)
+    rewards = computed_rewards(config)
     rendered = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
     chat = open_chat_tokenizer(config.model, config.tokenizer, rendered, path)
     prompts = load_prompts(config.data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
@@ -72,7 +78,7 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         new_token_ids=chat.new_token_ids,
     )
     module, reference, parameters = build_roles(config, model, chat.new_token_ids, runtime)
-    terms += reward_models(config, model if has_adapter and not runtime.shards_parameters else None, runtime)
+    rewards += reward_models(config, model if has_adapter and not runtime.shards_parameters else None, runtime)
     fingerprint = base_fingerprint(model) if has_adapter else None
     sampling = Sampling(
         max_new_tokens=rollout.max_new_tokens,
@@ -82,37 +88,40 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         stop_ids=chat.encoder.end_of_turn_ids,
         seed=config.run.seed,
     )
-    scored = partial(score_responses, terms, chat.tokenizer)
+    scored = partial(score_responses, rewards, chat.tokenizer)
     stop, samples = StopSignal(), SampleLog(folder / "samples.jsonl", runtime.say)
 
     def is_stopped() -> bool:
         return stop.requested is not None
 
     def record(number: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        told = of_all_ranks([readable(row, chat.tokenizer) for row in rows], runtime)
+        gathered = gather_rows([readable(row, chat.tokenizer) for row in rows], runtime)
         if runtime.is_main:
-            samples.write(number, told)
+            samples.write(number, gathered)
 
     assert config.train.steps is not None
+    value_head = module.trunk_head if rollout.old_logprobs == "sampler" else None
+    generator = LocalGenerator(model, runtime, is_stopped, value_head)
     source = RolloutSource(
-        Roles(model, module, reference),
-        prompt_at,
-        scored,
+        Roles(module, reference, split_critic=module.critic is not None and runtime.takes_partial_losses),
+        Sampler(
+            generator=generator,
+            prompt_at=prompt_at,
+            score=scored,
+            sampling=sampling,
+            config=rollout,
+            ranks=runtime,
+        ),
         config.policy,
-        rollout,
-        sampling,
         num_steps=config.train.steps,
         microbatch_tokens=config.train.microbatch_tokens,
-        ranks=runtime,
-        should_stop=is_stopped,
         record=record,
-        say=runtime.say,
-        critic_apart=module.critic is not None and runtime.takes_partial_losses,
+        report=runtime.say,
     )
     held_out = prompts.eval
     if rollout.eval_prompts is not None:
         held_out = sorted(held_out, key=Prompt.digest)[: rollout.eval_prompts]
-    evaluate = HeldOutScore(held_out, model, scored, sampling, runtime, is_stopped) if held_out else None
+    evaluate = HeldOutScore(held_out, generator, scored, sampling, runtime) if held_out else None
     trained = train(
         config,
         folder,
@@ -150,19 +159,19 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
     runtime.finish(leave=last or trained.checkpoint is None)
 
 
-def computed_rewards(config: PolicyStageConfig) -> list[Term]:
+def computed_rewards(config: PolicyStageConfig) -> list[WeightedReward]:
     """The rewards of the sum that are no models. Raises ValueError for one that cannot be used."""
     if not config.rollout.rewards:
         raise ValueError("rollout.rewards names no reward")
-    return load_terms(config.rollout.rewards)
+    return load_rewards(config.rollout.rewards)
 
 
-def reward_models(config: PolicyStageConfig, base: PreTrainedModel | None, runtime: Runtime) -> list[Term]:
+def reward_models(config: PolicyStageConfig, base: PreTrainedModel | None, runtime: Runtime) -> list[WeightedReward]:
     """The trained models of the sum, on the policy's base where it is theirs; ValueError for one that is not there."""
     max_tokens, refuses = config.train.microbatch_tokens, config.rollout.on_weak_reward == "refuse"
-    return named_apart(
+    return with_unique_names(
         [
-            reward_model_term(spec, place, runtime.device, max_tokens, runtime.say, base, refuses_weak=refuses)
+            model_reward(spec, place, runtime.device, max_tokens, runtime.say, base, refuses_weak=refuses)
             for place, spec in config.rollout.reward_models().items()
         ]
     )
@@ -176,7 +185,7 @@ def build_roles(
     fuses = fuses_layers(runtime.device) and not runtime.shards_parameters
     if fuses:
         fuse_layers(model)
-    has_critic = policy.advantage == "gae"
+    has_critic = policy.has_critic
     reference_model: PreTrainedModel | None = None
     critic_model: PreTrainedModel | None = None
     if policy.kl_coef > 0:
@@ -220,39 +229,7 @@ def start_critic(config: PolicyStageConfig, head: ValueHead, trunk: nn.Module | 
     path = given
     if given == "reward":
         ((place, spec),) = config.rollout.reward_models().items()
-        path, weight = reward_model_path(spec, place), term_weight(spec, place)
+        path, weight = reward_model_path(spec, place), reward_weight(spec, place)
     reward, _ = load_reward_model(model_folder(path))
     start_as_reward(head, trunk, reward, weight, f"policy.critic_init={given}")
     return f"the critic{' and its trunk start' if trunk is not None else ' starts'} as the reward model {path}"
-
-
-def score_responses(
-    terms: Sequence[Term],
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Generated],
-    sample_ids: Sequence[int],
-) -> Scores:
-    """What the rewards say of each response, as text. Raises ValueError naming the sample at fault."""
-    texts = [response_text(response, tokenizer) for response in responses]
-    given: list[Any] = [prompt.messages for prompt in prompts]
-    return score(terms, given, texts, [prompt.row for prompt in prompts], sample_ids)
-
-
-def response_text(response: Generated, tokenizer: PreTrainedTokenizerFast) -> str:
-    """A response without the token that stopped it; special tokens within it are shown, so that none goes unseen."""
-    ids = response.response_ids[:-1] if response.stopped else response.response_ids
-    return str(tokenizer.decode(ids, skip_special_tokens=False))
-
-
-def readable(sample: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """A sample as `samples.jsonl` holds it."""
-    prompt, response = sample["prompt"], sample["response"]
-    return {**sample, "prompt": prompt.messages, "response": response_text(response, tokenizer)}
-
-
-def of_all_ranks(rows: Sequence[Mapping[str, Any]], runtime: Runtime) -> list[dict[str, Any]]:
-    """The samples of every rank in the order of their numbers, on the main process; none on the others. Collective."""
-    coded = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
-    parts = [json.loads(part.numpy().tobytes()) for part in runtime.gather_to_main(coded)]
-    return sorted((row for part in parts for row in part), key=lambda row: int(row["sample"]))

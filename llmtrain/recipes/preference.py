@@ -5,15 +5,13 @@ The reference is the model that the run starts from. It speaks once, before the 
 
 from __future__ import annotations
 
-from functools import partial
-
 from llmtrain.config.recipes import PreferenceStageConfig
 from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.packing.answers import build_answer_stores
 from llmtrain.data.packing.pairs import build_preference_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
-from llmtrain.eval.reference_logprobs import reference_logprobs
+from llmtrain.eval.reference_logprobs import Reference
 from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path
@@ -46,17 +44,17 @@ def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) ->
     checked = with_loss_here(config, model, runtime)
     shared = not by_answer and shares_prompts(model, checked.kernel, max_seq_len, runtime.device, runtime.say)
     module = ActorCritic(checked, temperature=1.0, trains_entropy=False)
-    ask = partial(
-        reference_logprobs,
+    reference = Reference(
         module,
-        packs_per_microbatch=config.train.microbatch_tokens // max_seq_len,
         base_fingerprint=fingerprint,
-        runtime=runtime,
+        packs_per_microbatch=config.train.microbatch_tokens // max_seq_len,
+        ranks=runtime,
+        report=runtime.say,
     )
     if by_answer:
-        parts = answer_parts(config, stores, module, ask, runtime)
+        parts = answer_parts(config, stores, module, reference, runtime)
     else:
-        parts = pair_parts(config, stores, shared, ask, runtime)
+        parts = pair_parts(config, stores, shared, reference, runtime)
     plan = parts.plan
     trained = train(
         config,

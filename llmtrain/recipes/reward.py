@@ -74,7 +74,7 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
         world_size=runtime.world_size,
     )
     source = plan.batches_by(collate_pairs, runtime.rank, runtime.world_size)
-    held_out = HeldOutPairs(plan, runtime.rank, runtime.world_size, runtime.device, runtime.gather_floats)
+    held_out = HeldOutPairs(plan, runtime)
     trained = train(
         config,
         folder,

@@ -1,4 +1,4 @@
-"""Answers that are judged one by one -> token stores, one document an answer, and packs -> JudgedAnswers.
+"""Answers that are judged one by one -> token stores, one document an answer, and packs -> LabelledAnswers.
 
 They come of rows with a label, or of preference pairs taken apart: the chosen answer of a pair is desirable, the
 rejected one is not. Each document also has a *mismatched* form, its prompt with the answer to another prompt of the
@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from llmtrain.batch import IGNORE_INDEX, JudgedAnswers, empty_answers
+from llmtrain.batch import IGNORE_INDEX, LabelledAnswers, empty_answers
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import Source
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
@@ -136,7 +136,7 @@ def has_mismatches(store: TokenStore) -> bool:
     return store.num_documents >= (2 if "desirable" in store.values else 4)
 
 
-def collate_answers(packs: Sequence[tuple[int, Pack]]) -> JudgedAnswers:
+def collate_answers(packs: Sequence[tuple[int, Pack]]) -> LabelledAnswers:
     """Lay packs of judged answers, each with its sample id, end to end."""
     answer_packs = [pack for _, pack in packs if isinstance(pack, AnswerPack)]
     assert len(answer_packs) == len(packs)
@@ -144,7 +144,7 @@ def collate_answers(packs: Sequence[tuple[int, Pack]]) -> JudgedAnswers:
         return empty_answers()
     lengths = tuple(length for pack in answer_packs for length in pack.segment_lengths)
     ref_logprobs = [pack.ref_logprobs for pack in answer_packs if pack.ref_logprobs is not None]
-    return JudgedAnswers(
+    return LabelledAnswers(
         input_ids=torch.from_numpy(np.concatenate([pack.input_ids for pack in answer_packs])),
         labels=torch.from_numpy(np.concatenate([pack.labels for pack in answer_packs])),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),

@@ -18,14 +18,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llmtrain.batch import KeptTokens
+from llmtrain.batch import SamplingMask
 from llmtrain.models.wrappers.causal_lm import add_product, chunks, gradient_precision
-
-LEFT_OUT = -1e30  # a logit without probability; its products with a probability of 0 are 0, which infinity's are not
 
 
 class TokenLogprobs(NamedTuple):
@@ -43,7 +41,7 @@ class LogprobHead(nn.Linear):
         hidden: Float[Tensor, "*batch hidden"],
         labels: Int[Tensor, " tokens"] | None = None,
         temperature: float = 1.0,
-        kept: KeptTokens | None = None,
+        sampling_mask: SamplingMask | None = None,
         *,
         trains_entropy: bool = True,
     ) -> Tensor | TokenLogprobs:
@@ -53,7 +51,7 @@ class LogprobHead(nn.Linear):
         """
         if labels is None:
             return super().forward(hidden)
-        options = _Options(temperature, kept, trains_entropy, torch.is_grad_enabled())
+        options = _Options(temperature, sampling_mask, trains_entropy, torch.is_grad_enabled())
         return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, self.weight, self.bias, labels, options))
 
 
@@ -61,12 +59,12 @@ def logits_logprobs(
     logits: Float[Tensor, "tokens vocab"],
     labels: Int[Tensor, " tokens"],
     temperature: float,
-    kept: KeptTokens | None = None,
+    sampling_mask: SamplingMask | None = None,
 ) -> TokenLogprobs:
     """The same from logits, by autograd: the plain form of what the chunked one computes."""
     scaled = logits.float() / temperature
-    if kept is not None:
-        scaled = scaled.masked_fill(_left_out(kept, scaled), LEFT_OUT)
+    if sampling_mask is not None:
+        scaled = sampling_mask.apply(scaled)
     log_probs = scaled.log_softmax(-1)
     return TokenLogprobs(log_probs.gather(-1, labels[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1))
 
@@ -74,7 +72,7 @@ def logits_logprobs(
 @dataclass(frozen=True)
 class _Options:
     temperature: float
-    kept: KeptTokens | None
+    sampling_mask: SamplingMask | None
     trains_entropy: bool
     needed: bool  # a Function is told that its inputs need gradients even where none are taken
 
@@ -178,22 +176,4 @@ def _logits(
 ) -> Float[Tensor, "tokens vocab"]:
     """The scaled logits of a chunk, to be written over."""
     logits = nn.functional.linear(hidden, weight, bias).float().div_(options.temperature)
-    kept = _part(options.kept, chunk)
-    return logits if kept is None else logits.masked_fill_(_left_out(kept, logits), LEFT_OUT)
-
-
-def _left_out(kept: KeptTokens, logits: Float[Tensor, "tokens vocab"]) -> Bool[Tensor, "tokens vocab"]:
-    """True where a token could not be drawn."""
-    counts = torch.tensor(kept.counts)
-    rows = torch.arange(len(counts)).repeat_interleave(counts).to(logits.device)
-    left_out = torch.ones_like(logits, dtype=torch.bool)
-    left_out[rows, kept.ids.long()] = False
-    return left_out
-
-
-def _part(kept: KeptTokens | None, chunk: slice) -> KeptTokens | None:
-    """What the tokens of a chunk were drawn among."""
-    if kept is None:
-        return None
-    before, counts = sum(kept.counts[: chunk.start]), kept.counts[chunk]
-    return KeptTokens(kept.ids[before : before + sum(counts)], counts)
+    return logits if options.sampling_mask is None else options.sampling_mask.part(chunk).apply(logits)

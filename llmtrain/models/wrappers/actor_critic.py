@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.batch import IGNORE_INDEX, Experience, JudgedAnswers, KeptTokens, PackedTokens, PreferencePairs
+from llmtrain.batch import IGNORE_INDEX, Experience, LabelledAnswers, PackedTokens, PreferencePairs, SamplingMask
 from llmtrain.models.attention import plan_segments
 from llmtrain.models.heads.logprobs import LogprobHead, TokenLogprobs, logits_logprobs
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss, LossHead
 from llmtrain.system.device import AttentionKernel
 
-TokenBatch = Experience | JudgedAnswers | PackedTokens | PreferencePairs
+TokenBatch = Experience | LabelledAnswers | PackedTokens | PreferencePairs
 
 
 class PolicyOutputs(NamedTuple):
@@ -86,11 +86,11 @@ class ActorCritic(nn.Module):
         hidden: Tensor | None = None  # of the policy's trunk, where the head or the critic asks for them
         if not self.own_logits or (self.value_head is not None and self.critic is None):
             hidden = self.model.base_model(**inputs).last_hidden_state[0][selected]
-        said = self._logprobs(hidden, labels, inputs, selected, batch.kept)
+        outputs = self._logprobs(hidden, labels, inputs, selected, batch.sampling_mask)
         if self.value_head is None or trains == "policy":
-            return PolicyOutputs(said.logprobs, said.entropies, None)
+            return PolicyOutputs(outputs.logprobs, outputs.entropies, None)
         values = self.value_head(hidden) if self.critic is None else self._critic_values(inputs, selected)
-        return PolicyOutputs(said.logprobs, said.entropies, values)
+        return PolicyOutputs(outputs.logprobs, outputs.entropies, values)
 
     @property
     def trunk_head(self) -> ValueHead | None:
@@ -120,10 +120,10 @@ class ActorCritic(nn.Module):
         return inputs, (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
 
     def _logprobs(
-        self, hidden: Tensor | None, labels: Tensor, inputs: dict[str, Any], selected: Tensor, kept: KeptTokens | None
+        self, hidden: Tensor | None, labels: Tensor, inputs: dict[str, Any], selected: Tensor, mask: SamplingMask | None
     ) -> TokenLogprobs:
         if self.own_logits:
-            return logits_logprobs(self.model(**inputs).logits[0][selected], labels, self.temperature, kept)
+            return logits_logprobs(self.model(**inputs).logits[0][selected], labels, self.temperature, mask)
         head = self.model.get_output_embeddings()
-        said: TokenLogprobs = head(hidden, labels, self.temperature, kept, trains_entropy=self.trains_entropy)
-        return said
+        outputs: TokenLogprobs = head(hidden, labels, self.temperature, mask, trains_entropy=self.trains_entropy)
+        return outputs

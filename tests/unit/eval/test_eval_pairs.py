@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -190,6 +191,27 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> DataPlan:
     return plan_data(data, settings, EvalConfig(), train, held_out, eval_bytes=None, seed=0, world_size=1)
 
 
+class RankOf:
+    """One of several ranks, whose numbers `gather` exchanges."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, rank: int, world_size: int, gather: Callable[[Sequence[float]], list[list[float]]]) -> None:
+        self.rank, self.world_size, self.gather_floats = rank, world_size, gather
+
+    def sum_floats(self, values: Sequence[float]) -> list[float]:
+        return [sum(column) for column in zip(*self.gather_floats(values), strict=True)]
+
+    def gather_to_main(self, values: Tensor) -> list[Tensor]:
+        raise NotImplementedError
+
+    def any(self, flag: bool) -> bool:
+        raise NotImplementedError
+
+    def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+
 def by_ranks(plan: DataPlan, world_size: int) -> list[dict[str, float] | None]:
     """What each of several ranks finds, each in a thread of its own, when they gather each other's numbers."""
     told: dict[int, list[float]] = {}
@@ -203,7 +225,7 @@ def by_ranks(plan: DataPlan, world_size: int) -> list[dict[str, float] | None]:
             everyone.wait(timeout=60)
             return rows
 
-        return HeldOutPairs(plan, rank, world_size, torch.device("cpu"), gather)(ByLength(), lambda: False)
+        return HeldOutPairs(plan, RankOf(rank, world_size, gather))(ByLength(), lambda: False)
 
     with ThreadPoolExecutor(world_size) as threads:
         return list(threads.map(evaluate, range(world_size)))
@@ -221,13 +243,13 @@ def test_ranks_run_equally_many_batches(plan: DataPlan) -> None:
     counts = set()
     for rank in range(3):
         model = ByLength()
-        HeldOutPairs(plan, rank, 3, torch.device("cpu"), lambda values: [list(values)])(model, lambda: False)
+        HeldOutPairs(plan, RankOf(rank, 3, lambda values: [list(values)]))(model, lambda: False)
         counts.add(len(model.seen))
     assert len(counts) == 1
 
 
 def test_evaluation_stops_when_asked_to(plan: DataPlan) -> None:
     asked = iter([False, True])
-    held_out = HeldOutPairs(plan, 0, 1, torch.device("cpu"), lambda values: [list(values)])
+    held_out = HeldOutPairs(plan, RankOf(0, 1, lambda values: [list(values)]))
     model = ByLength()
     assert held_out(model, lambda: next(asked)) is None and len(model.seen) == 1
