@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from llmtrain.data.loader.plan import DataPlan
 from llmtrain.data.packing.pairs import collate_pairs
 from llmtrain.eval.gather import batches_by_source, rows_of_all_ranks
-from llmtrain.eval.pairs import PairScores, flat_report, report_of
+from llmtrain.eval.pairs import PairScores, evaluation, report_of
 from llmtrain.objectives.preference import PairwisePreference
 from llmtrain.protocols import Ranks
 
@@ -28,7 +29,7 @@ class HeldOutPreferences:
     objective: PairwisePreference
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """The report of `pairs.report_of` on implied rewards, with the objective's `eval_loss`; None if asked to stop.
 
         Also the mean of both rewards, and `eval_chosen_logprob`, nats per chosen answer: if it falls while the accuracy
@@ -50,4 +51,4 @@ class HeldOutPreferences:
         means = {"loss": losses, "chosen_logprob": logprobs, "chosen_reward": found.chosen}
         means["rejected_reward"] = found.rejected
         values = {f"eval_{name}": float(np.average(value, weights=found.weights)) for name, value in means.items()}
-        return flat_report(report_of(found, len(self.plan.eval))) | values
+        return evaluation(report_of(found, len(self.plan.eval))) | values

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from llmtrain.eval.gather import batches_by_source, rows_of_all_ranks
 from llmtrain.eval.intervals import wilson_interval
 from llmtrain.objectives.preference_losses import correctness
 from llmtrain.protocols import Array, Ranks
+from llmtrain.train.run_log import evaluation_path
 
 CALIBRATION_BINS = 10
 MARGIN_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the histogram, with open ends
 HEADLINES = ("loss", "accuracy", "accuracy_low", "accuracy_high", "auc", "calibration_error")
-DETAILS = "held_out/"  # what the other numbers' names in `metrics.jsonl` begin with
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class HeldOutPairs:
     ranks: Ranks
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """The report of `report_of` as flat numbers, `eval_loss` (nats a pair) among them; None if asked to stop."""
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """The headlines of `report_of`, with `eval_loss` in nats per pair, and the report; None if asked to stop."""
         rows: list[tuple[float, ...]] = []
         for source, batch in batches_by_source(self.plan, self.ranks, collate_pairs):
             if should_stop():
@@ -70,11 +70,11 @@ class HeldOutPairs:
                 columns = (scores[::2], scores[1::2], lengths[::2], lengths[1::2], batch.weights)
                 rows += [(*map(float, row), float(source)) for row in zip(*columns, strict=True)]
         table = rows_of_all_ranks(rows, len(PairScores.__dataclass_fields__), self.ranks)
-        return flat_report(report_of(PairScores(*table.T), len(self.plan.eval)))
+        return evaluation(report_of(PairScores(*table.T), len(self.plan.eval)))
 
 
 def report_of(scores: PairScores, num_sources: int) -> dict[str, Any]:
-    """What `reward_card.json` says of held-out pairs; NaN where a number is of nothing."""
+    """The numbers of `reward_card.json`; NaN for a mean over no pairs."""
     margins = scores.margins
     return {
         **_ranking(scores),
@@ -152,29 +152,19 @@ def correlation(first: Array, second: Array, weights: Array) -> float:
     return _mean(first * second, weights) / spread if spread else math.nan
 
 
-def flat_report(report: Mapping[str, Any]) -> dict[str, float]:
-    """A report as one row of numbers: headlines as `eval_NAME`, which the log shows, details by their path.
-
-    Details that are of nothing are left out.
-    """
-    headlines = {f"eval_{name}": report[name] for name in HEADLINES}
-    rest = {name: value for name, value in report.items() if name not in HEADLINES}
-    return headlines | {path: value for path, value in _leaves(rest, DETAILS.rstrip("/")) if not math.isnan(value)}
+def evaluation(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report as an evaluation returns it: the headlines as `eval_NAME`, which the log shows, and the whole tree."""
+    return {**{f"eval_{name}": report[name] for name in HEADLINES}, "report": report}
 
 
-def reward_card(metrics: Path, step: int, sources: Sequence[str]) -> dict[str, Any] | None:
-    """The report of a step out of a run's `metrics.jsonl`, its sources named; None where it was not evaluated."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if "eval_loss" in row and row["step"] == step]
-    if not rows:
+def reward_card(folder: Path, step: int, sources: Sequence[str]) -> dict[str, Any] | None:
+    """The report of a step's evaluation in a run's folder, its sources named; None if the step was not evaluated."""
+    path = evaluation_path(folder, step)
+    if not path.is_file():
         return None
-    card: dict[str, Any] = {"step": step} | {name: rows[-1][f"eval_{name}"] for name in HEADLINES}
-    for name, value in rows[-1].items():
-        if name.startswith(DETAILS):
-            _place(card, name.removeprefix(DETAILS).split("/"), value)
-    card = _listed(card)
-    named = zip(sources, card["sources"], strict=True)
-    return card | {"sources": [{"path": path, **found} for path, found in named]}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    named = zip(sources, report["sources"], strict=True)
+    return {"step": step, **report, "sources": [{"path": source, **found} for source, found in named]}
 
 
 def _ranking(scores: PairScores) -> dict[str, float]:
@@ -206,30 +196,3 @@ def _ranks(values: Array) -> Array:
     ordered = np.sort(values)
     first, last = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return (first + last - 1) / 2
-
-
-def _leaves(tree: Any, path: str) -> Iterator[tuple[str, float]]:
-    """(path, number) of every number in a tree of mappings and lists."""
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield from _leaves(value, f"{path}/{name}")
-    elif isinstance(tree, list):
-        for number, value in enumerate(tree):
-            yield from _leaves(value, f"{path}/{number}")
-    else:
-        yield path, tree
-
-
-def _place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Put a value where its path says."""
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
-
-
-def _listed(tree: Any) -> Any:
-    """A tree whose mappings of numbers 0, 1, ... are lists."""
-    if not isinstance(tree, dict):
-        return tree
-    inner = {name: _listed(value) for name, value in tree.items()}
-    return list(inner.values()) if list(inner) == [str(i) for i in range(len(inner))] else inner
