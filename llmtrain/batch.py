@@ -69,7 +69,7 @@ class PackedTokens:
 
     A *segment* is a stretch of one document inside one pack: `position_ids` restart with each, and
     attention stays within it. `labels[t]` is the token that follows token t in its document, or
-    IGNORE_INDEX where none is trained.
+    IGNORE_INDEX if it is not trained on.
     """
 
     input_ids: Int[Tensor, " tokens"]
@@ -87,7 +87,7 @@ class PackedTokens:
         return self.input_ids.numel() if self.sample_ids else 0
 
     def to(self, device: torch.device) -> PackedTokens:
-        """The same batch on another device, copied without waiting where the memory allows it."""
+        """The same batch on another device, copied without waiting if the memory allows it."""
         return replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
@@ -149,7 +149,7 @@ class PreferencePairs:
         return self.input_ids.numel() if self.num_pairs else 0
 
     def to(self, device: torch.device) -> PreferencePairs:
-        """The same batch on another device, copied without waiting where the memory allows it."""
+        """The same batch on another device, copied without waiting if the memory allows it."""
         return replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
@@ -204,7 +204,7 @@ class LabelledAnswers:
         return self.input_ids.numel() if self.sample_ids else 0
 
     def to(self, device: torch.device) -> LabelledAnswers:
-        """The same batch on another device, copied without waiting where the memory allows it."""
+        """The same batch on another device, copied without waiting if the memory allows it."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -268,7 +268,7 @@ class Experience:
         return replace(self, trains="policy"), replace(self, trains="critic", sample_ids=())
 
     def to(self, device: torch.device) -> Experience:
-        """The same batch on another device, copied without waiting where the memory allows it."""
+        """The same batch on another device, copied without waiting if the memory allows it."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }

@@ -39,8 +39,8 @@ class Roles:
     split_critic: bool = False  # policy and critic get a microbatch each, so that they share no memory
 
 
-class OldLogprobs(NamedTuple):
-    """What the policy and its critic said before the update, per response token."""
+class OldOutputs(NamedTuple):
+    """The outputs of policy and critic before the update, per response token."""
 
     logprobs: Float[Tensor, " tokens"]  # the denominator of the ratio
     values: Float[Tensor, " tokens"] | None  # None: no critic
@@ -57,12 +57,13 @@ class Built(NamedTuple):
 
 @dataclass(frozen=True)
 class ExperienceBuilder:
-    """Reads the episodes of a rollout with all roles and computes what training needs. Weights are whole."""
+    """Reads the episodes of a rollout with all roles and computes what training needs, with gathered weights."""
 
     roles: Roles
     policy: PolicyConfig
     rollout: RolloutConfig
     ranks: Ranks
+    gives_values: bool  # the generator does
 
     def build(
         self,
@@ -74,7 +75,7 @@ class ExperienceBuilder:
         """The packs of this rank, which may have no episode; `members`: indices of the episodes of each. Collective."""
         packs = [pack_episodes([episodes[index] for index in indices]) for indices in members]
         lengths = tuple(len(episode.response.response_ids) for episode in episodes)
-        old = self._old_logprobs(episodes, packs)
+        old = self._old_outputs(episodes, packs)
         ref_logprobs: Tensor | None = None
         penalty = kl = torch.zeros_like(old.logprobs)
         if (reference := self.roles.reference) is not None:
@@ -92,7 +93,7 @@ class ExperienceBuilder:
         ]
         return Built(made, per_sample(kl, lengths), old.differences)
 
-    def _old_logprobs(self, episodes: Sequence[Episode], packs: Sequence[PackedTokens]) -> OldLogprobs:
+    def _old_outputs(self, episodes: Sequence[Episode], packs: Sequence[PackedTokens]) -> OldOutputs:
         """Logprobs and values before the update, by `rollout.old_logprobs`."""
         sampled = torch.tensor([logprob for episode in episodes for logprob in episode.response.logprobs])
         trained = self.roles.trained
@@ -101,17 +102,17 @@ class ExperienceBuilder:
             logprobs = _concat([each.logprobs for each in outputs])
             values = [each.values for each in outputs if each.values is not None]
             has_critic = trained.value_head is not None
-            return OldLogprobs(logprobs, _concat(values) if has_critic else None, logprobs - sampled)
+            return OldOutputs(logprobs, _concat(values) if has_critic else None, logprobs - sampled)
         # One episode is read, to log how far training is from the sampler.
         first = _concat([self._read(trained, pack_episodes([episode])).logprobs for episode in episodes[:1]])
-        return OldLogprobs(sampled, self._sampled_values(episodes, packs), first - sampled[: len(first)])
+        return OldOutputs(sampled, self._sampled_values(episodes, packs), first - sampled[: len(first)])
 
     def _sampled_values(self, episodes: Sequence[Episode], packs: Sequence[PackedTokens]) -> Tensor | None:
-        """Values from generation, where a head on the policy's trunk gave them; a separate critic reads the packs."""
+        """The critic's values beside the sampler's logprobs: from the generator if it gives them, else read."""
         trained = self.roles.trained
         if trained.value_head is None:
             return None
-        if trained.trunk_head is not None:
+        if self.gives_values:
             return torch.tensor([value for episode in episodes for value in episode.response.values])
         return _concat([self._read_values(trained, pack) for pack in packs])
 
@@ -141,7 +142,11 @@ class ExperienceBuilder:
         return PolicyOutputs(outputs.logprobs.cpu(), outputs.entropies.cpu(), values)
 
     def _read_values(self, module: ActorCritic, pack: PackedTokens) -> Tensor:
-        """The values alone, of a separate critic."""
+        """The values alone, on the CPU: of a separate critic without reading the policy."""
+        if module.critic is None:
+            values = self._read(module, pack).values
+            assert values is not None
+            return values
         with reading(module, self.ranks.device, self.ranks.dtype):
             return module.values(pack.to(self.ranks.device)).cpu()
 

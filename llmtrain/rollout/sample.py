@@ -34,8 +34,8 @@ class Prompt(Protocol):
     def ids(self) -> Sequence[int]: ...
 
 
-PromptAt = Callable[[int], Any]
-"""The Prompt at a position of the sample order."""
+PromptAt = Callable[[int], Prompt]
+"""The prompt at a position of the sample order."""
 
 
 class Score(Protocol):

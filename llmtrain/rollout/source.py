@@ -43,7 +43,9 @@ class RolloutSource:
     ) -> None:
         self._roles, self._sampler, self._policy = roles, sampler, policy
         self._ranks, self._rollout = sampler.ranks, sampler.config
-        self._builder = ExperienceBuilder(roles, policy, sampler.config, sampler.ranks)
+        self._builder = ExperienceBuilder(
+            roles, policy, sampler.config, sampler.ranks, gives_values=sampler.generator.gives_values
+        )
         self._num_steps, self._microbatch_tokens = num_steps, microbatch_tokens
         self._record, self._report = record, report
         self._kl = AdaptiveKl(policy.kl_coef, policy.kl_target or 1.0, policy.kl_horizon)
@@ -83,7 +85,7 @@ class RolloutSource:
         self._step -= 1
 
     def skip_last(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Rollouts are not gone back over: a bad minibatch is skipped where it stands."""
+        """A rollout is not repeated: a bad minibatch is skipped."""
         raise AssertionError("a spike rolls back on stored data only; the configuration refuses it here")
 
     def state_dict(self) -> dict[str, Any]:

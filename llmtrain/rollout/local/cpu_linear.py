@@ -126,7 +126,7 @@ def _is_adapted(layer: nn.Module) -> TypeGuard[LoraLinear]:
 
 @torch.no_grad()  # which each thread of a pool has for itself
 def _weight(layer: nn.Module) -> Tensor:
-    """A layer's weight, (outputs, inputs), in a copy where it has adapters that are on."""
+    """A layer's weight, (outputs, inputs), as a copy with the adapters that are on."""
     weight: Tensor = _base(layer).weight.detach()
     if _is_adapted(layer):
         for name in layer.active_adapters:

@@ -1,4 +1,4 @@
-"""The local engine: the policy's own module generates, on the device where it trains."""
+"""The local engine: the policy's own module generates, on the device that it trains on."""
 
 from __future__ import annotations
 

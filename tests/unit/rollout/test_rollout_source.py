@@ -238,6 +238,30 @@ def test_the_difference_between_the_logprobs_of_an_engine_and_of_training_is_log
     assert source.metrics()["rollout_logprob_difference_max"] == pytest.approx(0.25, abs=1e-5)
 
 
+@dataclass(frozen=True)
+class WithoutValues(Shifted):
+    """Another engine, which has no value head."""
+
+    gives_values: bool = False
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], sampling: Sampling
+    ) -> list[Generated] | None:
+        responses = self.local.generate(prompts, sample_ids, sampling)
+        return [replace(one, values=[]) for one in responses or ()]
+
+
+def test_values_that_an_engine_does_not_give_are_read() -> None:
+    made, module = roles()
+    assert module.value_head is not None
+    torch.nn.init.normal_(module.value_head.weight)
+    batches = source_of(made, generator=WithoutValues, old_logprobs="sampler", minibatches=1).next_step()
+    assert batches
+    for batch in batches:
+        with torch.no_grad():
+            assert torch.equal(module(batch).values, batch.old_values)
+
+
 def test_generation_reads_the_values_of_a_head_on_its_trunk() -> None:
     made, module = roles()
     assert module.value_head is not None
