@@ -144,8 +144,8 @@ def write_config(work: Path, kind: str) -> Path:
             "rewards": [{"name": "model", "path": str(reward)}],
             "num_prompts": setting["episodes"],
             "max_new_tokens": setting["response_tokens"],
-            "epochs": setting["epochs"],
-            "behaviour": "generate",  # as TRL does
+            "ppo_epochs": setting["epochs"],
+            "old_logprobs": "sampler",  # as TRL does
         },
         "train": {
             "steps": setting["epochs"] * setting["updates"],
@@ -170,7 +170,7 @@ def ours(kind: str, work: Path, peer: Path) -> Run:
     lines = (work / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "lr" in row]
     ends = rows[SETTING["epochs"] - 1 :: SETTING["epochs"]]  # the last step of each update
-    short = [row["rollout_response_tokens"] for row in ends if row["rollout_stopped"]]
+    short = [row["rollout_response_tokens"] for row in ends if row["rollout_terminated_ratio"]]
     assert not short, f"responses are to have full length, and have {short} tokens on average"
     spent = seconds_of([row["elapsed_seconds"] for row in ends])
     known = {

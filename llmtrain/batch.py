@@ -1,40 +1,75 @@
 """What a batch is: documents packed end to end, with the bounds that attention must not cross.
 
-`data.loader` makes them, an objective reads them, nothing else touches them.
+`data.loader` and `rollout` make batches, wrappers and objectives read them. All lengths are on the host, so kernels
+are planned without waiting for the device.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 IGNORE_INDEX = -100
+EXCLUDED_LOGIT = -1e30  # no probability; times a probability of 0 it is 0, which minus infinity is not
 
 
-class KeptTokens(NamedTuple):
-    """The tokens that each token of a response was drawn among (top-p, top-k): what is trained is drawn among them too.
+@dataclass(frozen=True)
+class SamplingMask:
+    """For each response token the tokens that it could be sampled from (top-p, top-k); training renormalises over them.
 
-    Four bytes each, end to end.
+    Few tokens of a vocabulary pass, so the mask is their ids, four bytes each, end to end. One token sampled from
+    {3, 8} and a next one from {8} are the ids [3, 8, 8] with counts (2, 1).
     """
 
-    ids: Int32[Tensor, " kept"]
-    counts: tuple[int, ...]  # of each token, at least 1, on the host
+    ids: Int32[Tensor, " allowed"]
+    counts: tuple[int, ...]  # allowed ids per response token, at least 1, on the host
 
-    def to(self, device: torch.device) -> KeptTokens:
-        return KeptTokens(self.ids.to(device, non_blocking=True), self.counts)
+    @classmethod
+    def concat(cls, masks: Sequence[SamplingMask | None]) -> SamplingMask | None:
+        """The masks of several responses end to end; None if they have none."""
+        given = [mask for mask in masks if mask is not None]
+        if not given:
+            return None
+        assert len(given) == len(masks)
+        return cls(torch.cat([mask.ids for mask in given]), tuple(n for mask in given for n in mask.counts))
+
+    def split(self, lengths: Sequence[int]) -> list[SamplingMask]:
+        """The inverse of `concat`: a mask for each run of `lengths` response tokens."""
+        ends = list(accumulate(lengths))
+        counts = [self.counts[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+        ids = self.ids.split([sum(part) for part in counts])
+        return [SamplingMask(part.clone(), of_part) for part, of_part in zip(ids, counts, strict=True)]
+
+    def part(self, tokens: slice) -> SamplingMask:
+        """The mask of some response tokens, next to each other, without a copy."""
+        start, counts = sum(self.counts[: tokens.start]), self.counts[tokens]
+        return SamplingMask(self.ids[start : start + sum(counts)], counts)
+
+    def apply(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
+        """Set the logits of excluded tokens to EXCLUDED_LOGIT, in place; returns the logits."""
+        counts = torch.tensor(self.counts)
+        rows = torch.arange(len(counts)).repeat_interleave(counts).to(logits.device)
+        excluded = torch.ones_like(logits, dtype=torch.bool)
+        excluded[rows, self.ids.long()] = False
+        return logits.masked_fill_(excluded, EXCLUDED_LOGIT)
+
+    def to(self, device: torch.device) -> SamplingMask:
+        return SamplingMask(self.ids.to(device, non_blocking=True), self.counts)
 
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """Packs of one microbatch, laid end to end in one sequence.
+    """The packs of one microbatch, end to end in one sequence.
 
     A *segment* is a stretch of one document inside one pack: `position_ids` restart with each, and
     attention stays within it. `labels[t]` is the token that follows token t in its document, or
-    IGNORE_INDEX where none is trained.
+    IGNORE_INDEX if it is not trained on.
     """
 
     input_ids: Int[Tensor, " tokens"]
@@ -43,7 +78,7 @@ class PackedTokens:
     segment_lengths: tuple[int, ...]  # tokens of each segment, on the host: kernels are planned without a sync
     num_trained: int  # labels that are not IGNORE_INDEX
     sample_ids: tuple[int, ...]  # position in the sample order of each pack
-    kept: KeptTokens | None = None  # for each label, where it is a response's; None: any token could be drawn
+    sampling_mask: SamplingMask | None = None  # of the labels, if they are responses; None: no token was excluded
     prefix_lengths: ClassVar[tuple[int, ...]] = ()  # no segments share a prefix
 
     @property
@@ -52,13 +87,13 @@ class PackedTokens:
         return self.input_ids.numel() if self.sample_ids else 0
 
     def to(self, device: torch.device) -> PackedTokens:
-        """The same batch on another device, copied without waiting where the memory allows it."""
+        """The same batch on another device, copied without waiting if the memory allows it."""
         return replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
-            kept=None if self.kept is None else self.kept.to(device),
+            sampling_mask=None if self.sampling_mask is None else self.sampling_mask.to(device),
         )
 
 
@@ -72,7 +107,7 @@ def segment_ends(batch: PackedTokens | PreferencePairs) -> Int[Tensor, " segment
 
 
 def empty_batch() -> PackedTokens:
-    """Two tokens of which none is trained: keeps ranks in step where one has fewer microbatches."""
+    """Two tokens without a label, for a rank that has fewer microbatches than another."""
     return PackedTokens(
         input_ids=torch.zeros(2, dtype=torch.long),
         labels=torch.full((2,), IGNORE_INDEX),
@@ -85,26 +120,28 @@ def empty_batch() -> PackedTokens:
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """Pairs of one microbatch, laid end to end in one sequence, each as prefix, chosen, rejected.
+    """The pairs of one microbatch, end to end in one sequence, each as prefix, chosen, rejected.
 
-    The *prefix* is what both documents of a pair begin with; the segments chosen and rejected go on from it, so their
-    positions continue its own, and attention lets each see it. A prefix of no tokens leaves two whole documents. A
-    label is the token that follows in its document, where that is one of the answers that are compared; the token
-    before an answer is never in the prefix, so all labels lie in the segments, in the order chosen, rejected.
+    The *prefix* is the start that both documents of a pair share. The segments chosen and rejected continue its
+    positions and attend to it. With "Hi there" and "Hi you" as documents, the prefix is "Hi", the segments are "there"
+    and "you". An empty prefix leaves two whole documents. Labels are the tokens of the compared answers; the token
+    before an answer is never in the prefix, so all labels are in the segments, in the order chosen, rejected.
     """
 
     input_ids: Int[Tensor, " tokens"]
     labels: Int[Tensor, " tokens"]
     position_ids: Int[Tensor, " tokens"]
     prefix_lengths: tuple[int, ...]  # tokens of each pair's prefix, on the host
-    segment_lengths: tuple[int, ...]  # tokens of each document behind its prefix, at least one; two a pair, on the host
+    segment_lengths: tuple[
+        int, ...
+    ]  # tokens of each document after its prefix, at least one; two per pair, on the host
     answer_lengths: tuple[int, ...]  # labels of each segment, on the host
-    weights: Float[Tensor, " pairs"]  # share of one comparison that a pair stands for: 1 / pairs of its ranking
-    margins: Float[Tensor, " pairs"] | None  # by how much the chosen is better, as the rows say; None: no row does
+    weights: Float[Tensor, " pairs"]  # 1 / pairs of its ranking: the pairs of one ranking are one comparison
+    margins: Float[Tensor, " pairs"] | None  # by which the chosen answer is better, from the rows; None: no row has one
     num_pairs: int  # pairs that are trained: none of an empty batch's
     sample_ids: tuple[int, ...]  # position in the sample order of each pack
     ref_logprobs: Float[Tensor, " answers"] | None = None  # of the reference, summed over each segment's labels
-    kept: ClassVar[None] = None  # no label was drawn
+    sampling_mask: ClassVar[None] = None  # no label was sampled
 
     @property
     def num_tokens(self) -> int:
@@ -112,7 +149,7 @@ class PreferencePairs:
         return self.input_ids.numel() if self.num_pairs else 0
 
     def to(self, device: torch.device) -> PreferencePairs:
-        """The same batch on another device, copied without waiting where the memory allows it."""
+        """The same batch on another device, copied without waiting if the memory allows it."""
         return replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
@@ -125,7 +162,7 @@ class PreferencePairs:
 
 
 def empty_pairs() -> PreferencePairs:
-    """A pair of two tokens each, without labels or weight: keeps ranks in step where one has fewer microbatches."""
+    """A pair without labels or weight, for a rank that has fewer microbatches than another."""
     return PreferencePairs(
         input_ids=torch.zeros(4, dtype=torch.long),
         labels=torch.full((4,), IGNORE_INDEX),
@@ -142,8 +179,8 @@ def empty_pairs() -> PreferencePairs:
 
 
 @dataclass(frozen=True)
-class JudgedAnswers:
-    """Answers of one microbatch that are judged one by one, each behind its prompt, laid end to end.
+class LabelledAnswers:
+    """Single answers of one microbatch, each labelled desirable or not, each after its prompt, end to end.
 
     Positions, labels and bounds are as in PackedTokens; labels are the answers' tokens.
     """
@@ -157,26 +194,26 @@ class JudgedAnswers:
     weights: Float[Tensor, " answers"]
     ref_logprobs: Float[Tensor, " answers"] | None  # of the reference, summed over each segment's labels
     sample_ids: tuple[int, ...]  # position in the sample order of each pack
-    kl: Float[Tensor, ""] | None = None  # nats an answer, of the whole step; None: not known yet
+    kl: Float[Tensor, ""] | None = None  # nats per answer, of the whole step; None: not computed yet
     prefix_lengths: ClassVar[tuple[int, ...]] = ()  # no segments share a prefix
-    kept: ClassVar[None] = None  # no label was drawn
+    sampling_mask: ClassVar[None] = None  # no label was sampled
 
     @property
     def num_tokens(self) -> int:
         """Tokens of samples."""
         return self.input_ids.numel() if self.sample_ids else 0
 
-    def to(self, device: torch.device) -> JudgedAnswers:
-        """The same batch on another device, copied without waiting where the memory allows it."""
+    def to(self, device: torch.device) -> LabelledAnswers:
+        """The same batch on another device, copied without waiting if the memory allows it."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 
 
-def empty_answers() -> JudgedAnswers:
-    """An answer of two tokens without labels or weight: keeps ranks in step where one has fewer microbatches."""
-    return JudgedAnswers(
+def empty_answers() -> LabelledAnswers:
+    """An answer without labels or weight, for a rank that has fewer microbatches than another."""
+    return LabelledAnswers(
         input_ids=torch.zeros(2, dtype=torch.long),
         labels=torch.full((2,), IGNORE_INDEX),
         position_ids=torch.arange(2),
@@ -189,48 +226,58 @@ def empty_answers() -> JudgedAnswers:
     )
 
 
+PER_EPISODE, PER_TOKEN, PER_RESPONSE_TOKEN = ({"per": kind} for kind in ("episode", "token", "response token"))
+
+
 @dataclass(frozen=True)
 class Experience:
-    """Episodes of one microbatch: each prompt with its response, laid end to end, and what was found out about them.
+    """The episodes of one microbatch, each a prompt with its response, end to end, with what training needs of them.
 
-    Positions, labels and bounds are as in PackedTokens; labels are the responses' tokens. A response's last token is
-    no input, since nothing is drawn behind it. Fields of response tokens lie end to end, in the order of the labels.
+    Positions, labels and bounds are as in PackedTokens; labels are the tokens of the responses. The last token of a
+    response is no input, since nothing is sampled after it: the prompt [5, 6] with the response [7, 8] is the inputs
+    [5, 6, 7] with the labels [-100, 7, 8]. Fields per response token are end to end, in the order of the labels.
     """
 
-    input_ids: Int[Tensor, " tokens"]
-    labels: Int[Tensor, " tokens"]
-    position_ids: Int[Tensor, " tokens"]
-    segment_lengths: tuple[int, ...]  # tokens of each episode, on the host
-    response_lengths: tuple[int, ...]  # response tokens of each episode; () in an empty microbatch
-    old_logprobs: Float[Tensor, " responses"]  # of the policy that the responses were drawn from
-    ref_logprobs: Float[Tensor, " responses"] | None  # of the reference; None: no KL is asked for
-    advantages: Float[Tensor, " responses"]
-    old_values: Float[Tensor, " responses"] | None  # None: there is no critic
-    returns: Float[Tensor, " responses"] | None
-    sample_ids: tuple[int, ...]
-    kept: KeptTokens | None = None  # for each label; None: any token could be drawn
+    input_ids: Int[Tensor, " tokens"] = field(metadata=PER_TOKEN)
+    labels: Int[Tensor, " tokens"] = field(metadata=PER_TOKEN)
+    position_ids: Int[Tensor, " tokens"] = field(metadata=PER_TOKEN)
+    segment_lengths: tuple[int, ...] = field(metadata=PER_EPISODE)  # tokens of each episode, on the host
+    response_lengths: tuple[int, ...] = field(metadata=PER_EPISODE)  # () in an empty microbatch
+    old_logprobs: Float[Tensor, " responses"] = field(metadata=PER_RESPONSE_TOKEN)  # of the policy that sampled them
+    ref_logprobs: Float[Tensor, " responses"] | None = field(metadata=PER_RESPONSE_TOKEN)  # None: no reference
+    advantages: Float[Tensor, " responses"] = field(metadata=PER_RESPONSE_TOKEN)
+    old_values: Float[Tensor, " responses"] | None = field(metadata=PER_RESPONSE_TOKEN)  # None: no critic
+    returns: Float[Tensor, " responses"] | None = field(metadata=PER_RESPONSE_TOKEN)
+    sample_ids: tuple[int, ...] = field(metadata=PER_EPISODE)
+    sampling_mask: SamplingMask | None = None  # of the labels; None: no token was excluded
     trains: Literal["both", "policy", "critic"] = "both"
     prefix_lengths: ClassVar[tuple[int, ...]] = ()  # no segments share a prefix
+
+    @classmethod
+    def field_names(cls, kind: dict[str, str]) -> list[str]:
+        """The fields of one kind: PER_EPISODE, PER_TOKEN or PER_RESPONSE_TOKEN."""
+        return [each.name for each in fields(cls) if each.metadata == kind]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of samples."""
         return self.input_ids.numel() if self.sample_ids else 0
 
-    def apart(self) -> tuple[Experience, Experience]:
-        """The same as two microbatches, for the policy and for the critic; the second has no samples to count again."""
+    def split_critic(self) -> tuple[Experience, Experience]:
+        """The same as two microbatches, for the policy and for its critic; the second counts no sample again."""
         return replace(self, trains="policy"), replace(self, trains="critic", sample_ids=())
 
     def to(self, device: torch.device) -> Experience:
-        """The same batch on another device, copied without waiting where the memory allows it."""
+        """The same batch on another device, copied without waiting if the memory allows it."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, kept=None if self.kept is None else self.kept.to(device), **moved)
+        mask = None if self.sampling_mask is None else self.sampling_mask.to(device)
+        return replace(self, sampling_mask=mask, **moved)
 
 
 def empty_experience(*, has_reference: bool, has_critic: bool) -> Experience:
-    """Two tokens without a response: keeps ranks in step."""
+    """Two tokens without a response, for a rank that has fewer microbatches than another."""
     nothing = torch.zeros(0)
     return Experience(
         input_ids=torch.zeros(2, dtype=torch.long),

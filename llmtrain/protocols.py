@@ -124,8 +124,11 @@ class LossOptions:
     z_loss: float = 0.0
 
 
-Evaluate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
-"""(model in eval mode, whether any rank was asked to stop) -> values, `eval_loss` among them; None if stopped."""
+Evaluate = Callable[[nn.Module, Callable[[], bool]], dict[str, Any] | None]
+"""(model in eval mode, whether any rank was asked to stop) -> numbers, `eval_loss` among them; None if stopped.
+
+`report`, if there is one, is a tree of more numbers, which goes to a file of its own.
+"""
 
 
 class Ranks(Protocol):

@@ -33,7 +33,7 @@ REWARD = """
 def share_good(prompts, responses, rows):
     return [sum(letter in "abcd" for letter in response) / (len(response) + 1) for response in responses]
 """
-OLD_KEYS: dict[str, str] = {}
+OLD_KEYS: dict[str, str] = {"rollout.ppo_epochs": "rollout.epochs"}
 """Keys of configurations -> what they were called at the revision that is compared with."""
 
 
@@ -68,7 +68,13 @@ def tree_of(case: str, inputs: Path, run: Path) -> dict[str, Any]:
         case "dpo" | "kto":
             return on_pairs | {"preference": {"loss": case}}
         case "ppo":
-            rollout = {"rewards": rewards, "num_prompts": 8, "samples_per_prompt": 2, "max_new_tokens": 12, "epochs": 2}
+            rollout = {
+                "rewards": rewards,
+                "num_prompts": 8,
+                "samples_per_prompt": 2,
+                "max_new_tokens": 12,
+                "ppo_epochs": 2,
+            }
             train = {"steps": 6, "microbatch_tokens": 512}
             return on_pairs | {"policy": {"kl_coef": 0.01}, "rollout": rollout, "train": train}
     raise AssertionError(case)

@@ -25,8 +25,8 @@ from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.lora import fuse_adapters
-from llmtrain.rollout.local.generate import Generated, generate
-from llmtrain.rollout.local.sampling import Sampling
+from llmtrain.rollout.engine import Generated, Sampling
+from llmtrain.rollout.local.generate import generate
 
 VOCAB = 97
 COMMON: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}

@@ -83,7 +83,7 @@ def write_config(folder: Path, task: Path, **sections: Any) -> Path:
             "num_prompts": 64,
             "samples_per_prompt": 4,
             "max_new_tokens": NUM_LETTERS,
-            "epochs": 2,
+            "ppo_epochs": 2,
         },
         "train": {"steps": 160, "microbatch_tokens": 2048},
         "optim": {"lr": 3e-3, "schedule": "linear", "min_lr_ratio": 0.0, "warmup_steps": 0},

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from llmtrain.config.rl import (
+    ADVANTAGES,
+    POLICY_LOSSES,
+    PREFERENCE_LOSSES,
     PolicyConfig,
     PreferenceConfig,
     PreferenceDataConfig,
@@ -259,21 +262,20 @@ class PreferenceStageConfig(TuningConfig):
 
     @model_validator(mode="after")
     def _loss_agrees(self) -> PreferenceStageConfig:
-        if self.preference.loss == "cdpo" and self.preference.label_smoothing is None:
-            raise ValueError(
-                "preference.loss=cdpo: give preference.label_smoothing, the share of pairs that are labelled the wrong "
-                "way round"
-            )
+        self.preference.options()
         self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {chosen: ..., rejected: ...}` instead")
         return self
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
-        loss = self.preference.loss
-        needs = {"label_smoothing": "cdpo", "gamma": "simpo", "desirable_weight": "kto", "undesirable_weight": "kto"}
+        taken = PREFERENCE_LOSSES[self.preference.loss].options
+        takers: dict[str, list[str]] = {}
+        for loss, facts in PREFERENCE_LOSSES.items():
+            for option in facts.options:
+                takers.setdefault(option, []).append(f"preference.loss={loss}")
         return (
             super()._idle_keys()
             | dict.fromkeys(NEXT_TOKEN_KEYS, (True, "a loss over tokens"))
-            | {f"preference.{key}": (loss != name, f"preference.loss={name}") for key, name in needs.items()}
+            | {f"preference.{option}": (option not in taken, " or ".join(losses)) for option, losses in takers.items()}
         )
 
 
@@ -295,7 +297,7 @@ class PolicyStageConfig(TuningConfig):
         policy, rollout = self.policy, self.rollout
         if self.train.steps is None:
             raise ValueError("train.epochs means nothing where data is made as it is used: give train.steps")
-        if policy.advantage in ("group_mean", "dr_grpo", "rloo") and rollout.samples_per_prompt < 2:
+        if ADVANTAGES[policy.advantage].needs_groups and rollout.samples_per_prompt < 2:
             raise ValueError(
                 f"policy.advantage={policy.advantage} compares samples of a prompt: give rollout.samples_per_prompt=2 "
                 "or more"
@@ -327,14 +329,19 @@ class PolicyStageConfig(TuningConfig):
 
     def _kl_agrees(self) -> None:
         policy, rollout = self.policy, self.rollout
-        if policy.kl_in == "loss" and policy.kl_kind == "k1":
-            raise ValueError("policy.kl_kind=k1 in the loss trains nothing: choose k2 or k3, or kl_in=reward")
-        if policy.kl_in == "loss" and policy.kl_target is not None:
-            raise ValueError("policy.kl_target adapts the weight of a KL in the reward: remove it, or kl_in=reward")
-        if policy.advantage == "group_mean" and policy.kl_in == "reward" and policy.kl_coef > 0:
+        if policy.kl_placement == "loss" and policy.kl_estimator == "k1":
             raise ValueError(
-                "policy.advantage=group_mean divides by a group's deviation, which makes a signal of the KL in its "
-                "rewards: give policy.kl_in=loss and kl_kind=k3, or kl_coef=0"
+                "policy.kl_estimator=k1 in the loss trains nothing: choose k2 or k3, or kl_placement=reward"
+            )
+        if policy.kl_placement == "loss" and policy.kl_target is not None:
+            raise ValueError(
+                "policy.kl_target adapts the weight of a KL in the reward: remove it, or set kl_placement=reward"
+            )
+        divides = ADVANTAGES[policy.advantage].divides_by_std
+        if divides and policy.kl_placement == "reward" and policy.kl_coef > 0:
+            raise ValueError(
+                f"policy.advantage={policy.advantage} divides by the standard deviation of a group's rewards, which "
+                "would scale up a KL in them: give policy.kl_placement=loss and kl_estimator=k3, or kl_coef=0"
             )
         samples = rollout.num_prompts * rollout.samples_per_prompt
         if policy.kl_target is not None and samples >= 5 * policy.kl_horizon:
@@ -344,15 +351,16 @@ class PolicyStageConfig(TuningConfig):
 
     def _loss_agrees(self) -> None:
         policy, rollout = self.policy, self.rollout
-        if policy.loss == "reinforce" and rollout.epochs * rollout.minibatches > 1:
+        loss, advantage = POLICY_LOSSES[policy.loss], ADVANTAGES[policy.advantage]
+        if not loss.is_off_policy and rollout.ppo_epochs * rollout.minibatches > 1:
             raise ValueError(
-                "policy.loss=reinforce corrects for no earlier step of its rollout: give rollout.epochs=1 and "
-                "minibatches=1, or another loss"
+                f"policy.loss={policy.loss} does not correct for earlier steps of a rollout: give "
+                "rollout.ppo_epochs=1 and minibatches=1, or another loss"
             )
-        if policy.loss == "gspo" and policy.advantage in ("gae", "reinforce_pp"):
+        if loss.needs_response_advantage and not advantage.needs_groups:
             raise ValueError(
-                f"policy.loss=gspo takes one advantage for a whole response: policy.advantage={policy.advantage} has "
-                "one for each token"
+                f"policy.loss={policy.loss} takes one advantage per response: policy.advantage={policy.advantage} "
+                "gives one per token"
             )
 
     def _check_batch(self) -> None:
@@ -360,22 +368,22 @@ class PolicyStageConfig(TuningConfig):
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
         policy, rollout = self.policy, self.rollout
-        no_critic = (policy.advantage != "gae", "policy.advantage=gae")
+        no_critic = (not policy.has_critic, "policy.advantage=gae")
         of_critic = ("gae_lambda", "whiten", "critic", "critic_init", "value_coef", "value_clip", "critic_lr")
         no_kl = (policy.kl_coef == 0, "policy.kl_coef")
-        no_clip = (policy.loss == "reinforce", "a loss that clips")
+        no_clip = (not POLICY_LOSSES[policy.loss].clips, "a loss that clips")
         of_tokens = ("train.label_smoothing", "train.z_loss", "train.global_batch_tokens", "model.neftune_alpha")
         return (
             super()._idle_keys()
             | {f"policy.{name}": no_critic for name in of_critic}
-            | {f"policy.{name}": no_kl for name in ("kl_in", "kl_kind", "kl_target", "kl_budget")}
+            | {f"policy.{name}": no_kl for name in ("kl_placement", "kl_estimator", "kl_target", "kl_budget")}
             | {f"policy.{name}": no_clip for name in ("clip_low", "clip_high")}
             | {"rollout.eval_prompts": (not self._evaluates, "held-out data")}
             | {"eval.tokens": (True, "stored tokens: rollout.eval_prompts is what you mean")}
             | {"policy.kl_horizon": (policy.kl_target is None, "policy.kl_target")}
             | {"rollout.overlong_penalty": (rollout.overlong_buffer_tokens is None, "rollout.overlong_buffer_tokens")}
             | {"rollout.on_weak_reward": (not rollout.reward_models(), "a reward of the name model")}
-            | {"rollout.drop_even_groups": (policy.advantage in ("gae", "reinforce_pp"), "a group's advantage")}
+            | {"rollout.dynamic_sampling": (not ADVANTAGES[policy.advantage].needs_groups, "a group's advantage")}
             | dict.fromkeys(of_tokens, (True, "a loss over stored tokens"))
         )
 

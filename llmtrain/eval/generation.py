@@ -1,4 +1,4 @@
-"""Held-out prompts: what responses to them are worth, as the policy draws them."""
+"""Held-out prompts: the scores of the responses that the policy samples for them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from llmtrain.eval.intervals import mean_interval, wilson_interval
 from llmtrain.protocols import Ranks
-from llmtrain.rewards.score import several
-from llmtrain.rollout.local.generate import generate
-from llmtrain.rollout.local.sampling import Sampling
+from llmtrain.rewards.score import logged_rewards
+from llmtrain.rollout.engine import Generator, Sampling
 from llmtrain.rollout.sample import Score
-from llmtrain.system.precision import training_precision
 
-EVAL_ROLLOUT = 2**31 - 1  # its noise is no training rollout's, and the same each time
+EVAL_ROLLOUT = 2**31 - 1  # number of the rollout that evaluations sample as: the same noise each time, never training's
 
 
 @dataclass(frozen=True)
@@ -25,51 +22,48 @@ class HeldOutScore:
     """The mean score of one response to each held-out prompt; calling it evaluates the policy."""
 
     prompts: Sequence[Any]
-    policy: PreTrainedModel
+    generator: Generator
     score: Score
     sampling: Sampling
     ranks: Ranks
-    is_stopped: Callable[[], bool]  # on this rank; ranks ask as often as they generate
 
     def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """`eval_score` with its 95 % interval, and `eval_loss`, which is its negative; None if asked to stop.
+        """`eval_score` with its 95 % interval, and `eval_loss`, its negative; None if asked to stop.
 
-        Where every score is 0 or 1 the interval is that of a share. `eval_score/NAME` is what each of several rewards
-        gives, before its weight.
+        If every score is 0 or 1, the interval is that of a proportion. `eval_score/NAME` is one of several rewards,
+        before its weight. The generator has the policy, so `model` is not called.
         """
         mine = range(self.ranks.rank, len(self.prompts), self.ranks.world_size)
         prompts = [self.prompts[index] for index in mine]
-        sampling = replace(self.sampling, rollout=EVAL_ROLLOUT)
-        precision = training_precision(self.policy, self.ranks.device, self.ranks.dtype)
-        with self.ranks.gathered(self.policy), precision:
-            responses = generate(self.policy, [prompt.ids for prompt in prompts], list(mine), sampling, self.is_stopped)
+        with self.generator.current_weights():
+            responses = self.generator.generate(
+                [prompt.ids for prompt in prompts], list(mine), replace(self.sampling, rollout=EVAL_ROLLOUT)
+            )
         if self.ranks.any(responses is None) or should_stop():
             return None
         assert responses is not None
-        given = self.score(prompts, responses, list(mine))
-        scores, by_term = given.total, several(given.by_term)
-        tokens = sum(len(response.response_ids) for response in responses)
-        stopped = sum(response.stopped for response in responses)
-        between = sum(score not in (0, 1) for score in scores)
-        count, total, squares, num_between, num_tokens, ended, *of_terms = self.ranks.sum_floats(
-            [
-                len(scores),
-                sum(scores),
-                sum(score**2 for score in scores),
-                between,
-                tokens,
-                stopped,
-                *(sum(values) for values in by_term.values()),
-            ]
+        found = self.score(prompts, responses, list(mine))
+        scores, by_reward = found.total, logged_rewards(found.by_reward)
+        sums = {
+            "count": float(len(scores)),
+            "score": sum(scores),
+            "square": sum(score**2 for score in scores),
+            "not_0_or_1": float(sum(score not in (0, 1) for score in scores)),
+            "tokens": float(sum(len(response.response_ids) for response in responses)),
+            "terminated": float(sum(response.stopped for response in responses)),
+        } | {f"eval_score/{name}": sum(values) for name, values in by_reward.items()}
+        totals = dict(zip(sums, self.ranks.sum_floats(list(sums.values())), strict=True))
+        count, mean = totals["count"], totals["score"] / totals["count"]
+        is_proportion = not totals["not_0_or_1"]
+        low, high = (
+            wilson_interval(mean, count) if is_proportion else mean_interval(mean, totals["square"] / count, count)
         )
-        mean = total / count
-        low, high = mean_interval(mean, squares / count, count) if num_between else wilson_interval(mean, count)
         return {
             "eval_loss": -mean,
             "eval_score": mean,
             "eval_score_low": low,
             "eval_score_high": high,
-            "eval_response_tokens": num_tokens / count,
-            "eval_stopped": ended / count,
-            **{f"eval_score/{name}": term / count for name, term in zip(by_term, of_terms, strict=True)},
+            "eval_response_tokens": totals["tokens"] / count,
+            "eval_terminated_ratio": totals["terminated"] / count,
+            **{name: total / count for name, total in totals.items() if name.startswith("eval_score/")},
         }

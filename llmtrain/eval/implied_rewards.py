@@ -1,9 +1,10 @@
-"""How well a policy's implied rewards rank held-out pairs, by the same numbers that a reward model is judged by."""
+"""How well a policy's implied rewards rank held-out pairs, by the numbers that a reward model is evaluated by."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,45 +12,43 @@ from torch import nn
 
 from llmtrain.data.loader.plan import DataPlan
 from llmtrain.data.packing.pairs import collate_pairs
-from llmtrain.eval.gather import Gather, batches_by_source, rows_of_all_ranks
-from llmtrain.eval.pairs import PairScores, flat_report, report_of
+from llmtrain.eval.gather import batches_by_source, rows_of_all_ranks
+from llmtrain.eval.pairs import PairScores, evaluation, report_of
 from llmtrain.objectives.preference import PairwisePreference
+from llmtrain.protocols import Ranks
 
 NUM_SCORES = len(PairScores.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
 class HeldOutPreferences:
-    """The held-out pairs of a plan, shared among ranks; calling it evaluates a policy."""
+    """The held-out pairs of a plan, split among ranks; calling it evaluates a policy."""
 
     plan: DataPlan
-    rank: int
-    world_size: int
-    device: torch.device
-    gather: Gather
+    ranks: Ranks
     objective: PairwisePreference
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """`eval.reward.report_of` the implied rewards, with `eval_loss` the objective's; None if asked to stop.
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """The report of `pairs.report_of` on implied rewards, with the objective's `eval_loss`; None if asked to stop.
 
-        Besides the mean of both rewards, and `eval_chosen_logprob`, nats a chosen answer: where it falls while the
-        accuracy rises, both answers become less likely.
+        Also the mean of both rewards, and `eval_chosen_logprob`, nats per chosen answer: if it falls while the accuracy
+        rises, both answers become less likely.
         """
         rows: list[tuple[float, ...]] = []
-        for source, batch in batches_by_source(self.plan, self.rank, self.world_size, collate_pairs):
+        for source, batch in batches_by_source(self.plan, self.ranks, collate_pairs):
             if should_stop():
                 return None
-            placed = batch.to(self.device)
-            judged = self.objective.judge(model(placed).logprobs, placed)
+            placed = batch.to(self.ranks.device)
+            outcomes = self.objective.losses_and_rewards(model(placed).logprobs, placed)
             if batch.num_pairs:
-                losses, chosen, rejected, logprobs = (column.double().cpu() for column in judged)
+                losses, chosen, rejected, logprobs = (column.double().cpu() for column in outcomes)
                 lengths = batch.answer_lengths
                 columns = (losses, logprobs, chosen, rejected, lengths[::2], lengths[1::2], batch.weights)
                 rows += [(*map(float, row), float(source)) for row in zip(*columns, strict=True)]
-        losses, logprobs, *scores = rows_of_all_ranks(rows, NUM_SCORES + 2, self.gather).T
+        losses, logprobs, *scores = rows_of_all_ranks(rows, NUM_SCORES + 2, self.ranks).T
         found = PairScores(*scores)
         means = {"loss": losses, "chosen_logprob": logprobs, "chosen_reward": found.chosen}
         means["rejected_reward"] = found.rejected
         values = {f"eval_{name}": float(np.average(value, weights=found.weights)) for name, value in means.items()}
-        return flat_report(report_of(found, len(self.plan.eval))) | values
+        return evaluation(report_of(found, len(self.plan.eval))) | values

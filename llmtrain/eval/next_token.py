@@ -14,38 +14,34 @@ from torch import nn
 
 from llmtrain.data.loader.batches import microbatches
 from llmtrain.data.loader.plan import DataPlan
-
-Sums = Callable[[list[float]], list[float]]
-"""Sums each number over all ranks."""
+from llmtrain.protocols import Ranks
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out packs of a plan, shared among ranks; calling it evaluates a model."""
+    """The held-out packs of a plan, split among ranks; calling it evaluates a model."""
 
     plan: DataPlan
-    rank: int
-    world_size: int
-    device: torch.device
-    sum_over_ranks: Sums
+    ranks: Ranks
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """`eval_loss` (nats per trained token), `eval_bits_per_byte` where all are trained; None if asked to stop.
+        """`eval_loss` (nats per trained token), `eval_bits_per_byte` if all are trained; None if asked to stop.
 
-        Bytes are those of the evaluated share of the documents, in proportion to tokens where not all are taken. A
-        tokenizer without BOS leaves the first token of each document unpredicted: its bytes count, its bits do not.
+        Bytes are those of the evaluated documents, in proportion to tokens if only some are evaluated. Without BOS the
+        first token of each document is not predicted: its bytes count, its bits do not.
         """
         total_loss = torch.zeros((), dtype=torch.float64)
         num_predicted = num_tokens = 0
-        packs, plan = range(self.plan.num_eval_packs), self.plan
-        for batch in microbatches(packs, plan.eval_pack, plan.packs_per_microbatch, self.rank, self.world_size):
+        plan, ranks = self.plan, self.ranks
+        packs = range(plan.num_eval_packs)
+        for batch in microbatches(packs, plan.eval_pack, plan.packs_per_microbatch, ranks.rank, ranks.world_size):
             if should_stop():
                 return None
-            total_loss += model(batch.to(self.device)).cross_entropy.cpu().double()
+            total_loss += model(batch.to(ranks.device)).cross_entropy.cpu().double()
             num_predicted += batch.num_trained
             num_tokens += batch.input_ids.numel() if batch.sample_ids else 0
-        loss, predicted, tokens = self.sum_over_ranks([float(total_loss), num_predicted, num_tokens])
+        loss, predicted, tokens = ranks.sum_floats([float(total_loss), num_predicted, num_tokens])
         values = {"eval_loss": loss / predicted}
         if plan.eval_bytes_per_token is not None:
             values["eval_bits_per_byte"] = loss / math.log(2) / (tokens * plan.eval_bytes_per_token)

@@ -1,15 +1,14 @@
-"""How good a reward model is on held-out pairs: does it rank them right, how surely, and is it length that it likes.
+"""A reward model on held-out pairs: accuracy, calibration and length bias.
 
-Everything follows from two scores and two lengths a pair. What is found goes to `metrics.jsonl` whole, as flat
-numbers, so that `reward_card.json` can be made of the row of whichever step is exported. A pair counts with its
-weight: the pairs of one ranking are one comparison together, also in the confidence interval.
+Everything is computed from two scores and two lengths per pair. A pair counts with its weight: all pairs of one ranking
+are one comparison together, also in the confidence interval.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,27 @@ from torch import nn
 
 from llmtrain.data.loader.plan import DataPlan
 from llmtrain.data.packing.pairs import collate_pairs
-from llmtrain.eval.gather import Gather, batches_by_source, rows_of_all_ranks
+from llmtrain.eval.gather import batches_by_source, rows_of_all_ranks
 from llmtrain.eval.intervals import wilson_interval
-from llmtrain.protocols import Array
+from llmtrain.objectives.preference_losses import correctness
+from llmtrain.protocols import Array, Ranks
+from llmtrain.train.run_log import evaluation_path
 
 CALIBRATION_BINS = 10
 MARGIN_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the histogram, with open ends
 HEADLINES = ("loss", "accuracy", "accuracy_low", "accuracy_high", "auc", "calibration_error")
-DETAILS = "held_out/"  # what the other numbers' names in `metrics.jsonl` begin with
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """Held-out pairs as a reward model sees them; every array (pairs,) float64."""
+    """The scores and lengths of held-out pairs; every array (pairs,) float64."""
 
     chosen: Array  # scores
     rejected: Array
     chosen_tokens: Array  # lengths of the answers
     rejected_tokens: Array
     weights: Array
-    sources: Array  # number of the source that a pair is from
+    sources: Array  # number of each pair's source
 
     def where(self, mask: Array) -> PairScores:
         """The pairs that a mask (pairs,) keeps."""
@@ -52,32 +52,29 @@ class PairScores:
 
 @dataclass(frozen=True)
 class HeldOutPairs:
-    """The held-out pairs of a plan, shared among ranks; calling it evaluates a reward model."""
+    """The held-out pairs of a plan, split among ranks; calling it evaluates a reward model."""
 
     plan: DataPlan
-    rank: int
-    world_size: int
-    device: torch.device
-    gather: Gather
+    ranks: Ranks
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """The report of `report_of` as flat numbers, `eval_loss` (nats a pair) among them; None if asked to stop."""
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """The headlines of `report_of`, with `eval_loss` in nats per pair, and the report; None if asked to stop."""
         rows: list[tuple[float, ...]] = []
-        for source, batch in batches_by_source(self.plan, self.rank, self.world_size, collate_pairs):
+        for source, batch in batches_by_source(self.plan, self.ranks, collate_pairs):
             if should_stop():
                 return None
-            scores = model(batch.to(self.device)).double().cpu()
+            scores = model(batch.to(self.ranks.device)).double().cpu()
             if batch.num_pairs:
                 lengths = batch.answer_lengths
                 columns = (scores[::2], scores[1::2], lengths[::2], lengths[1::2], batch.weights)
                 rows += [(*map(float, row), float(source)) for row in zip(*columns, strict=True)]
-        table = rows_of_all_ranks(rows, len(PairScores.__dataclass_fields__), self.gather)
-        return flat_report(report_of(PairScores(*table.T), len(self.plan.eval)))
+        table = rows_of_all_ranks(rows, len(PairScores.__dataclass_fields__), self.ranks)
+        return evaluation(report_of(PairScores(*table.T), len(self.plan.eval)))
 
 
 def report_of(scores: PairScores, num_sources: int) -> dict[str, Any]:
-    """What `reward_card.json` says of held-out pairs; NaN where a number is of nothing."""
+    """The numbers of `reward_card.json`; NaN for a mean over no pairs."""
     margins = scores.margins
     return {
         **_ranking(scores),
@@ -95,7 +92,7 @@ def report_of(scores: PairScores, num_sources: int) -> dict[str, Any]:
 
 
 def area_under_curve(chosen: Array, rejected: Array, weights: Array) -> float:
-    """How often a chosen answer of any pair scores above a rejected answer of any pair; a tie counts half."""
+    """The fraction of (chosen, rejected) answers of any two pairs in which chosen scores higher; a tie counts half."""
     if not len(chosen):
         return math.nan
     order = np.argsort(rejected, kind="stable")
@@ -105,7 +102,7 @@ def area_under_curve(chosen: Array, rejected: Array, weights: Array) -> float:
 
 
 def calibration(margins: Array, weights: Array) -> list[dict[str, float]]:
-    """Bins of equal width of the confidence sigmoid(|margin|), from 1/2 to 1: how sure, and how often right."""
+    """Mean confidence and accuracy in bins of equal width of the confidence sigmoid(|margin|), from 1/2 to 1."""
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
     bins = np.minimum(((confidence - 0.5) * 2 * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     found = []
@@ -115,14 +112,14 @@ def calibration(margins: Array, weights: Array) -> list[dict[str, float]]:
             {
                 "comparisons": float(weights[inside].sum()),
                 "confidence": _mean(confidence[inside], weights[inside]),
-                "accuracy": _mean(_is_right(margins[inside]), weights[inside]),
+                "accuracy": _mean(correctness(margins[inside]), weights[inside]),
             }
         )
     return found
 
 
 def calibration_error(margins: Array, weights: Array) -> float:
-    """Mean distance between confidence and accuracy over the bins (Naeini et al. 2015)."""
+    """Expected calibration error: mean |confidence - accuracy| over the bins (Naeini et al. 2015)."""
     bins = [part for part in calibration(margins, weights) if part["comparisons"]]
     total = sum(part["comparisons"] for part in bins)
     gaps = sum(part["comparisons"] * abs(part["confidence"] - part["accuracy"]) for part in bins)
@@ -130,7 +127,7 @@ def calibration_error(margins: Array, weights: Array) -> float:
 
 
 def length_bias(scores: PairScores) -> dict[str, float]:
-    """Whether longer answers score higher, and how often the ranking is right where that would mislead."""
+    """Correlation of score and length, and the accuracy on pairs whose longer answer is chosen, or rejected."""
     all_scores = np.concatenate([scores.chosen, scores.rejected])
     lengths = np.concatenate([scores.chosen_tokens, scores.rejected_tokens])
     weights = np.concatenate([scores.weights, scores.weights])
@@ -140,14 +137,14 @@ def length_bias(scores: PairScores) -> dict[str, float]:
         "pearson": correlation(all_scores, lengths, weights),
         "spearman": correlation(_ranks(all_scores), _ranks(lengths), weights),
         "longer_is_chosen": _mean((scores.chosen_tokens > scores.rejected_tokens).astype(float), scores.weights),
-        "accuracy_longer_chosen": _mean(_is_right(longer_chosen.margins), longer_chosen.weights),
-        "accuracy_longer_rejected": _mean(_is_right(longer_rejected.margins), longer_rejected.weights),
+        "accuracy_longer_chosen": _mean(correctness(longer_chosen.margins), longer_chosen.weights),
+        "accuracy_longer_rejected": _mean(correctness(longer_rejected.margins), longer_rejected.weights),
         "comparisons_longer_rejected": float(longer_rejected.weights.sum()),
     }
 
 
 def correlation(first: Array, second: Array, weights: Array) -> float:
-    """Pearson's correlation coefficient; NaN where one of both does not vary."""
+    """Pearson's correlation coefficient; NaN if one of the two does not vary."""
     if not len(first):
         return math.nan
     first, second = (values - _mean(values, weights) for values in (first, second))
@@ -155,35 +152,25 @@ def correlation(first: Array, second: Array, weights: Array) -> float:
     return _mean(first * second, weights) / spread if spread else math.nan
 
 
-def flat_report(report: Mapping[str, Any]) -> dict[str, float]:
-    """A report as one row of numbers: headlines as `eval_NAME`, which the log shows, details by their path.
-
-    Details that are of nothing are left out.
-    """
-    headlines = {f"eval_{name}": report[name] for name in HEADLINES}
-    rest = {name: value for name, value in report.items() if name not in HEADLINES}
-    return headlines | {path: value for path, value in _leaves(rest, DETAILS.rstrip("/")) if not math.isnan(value)}
+def evaluation(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report as an evaluation returns it: the headlines as `eval_NAME`, which the log shows, and the whole tree."""
+    return {**{f"eval_{name}": report[name] for name in HEADLINES}, "report": report}
 
 
-def reward_card(metrics: Path, step: int, sources: Sequence[str]) -> dict[str, Any] | None:
-    """The report of a step out of a run's `metrics.jsonl`, its sources named; None where it was not evaluated."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if "eval_loss" in row and row["step"] == step]
-    if not rows:
+def reward_card(folder: Path, step: int, sources: Sequence[str]) -> dict[str, Any] | None:
+    """The report of a step's evaluation in a run's folder, its sources named; None if the step was not evaluated."""
+    path = evaluation_path(folder, step)
+    if not path.is_file():
         return None
-    card: dict[str, Any] = {"step": step} | {name: rows[-1][f"eval_{name}"] for name in HEADLINES}
-    for name, value in rows[-1].items():
-        if name.startswith(DETAILS):
-            _place(card, name.removeprefix(DETAILS).split("/"), value)
-    card = _listed(card)
-    named = zip(sources, card["sources"], strict=True)
-    return card | {"sources": [{"path": path, **found} for path, found in named]}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    named = zip(sources, report["sources"], strict=True)
+    return {"step": step, **report, "sources": [{"path": source, **found} for source, found in named]}
 
 
 def _ranking(scores: PairScores) -> dict[str, float]:
-    """How well pairs are ranked: the Bradley-Terry loss without margins, and accuracy, a tie counting half."""
+    """The Bradley-Terry loss without margins, and accuracy with its 95 % interval; a tie counts half."""
     margins, count = scores.margins, float(scores.weights.sum())
-    accuracy = _mean(_is_right(margins), scores.weights)
+    accuracy = _mean(correctness(margins), scores.weights)
     low, high = wilson_interval(accuracy, count)
     return {
         "pairs": len(margins),
@@ -193,10 +180,6 @@ def _ranking(scores: PairScores) -> dict[str, float]:
         "accuracy_low": low,
         "accuracy_high": high,
     }
-
-
-def _is_right(margins: Array) -> Array:
-    return (margins > 0) + (margins == 0) / 2
 
 
 def _mean(values: Array, weights: Array) -> float:
@@ -213,30 +196,3 @@ def _ranks(values: Array) -> Array:
     ordered = np.sort(values)
     first, last = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return (first + last - 1) / 2
-
-
-def _leaves(tree: Any, path: str) -> Iterator[tuple[str, float]]:
-    """(path, number) of every number in a tree of mappings and lists."""
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield from _leaves(value, f"{path}/{name}")
-    elif isinstance(tree, list):
-        for number, value in enumerate(tree):
-            yield from _leaves(value, f"{path}/{number}")
-    else:
-        yield path, tree
-
-
-def _place(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Put a value where its path says."""
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
-
-
-def _listed(tree: Any) -> Any:
-    """A tree whose mappings of numbers 0, 1, ... are lists."""
-    if not isinstance(tree, dict):
-        return tree
-    inner = {name: _listed(value) for name, value in tree.items()}
-    return list(inner.values()) if list(inner) == [str(i) for i in range(len(inner))] else inner

@@ -1,12 +1,13 @@
-"""What the reference says of every answer: computed once, before anything is trained, and kept beside the tokens.
+"""Logprobs of the reference for every answer: computed once, before training, and kept beside the tokens.
 
 The reference is the model as it is loaded. Its logprobs, summed over each answer, go into the folder of the token
-store, under a name that stands for the model, so later runs on the same pairs and model only read them.
+store, in a file named after a fingerprint of the model, so that later runs on the same data and model only read them.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +18,9 @@ from llmtrain.data.loader.batches import Collate, rank_batches
 from llmtrain.data.packing.documents import Pack
 from llmtrain.data.sources.files import fingerprint
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.protocols import Array
+from llmtrain.protocols import Array, Ranks, Report
 from llmtrain.system.files import exclusive, write_bytes
 from llmtrain.system.precision import reading
-from llmtrain.train.runtime import Runtime
 
 REPORT_SECONDS = 30
 
@@ -36,59 +36,61 @@ class AnswerPacks(Protocol):
     def documents(self, index: int) -> list[int]: ...  # of a pack, in the order of its answers
 
 
-def reference_logprobs(
-    module: nn.Module,
-    packs: AnswerPacks,
-    collate: Collate[Any],
-    *,
-    reads: str,
-    packs_per_microbatch: int,
-    base_fingerprint: str,
-    runtime: Runtime,
-) -> Array:
-    """The reference's logprob of each document's answer in nats, (documents,) float32: read, or computed by all ranks.
+@dataclass(frozen=True)
+class Reference:
+    """The reference model, before an engine takes the module over."""
 
-    `module` gives logprobs of labels, on its device and before an engine has it; `reads` says what the packs lay of a
-    document. Raises ValueError where they cannot be kept in the store's folder.
-    """
-    store = packs.store
-    if not store.num_documents:
-        return np.zeros(0, dtype=np.float32)
-    key = fingerprint({"base": base_fingerprint, "dtype": str(runtime.dtype), "reads": reads})
-    path = store.path / f"{store.split}.reference-{key}"
-    if not runtime.any(not _is_whole(path, store)):
-        runtime.say(f"reference logprobs of {store.num_documents:,} answers: found in {path}")
-        return np.fromfile(path, dtype=np.float32)
-    started = time.monotonic()
-    found = _computed(module, packs, collate, packs_per_microbatch, runtime)
-    with exclusive(store.path, runtime.say):
-        if not _is_whole(path, store):
-            write_bytes(path, found.tobytes())
-    seconds = time.monotonic() - started
-    runtime.say(f"reference logprobs of {store.num_documents:,} answers: computed in {seconds:.0f} s, kept in {path}")
-    return found
+    module: nn.Module  # gives logprobs of labels, on its device
+    base_fingerprint: str
+    packs_per_microbatch: int
+    ranks: Ranks
+    report: Report
+
+    def logprobs(self, packs: AnswerPacks, collate: Collate[Any], *, reads: str) -> Array:
+        """The logprob of each document's answer in nats, (documents,) float32: read, or computed by all ranks.
+
+        `reads` names what the packs hold of a document; it is part of the fingerprint. Raises ValueError if the store's
+        folder cannot be written. Collective.
+        """
+        store = packs.store
+        if not store.num_documents:
+            return np.zeros(0, dtype=np.float32)
+        key = fingerprint({"base": self.base_fingerprint, "dtype": str(self.ranks.dtype), "reads": reads})
+        path = store.path / f"{store.split}.reference-{key}"
+        if not self.ranks.any(not _is_whole(path, store)):
+            self.report(f"reference logprobs of {store.num_documents:,} answers: found in {path}")
+            return np.fromfile(path, dtype=np.float32)
+        started = time.monotonic()
+        logprobs = self._computed(packs, collate)
+        with exclusive(store.path, self.report):
+            if not _is_whole(path, store):
+                write_bytes(path, logprobs.tobytes())
+        seconds = time.monotonic() - started
+        self.report(
+            f"reference logprobs of {store.num_documents:,} answers: computed in {seconds:.0f} s, kept in {path}"
+        )
+        return logprobs
+
+    def _computed(self, packs: AnswerPacks, collate: Collate[Any]) -> Array:
+        """Each rank takes every world_size-th pack, with dropout off."""
+        ranks, num_packs = self.ranks, packs.num_packs
+        found = np.zeros(packs.store.num_documents)
+        num_done, reported = 0, time.monotonic()
+        for batch in rank_batches(
+            range(num_packs), packs.pack, self.packs_per_microbatch, ranks.rank, ranks.world_size, collate
+        ):
+            with reading(self.module, ranks.device, ranks.dtype):
+                logprobs = self.module(batch.to(ranks.device)).logprobs.double().cpu()
+            if batch.sample_ids:
+                documents = [document for pack in batch.sample_ids for document in packs.documents(pack)]
+                found[documents] = [float(answer.sum()) for answer in logprobs.split(batch.answer_lengths)]
+            num_done += len(batch.sample_ids) * ranks.world_size
+            if time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                self.report(f"reference logprobs: {min(1.0, num_done / num_packs):.0%} of the answers computed")
+        # Each document is nonzero on one rank, so the sum over ranks is its logprob.
+        return np.array(ranks.sum_floats(found.tolist()), dtype=np.float32)
 
 
 def _is_whole(path: Path, store: TokenStore) -> bool:
     return path.is_file() and path.stat().st_size == 4 * store.num_documents
-
-
-def _computed(
-    module: nn.Module, packs: AnswerPacks, collate: Collate[Any], packs_per_microbatch: int, runtime: Runtime
-) -> Array:
-    """Each rank takes a share of the packs, with dropout off."""
-    found = np.zeros(packs.store.num_documents)
-    num_done, reported = 0, time.monotonic()
-    for batch in rank_batches(
-        range(packs.num_packs), packs.pack, packs_per_microbatch, runtime.rank, runtime.world_size, collate
-    ):
-        with reading(module, runtime.device, runtime.dtype):
-            logprobs = module(batch.to(runtime.device)).logprobs.double().cpu()
-        if batch.sample_ids:
-            documents = [document for pack in batch.sample_ids for document in packs.documents(pack)]
-            found[documents] = [float(answer.sum()) for answer in logprobs.split(batch.answer_lengths)]
-        num_done += len(batch.sample_ids) * runtime.world_size
-        if time.monotonic() - reported > REPORT_SECONDS:
-            reported = time.monotonic()
-            runtime.say(f"reference logprobs: {min(1.0, num_done / packs.num_packs):.0%} of the answers computed")
-    return np.array(runtime.sum_floats(found.tolist()), dtype=np.float32)  # a document is 0 on all ranks but one

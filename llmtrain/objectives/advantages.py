@@ -1,9 +1,9 @@
-"""From scores to advantages: what each token of a response was worth, computed once a rollout, without gradient.
+"""Scores -> advantages: how much better each token of a response was than expected. Once per rollout, no gradient.
 
-score of a response -> reward of each token (less the KL to the reference) -> advantage of each token. Responses lie
-end to end, the samples of a prompt next to each other. With d[t] = reward[t] + gamma * value[t+1] - value[t],
+score per response -> reward per token (minus the KL to the reference) -> advantage per token. Responses are end to end,
+the samples of a prompt next to each other. With d[t] = reward[t] + gamma * value[t+1] - value[t],
 
-gae[t] = d[t] + gamma * gae_lambda * gae[t+1], and both are zero behind the last token
+gae[t] = d[t] + gamma * gae_lambda * gae[t+1], where value and gae are zero after the last token
 """
 
 from __future__ import annotations
@@ -16,32 +16,33 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from llmtrain.config.rl import AdvantageName
 from llmtrain.objectives.policy_losses import per_sample, per_token
 
 Sums = Callable[[list[float]], list[float]]
 """Sums each number over all ranks."""
 
-GROUP_EPSILON = 1e-4  # beside a group's standard deviation, as in TRL's GRPOTrainer
-WHITEN_EPSILON = 1e-8  # beside the variance, as in TRL's and in Ziegler 2019's whitening
+GROUP_EPSILON = 1e-4  # added to a group's standard deviation, as in TRL's GRPOTrainer
+WHITEN_EPSILON = 1e-8  # added to the variance, as in TRL's and Ziegler 2019's whitening
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """The responses of a rollout on this rank: what an advantage is computed from. No group is split between ranks."""
+    """The responses of a rollout on this rank, from which advantages are computed. Each group is on one rank."""
 
     rewards: Float[Tensor, " tokens"]  # shaped
-    values: Float[Tensor, " tokens"] | None  # of the critic, before each token is drawn; None: there is none
+    values: Float[Tensor, " tokens"] | None  # of the state before each token; None: no critic
     response_lengths: tuple[int, ...]  # at least one token each
-    group_size: int  # samples of a prompt
+    group_size: int  # samples per prompt
     gamma: float
     gae_lambda: float
 
 
 class Estimates(NamedTuple):
-    """What an advantage function gives for each token of the episodes."""
+    """For each token of the episodes."""
 
     advantages: Float[Tensor, " tokens"]
-    returns: Float[Tensor, " tokens"] | None  # what the critic is trained on; None: there is none
+    returns: Float[Tensor, " tokens"] | None  # the critic's targets; None: no critic
 
 
 def shaped_rewards(
@@ -55,7 +56,7 @@ def shaped_rewards(
 
 
 def signal_groups(scores: Float[Tensor, " samples"], group_size: int) -> Bool[Tensor, " groups"]:
-    """True where the scores of a group are not all equal: the others train nothing (Yu 2025, section 3.2)."""
+    """True if the scores of a group differ: others have zero advantages (Yu 2025, section 3.2)."""
     grouped = _grouped(scores, group_size)
     return (grouped != grouped[:, :1]).any(1)
 
@@ -75,12 +76,12 @@ def gae(
 
 
 def group_mean(scores: Float[Tensor, " samples"], group_size: int, normalise: bool) -> Float[Tensor, " samples"]:
-    """The score less its group's mean (Liu 2025, Dr. GRPO); normalised, in its standard deviations (Shao 2024, GRPO).
+    """The score minus its group's mean (Dr. GRPO: Liu 2025); `normalise`: divided by its std (GRPO: Shao 2024).
 
-    The deviation is the sample's, with Bessel's correction.
+    The standard deviation has Bessel's correction.
     """
     if not scores.numel():
-        return scores  # torch warns of the deviation of nothing
+        return scores  # torch warns about the standard deviation of nothing
     grouped = _grouped(scores, group_size)
     advantages = grouped - grouped.mean(1, keepdim=True)
     if normalise:
@@ -89,7 +90,7 @@ def group_mean(scores: Float[Tensor, " samples"], group_size: int, normalise: bo
 
 
 def leave_one_out(scores: Float[Tensor, " samples"], group_size: int) -> Float[Tensor, " samples"]:
-    """The score less the mean of the others of its group (Ahmadian 2024, RLOO)."""
+    """The score minus the mean of the other scores of its group (RLOO: Ahmadian 2024)."""
     grouped = _grouped(scores, group_size)
     others = (grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)
     return (grouped - others).flatten()
@@ -98,7 +99,7 @@ def leave_one_out(scores: Float[Tensor, " samples"], group_size: int) -> Float[T
 def reinforce_plus_plus(
     rewards: Float[Tensor, " tokens"], response_lengths: Sequence[int], gamma: float, sum_over_ranks: Sums
 ) -> Float[Tensor, " tokens"]:
-    """The discounted reward to go, whitened over the tokens of all ranks (Hu 2025)."""
+    """The discounted reward to go, whitened over the tokens of all ranks (Hu 2025). Collective."""
     returns = _discounted_sums(rewards, response_lengths, gamma)
     return whitened(returns, sum_over_ranks(moments(returns)), shift_mean=True)
 
@@ -110,14 +111,15 @@ def moments(values: Float[Tensor, " tokens"]) -> list[float]:
 
 
 def whitened(values: Float[Tensor, " tokens"], totals: Sequence[float], shift_mean: bool) -> Float[Tensor, " tokens"]:
-    """Values of mean zero and variance one, or of their old mean without `shift_mean`; `totals`: summed `moments`.
+    """Values scaled to variance 1, and shifted to mean 0 with `shift_mean`; `totals`: `moments` summed over ranks.
 
-    The variance has Bessel's correction, as TRL's `masked_whiten`. Raises ValueError where there are less than two
-    values.
+    The variance has Bessel's correction, as in TRL's `masked_whiten`. Raises ValueError for fewer than two values.
     """
     count, total, squares = totals
     if count < 2:
-        raise ValueError(f"whitening needs two tokens or more and the rollout has {count:.0f}: generate more samples")
+        raise ValueError(
+            f"whitening needs at least two response tokens, the rollout has {count:.0f}: generate more samples"
+        )
     mean = total / count
     variance = max(0.0, (squares - total * mean) / (count - 1))
     scaled = (values - mean) * (variance + WHITEN_EPSILON) ** -0.5
@@ -148,31 +150,31 @@ def _reinforce_pp(episodes: Episodes, sum_over_ranks: Sums) -> Estimates:
     return Estimates(reinforce_plus_plus(episodes.rewards, lengths, episodes.gamma, sum_over_ranks), None)
 
 
-ADVANTAGES: dict[str, Callable[[Episodes, Sums], Estimates]] = {
+ADVANTAGE_FUNCTIONS: dict[AdvantageName, Callable[[Episodes, Sums], Estimates]] = {
     "gae": _gae,
     "group_mean": _group_mean,
     "dr_grpo": _dr_grpo,
     "rloo": _rloo,
     "reinforce_pp": _reinforce_pp,
 }
-"""An advantage's name -> the function; only `gae` takes a critic, and `reinforce_pp` whitens by itself."""
+"""The function of each advantage; `config.rl.ADVANTAGES` has what the configuration knows of it."""
 
 
 @dataclass
 class AdaptiveKl:
-    """The KL coefficient that steers the KL of a response to `target` (Ziegler 2019, section 2.2).
+    """A KL coefficient that moves the KL per response to `target` (Ziegler 2019, section 2.2).
 
-    A rollout changes kl_coef by a fraction of at most 0.2 * num_samples / horizon.
+    One rollout changes it by a fraction of at most 0.2 * num_samples / horizon.
     """
 
     kl_coef: float
-    target: float  # nats a response
+    target: float  # nats per response
     horizon: int  # samples
 
     def update(self, kl: float, num_samples: int) -> None:
-        """Take a rollout's mean KL (nats a response, summed over its tokens) over its samples on all ranks.
+        """Adapt to a rollout: `kl` is its mean, in nats per response, over `num_samples` on all ranks.
 
-        Raises ValueError where one rollout could turn the coefficient's sign.
+        Raises ValueError if one rollout could change the coefficient's sign.
         """
         if num_samples >= 5 * self.horizon:
             raise ValueError(
@@ -189,7 +191,7 @@ class AdaptiveKl:
 
 
 def _response_rewards(episodes: Episodes) -> Float[Tensor, " samples"]:
-    """The reward of each whole response: its score, less the KL where that is in the reward."""
+    """The reward of each response: its score, minus the KL if that is in the reward."""
     return per_sample(episodes.rewards, episodes.response_lengths)
 
 
@@ -199,9 +201,7 @@ def _by_group(episodes: Episodes, advantages: Float[Tensor, " samples"]) -> Esti
 
 def _grouped(scores: Float[Tensor, " samples"], group_size: int) -> Float[Tensor, "groups group"]:
     if group_size < 2:
-        raise ValueError(
-            f"samples of a prompt are compared with each other: {group_size} is too few, ask for two or more"
-        )
+        raise ValueError(f"this advantage compares the samples of a prompt: {group_size} is too few, use two or more")
     return scores.unflatten(0, (-1, group_size))
 
 

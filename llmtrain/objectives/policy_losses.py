@@ -1,38 +1,62 @@
-"""What a policy update minimises: a term for each response token, and how the terms of a step become its loss.
+"""What a policy update minimises: a loss per response token, and how the losses of a step are averaged.
 
-The responses of a microbatch lie end to end, without padding; `response_lengths` says where they part. A loss form
-gives the terms, an aggregation divides their sum by totals of the whole step: the shares of microbatches and ranks
-sum to the loss. With A the advantage of a token and ratio = p(token) / p_old(token), the first form is
+The responses of a microbatch are end to end, without padding; `response_lengths` says where each ends. A loss form
+gives the losses of tokens, an aggregation divides their sum by totals of the whole step: the shares of microbatches and
+ranks sum to the loss. With A the advantage of a token and ratio = p(token) / p_old(token), the first form is
 
-term = -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
+loss = -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from llmtrain.config.rl import AggregationName, KlEstimator, PolicyLossName
 from llmtrain.protocols import Counts
 
-KlKind = Literal["k1", "k2", "k3"]
+
+class PolicyTokens(NamedTuple):
+    """The response tokens of a microbatch as a loss form sees them."""
+
+    logprobs: Float[Tensor, " tokens"]  # differentiable
+    old_logprobs: Float[Tensor, " tokens"]
+    advantages: Float[Tensor, " tokens"]
+    response_lengths: Sequence[int]
+
+    @property
+    def ratios(self) -> Float[Tensor, " tokens"]:
+        """p(token) / p_old(token)."""
+        return (self.logprobs - self.old_logprobs).exp()
 
 
 class PolicyTerms(NamedTuple):
-    """What a loss form gives for each response token."""
+    """The loss of each response token."""
 
     losses: Float[Tensor, " tokens"]  # differentiable; an aggregation sums them
-    clipped: Bool[Tensor, " tokens"]  # the clip decided: no gradient (PPO, GSPO), a bounded weight (CISPO)
+    clipped: Bool[Tensor, " tokens"]  # the clip had an effect: no gradient (PPO, GSPO), a bounded weight (CISPO)
 
 
-PolicyLoss = Callable[[Tensor, Tensor, Tensor, Sequence[int], float, float], PolicyTerms]
-"""(logprobs, old_logprobs, advantages, each (tokens,), response_lengths, clip_low, clip_high) -> terms."""
+class PolicyLoss(Protocol):
+    """A loss form."""
 
-Aggregation = Callable[[Tensor, Sequence[int], Counts, int], Tensor]
-"""(losses (tokens,), response_lengths, totals of the step, max_response_tokens) -> share, a scalar."""
+    def __call__(self, tokens: PolicyTokens, clip_low: float, clip_high: float) -> PolicyTerms: ...
+
+
+class Aggregation(Protocol):
+    """The share of a microbatch in the loss of the step; `totals` are those of the step."""
+
+    def __call__(
+        self,
+        losses: Float[Tensor, " tokens"],
+        response_lengths: Sequence[int],
+        totals: Counts,
+        max_response_tokens: int,
+    ) -> Float[Tensor, ""]: ...
 
 
 def per_token(values: Float[Tensor, " samples"], response_lengths: Sequence[int]) -> Float[Tensor, " tokens"]:
@@ -48,66 +72,46 @@ def per_sample(values: Float[Tensor, " tokens"], response_lengths: Sequence[int]
     return torch.stack([response.sum() for response in values.split(list(response_lengths))])
 
 
-def ppo_clip(
-    logprobs: Float[Tensor, " tokens"],
-    old_logprobs: Float[Tensor, " tokens"],
-    advantages: Float[Tensor, " tokens"],
-    response_lengths: Sequence[int],
-    clip_low: float,
-    clip_high: float,
-) -> PolicyTerms:
+def ppo_clip(tokens: PolicyTokens, clip_low: float, clip_high: float) -> PolicyTerms:
     """The clipped surrogate (Schulman 2017, equation 7); clip_high above clip_low is DAPO's (Yu 2025, section 3.1)."""
-    return _clipped_surrogate((logprobs - old_logprobs).exp(), advantages, clip_low, clip_high)
+    return _clipped_surrogate(tokens.ratios, tokens.advantages, clip_low, clip_high)
 
 
-def gspo(
-    logprobs: Float[Tensor, " tokens"],
-    old_logprobs: Float[Tensor, " tokens"],
-    advantages: Float[Tensor, " tokens"],
-    response_lengths: Sequence[int],
-    clip_low: float,
-    clip_high: float,
-) -> PolicyTerms:
-    """The surrogate of one ratio a response, the geometric mean of its tokens' (Zheng 2025, equations 5 and 7).
+def gspo(tokens: PolicyTokens, clip_low: float, clip_high: float) -> PolicyTerms:
+    """The surrogate with one ratio per response, the geometric mean over its tokens (Zheng 2025, equations 5 and 7).
 
-    With `sequence_mean` and one advantage a response the share is the paper's. The ratio of a response moves little:
+    With `sequence_mean` and one advantage per response the share is the paper's. The ratio of a response moves little:
     its clip ranges are about a thousandth of PPO's.
     """
-    lengths = logprobs.new_tensor(response_lengths)
-    mean_log_ratio = per_sample(logprobs - old_logprobs, response_lengths) / lengths
-    return _clipped_surrogate(per_token(mean_log_ratio.exp(), response_lengths), advantages, clip_low, clip_high)
+    lengths = tokens.logprobs.new_tensor(tokens.response_lengths)
+    mean_log_ratios = per_sample(tokens.logprobs - tokens.old_logprobs, tokens.response_lengths) / lengths
+    ratios = per_token(mean_log_ratios.exp(), tokens.response_lengths)
+    return _clipped_surrogate(ratios, tokens.advantages, clip_low, clip_high)
 
 
-def cispo(
-    logprobs: Float[Tensor, " tokens"],
-    old_logprobs: Float[Tensor, " tokens"],
-    advantages: Float[Tensor, " tokens"],
-    response_lengths: Sequence[int],
-    clip_low: float,
-    clip_high: float,
-) -> PolicyTerms:
-    """REINFORCE under a clipped importance weight without gradient (MiniMax-M1 2025, equations 4 and 5).
+def cispo(tokens: PolicyTokens, clip_low: float, clip_high: float) -> PolicyTerms:
+    """REINFORCE with a clipped importance weight, which has no gradient (MiniMax-M1 2025, equations 4 and 5).
 
     Every token keeps a gradient, -weight * A * grad log p. `clip_low` of 1 is no lower bound, as in the paper.
     """
-    ratio = (logprobs - old_logprobs).exp().detach()
-    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return PolicyTerms(-weight * advantages * logprobs, weight != ratio)
+    ratios = tokens.ratios.detach()
+    weights = ratios.clamp(1 - clip_low, 1 + clip_high)
+    return PolicyTerms(-weights * tokens.advantages * tokens.logprobs, weights != ratios)
 
 
-def reinforce(
-    logprobs: Float[Tensor, " tokens"],
-    old_logprobs: Float[Tensor, " tokens"],
-    advantages: Float[Tensor, " tokens"],
-    response_lengths: Sequence[int],
-    clip_low: float,
-    clip_high: float,
-) -> PolicyTerms:
-    """-A log p (Williams 1992): for one update a rollout, since nothing corrects for a policy that moved."""
-    return PolicyTerms(-advantages * logprobs, torch.zeros_like(logprobs, dtype=torch.bool))
+def reinforce(tokens: PolicyTokens, clip_low: float, clip_high: float) -> PolicyTerms:
+    """-A log p (Williams 1992): for one step per rollout, since nothing corrects for a policy that has moved."""
+    losses = -tokens.advantages * tokens.logprobs
+    return PolicyTerms(losses, torch.zeros_like(losses, dtype=torch.bool))
 
 
-POLICY_LOSSES: dict[str, PolicyLoss] = {"ppo": ppo_clip, "gspo": gspo, "cispo": cispo, "reinforce": reinforce}
+POLICY_LOSS_FUNCTIONS: dict[PolicyLossName, PolicyLoss] = {
+    "ppo": ppo_clip,
+    "gspo": gspo,
+    "cispo": cispo,
+    "reinforce": reinforce,
+}
+"""The function of each loss; `config.rl.POLICY_LOSSES` has what the configuration knows of it."""
 
 
 def token_mean(
@@ -128,11 +132,11 @@ def sequence_mean(
 def constant_length(
     losses: Float[Tensor, " tokens"], response_lengths: Sequence[int], totals: Counts, max_response_tokens: int
 ) -> Float[Tensor, ""]:
-    """Each token weighs the same, whatever was generated beside it (Dr. GRPO: Liu 2025, section 3.2)."""
+    """Each token weighs the same, whatever the lengths of the responses (Dr. GRPO: Liu 2025, section 3.2)."""
     return losses.sum() / (totals["sequences"] * max_response_tokens)
 
 
-AGGREGATIONS: dict[str, Aggregation] = {
+AGGREGATIONS: dict[AggregationName, Aggregation] = {
     "token_mean": token_mean,
     "sequence_mean": sequence_mean,
     "constant_length": constant_length,
@@ -140,30 +144,30 @@ AGGREGATIONS: dict[str, Aggregation] = {
 
 
 def kl_estimate(
-    logprobs: Float[Tensor, " tokens"], ref_logprobs: Float[Tensor, " tokens"], kind: KlKind
+    logprobs: Float[Tensor, " tokens"], ref_logprobs: Float[Tensor, " tokens"], estimator: KlEstimator
 ) -> Float[Tensor, " tokens"]:
     """KL(policy || reference) at tokens drawn from the policy, in nats (Schulman, "Approximating KL Divergence", 2020).
 
-    k1 has no bias but is negative at times; k2 is biased, of low variance; k3 has no bias and is never negative.
+    k1 is unbiased, but sometimes negative; k2 is biased, of low variance; k3 is unbiased and never negative.
     """
     log_ratio = ref_logprobs - logprobs
-    if kind == "k1":
+    if estimator == "k1":
         return -log_ratio
-    if kind == "k2":
+    if estimator == "k2":
         return log_ratio**2 / 2
     return log_ratio.exp() - 1 - log_ratio
 
 
 def kl_loss(
-    logprobs: Float[Tensor, " tokens"], ref_logprobs: Float[Tensor, " tokens"], kind: KlKind
+    logprobs: Float[Tensor, " tokens"], ref_logprobs: Float[Tensor, " tokens"], estimator: KlEstimator
 ) -> Float[Tensor, " tokens"]:
-    """The KL of each token as a term of the loss, to be added to a form's (GRPO: Shao 2024, equation 4, takes k3).
+    """The KL of each token, to be added to the losses of a form (GRPO: Shao 2024, equation 4, with k3).
 
     Raises ValueError for k1, whose gradient, grad log p, is zero on average.
     """
-    if kind == "k1":
+    if estimator == "k1":
         raise ValueError("kl estimate k1 in the loss trains nothing: choose k2 or k3, or put the KL in the reward")
-    return kl_estimate(logprobs, ref_logprobs, kind)
+    return kl_estimate(logprobs, ref_logprobs, estimator)
 
 
 def policy_metrics(
@@ -172,7 +176,7 @@ def policy_metrics(
     clipped: Bool[Tensor, " tokens"],
     totals: Counts,
 ) -> dict[str, Tensor]:
-    """Shares of `clip_fraction` and of `approx_kl`, k3 of KL(old policy || policy) in nats a token."""
+    """Shares of `clip_fraction`, and of `approx_kl`: KL(old policy || policy) by k3, in nats per token."""
     kl = kl_estimate(old_logprobs, logprobs.detach(), "k3")
     return {"clip_fraction": clipped.sum() / totals["tokens"], "approx_kl": kl.sum() / totals["tokens"]}
 
@@ -184,10 +188,10 @@ def value_loss(
     clip_range: float | None,
     totals: Counts,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The share of half the squared error, a mean over tokens, with shares of `value_loss` and `value_clip_fraction`.
+    """The share of half the mean squared error over tokens; metrics `value_loss` and `value_clip_fraction`.
 
-    A value that has moved by more than `clip_range` (None: off) from old_values, towards its return, has no gradient
-    (Huang 2022, "The 37 Implementation Details of PPO", detail 9).
+    A value that has moved by more than `clip_range` (None: off) from its old value, towards its return, gets no
+    gradient (Huang 2022, "The 37 Implementation Details of PPO", detail 9).
     """
     errors = (values - returns) ** 2
     clipped = torch.zeros_like(errors, dtype=torch.bool)
@@ -203,14 +207,14 @@ def value_loss(
 def entropy_bonus(
     entropies: Float[Tensor, " tokens"], entropy_coef: float, totals: Counts
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The share of -entropy_coef * mean entropy (Schulman 2017, equation 9), with the share of `entropy` in nats."""
+    """The share of -entropy_coef * mean entropy (Schulman 2017, equation 9); metric `entropy`, nats per token."""
     share = entropies.sum() / totals["tokens"]
     return -entropy_coef * share, {"entropy": share.detach()}
 
 
 def _clipped_surrogate(
-    ratio: Float[Tensor, " tokens"], advantages: Float[Tensor, " tokens"], clip_low: float, clip_high: float
+    ratios: Float[Tensor, " tokens"], advantages: Float[Tensor, " tokens"], clip_low: float, clip_high: float
 ) -> PolicyTerms:
-    plain = ratio * advantages
-    bounded = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    plain = ratios * advantages
+    bounded = ratios.clamp(1 - clip_low, 1 + clip_high) * advantages
     return PolicyTerms(-torch.minimum(plain, bounded), bounded < plain)

@@ -1,26 +1,30 @@
-"""What preferences say about a model, in one number a pair: reward modelling, DPO and its kin.
+"""Losses over preferences: reward modelling, DPO and variants over pairs, KTO over single answers.
 
-Logprobs are sums over the tokens of an answer, lengths count those tokens. Each function gives the losses of pairs;
-the objective weighs them and divides by the pairs of the step. With r = log p(answer) - log p_ref(answer),
+Logprobs are sums over the tokens of an answer, in nats; lengths count those tokens. Each function gives the loss of
+each pair; the objective weights them and divides by the pairs of the step. With r = log p(answer) - log p_ref(answer),
 
 dpo = -log sigmoid(beta * (r_chosen - r_rejected))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from llmtrain.config.rl import PreferenceLossName
+from llmtrain.protocols import Array
+
+Margins = TypeVar("Margins", Tensor, Array)
+
 
 @dataclass(frozen=True)
 class PairLogprobs:
-    """The answers of the pairs of a microbatch under the policy, and under the reference where the loss needs it."""
+    """Logprobs of the answers of pairs under the policy, and under the reference if the loss needs it."""
 
     chosen: Float[Tensor, " pairs"]
     rejected: Float[Tensor, " pairs"]
@@ -32,15 +36,15 @@ class PairLogprobs:
 
 @dataclass(frozen=True)
 class PreferenceOptions:
-    """What shapes the losses; each paper has its own `beta`, so it has no default."""
+    """The parameters of the losses over pairs. `config.rl.PREFERENCE_LOSSES` has each paper's defaults."""
 
     beta: float  # IPO's tau, ORPO's lambda
-    label_smoothing: float = 0.0  # the share of pairs thought to be labelled the wrong way round (cDPO)
-    gamma: float = 0.0  # by how much the chosen is to be better (SimPO)
+    label_smoothing: float = 0.0  # fraction of pairs assumed to have swapped labels (cDPO)
+    gamma: float = 0.0  # target margin (SimPO)
 
 
 class PreferenceLoss(NamedTuple):
-    """Losses of pairs, and the rewards that they imply; these are not differentiable."""
+    """The loss of each pair, differentiable, and the implied rewards of its answers, detached."""
 
     losses: Float[Tensor, " pairs"]
     chosen_rewards: Float[Tensor, " pairs"]
@@ -72,7 +76,7 @@ def dpo(pairs: PairLogprobs, options: PreferenceOptions) -> PreferenceLoss:
 
 
 def cdpo(pairs: PairLogprobs, options: PreferenceOptions) -> PreferenceLoss:
-    """DPO where a share `label_smoothing` of the labels is wrong (Mitchell 2023, conservative DPO)."""
+    """DPO with a fraction `label_smoothing` of the labels swapped (conservative DPO: Mitchell 2023)."""
     chosen, rejected = _log_ratios(pairs)
     logits = options.beta * (chosen - rejected)
     smoothing = options.label_smoothing
@@ -81,9 +85,9 @@ def cdpo(pairs: PairLogprobs, options: PreferenceOptions) -> PreferenceLoss:
 
 
 def ipo(pairs: PairLogprobs, options: PreferenceOptions) -> PreferenceLoss:
-    """The squared distance of the log ratios' difference to 1 / (2 beta) (Azar 2023, equation 17).
+    """The squared distance of the difference of log ratios from 1 / (2 beta) (Azar 2023, equation 17).
 
-    Log ratios are means over tokens, as in the paper's own experiments (TRL has that from its authors).
+    Log ratios are means over tokens, as in the paper's experiments (which TRL learned from the authors).
     """
     chosen, rejected = _log_ratios(pairs)
     difference = chosen / pairs.chosen_lengths - rejected / pairs.rejected_lengths
@@ -91,10 +95,9 @@ def ipo(pairs: PairLogprobs, options: PreferenceOptions) -> PreferenceLoss:
 
 
 def orpo(pairs: PairLogprobs, options: PreferenceOptions) -> PreferenceLoss:
-    """The chosen answer's negative log-likelihood a token, and beta times the odds ratio's loss (Hong 2024, 6 and 7).
+    """The chosen answer's negative log-likelihood per token plus beta * odds ratio loss (Hong 2024, equations 6, 7).
 
-    Odds are those of the mean logprob of a token. No reference. TRL's likelihood takes in the prompt; the paper's
-    does not.
+    Odds are of the mean logprob per token. No reference. TRL's likelihood includes the prompt; the paper's does not.
     """
     chosen, rejected = _mean_logprobs(pairs)
     losses = -chosen - options.beta * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
@@ -102,52 +105,50 @@ def orpo(pairs: PairLogprobs, options: PreferenceOptions) -> PreferenceLoss:
 
 
 def simpo(pairs: PairLogprobs, options: PreferenceOptions) -> PreferenceLoss:
-    """A margin `gamma` between mean logprobs a token, without a reference (Meng 2024, equation 6)."""
+    """A margin `gamma` between mean logprobs per token, without a reference (Meng 2024, equation 6)."""
     chosen, rejected = _mean_logprobs(pairs)
     losses = -logsigmoid(options.beta * (chosen - rejected) - options.gamma)
     return _rewarded(losses, options.beta, chosen, rejected)
 
 
-PREFERENCE_LOSSES: dict[str, Callable[[PairLogprobs, PreferenceOptions], PreferenceLoss]] = {
+class PairLoss(Protocol):
+    """A loss over pairs."""
+
+    def __call__(self, pairs: PairLogprobs, options: PreferenceOptions) -> PreferenceLoss: ...
+
+
+PAIR_LOSS_FUNCTIONS: dict[PreferenceLossName, PairLoss] = {
     "dpo": dpo,
     "cdpo": cdpo,
     "ipo": ipo,
     "orpo": orpo,
     "simpo": simpo,
 }
-
-PAPER_OPTIONS: dict[str, PreferenceOptions] = {
-    "dpo": PreferenceOptions(beta=0.1),  # Rafailov 2023, appendix B
-    "cdpo": PreferenceOptions(beta=0.1),  # DPO's
-    "ipo": PreferenceOptions(beta=0.1),  # Azar 2023, the smallest of the three it tries
-    "orpo": PreferenceOptions(beta=0.1),  # Hong 2024, as for Mistral
-    "simpo": PreferenceOptions(beta=2.0, gamma=1.0),  # Meng 2024, as for Llama 3 Base
-    "kto": PreferenceOptions(beta=0.1),  # Ethayarajh 2024
-}
-"""What a loss takes where the configuration says nothing, from its paper."""
-
-REFERENCE_FREE = frozenset({"orpo", "simpo"})
-"""Losses that need no reference logprobs."""
+"""The function of each loss over pairs; `config.rl.PREFERENCE_LOSSES` has what the configuration knows of it."""
 
 
 def kto(
-    logprobs: Float[Tensor, " samples"],
-    ref_logprobs: Float[Tensor, " samples"],
+    log_ratios: Float[Tensor, " samples"],
     desirable: Bool[Tensor, " samples"],
     kl: Float[Tensor, ""],
+    *,
     beta: float,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> tuple[Float[Tensor, " samples"], Float[Tensor, " samples"]]:
-    """Losses and implied rewards of answers that are labelled one by one (Ethayarajh 2024, section 4).
+    """Losses and implied rewards of single labelled answers (Ethayarajh 2024, section 4).
 
-    `kl`, in nats a response and without gradient, is the mean log ratio over prompts with answers of other prompts,
-    of the whole step, and zero where that is negative.
+    `log_ratios`: log p(answer) - log p_ref(answer). `kl`, in nats per answer and without gradient: the mean log ratio
+    of prompts with answers to other prompts, over the whole step, at least 0.
     """
-    log_ratios = logprobs - ref_logprobs
     better = torch.where(desirable, log_ratios - kl, kl - log_ratios)
     weights = torch.where(desirable, desirable_weight, undesirable_weight).to(better.dtype)
     return weights * (1 - torch.sigmoid(beta * better)), (beta * log_ratios).detach()
+
+
+def correctness(margins: Margins) -> Margins:
+    """1 for a pair that is ranked right (a margin above 0), 0 for one that is not, 1/2 for a tie."""
+    return (margins > 0) + (margins == 0) / 2
 
 
 def _log_ratios(pairs: PairLogprobs) -> tuple[Tensor, Tensor]:
@@ -164,6 +165,6 @@ def _rewarded(losses: Tensor, beta: float, chosen: Tensor, rejected: Tensor) -> 
 
 
 def _log_odds(logprobs: Tensor) -> Tensor:
-    """log p / (1 - p); the next smaller number stands for a p of one, whose odds have no logarithm."""
+    """log p / (1 - p), of the next smaller p if p is 1, whose odds are infinite."""
     logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
     return logprobs - torch.log(-torch.expm1(logprobs))

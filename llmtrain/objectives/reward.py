@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from llmtrain.batch import PreferencePairs
-from llmtrain.objectives.preference_losses import bradley_terry
+from llmtrain.objectives.preference_losses import bradley_terry, correctness
 from llmtrain.protocols import Counts, Metrics
 
 
@@ -18,15 +18,15 @@ from llmtrain.protocols import Counts, Metrics
 class PairwiseReward:
     """Bradley-Terry over the pairs of a step; the model gives a score for each segment."""
 
-    margin: bool = False  # demand the margins of the rows
+    margin: bool = False  # require the margins of the rows
     centering: float = 0.0
 
     def counts(self, batch: PreferencePairs) -> Counts:
-        """Tokens that are read, and comparisons: a ranking's pairs are one together."""
+        """Tokens that are read, and comparisons: all pairs of one ranking are one comparison."""
         return {"tokens": batch.num_tokens, "pairs": float(batch.weights.sum())}
 
     def loss(self, model: nn.Module, batch: PreferencePairs, totals: Counts) -> tuple[Tensor, Metrics]:
-        """The batch's share of the mean over all comparisons of the step; of accuracy, a tie counts half."""
+        """The batch's share of the mean over all comparisons of the step; a tie is half right."""
         scores = model(batch)  # (segments,)
         chosen, rejected = scores[::2], scores[1::2]
         losses = bradley_terry(
@@ -34,7 +34,7 @@ class PairwiseReward:
         )
         share = losses.sum() / totals["pairs"]
         margins = (chosen - rejected).detach()
-        num_right = (batch.weights * ((margins > 0) + (margins == 0) / 2)).sum()
+        num_right = (batch.weights * correctness(margins)).sum()
         return share, {
             "loss": share.detach(),
             "accuracy": num_right / totals["pairs"],

@@ -6,13 +6,13 @@ trunk of its own has only its own adapter. With all weights each role is a model
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from torch import nn
+from transformers import PreTrainedModel
 
 from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.config.sections import ChatDataConfig
@@ -21,35 +21,48 @@ from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.generation import HeldOutScore
-from llmtrain.models.adapters.lora import adapter_report, base_fingerprint
-from llmtrain.models.flops import flops_per_token
-from llmtrain.models.folders.model import ExportSpec
-from llmtrain.models.load import hub_commit, load_pretrained, resolve_model
-from llmtrain.models.wrappers.critic_init import CriticStart
-from llmtrain.models.wrappers.roles import build_roles
+from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
+from llmtrain.models.cpu.layers import fuse_layers
+from llmtrain.models.cpu.lora import fuse_adapters
+from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.folders.open import model_folder
+from llmtrain.models.folders.reward import load_reward_model
+from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
+from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.critic_init import start_as_reward
 from llmtrain.objectives.policy import PolicyObjective
-from llmtrain.recipes.trainer import open_training, train
-from llmtrain.rewards.model import reward_model_path, reward_model_term
-from llmtrain.rewards.score import Scores, Term, load_terms, named_apart, score, term_weight
-from llmtrain.rollout.local.generate import Generated
-from llmtrain.rollout.local.sampling import Sampling
-from llmtrain.rollout.sample_log import SampleLog
-from llmtrain.rollout.source import Roles, RolloutSource
+from llmtrain.protocols import Role
+from llmtrain.recipes.trainer import open_training, train, with_loss_here
+from llmtrain.rewards.model import model_reward, reward_model_path
+from llmtrain.rewards.score import (
+    WeightedReward,
+    load_rewards,
+    reward_weight,
+    score_responses,
+    with_unique_names,
+)
+from llmtrain.rollout.engine import Sampling
+from llmtrain.rollout.experience import Roles
+from llmtrain.rollout.local.generator import LocalGenerator
+from llmtrain.rollout.sample import Sampler
+from llmtrain.rollout.sample_log import SampleLog, gather_rows, readable
+from llmtrain.rollout.source import RolloutSource
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
-from llmtrain.system.precision import export_dtype
+from llmtrain.system.device import fuses_layers
 from llmtrain.train.guard import StopSignal
-from llmtrain.train.optim import OPTIMIZER_BYTES
 from llmtrain.train.runtime import Runtime
 
 
 def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
     """Build the parts, run the loop, export the policy."""
     folder, runtime = open_training(config)
-    rollout, source_model, has_adapter = config.rollout, resolve_model(config.model), config.adapter.kind != "none"
-    terms = computed_rewards(config)
+    rollout, path, has_adapter = config.rollout, resolved_path(config.model.path), config.adapter.kind != "none"
+    rewards = computed_rewards(config)
     rendered = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
-    chat = open_chat_tokenizer(source_model, config.tokenizer, rendered, source_model.path)
+    chat = open_chat_tokenizer(config.model, config.tokenizer, rendered, path)
     prompts = load_prompts(config.data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
     weights = [source.weight for source in config.data.train if source.weight is not None]
     order = SampleOrder([len(source) for source in prompts.train], weights or None, config.run.seed)
@@ -59,16 +72,13 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         return prompts.train[source][index]
 
     model = load_pretrained(
-        source_model.model_copy(update={"dropout": 0.0}),  # or the first ratio would not be 1
+        config.model.model_copy(update={"dropout": 0.0}),  # or the first ratio would not be 1
         chat.tokenizer,
         max_seq_len=config.data.max_seq_len,
         new_token_ids=chat.new_token_ids,
     )
-    start, shards = critic_start(config), runtime.shards_parameters
-    roles = build_roles(config, model, chat.new_token_ids, start, runtime, shards_parameters=shards)
-    module = roles.module
-    runtime.say(f"{roles.description}; {adapter_report(module, OPTIMIZER_BYTES[config.optim.name])}")
-    terms += reward_models(config, model if has_adapter and not shards else None, runtime)
+    module, reference, parameters = build_roles(config, model, chat.new_token_ids, runtime)
+    rewards += reward_models(config, model if has_adapter and not runtime.shards_parameters else None, runtime)
     fingerprint = base_fingerprint(model) if has_adapter else None
     sampling = Sampling(
         max_new_tokens=rollout.max_new_tokens,
@@ -78,42 +88,46 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         stop_ids=chat.encoder.end_of_turn_ids,
         seed=config.run.seed,
     )
-    scored = partial(score_responses, terms, chat.tokenizer)
+    scored = partial(score_responses, rewards, chat.tokenizer)
     stop, samples = StopSignal(), SampleLog(folder / "samples.jsonl", runtime.say)
 
     def is_stopped() -> bool:
         return stop.requested is not None
 
     def record(number: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        told = of_all_ranks([readable(row, chat.tokenizer) for row in rows], runtime)
+        gathered = gather_rows([readable(row, chat.tokenizer) for row in rows], runtime)
         if runtime.is_main:
-            samples.write(number, told)
+            samples.write(number, gathered)
 
     assert config.train.steps is not None
+    value_head = module.trunk_head if rollout.old_logprobs == "sampler" else None
+    generator = LocalGenerator(model, runtime, is_stopped, value_head)
     source = RolloutSource(
-        Roles(model, module, roles.reference),
-        prompt_at,
-        scored,
+        Roles(module, reference, split_critic=module.critic is not None and runtime.takes_partial_losses),
+        Sampler(
+            generator=generator,
+            prompt_at=prompt_at,
+            score=scored,
+            sampling=sampling,
+            config=rollout,
+            ranks=runtime,
+        ),
         config.policy,
-        rollout,
-        sampling,
         num_steps=config.train.steps,
         microbatch_tokens=config.train.microbatch_tokens,
-        ranks=runtime,
-        should_stop=is_stopped,
         record=record,
-        say=runtime.say,
-        critic_apart=module.critic is not None and runtime.takes_partial_losses,
+        report=runtime.say,
     )
     held_out = prompts.eval
     if rollout.eval_prompts is not None:
         held_out = sorted(held_out, key=Prompt.digest)[: rollout.eval_prompts]
-    evaluate = HeldOutScore(held_out, model, scored, sampling, runtime, is_stopped) if held_out else None
+    evaluate = HeldOutScore(held_out, generator, scored, sampling, runtime) if held_out else None
     trained = train(
         config,
         folder,
         runtime,
         module,
+        parameters,
         objective=PolicyObjective(config.policy, rollout.max_new_tokens),
         source=source,
         num_steps=config.train.steps,
@@ -131,75 +145,91 @@ def run_policy_stage(config: PolicyStageConfig, *, last: bool = True) -> None:
         account = {"steps": trained.progress.step, "tokens_trained": trained.progress.tokens}
         record_ledger(folder, prompts.ledger.to_dict(), account)
         if trained.checkpoint is not None:
-            spec = ExportSpec(
-                model.config,
-                chat.tokenizer,
-                dtype=export_dtype(config.train.precision),
+            exported = export_tuned(
+                folder,
+                config,
+                trained.checkpoint,
+                shape=model.config,
+                tokenizer=chat.tokenizer,
                 stop_ids=chat.encoder.end_of_turn_ids,
-                trust_remote_code=config.model.trust_remote_code,
+                fingerprint=fingerprint,
             )
-            exported = export_tuned(folder, config, trained.checkpoint, spec, fingerprint)
             runtime.say(f"{trained.outcome}: {exported}")
             mark_finished(folder, config)
     runtime.finish(leave=last or trained.checkpoint is None)
 
 
-def computed_rewards(config: PolicyStageConfig) -> list[Term]:
+def computed_rewards(config: PolicyStageConfig) -> list[WeightedReward]:
     """The rewards of the sum that are no models. Raises ValueError for one that cannot be used."""
     if not config.rollout.rewards:
         raise ValueError("rollout.rewards names no reward")
-    return load_terms(config.rollout.rewards)
+    return load_rewards(config.rollout.rewards)
 
 
-def reward_models(config: PolicyStageConfig, base: PreTrainedModel | None, runtime: Runtime) -> list[Term]:
+def reward_models(config: PolicyStageConfig, base: PreTrainedModel | None, runtime: Runtime) -> list[WeightedReward]:
     """The trained models of the sum, on the policy's base where it is theirs; ValueError for one that is not there."""
     max_tokens, refuses = config.train.microbatch_tokens, config.rollout.on_weak_reward == "refuse"
-    return named_apart(
+    return with_unique_names(
         [
-            reward_model_term(spec, place, runtime.device, max_tokens, runtime.say, base, refuses_weak=refuses)
+            model_reward(spec, place, runtime.device, max_tokens, runtime.say, base, refuses_weak=refuses)
             for place, spec in config.rollout.reward_models().items()
         ]
     )
 
 
-def critic_start(config: PolicyStageConfig) -> CriticStart | None:
-    """The reward model that the critic starts as; None: at zero. Raises ValueError if a reward names no folder."""
-    given, key = config.policy.critic_init, f"policy.critic_init={config.policy.critic_init}"
-    if given == "zero" or config.policy.advantage != "gae":
-        return None
-    if given != "reward":
-        return CriticStart(given, 1.0, key)
-    ((place, spec),) = config.rollout.reward_models().items()
-    return CriticStart(reward_model_path(spec, place), term_weight(spec, place), key)
+def build_roles(
+    config: PolicyStageConfig, model: PreTrainedModel, new_token_ids: Sequence[int], runtime: Runtime
+) -> tuple[ActorCritic, ActorCritic | None, dict[Role, list[nn.Parameter]]]:
+    """Policy and critic as one module, the reference, and what is trained by role; says what was chosen."""
+    policy, has_adapter = config.policy, config.adapter.kind != "none"
+    fuses = fuses_layers(runtime.device) and not runtime.shards_parameters
+    if fuses:
+        fuse_layers(model)
+    has_critic = policy.has_critic
+    reference_model: PreTrainedModel | None = None
+    critic_model: PreTrainedModel | None = None
+    if policy.kl_coef > 0:
+        reference_model = shared_copy(model) if has_adapter else frozen_copy(model)
+    if has_critic and policy.critic == "separate":
+        critic_model = shared_copy(model) if has_adapter else copy.deepcopy(model)
+    for trained in (model, critic_model):
+        if has_adapter and trained is not None:
+            add_adapter(trained, config.adapter, new_token_ids, config.run.seed)
+            if fuses:
+                fuse_adapters(trained)
+    checked = with_loss_here(config, model, runtime)
+    width = model.config.get_text_config().hidden_size
+    head = ValueHead(width).to(runtime.device) if has_critic else None
+    trunk = None if critic_model is None else critic_model.base_model.to(runtime.device)
+    if head is not None and policy.critic_init != "zero":
+        runtime.say(start_critic(config, head, trunk))
+    module = ActorCritic(
+        checked, config.rollout.temperature, head, trunk, trains_entropy=config.policy.entropy_coef > 0
+    )
+    reference = None
+    if reference_model is not None:
+        nn.Module.to(reference_model, runtime.device)
+        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.own_logits)
+        reference = ActorCritic(reference_loss, config.rollout.temperature, trains_entropy=False)
+        reference.requires_grad_(False).eval()
+    parameters = parameters_by_role(model)
+    of_critic = [*(head.parameters() if head is not None else ()), *(trunk.parameters() if trunk is not None else ())]
+    mine = {id(parameter) for group in parameters.values() for parameter in group}
+    parameters["critic"] = [p for p in of_critic if p.requires_grad and id(p) not in mine]
+    roles = ["policy with a value head" if has_critic and trunk is None else "policy"]
+    roles += ["critic with a trunk of its own"] if trunk is not None else []
+    roles += [f"reference on {'the same base' if has_adapter else 'a copy of the weights'}"] if reference else []
+    runtime.say(f"{', '.join(roles)}; {adapter_report(module)}")
+    return module, reference, parameters
 
 
-def score_responses(
-    terms: Sequence[Term],
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Generated],
-    sample_ids: Sequence[int],
-) -> Scores:
-    """What the rewards say of each response, as text. Raises ValueError naming the sample at fault."""
-    texts = [response_text(response, tokenizer) for response in responses]
-    given: list[Any] = [prompt.messages for prompt in prompts]
-    return score(terms, given, texts, [prompt.row for prompt in prompts], sample_ids)
-
-
-def response_text(response: Generated, tokenizer: PreTrainedTokenizerFast) -> str:
-    """A response without the token that stopped it; special tokens within it are shown, so that none goes unseen."""
-    ids = response.response_ids[:-1] if response.stopped else response.response_ids
-    return str(tokenizer.decode(ids, skip_special_tokens=False))
-
-
-def readable(sample: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """A sample as `samples.jsonl` holds it."""
-    prompt, response = sample["prompt"], sample["response"]
-    return {**sample, "prompt": prompt.messages, "response": response_text(response, tokenizer)}
-
-
-def of_all_ranks(rows: Sequence[Mapping[str, Any]], runtime: Runtime) -> list[dict[str, Any]]:
-    """The samples of every rank in the order of their numbers, on the main process; none on the others. Collective."""
-    coded = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
-    parts = [json.loads(part.numpy().tobytes()) for part in runtime.gather_to_main(coded)]
-    return sorted((row for part in parts for row in part), key=lambda row: int(row["sample"]))
+def start_critic(config: PolicyStageConfig, head: ValueHead, trunk: nn.Module | None) -> str:
+    """Let a critic start as a reward model, and say so. Raises ValueError where they do not fit."""
+    given, weight = config.policy.critic_init, 1.0
+    path = given
+    if given == "reward":
+        ((place, spec),) = config.rollout.reward_models().items()
+        path, weight = reward_model_path(spec, place), reward_weight(spec, place)
+    reward, _ = load_reward_model(model_folder(path))
+    start_as_reward(head, trunk, reward, weight, f"policy.critic_init={given}")
+    return f"the critic{' and its trunk start' if trunk is not None else ' starts'} as the reward model {path}"

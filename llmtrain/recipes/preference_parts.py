@@ -5,32 +5,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from llmtrain.batch import JudgedAnswers
+from llmtrain.batch import LabelledAnswers
 from llmtrain.config.recipes import PreferenceStageConfig
+from llmtrain.config.rl import PREFERENCE_LOSSES
 from llmtrain.data.loader.batches import StoredBatches
 from llmtrain.data.loader.plan import DataPlan, plan_data
-from llmtrain.data.packing.answers import collate_answers, desirable_answers, pack_answers
-from llmtrain.data.packing.documents import BestFitPacking
-from llmtrain.data.packing.pairs import collate_pairs, pack_pairs
-from llmtrain.data.store.build import Stores
+from llmtrain.data.packing.answers import AnswerPacking, collate_answers
+from llmtrain.data.packing.documents import Packing
+from llmtrain.data.packing.pairs import PairPacking, collate_pairs
+from llmtrain.data.store.text_stores import Stores
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.eval.implied_rewards import HeldOutPreferences
 from llmtrain.eval.kto import HeldOutAnswers
-from llmtrain.objectives.kto import KlBatches
-from llmtrain.objectives.preference import JudgedPreference, PairwisePreference, preference_options
-from llmtrain.objectives.preference_losses import REFERENCE_FREE
-from llmtrain.protocols import Array, BatchSource, Evaluate, Objective
+from llmtrain.eval.reference_logprobs import Reference
+from llmtrain.objectives.kto import KlBatches, KtoObjective
+from llmtrain.objectives.preference import PairwisePreference
+from llmtrain.objectives.preference_losses import PreferenceOptions
+from llmtrain.protocols import BatchSource, Evaluate, Objective
 from llmtrain.train.runtime import Runtime
-
-Ask = Callable[..., Array]
-"""(packs, collate, reads=) -> the reference's logprobs of their answers: `reference_logprobs`, the model bound."""
 
 
 @dataclass(frozen=True)
@@ -44,64 +43,77 @@ class Parts:
     evaluate: Evaluate
 
 
-def pair_parts(config: PreferenceStageConfig, stores: Stores, shared: bool, ask: Ask, runtime: Runtime) -> Parts:
+def pair_parts(
+    config: PreferenceStageConfig, stores: Stores, shared: bool, reference: Reference, runtime: Runtime
+) -> Parts:
     """The parts of a loss that compares the answers of a pair; `shared`: a pack holds their prompt once."""
 
-    def packed(store: TokenStore) -> BestFitPacking:
-        packs = pack_pairs(store, config.data.max_seq_len, share_prompts=shared, answers_only=True)
-        if config.preference.loss in REFERENCE_FREE:
+    def packed(store: TokenStore) -> PairPacking:
+        packs = PairPacking(store, config.data.max_seq_len, share_prompts=shared, answers_only=True)
+        if not PREFERENCE_LOSSES[config.preference.loss].needs_reference:
             return packs
-        return replace(packs, ref_logprobs=ask(packs, collate_pairs, reads="answers"))
+        return replace(packs, ref_logprobs=reference.logprobs(packs, collate_pairs, reads="answers"))
 
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
-    plan = plan_data(config, train_packs, eval_packs, runtime)
-    rank, world_size = runtime.rank, runtime.world_size
-    objective = PairwisePreference(config.preference.loss, preference_options(config.preference))
-    stored = plan.batches(collate_pairs, runtime)
-    evaluate = HeldOutPreferences(plan, rank, world_size, runtime.device, runtime.gather_floats, objective)
+    plan = _planned(config, train_packs, eval_packs, runtime)
+    objective = PairwisePreference(config.preference.loss, PreferenceOptions(**config.preference.options()))
+    stored = plan.batches_by(collate_pairs, runtime.rank, runtime.world_size)
+    evaluate = HeldOutPreferences(plan, runtime, objective)
     return Parts(plan, stored, stored, objective, evaluate)
 
 
-def answer_parts(config: PreferenceStageConfig, stores: Stores, module: nn.Module, ask: Ask, runtime: Runtime) -> Parts:
+def answer_parts(
+    config: PreferenceStageConfig, stores: Stores, module: nn.Module, reference: Reference, runtime: Runtime
+) -> Parts:
     """The parts of KTO, which judges each answer by itself and needs the KL of each step."""
 
-    def packed(store: TokenStore, *, mismatched: bool = False) -> BestFitPacking:
-        packs = pack_answers(store, config.data.max_seq_len, mismatched=mismatched)
+    def packed(store: TokenStore, *, mismatched: bool = False) -> AnswerPacking:
+        packs = AnswerPacking(store, config.data.max_seq_len, mismatched)
         reads = "mismatched answers" if mismatched else "single answers"
-        return replace(packs, ref_logprobs=ask(packs, collate_answers, reads=reads))
+        return replace(packs, ref_logprobs=reference.logprobs(packs, collate_answers, reads=reads))
 
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
     train_others, eval_others = (
         [packed(store, mismatched=True) for store in split] for split in (stores.train, stores.eval)
     )
-    plan = plan_data(config, train_packs, eval_packs, runtime)
+    plan = _planned(config, train_packs, eval_packs, runtime)
 
-    def in_training(batch: JudgedAnswers) -> JudgedAnswers:
+    def in_training(batch: LabelledAnswers) -> LabelledAnswers:
         places = [(sample_id, *plan.order(sample_id)) for sample_id in batch.sample_ids]
         return collate_answers([(sample_id, train_others[source].pack(index)) for sample_id, source, index in places])
 
-    def held_out(batch: JudgedAnswers) -> JudgedAnswers:
+    def held_out(batch: LabelledAnswers) -> LabelledAnswers:
         places = [(sample_id, *plan.eval_place(sample_id)) for sample_id in batch.sample_ids]
         return collate_answers([(sample_id, eval_others[source].pack(index)) for sample_id, source, index in places])
 
-    runtime.say(_balance(config, stores.train))
-    rank, world_size = runtime.rank, runtime.world_size
-    stored = plan.batches(collate_answers, runtime)
-    objective = JudgedPreference(
-        preference_options(config.preference).beta,
-        config.preference.desirable_weight,
-        config.preference.undesirable_weight,
-    )
-    evaluate = HeldOutAnswers(plan, rank, world_size, runtime.device, runtime.gather_floats, objective, held_out)
+    objective = KtoObjective(**config.preference.options())
+    runtime.say(_balance(objective, train_packs))
+    stored = plan.batches_by(collate_answers, runtime.rank, runtime.world_size)
+    evaluate = HeldOutAnswers(plan, runtime, objective, held_out)
     return Parts(plan, stored, KlBatches(stored, in_training, module, runtime), objective, evaluate)
 
 
-def _balance(config: PreferenceStageConfig, stores: Sequence[TokenStore]) -> str:
+def _planned(
+    config: PreferenceStageConfig, train: Sequence[Packing], held_out: Sequence[Packing], runtime: Runtime
+) -> DataPlan:
+    return plan_data(
+        config.data,
+        config.train,
+        config.eval,
+        train,
+        held_out,
+        eval_bytes=None,
+        seed=config.run.seed,
+        world_size=runtime.world_size,
+    )
+
+
+def _balance(objective: KtoObjective, packs: Sequence[AnswerPacking]) -> str:
     """How many answers of each kind there are, and a warning where their weights leave them far apart."""
-    desirable = np.concatenate([desirable_answers(store) for store in stores])
+    desirable = np.concatenate([each.desirable for each in packs])
     good, bad = int(desirable.sum()), int((~desirable).sum())
     told = f"{good:,} desirable and {bad:,} undesirable answers"
-    ratio = good * config.preference.desirable_weight / max(bad * config.preference.undesirable_weight, 1e-9)
+    ratio = good * objective.desirable_weight / max(bad * objective.undesirable_weight, 1e-9)
     if 1 <= ratio <= 4 / 3:  # Ethayarajh 2024, equation 8
         return told
     return (

@@ -68,7 +68,7 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
         world_size=runtime.world_size,
     )
     source = plan.batches_by(collate_pairs, runtime.rank, runtime.world_size)
-    held_out = HeldOutPairs(plan, runtime.rank, runtime.world_size, runtime.device, runtime.gather_floats)
+    held_out = HeldOutPairs(plan, runtime)
     trained = train(
         config,
         folder,
@@ -108,7 +108,7 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
 def reward_verdict(config: RewardStageConfig, folder: Path, checkpoint: Checkpoint) -> str:
     """Write `reward_card.json` from the evaluation of a checkpoint, and say in one line what it says."""
     sources = [source.path for source in config.data.eval or config.data.train]
-    card = reward_card(folder / "metrics.jsonl", checkpoint.step, sources)
+    card = reward_card(folder, checkpoint.step, sources)
     if card is None:
         return "the reward model is not evaluated: no pairs are held out (data.eval, data.eval_fraction)"
     write_json(folder / REWARD_CARD, card)

@@ -59,7 +59,7 @@ def main(config: SftConfig) -> None:
         world_size=runtime.world_size,
     )
     source = plan.batches(runtime.rank, runtime.world_size)
-    held_out = HeldOut(plan, runtime.rank, runtime.world_size, runtime.device, runtime.sum_floats)
+    held_out = HeldOut(plan, runtime)
     trained = train(
         config,
         folder,

@@ -1,4 +1,4 @@
-"""Rewards that can be computed: functions of (prompts, responses, rows) with keyword settings -> a score a response.
+"""Computed rewards: functions of (prompts, responses, rows) with keyword settings -> one score per response.
 
 `rows` are the data rows of the prompts, so an answer to compare with is a field of its row. REWARDS names the functions
 for a configuration; `score` calls them.
@@ -49,7 +49,7 @@ def exact_match(
     field: str = "answer",
     ignore_case: bool = False,
 ) -> list[float]:
-    """1 where the response is the row's answer, or one of a list of them, apart from white space at the ends."""
+    """1 if the response is the row's answer, or one of a list of answers; white space at the ends does not count."""
 
     def plain(text: str) -> str:
         return text.strip().casefold() if ignore_case else text.strip()
@@ -65,11 +65,11 @@ def exact_match(
 def regex(
     prompts: Sequence[Prompt], responses: Sequence[str], rows: Sequence[Row], *, pattern: str, whole: bool = False
 ) -> list[float]:
-    """1 where the pattern is found in the response, or matches it as a `whole`."""
+    """1 if the pattern is found in the response; with `whole`, if it matches all of it."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
     match = compiled.fullmatch if whole else compiled.search
     return [float(match(response) is not None) for response in responses]
 
@@ -77,10 +77,10 @@ def regex(
 def gsm8k(
     prompts: Sequence[Prompt], responses: Sequence[str], rows: Sequence[Row], *, field: str = "answer"
 ) -> list[float]:
-    """1 where the number that the response ends in is the row's answer.
+    """1 if the final number of the response is that of the row's answer.
 
-    It is the one directly behind #### (Cobbe et al. 2021), else the last of the last box, else the last of all; so in
-    the row, whose answer may be a number, too.
+    The final number follows #### (Cobbe et al. 2021), else it is the last in the last \\boxed{}, else the last of the
+    text: 18 in "9 * 2 = 18", in "so it is \\boxed{18} and not 19", in "#### 18". The row's answer may be a number.
     """
     scores = []
     for response, row in zip(responses, rows, strict=True):
@@ -99,7 +99,7 @@ def json_valid(
     kind: Literal["any", "object", "array"] = "any",
     keys: list[str] | None = None,
 ) -> list[float]:
-    """1 where the response, or what stands in its code block, is JSON of a kind, an object with all `keys`."""
+    """1 if the response, or its first code block, is JSON of the kind; with `keys`, an object that has them all."""
     kinds = {"any": object, "object": dict, "array": list}
     scores = []
     for response in responses:
@@ -116,7 +116,7 @@ def json_valid(
 def max_sentences(
     prompts: Sequence[Prompt], responses: Sequence[str], rows: Sequence[Row], *, limit: int = 1
 ) -> list[float]:
-    """1 where the response has at least one sentence and at most `limit`."""
+    """1 if the response has at least one sentence and at most `limit`."""
     if limit < 1:
         raise ValueError(f"limit {limit}: must be at least 1")
     return [float(1 <= len(sentences(response)) <= limit) for response in responses]
@@ -156,17 +156,17 @@ def code_tests(
     seconds: int = 5,
     memory_mb: int = 512,
 ) -> list[float]:
-    """1 where the response's Python passes every assert of its row (MBPP, Austin et al. 2021), else 0.
+    """1 if the response's Python passes every assert of its row (MBPP, Austin et al. 2021), else 0.
 
-    With `partial` the share of them that hold. The code is the first code block, or the whole response; it runs in
-    `sandbox`, with the standard library alone, for `seconds` of CPU time.
+    With `partial`, the fraction of asserts that pass. The code is the first code block, or the whole response; it runs
+    in `sandbox`, with only the standard library, for at most `seconds` of CPU time.
     """
     limits = Limits(seconds, memory_mb)
     programs = []
     for response, row in zip(responses, rows, strict=True):
         tests = _field(row, field)
         if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
-            raise RowError(f"the row's field {field!r} is no list of tests: {tests!r}")
+            raise RowError(f"the row's field {field!r} is not a list of tests: {tests!r}")
         programs.append((f"{row.get(setup_field) or ''}\n{_fenced(response)}", tests))
     num_passed = [verdict.num_passed for verdict in run_all(programs, limits)]
     shares = [passed / len(tests) for passed, (_, tests) in zip(num_passed, programs, strict=True)]
@@ -182,9 +182,9 @@ def countdown(
     target_field: str = "target",
     all_numbers: bool = True,
 ) -> list[float]:
-    """1 where the response's equation reaches the row's target with the row's numbers, each once, by + - * / alone.
+    """1 if the response's equation reaches the row's target with the row's numbers, each once, and only + - * /.
 
-    It stands in the last <answer>, or in the last line. Without `all_numbers` some may be left out.
+    The equation is the last <answer>, else the last line. Without `all_numbers` some numbers may be unused.
     """
     scores = []
     for response, row in zip(responses, rows, strict=True):
@@ -218,14 +218,14 @@ def _field(row: Row, name: str) -> Any:
 
 
 def _last_number(text: str) -> Decimal | None:
-    """The number that a solution ends in."""
+    """The final number of a solution."""
     boxes = BOXED.findall(text)
     found = MARKED.findall(text) or NUMBER.findall(boxes[-1] if boxes else text)
     return Decimal(found[-1].replace(",", "")) if found else None
 
 
 def _fenced(response: str) -> str:
-    """What the first code block holds, or the whole response where there is none."""
+    """The first code block, else the whole response."""
     block = FENCED.search(response)
     return block[1] if block else response.strip()
 
@@ -241,7 +241,7 @@ def _equation(response: str) -> str:
 
 
 def _value(equation: str, used: list[Fraction]) -> Fraction | None:
-    """What an equation of whole numbers comes to, its numbers appended to `used`; None where it is no such thing."""
+    """The value of an equation of whole numbers, which are appended to `used`; None if it is not one."""
     if len(equation) > MAX_EQUATION_CHARS:
         return None
     try:
@@ -266,4 +266,4 @@ def _evaluate(node: ast.AST, used: list[Fraction]) -> Fraction:
                     return first * second
                 case ast.Div():
                     return first / second
-    raise ValueError("no sum, difference, product or quotient of whole numbers")
+    raise ValueError("not a sum, difference, product or quotient of whole numbers")

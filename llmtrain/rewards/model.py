@@ -1,6 +1,6 @@
 """A trained reward model as one reward of the sum: conversations with their answers -> its scores.
 
-Answers reach it as text, through its own tokenizer and template, so policy and reward model may have different ones.
+It gets answers as text, through its own tokenizer and template, so policy and reward model may have different ones.
 """
 
 from __future__ import annotations
@@ -21,39 +21,40 @@ from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.open import model_folder
 from llmtrain.models.folders.reward import beats_chance, load_reward_model
 from llmtrain.protocols import Report
-from llmtrain.rewards.score import Term, term_weight
+from llmtrain.rewards.score import WeightedReward, reward_weight
 
 
-def reward_model_term(
+def model_reward(
     spec: Mapping[str, Any],
     place: str,
     device: torch.device,
     max_tokens: int,
-    say: Report,
+    report: Report,
     base: PreTrainedModel | None = None,
     *,
     refuses_weak: bool = False,
-) -> Term:
-    """The term of `{name: model, path, weight}`; a model that may be no better than chance is told, or refused.
+) -> WeightedReward:
+    """The reward of `{name: model, path, weight}`; warns of a model that may be no better than chance, or refuses it.
 
-    `base`: a model whose frozen weights it shares where they are the same. Raises ValueError for a setting that is
-    missing or unknown, and for a folder without a reward model.
+    `base`: a model whose equal frozen weights it shares. `max_tokens`: of a batch. Raises ValueError for a missing or
+    unknown setting, and for a folder without a reward model.
     """
     if unknown := sorted(set(spec) - {"name", "path", "weight"}):
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only path and weight")
-    weight, folder = term_weight(spec, place), model_folder(reward_model_path(spec, place))
+    weight, folder = reward_weight(spec, place), model_folder(reward_model_path(spec, place))
     card = folder.parent / REWARD_CARD
     if card.is_file() and not beats_chance(json.loads(card.read_text(encoding="utf-8"))):
         weak = f"{place}: {spec['path']} may be no better than chance, says {card}"
         if refuses_weak:
             raise ValueError(f"{weak}: train a better one, or set rollout.on_weak_reward=warn")
-        say(f"warning: {weak}")
+        report(f"warning: {weak}")
     model, tokenizer = load_reward_model(folder)
     encoder = ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
     model.to(device)
     prepare_layers(model.model, device)
     saved = 0 if base is None else share_equal(model.model, base)
-    say(f"{place}: {spec['path']} scores{f', {saved / 1e6:,.1f} MB of it on the base of the policy' if saved else ''}")
+    shared = f", sharing {saved / 1e6:,.1f} MB with the policy" if saved else ""
+    report(f"{place}: reward model {spec['path']}{shared}")
 
     @torch.no_grad()
     def scores(prompts: Sequence[Any], responses: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -67,11 +68,11 @@ def reward_model_term(
                 found[i] = value
         return found
 
-    return Term(f"model {spec['path']}", weight, scores)
+    return WeightedReward(f"model {spec['path']}", weight, scores)
 
 
 def reward_model_path(spec: Mapping[str, Any], place: str) -> str:
-    """The folder that a reward of the name `model` names. Raises ValueError where it names none."""
+    """The folder of a reward with the name `model`. Raises ValueError if it has none."""
     path = spec.get("path")
     if not isinstance(path, str):
         raise ValueError(f"{place}: name the folder of the reward model, or of its run, in path")
@@ -81,7 +82,7 @@ def reward_model_path(spec: Mapping[str, Any], place: str) -> str:
 def _documents(
     encoder: ChatEncoder, prompts: Sequence[Any], responses: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> list[Encoded]:
-    """Each prompt with its response and the `tools` of its row. Raises BadExample where the template does not fit."""
+    """Each prompt with its response and the `tools` of its row. Raises BadExample if the template does not fit."""
     examples = []
     for number, (prompt, response, row) in enumerate(zip(prompts, responses, rows, strict=True)):
         before = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
@@ -97,7 +98,7 @@ def _documents(
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in batches of at most `max_tokens`, or of one."""
+    """Indices in batches of at most `max_tokens`; a longer document is a batch by itself."""
     batches: list[list[int]] = []
     filled = max_tokens
     for index in order:

@@ -1,11 +1,11 @@
-"""Untrusted Python -> how many of its tests pass: each program in a process of its own, walled in and timed.
+"""Untrusted Python -> how many of its tests pass. Each program runs in its own restricted process, with a time limit.
 
 The process has an empty temporary folder, no environment, limits on CPU time, memory and file size, and is killed with
-its whole group. `sandbox_child` puts up the walls inside it: no file is written outside the folder, no process started,
-no socket opened, no signal sent: by the kernel where it is Linux on x86-64 or ARM (seccomp; Landlock from 5.13 on),
-and everywhere by hooks of the interpreter, which deliberate code can get around. The verdict is trusted as far as the
-program does not search its own interpreter's memory for it. Reading files is not walled. A test holds where its own
-Python says so: `assert f(x) == 3` passes for an object whose `__eq__` is always true.
+its whole process group. Inside it, `sandbox_child` sets up walls: no file is written outside the folder, no process is
+started, no socket opened, no signal sent. On Linux on x86-64 and ARM the kernel enforces this (seccomp; Landlock from
+5.13 on); elsewhere only hooks of the interpreter do, which deliberate code can bypass. Files can be read. The verdict
+can be trusted unless the program searches its interpreter's memory for the token that signs it. A test passes if its
+own Python says so: `assert f(x) == 3` passes for an object whose `__eq__` is always true.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERDICT_BYTES = 4096
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. Raises ValueError for a limit that leaves it nothing."""
+    """What a program may use. Raises ValueError for a limit that is too low to run anything."""
 
     seconds: int = 5  # of CPU time; twice as much and two more by the clock
     memory_mb: int = 512  # of address space, the interpreter's own 30 included
@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a program ended: the tests that held, and the walls it ran in, none where it did not get to the end."""
+    """How a program ended: the tests that passed, and the walls that were up; () if it did not get to the end."""
 
     num_passed: int
     walls: tuple[str, ...]

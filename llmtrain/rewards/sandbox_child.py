@@ -1,7 +1,7 @@
-"""The inside of `sandbox`, run as a script with the standard library alone: walls first, then a program and its tests.
+"""The inside of `sandbox`: a script that needs only the standard library. Sets up walls, then runs a program's tests.
 
-A job comes as JSON on standard input; {token, num_passed, walls} goes to the file descriptor it names. What is refused
-raises PermissionError in the program, so that it fails as any other error does.
+A job comes as JSON on standard input; {token, num_passed, walls} goes to the file descriptor that it names. A forbidden
+action raises PermissionError in the program, like any other error.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ LANDLOCK_WRITES = {1: 0b1_1111_1111_0010, 2: 0b11_1111_1111_0010, 3: 0b111_1111_
 LANDLOCK_TO_FILE = (1 << 1) | (1 << 14)
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Events of the interpreter (its table of audit events) that change files: where their paths stand.
+# Events of the interpreter (its table of audit events) that change files -> the places of paths among their arguments.
 PATH_EVENTS = {
     "os.chflags": (0,),
     "os.chmod": (0,),
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def _num_passed(code: str, tests: list[str]) -> int:
-    """Tests that hold after the code has run; none where it fails."""
+    """The number of tests that pass after the code has run; 0 if the code fails."""
     names: dict[str, Any] = {"__name__": "solution"}
     passed = 0
     try:
@@ -134,7 +134,7 @@ def _kernel_walls(folder: str, job: dict[str, Any]) -> list[str]:
         return []
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a killed training run leaves no program behind
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # dies with the training run that started it
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return []
     walls = []

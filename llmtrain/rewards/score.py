@@ -1,7 +1,7 @@
 """Rewards by name -> the score of each response: a weighted sum, checked number by number.
 
-A reward is one of REWARDS, a function of the user's, or one of TRL's; one that misbehaves is reported in one line with
-the sample it failed on. A trained reward model joins as one more `Term`.
+A reward is one of REWARDS, a function of the user's, one of TRL's, or a trained reward model (`model`). A reward that
+fails is reported in one line, with the sample that it failed on.
 """
 
 from __future__ import annotations
@@ -15,97 +15,134 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedTokenizerFast
 
 from llmtrain.config.rl import is_reward_model
+from llmtrain.data.formats.prompts import Prompt as PromptRow
 from llmtrain.rewards.functions import REWARDS, Prompt, Reward, Row, RowError
 from llmtrain.rewards.user_function import TRL, load_function
 
 EXCERPT_CHARS = 60
 OURS = {"prompts", "responses", "rows"}
-COLUMNS_OF_ITS_OWN = {"prompt", "prompts", "completion", "completions"}  # which TRL fills in itself
+TRL_COLUMNS = {"prompt", "prompts", "completion", "completions"}  # given by the caller, not by the row
 
 
 @dataclass(frozen=True)
-class Term:
+class WeightedReward:
     """One reward of the weighted sum."""
 
-    name: str  # unique among the terms
+    name: str  # unique among the rewards of a sum
     weight: float
-    reward: Reward
+    function: Reward
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The score of each response, and what each term gave it before weighting."""
+    """The score of each response, and what each reward gave it before its weight."""
 
     total: list[float]
-    by_term: dict[str, list[float]]
+    by_reward: dict[str, list[float]]
 
 
-def load_terms(specs: Sequence[str | Mapping[str, Any]], key: str = "rollout.rewards") -> list[Term]:
-    """Terms from a configuration: names, or `{name, weight, SETTING: VALUE, ...}`; a weight is 1 where none is given.
+class Response(Protocol):
+    """A sampled response."""
+
+    @property
+    def response_ids(self) -> Sequence[int]: ...
+    @property
+    def stopped(self) -> bool: ...  # by a stop token, the last of `response_ids`
+
+
+def load_rewards(specs: Sequence[str | Mapping[str, Any]], key: str = "rollout.rewards") -> list[WeightedReward]:
+    """Rewards from a configuration: names, or `{name, weight, SETTING: VALUE, ...}`; the default weight is 1.
 
     A name is one of REWARDS, `FILE.py:FUNCTION` or `trl:FUNCTION`. A function takes (prompts, responses, rows) or, as
-    TRL's do, (prompts, completions, COLUMN, ...); settings are keywords. Trained models are left to who can load them.
-    Raises ValueError, naming the place under `key`, for a name, a weight or a setting that is wrong.
+    TRL's do, (prompts, completions, COLUMN, ...); settings are keywords. Reward models are skipped: `model` loads them.
+    Raises ValueError, naming the place under `key`, for a wrong name, weight or setting.
     """
-    terms: list[Term] = []
+    rewards: list[WeightedReward] = []
     for number, spec in enumerate(specs):
         place = f"{key}[{number}]"
         if is_reward_model(spec):
             continue
         settings = {"name": spec} if isinstance(spec, str) else dict(spec)
-        name, weight = settings.pop("name", None), term_weight(settings, place)
+        name, weight = settings.pop("name", None), reward_weight(settings, place)
         settings.pop("weight", None)
         if not isinstance(name, str):
-            raise ValueError(f"{place}: names no reward: give it a name, one of {', '.join(REWARDS)}")
-        terms.append(Term(name, weight, _load(name, settings, place)))
-    return named_apart(terms)
+            raise ValueError(f"{place}: no name: give it the name of a reward, one of {', '.join(REWARDS)}")
+        rewards.append(WeightedReward(name, weight, _load(name, settings, place)))
+    return with_unique_names(rewards)
 
 
-def term_weight(spec: Mapping[str, Any], place: str) -> float:
-    """The weight of a reward's configuration, 1 where it gives none. Raises ValueError for what is no finite number."""
+def reward_weight(spec: Mapping[str, Any], place: str) -> float:
+    """The weight in a reward's configuration, by default 1. Raises ValueError if it is not a finite number."""
     weight = spec.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise ValueError(f"{place}.weight={weight!r}: must be a finite number")
     return float(weight)
 
 
-def named_apart(terms: Sequence[Term]) -> list[Term]:
-    """Terms whose name came before with their number behind it."""
+def with_unique_names(rewards: Sequence[WeightedReward]) -> list[WeightedReward]:
+    """The rewards, a repeated name with its number: "regex", "regex 2"."""
     seen: Counter[str] = Counter()
-    apart = []
-    for term in terms:
-        seen[term.name] += 1
-        apart.append(term if seen[term.name] == 1 else replace(term, name=f"{term.name} {seen[term.name]}"))
-    return apart
+    renamed = []
+    for reward in rewards:
+        seen[reward.name] += 1
+        number = seen[reward.name]
+        renamed.append(reward if number == 1 else replace(reward, name=f"{reward.name} {number}"))
+    return renamed
+
+
+def score_responses(
+    rewards: Sequence[WeightedReward],
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[PromptRow],
+    responses: Sequence[Response],
+    sample_ids: Sequence[int],
+) -> Scores:
+    """The scores of sampled responses, as text. Raises ValueError naming the sample at fault."""
+    texts = [response_text(response, tokenizer) for response in responses]
+    messages: list[Prompt] = [prompt.messages for prompt in prompts]
+    return score(rewards, messages, texts, [prompt.row for prompt in prompts], sample_ids)
+
+
+def response_text(response: Response, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The text of a response without its stop token; other special tokens are shown, so that none goes unnoticed.
+
+    "yes<|im_start|>user more<|im_end|>", stopped by <|im_end|>, is "yes<|im_start|>user more".
+    """
+    ids = list(response.response_ids)[: -1 if response.stopped else None]
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def score(
-    terms: Sequence[Term],
+    rewards: Sequence[WeightedReward],
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     rows: Sequence[Row],
     sample_ids: Sequence[int],
 ) -> Scores:
-    """The scores of responses to prompts from data rows; the sample ids are for messages.
+    """The scores of responses to prompts from data rows; sample ids are for error messages.
 
-    Rewards are not asked about no response. Some functions with TRL's signature want tokens: a field `completion_ids`
-    of each row, as any other column. Raises ValueError, one line with the reward and the sample, where a reward raises,
-    or returns anything but a finite number for each response.
+    Without responses no reward is called. Some functions with TRL's signature take tokens: they get a field
+    `completion_ids` of the rows, like any other column. Raises ValueError, one line with the reward and the sample, if
+    a reward raises, or returns anything but a finite number for each response.
     """
-    assert len({term.name for term in terms}) == len(terms), f"terms of one name: {[term.name for term in terms]}"
-    by_term = {term.name: _scores_of(term, prompts, responses, rows, sample_ids) if responses else [] for term in terms}
-    total = [sum(term.weight * by_term[term.name][i] for term in terms) for i in range(len(responses))]
-    return Scores(total, by_term)
+    names = [reward.name for reward in rewards]
+    assert len(set(names)) == len(names), f"rewards of one name: {names}"
+    by_reward: dict[str, list[float]] = {name: [] for name in names}
+    if responses:
+        by_reward = {reward.name: _scores_of(reward, prompts, responses, rows, sample_ids) for reward in rewards}
+    total = [sum(reward.weight * by_reward[reward.name][i] for reward in rewards) for i in range(len(responses))]
+    return Scores(total, by_reward)
 
 
-def several(by_term: Mapping[str, list[float]]) -> Mapping[str, list[float]]:
-    """What to tell of the terms of a sum: nothing where there is one, whose scores are the total but for its weight."""
-    return by_term if len(by_term) > 1 else {}
+def logged_rewards(by_reward: Mapping[str, list[float]]) -> Mapping[str, list[float]]:
+    """The rewards that are logged one by one: all of several; none if there is one, which is the total."""
+    return by_reward if len(by_reward) > 1 else {}
 
 
 def _load(name: str, settings: dict[str, Any], place: str) -> Reward:
@@ -113,7 +150,7 @@ def _load(name: str, settings: dict[str, Any], place: str) -> Reward:
         function = REWARDS[name]
         _check_settings(name, function, settings, place)
         try:
-            function([], [], [], **settings)  # so that a wrong value is found before the first rollout
+            function([], [], [], **settings)  # finds a wrong value before the first rollout
         except ValueError as error:
             raise ValueError(f"{place} ({name}): {error}") from None
         return partial(function, **settings)
@@ -123,7 +160,7 @@ def _load(name: str, settings: dict[str, Any], place: str) -> Reward:
         )
     function, settings = load_function(name, place, settings)
     if inspect.iscoroutinefunction(function):
-        raise ValueError(f"{place}: {name} is a coroutine, which a reward cannot be: let it return its scores")
+        raise ValueError(f"{place}: {name} is a coroutine: a reward must be a plain function that returns its scores")
     parameters = inspect.signature(function).parameters.values()
     names = {parameter.name for parameter in parameters}
     if unknown := sorted(set(settings) - names):
@@ -167,7 +204,7 @@ def _call_ours(
     function: Callable[..., Any],
     settings: Mapping[str, Any],
 ) -> Any:
-    """A function of the user's, with copies that it may change."""
+    """Call a function of the user's with copies, which it may change."""
     return function(copy.deepcopy(list(prompts)), list(responses), copy.deepcopy(list(rows)), **settings)
 
 
@@ -181,16 +218,16 @@ def _call_as_trl(
     wanted: frozenset[str] | None,
     always_messages: bool,
 ) -> Any:
-    """A function with the signature of TRL's trainers: completions, and each field of the rows as a list.
+    """Call a function with the signature of TRL's rewards: completions, and each field of the rows as a list.
 
-    A completion is a text where its prompt is one, else a list of one message, which TRL's own rewards always take.
+    A completion is a text if its prompt is one, else a list of one message. TRL's own rewards always take messages.
     """
     completions = [
         response if isinstance(prompt, str) and not always_messages else [{"role": "assistant", "content": response}]
         for prompt, response in zip(prompts, responses, strict=True)
     ]
     given: dict[str, Any] = {"prompts": list(prompts), "completions": completions}
-    fields = dict.fromkeys(field for row in rows for field in row if field not in COLUMNS_OF_ITS_OWN)
+    fields = dict.fromkeys(field for row in rows for field in row if field not in TRL_COLUMNS)
     given |= {field: [row.get(field) for row in rows] for field in fields}
     if wanted is not None:
         given = {name: value for name, value in given.items() if name in wanted}
@@ -198,7 +235,7 @@ def _call_as_trl(
 
 
 def _scores_of(
-    term: Term,
+    reward: WeightedReward,
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     rows: Sequence[Row],
@@ -210,26 +247,26 @@ def _scores_of(
         return f"sample {sample_ids[number]} ({excerpt!r})"
 
     try:
-        returned = term.reward(prompts, responses, rows)
+        returned = reward.function(prompts, responses, rows)
     except (Exception, SystemExit) as error:
-        number, raised = _culprit(term.reward, prompts, responses, rows, error)
+        number, raised = _culprit(reward.function, prompts, responses, rows, error)
         where = "the batch" if number is None else sample(number)
-        raise ValueError(f"reward {term.name} failed on {where}: {_described(raised)}") from error
+        raise ValueError(f"reward {reward.name} failed on {where}: {_described(raised)}") from error
     try:
         scores = list(returned)
     except TypeError:
         raise ValueError(
-            f"reward {term.name} returned {type(returned).__name__}, not a list of {len(responses)} numbers"
+            f"reward {reward.name} returned {type(returned).__name__}, not a list of {len(responses)} numbers"
         ) from None
     if len(scores) != len(responses):
         raise ValueError(
-            f"reward {term.name} returned {len(scores)} scores for {len(responses)} responses, the first of them "
+            f"reward {reward.name} returned {len(scores)} scores for {len(responses)} responses, the first of them "
             f"{sample(0)}: return one for each"
         )
     for number, value in enumerate(scores):
         if not isinstance(value, Real) or not math.isfinite(value):
             shown = value if value is None or isinstance(value, Real) else f"{value!r:.40} ({type(value).__name__})"
-            raise ValueError(f"reward {term.name} returned {shown} for {sample(number)}: return a finite number")
+            raise ValueError(f"reward {reward.name} returned {shown} for {sample(number)}: return a finite number")
     return [float(value) for value in scores]
 
 
@@ -240,7 +277,7 @@ def _culprit(
     rows: Sequence[Row],
     error: BaseException,
 ) -> tuple[int | None, BaseException]:
-    """The first sample that a reward fails on alone and how, or None with the batch's error where it fails on none."""
+    """The first sample that a reward fails on alone, and its error; None and the batch's error if there is none."""
     for number in range(len(responses)):
         one = slice(number, number + 1)
         try:
@@ -251,7 +288,7 @@ def _culprit(
 
 
 def _described(error: BaseException) -> str:
-    """An error in one line, with the line of code that raised it unless it is about the row."""
+    """An error in one line; with the line of code that raised it, unless it is about the row."""
     if isinstance(error, RowError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]

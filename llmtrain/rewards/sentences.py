@@ -13,7 +13,7 @@ NUMBERED = frozenset({"no", "nos", "fig", "figs", "eq", "vol", "sec", "ch", "p",
 
 OPENING = "\"'([*_\u201c\u2018\u00ab"  # quotation marks, brackets, emphasis
 CLOSING = "\"')\\]*_\u201d\u2019\u00bb"
-WIDE_STOPS = "\u3002\uff01\uff1f"  # of Chinese and Japanese, which put no space behind them
+WIDE_STOPS = "\u3002\uff01\uff1f"  # of Chinese and Japanese, which have no space after them
 WIDE_CLOSING = '"\u201d\u2019\u300d\u300f\uff09'
 
 END = re.compile(
@@ -24,10 +24,11 @@ CONTINUED = re.compile(r"\n(?=[ \t]*[a-z])")  # a line break within a sentence
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, in order; what holds no letter or digit is none.
+    """The sentences of a text, in order; each has a letter or digit.
 
-    A line is at least one sentence, unless the next one goes on with a small letter. Decimals, addresses, initials,
-    titles and list numbers end none; `etc.`, `p.m.` and dots of suspense do where no small letter follows.
+    A line break ends a sentence, unless the next line starts with a small letter. The dots of decimals, addresses,
+    initials, titles and list numbers do not; those of `etc.`, `p.m.` and an ellipsis do, unless a small letter follows:
+    "Dr. Lee paid $3.50, etc. I left..." has two sentences.
     """
     return [
         sentence

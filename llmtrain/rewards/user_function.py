@@ -14,10 +14,10 @@ TRL = "trl:"
 
 
 def load_function(name: str, key: str, settings: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The function behind a name, and the settings that are left for its calls.
+    """The function of a name, and the settings that its calls take.
 
-    One of TRL's factories (`get_...`) takes them all, and what it makes is the function. Raises ValueError, naming the
-    `key`, where there is no such file, package or function, or the file fails.
+    A factory of TRL's (`get_...`) takes all settings and returns the function. Raises ValueError, naming the `key`, if
+    there is no such file, package or function, or the file fails.
     """
     if name.startswith(TRL):
         function = _function(_trl_rewards(name, key), name.removeprefix(TRL), name, key)

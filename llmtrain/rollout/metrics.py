@@ -1,4 +1,4 @@
-"""What a rollout was like: its metrics over all ranks, and its samples one by one."""
+"""Metrics of a rollout over all ranks, and its samples as rows."""
 
 from __future__ import annotations
 
@@ -13,97 +13,96 @@ from llmtrain.batch import Experience
 from llmtrain.config.rl import RolloutConfig
 from llmtrain.objectives.advantages import signal_groups
 from llmtrain.protocols import Ranks
-from llmtrain.rewards.score import several
-from llmtrain.rollout.sample import Drawn
+from llmtrain.rewards.score import logged_rewards
+from llmtrain.rollout.experience import Built
+from llmtrain.rollout.sample import SampledRollout
 
 
-def rollout_metrics(
-    drawn: Drawn,
-    kl: Float[Tensor, " kept"],
-    gaps: Float[Tensor, " tokens"],
-    config: RolloutConfig,
-    ranks: Ranks,
-) -> dict[str, float]:
-    """Means over the samples of all ranks; `gaps`: of logprobs as they were drawn to those of training, in nats.
+def rollout_metrics(sampled: SampledRollout, built: Built, config: RolloutConfig, ranks: Ranks) -> dict[str, float]:
+    """Means over the samples of all ranks. Collective.
 
-    `rollout_score` is what the rewards say, of all samples, and `rollout_score/NAME` what each of several says before
-    its weight; `rollout_kl` is of those that are trained on. Collective.
+    `rollout_score` is the weighted sum of the rewards, over all samples, and `rollout_score/NAME` one of several
+    rewards before its weight. `rollout_kl`, nats per response, is over the samples that are trained on.
+    `rollout_logprob_difference` is the mean of |training's logprob - the sampler's|, in nats per token.
     """
-    samples, size = drawn.samples, config.samples_per_prompt
-    even = float((~signal_groups(samples.shaped, size)).sum()) * size if size > 1 else 0.0
-    responses = samples.responses
-    scores, gap = samples.scores.double(), gaps.double().abs()
+    samples, size = sampled.samples, config.samples_per_prompt
+    zero_variance = float((~signal_groups(samples.shaped, size)).sum()) * size if size > 1 else 0.0
+    scores, differences = samples.scores.double(), built.differences.double().abs()
     sums = {
-        "count": float(len(responses)),
+        "count": float(len(samples.responses)),
         "score": float(scores.sum()),
         "square": float((scores**2).sum()),
         "shaped": float(samples.shaped.sum()),
-        "kept": float(len(drawn.kept)),
-        "kl": float(kl.sum()),
-        "tokens": float(sum(len(response.response_ids) for response in responses)),
-        "stopped": float(sum(response.stopped for response in responses)),
-        "even": even,
-        "compared": float(gap.numel()),
-        "gap": float(gap.sum()),
+        "trained": float(len(sampled.chosen)),
+        "kl": float(built.kl.sum()),
+        "tokens": float(sum(len(response.response_ids) for response in samples.responses)),
+        "terminated": float(sum(response.stopped for response in samples.responses)),
+        "zero_variance": zero_variance,
+        "compared": float(differences.numel()),
+        "difference": float(differences.sum()),
     }
-    of_terms = {f"rollout_score/{name}": sum(values) for name, values in several(samples.by_term).items()}
-    sums |= of_terms
+    by_reward = {f"rollout_score/{name}": sum(each) for name, each in logged_rewards(samples.by_reward).items()}
+    sums |= by_reward
     totals = dict(zip(sums, ranks.sum_floats(list(sums.values())), strict=True))
+    largest = max(row[0] for row in ranks.gather_floats([max([0.0, *differences.tolist()])]))
     count, mean = totals["count"], totals["score"] / totals["count"]
     metrics = {
         "rollout_score": mean,
         "rollout_score_std": max(0.0, totals["square"] / count - mean**2) ** 0.5,
         "rollout_shaped_score": totals["shaped"] / count,
-        "rollout_kl": totals["kl"] / max(1.0, totals["kept"]),
+        "rollout_kl": totals["kl"] / max(1.0, totals["trained"]),
         "rollout_response_tokens": totals["tokens"] / count,
-        "rollout_stopped": totals["stopped"] / count,
-        "rollout_logprob_gap": totals["gap"] / max(1.0, totals["compared"]),
-        "rollout_logprob_gap_max": max(row[0] for row in ranks.gather_floats([max([0.0, *gap.tolist()])])),
-        "rollout_samples": totals["kept"],
+        "rollout_terminated_ratio": totals["terminated"] / count,
+        "rollout_logprob_difference": totals["difference"] / max(1.0, totals["compared"]),
+        "rollout_logprob_difference_max": largest,
+        "rollout_samples": totals["trained"],
     }
-    metrics |= {name: totals[name] / count for name in of_terms}
+    metrics |= {name: totals[name] / count for name in by_reward}
     if size > 1:
-        metrics["rollout_even_groups"] = totals["even"] / count
-    if config.drop_even_groups:
-        metrics["rollout_rounds"] = float(drawn.num_rounds)
+        metrics["rollout_zero_variance_groups"] = totals["zero_variance"] / count
+    if config.dynamic_sampling:
+        metrics["rollout_sampling_rounds"] = float(sampled.num_rounds)
     return metrics
 
 
 def explained_variance(packs: Sequence[Experience], ranks: Ranks) -> float:
-    """1 - var(returns - values) / var(returns), over response tokens of all ranks; 0 where returns are all the same.
+    """1 - var(returns - values) / var(returns) over the response tokens of all ranks; 0 if all returns are equal.
 
-    1 of a critic that foresees every return, 0 of one that knows no more than their mean. Collective.
+    1: the critic predicts every return; 0: it does no better than their mean. Collective.
     """
     sums = torch.zeros(5, dtype=torch.float64)
     for pack in packs:
         assert pack.returns is not None and pack.old_values is not None
         returns = pack.returns.double()
         errors = returns - pack.old_values.double()
-        parts = [torch.ones_like(returns), returns, returns**2, errors, errors**2]
-        sums += torch.stack([part.sum() for part in parts])
+        columns = [torch.ones_like(returns), returns, returns**2, errors, errors**2]
+        sums += torch.stack([column.sum() for column in columns])
     count, *moments = ranks.sum_floats(sums.tolist())
     mean, square, mean_error, square_error = (moment / max(1.0, count) for moment in moments)
     variance = square - mean**2
     return 1 - (square_error - mean_error**2) / variance if variance > 0 else 0.0
 
 
-def sample_rows(drawn: Drawn, kl: Float[Tensor, " kept"]) -> list[Mapping[str, Any]]:
-    """A row for each sample of this rank; one that is not trained on has no KL, one of a single reward no `scores`."""
-    samples = drawn.samples
-    by_term = several(samples.by_term)
-    distances = dict(zip(drawn.kept, kl.tolist(), strict=True))
-    return [
-        {
-            "sample": sample_id,
-            "prompt": prompt,
+def sample_rows(sampled: SampledRollout, kl: Float[Tensor, " chosen"]) -> list[Mapping[str, Any]]:
+    """A row for each sample of this rank. `kl` is null if it is not trained on; `scores` are those of several rewards.
+
+    `prompt` and `response` are objects; `sample_log.readable` turns them into text.
+    """
+    samples = sampled.samples
+    by_reward = logged_rewards(samples.by_reward)
+    kl_of = dict(zip(sampled.chosen, kl.tolist(), strict=True))
+    rows: list[Mapping[str, Any]] = []
+    for index, response in enumerate(samples.responses):
+        scores = {"scores": {name: round(values[index], 6) for name, values in by_reward.items()}}
+        row = {
+            "sample": samples.sample_ids[index],
+            "prompt": samples.prompts[index],
             "response": response,
-            "score": round(float(score), 6),
-            **({"scores": {name: round(values[index], 6) for name, values in by_term.items()}} if by_term else {}),
-            "shaped_score": round(float(shaped), 6),
-            "kl": round(distances[index], 6) if index in distances else None,
+            "score": round(float(samples.scores[index]), 6),
+            **(scores if by_reward else {}),
+            "shaped_score": round(float(samples.shaped[index]), 6),
+            "kl": round(kl_of[index], 6) if index in kl_of else None,
             "stopped": response.stopped,
         }
-        for index, (sample_id, prompt, response, score, shaped) in enumerate(
-            zip(samples.sample_ids, samples.prompts, samples.responses, samples.scores, samples.shaped, strict=True)
-        )
-    ]
+        rows.append(row)
+    return rows

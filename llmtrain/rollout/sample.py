@@ -1,161 +1,179 @@
-"""Prompts -> samples: responses with their scores, drawn in rounds until enough groups of them train something.
+"""Prompts -> samples: responses with their scores, in rounds until enough prompts have something to train on.
 
-A rollout is one round, unless groups whose samples score alike are left out and others are drawn in their place (Yu
-2025, section 3.2). Which prompts a round takes follows from the rounds before it, over all ranks: so all ranks stop
-after the same one, and samples do not depend on how many ranks there are.
+A rollout is one round, except under dynamic sampling (DAPO: Yu 2025, section 3.2): a group, the samples of one prompt,
+whose scores are all equal has no advantage to train on, so another prompt takes its place. How many prompts a round
+takes follows from the rounds before it on all ranks. So all ranks stop after the same round, and the samples do not
+depend on the number of ranks.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from llmtrain.config.rl import RolloutConfig
 from llmtrain.objectives.advantages import signal_groups
 from llmtrain.protocols import Interrupted, Ranks
 from llmtrain.rewards.score import Scores
-from llmtrain.rollout.local.generate import Generated, generate
-from llmtrain.rollout.local.sampling import Sampling
+from llmtrain.rollout.engine import Generated, Generator, Sampling
 from llmtrain.rollout.shaping import RunningScores, shaped_scores
-from llmtrain.system.precision import training_precision
 
 MAX_ROUNDS = 10  # of a rollout
 
-Score = Callable[[Sequence[Any], Sequence[Generated], Sequence[int]], Scores]
-"""(prompts, responses, sample ids) -> the scores, of no response too. Raises ValueError naming the sample at fault."""
 
-PromptAt = Callable[[int], Any]
-"""The prompt at a position of the order; its `ids` are what the response goes on from."""
+class Prompt(Protocol):
+    """What a response continues."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+
+PromptAt = Callable[[int], Prompt]
+"""The prompt at a position of the sample order."""
+
+
+class Score(Protocol):
+    """Scores responses; an empty list too. Raises ValueError naming the sample at fault."""
+
+    def __call__(self, prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> Scores: ...
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What was drawn on this rank, the samples of a prompt next to each other."""
+    """The samples of this rank, those of a prompt next to each other."""
 
     prompts: list[Any]
     responses: list[Generated]
-    sample_ids: list[int]  # position of the prompt * samples of a prompt + number of the sample
-    scores: Float[Tensor, " samples"]  # as the rewards add up to them
-    by_term: dict[str, list[float]]  # what each reward of the sum gave, before its weight
-    shaped: Float[Tensor, " samples"]
+    sample_ids: list[int]  # position of the prompt * samples_per_prompt + number of the sample
+    scores: Float[Tensor, " samples"]  # the weighted sum of the rewards
+    by_reward: dict[str, list[float]]  # each reward's own scores, before its weight
+    shaped: Float[Tensor, " samples"]  # what is trained on
     generate_seconds: float
     score_seconds: float
 
+    @classmethod
+    def concat(cls, rounds: Sequence[Samples]) -> Samples:
+        """The samples of several rounds; times are summed."""
+        return cls(
+            prompts=[prompt for part in rounds for prompt in part.prompts],
+            responses=[response for part in rounds for response in part.responses],
+            sample_ids=[sample_id for part in rounds for sample_id in part.sample_ids],
+            scores=torch.cat([part.scores for part in rounds]),
+            by_reward={name: [x for part in rounds for x in part.by_reward[name]] for name in rounds[0].by_reward},
+            shaped=torch.cat([part.shaped for part in rounds]),
+            generate_seconds=sum(part.generate_seconds for part in rounds),
+            score_seconds=sum(part.score_seconds for part in rounds),
+        )
+
 
 @dataclass(frozen=True)
-class Drawn:
-    """The samples of a rollout, those of them that are trained on, and where the next rollout goes on."""
+class SampledRollout:
+    """The samples of a rollout, which of them are trained on, and where the next rollout continues."""
 
     samples: Samples
-    kept: list[int]  # indices of samples, whole groups
-    trained: list[int]  # positions of the prompts whose groups these are, of all ranks
+    chosen: list[int]  # indices into this rank's samples, whole groups: those that are trained on
+    chosen_prompts: list[int]  # positions of the prompts that are trained on, of all ranks
     num_rounds: int
     next_position: int  # of the first prompt that no rollout has taken
     running: RunningScores
 
 
-def draw_samples(
-    position: int,
-    running: RunningScores,
-    sampling: Sampling,
-    *,
-    policy: PreTrainedModel,
-    value_head: nn.Module | None,
-    prompt_at: PromptAt,
-    score: Score,
-    config: RolloutConfig,
-    ranks: Ranks,
-    should_stop: Callable[[], bool],
-) -> Drawn:
-    """The samples of a rollout whose first prompt is at `position`. Collective.
+@dataclass(frozen=True)
+class Sampler:
+    """Makes the samples of rollouts."""
 
-    `value_head` reads a value behind each token as it is drawn; None: none does. Raises Interrupted where a rank was
-    asked to stop, and ValueError where no group trains anything.
-    """
+    generator: Generator
+    prompt_at: PromptAt
+    score: Score
+    sampling: Sampling
+    config: RolloutConfig
+    ranks: Ranks
 
-    def draw(first: int, num_prompts: int, running: RunningScores) -> tuple[Samples, RunningScores]:
-        """One round."""
-        size = config.samples_per_prompt
-        mine = range(first + ranks.rank, first + num_prompts, ranks.world_size)
-        prompts = [prompt for place in mine for prompt in [prompt_at(place)] * size]
-        sample_ids = [place * size + sample for place in mine for sample in range(size)]
-        started = time.perf_counter()
-        with training_precision(policy, ranks.device, ranks.dtype):
-            responses = generate(
-                policy,
-                [prompt.ids for prompt in prompts],
-                sample_ids,
-                sampling,
-                should_stop,
-                value_head=value_head,
+    def sample(self, rollout: int, position: int, running: RunningScores) -> SampledRollout:
+        """The samples of a rollout whose first prompt is at `position`. Collective.
+
+        Raises Interrupted if any rank was asked to stop, and ValueError if no group has anything to train on.
+        """
+        num_prompts, size = self.config.num_prompts, self.config.samples_per_prompt
+        sampling = replace(self.sampling, rollout=rollout)
+        rounds: list[Samples] = []
+        signals: list[bool] = []  # of the groups of all ranks, by position: whether there is something to train on
+        with self.generator.current_weights():
+            while len(rounds) < MAX_ROUNDS and sum(signals) < num_prompts:
+                num_asked = prompts_needed(num_prompts, signals)
+                samples, running = self._round(position + len(signals), num_asked, running, sampling)
+                rounds.append(samples)
+                signals += self._signals(samples, num_asked)
+        if not any(signals):
+            raise ValueError(
+                f"the samples of each of {len(signals)} prompts all score the same, so there is nothing to train on: "
+                "raise rollout.samples_per_prompt, or use a finer reward"
             )
-        if ranks.any(responses is None):  # each rank stops by itself; all find out here
+        samples = Samples.concat(rounds)
+        chosen_prompts = [position + i for i, signal in enumerate(signals) if signal][:num_prompts]
+        wanted = set(chosen_prompts)
+        return SampledRollout(
+            samples=samples,
+            chosen=[i for i, sample_id in enumerate(samples.sample_ids) if sample_id // size in wanted],
+            chosen_prompts=chosen_prompts,
+            num_rounds=len(rounds),
+            next_position=position + len(signals),
+            running=running,
+        )
+
+    def _round(
+        self, first: int, num_prompts: int, running: RunningScores, sampling: Sampling
+    ) -> tuple[Samples, RunningScores]:
+        """This rank's samples of the prompts [first, first + num_prompts), every world_size-th. Collective."""
+        size, ranks = self.config.samples_per_prompt, self.ranks
+        positions = range(first + ranks.rank, first + num_prompts, ranks.world_size)
+        prompts = [prompt for position in positions for prompt in [self.prompt_at(position)] * size]
+        sample_ids = [position * size + number for position in positions for number in range(size)]
+        started = time.perf_counter()
+        responses = self.generator.generate([prompt.ids for prompt in prompts], sample_ids, sampling)
+        if ranks.any(responses is None):  # a rank notices a stop by itself; here all learn of it
             raise Interrupted
         assert responses is not None
         generated = time.perf_counter()
-        given = score(prompts, responses, sample_ids)
-        scores = torch.tensor(given.total, dtype=torch.float32)
+        found = self.score(prompts, responses, sample_ids)
+        scores = torch.tensor(found.total, dtype=torch.float32)
         scored = time.perf_counter()
-        if config.score_normalise:
+        if self.config.score_normalise:
             running = running.joined_by(scores, ranks.sum_floats)
-        shaped = shaped_scores(scores, responses, config, running)
-        seconds = generated - started, scored - generated
-        return Samples(prompts, responses, sample_ids, scores, given.by_term, shaped, *seconds), running
-
-    parts: list[Samples] = []
-    signals: list[bool] = []  # of the groups of all ranks, by position: whether they train something
-    while len(parts) < MAX_ROUNDS and sum(signals) < config.num_prompts:
-        num_prompts = num_needed(config.num_prompts, signals)
-        part, running = draw(position + len(signals), num_prompts, running)
-        parts.append(part)
-        signals += _signals(part, num_prompts, config, ranks)
-    if not any(signals):
-        raise ValueError(
-            f"none of {len(signals)} prompts has had samples that differ in score, so none trains anything: raise "
-            "rollout.samples_per_prompt, or make the reward finer"
+        samples = Samples(
+            prompts=prompts,
+            responses=responses,
+            sample_ids=sample_ids,
+            scores=scores,
+            by_reward=found.by_reward,
+            shaped=shaped_scores(scores, responses, self.config, running),
+            generate_seconds=generated - started,
+            score_seconds=scored - generated,
         )
-    samples = _joined(parts)
-    trained = [position + number for number, signal in enumerate(signals) if signal][: config.num_prompts]
-    mine = set(trained)
-    kept = [i for i, sample in enumerate(samples.sample_ids) if sample // config.samples_per_prompt in mine]
-    return Drawn(samples, kept, trained, len(parts), position + len(signals), running)
+        return samples, running
+
+    def _signals(self, samples: Samples, num_prompts: int) -> list[bool]:
+        """For each prompt of a round, of all ranks: whether its group is trained on. Collective in dynamic sampling."""
+        if not self.config.dynamic_sampling:
+            return [True] * num_prompts
+        world_size = self.ranks.world_size
+        signals = signal_groups(samples.shaped, self.config.samples_per_prompt).tolist()
+        padded = signals + [False] * (-(-num_prompts // world_size) - len(signals))  # equally many on each rank
+        by_rank = self.ranks.gather_floats([float(signal) for signal in padded])
+        return [bool(by_rank[number % world_size][number // world_size]) for number in range(num_prompts)]
 
 
-def num_needed(num_prompts: int, signals: Sequence[bool]) -> int:
-    """Prompts of the next round: so many that the groups still wanting are there, as often as there were so far.
+def prompts_needed(num_prompts: int, signals: Sequence[bool]) -> int:
+    """Prompts of the next round: enough to fill the rollout if as many have a signal as so far; at most `num_prompts`.
 
-    They are at most `num_prompts`, as many as in the first round.
+    With 6 of 8 prompts found usable and 2 missing, ceil(2 / (6/8)) = 3.
     """
     found = sum(signals)
     missing = num_prompts - found
     return num_prompts if not found else min(num_prompts, -(-missing * len(signals) // found))
-
-
-def _signals(samples: Samples, num_prompts: int, config: RolloutConfig, ranks: Ranks) -> list[bool]:
-    """Whether each group of a round, of all ranks and by position, trains something. Collective where that is asked."""
-    if not config.drop_even_groups:
-        return [True] * num_prompts
-    mine = signal_groups(samples.shaped, config.samples_per_prompt).tolist()
-    padded = mine + [False] * (-(-num_prompts // ranks.world_size) - len(mine))
-    by_rank = ranks.gather_floats([float(signal) for signal in padded])
-    return [bool(by_rank[number % ranks.world_size][number // ranks.world_size]) for number in range(num_prompts)]
-
-
-def _joined(parts: Sequence[Samples]) -> Samples:
-    return Samples(
-        [prompt for part in parts for prompt in part.prompts],
-        [response for part in parts for response in part.responses],
-        [sample_id for part in parts for sample_id in part.sample_ids],
-        torch.cat([part.scores for part in parts]),
-        {name: [value for part in parts for value in part.by_term[name]] for name in parts[0].by_term},
-        torch.cat([part.shaped for part in parts]),
-        sum(part.generate_seconds for part in parts),
-        sum(part.score_seconds for part in parts),
-    )

@@ -8,13 +8,17 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 
+from llmtrain.system.files import write_json
+
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
+EVALUATIONS = "evaluations"  # a file for each evaluation that reports more than numbers
 
 Row = Mapping[str, float | int]
 
@@ -40,6 +44,7 @@ class RunLog:
         self._is_main, self._num_steps = is_main, num_steps
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._track, self._memory_bytes = track, memory_bytes
+        self._folder = folder
         self._metrics_path, self._log_path = folder / METRICS_FILE, folder / LOG_FILE
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar: ProgressBar | None = None
@@ -103,12 +108,19 @@ class RunLog:
         else:
             self.say(line)
 
-    def eval_row(self, row: Row) -> None:
-        """An evaluation row, also logged as a line."""
+    def eval_row(self, row: Mapping[str, Any]) -> None:
+        """An evaluation row, also logged as a line; its `report`, if it has one, goes to `evaluation_path`."""
         if not self._is_main:
             return
-        self._write(row)
-        values = "  ".join(f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row if name.startswith("eval_"))
+        numbers = {name: value for name, value in row.items() if name != "report"}
+        if "report" in row:  # before the row, which then never is without it
+            path = evaluation_path(self._folder, int(row["step"]))
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, _plain(row["report"]))
+        self._write(numbers)
+        values = "  ".join(
+            f"{name.replace('_', ' ')} {numbers[name]:.4f}" for name in numbers if name.startswith("eval_")
+        )
         self.say(f"step {row['step']}/{self._num_steps}  {values}")
 
     def _write(self, row: Row) -> None:
@@ -125,8 +137,17 @@ def _is_kept(line: str, step: int, evaluated_step: int) -> bool:
         return False
 
 
-def _plain(value: float) -> float | None:
-    """The value, or None for NaN and infinity, which JSON lacks."""
+def evaluation_path(folder: Path, step: int) -> Path:
+    """Where the report of a step's evaluation is."""
+    return folder / EVALUATIONS / f"step-{step:08d}.json"
+
+
+def _plain(value: Any) -> Any:
+    """A number, or a tree of numbers, as JSON has it, which knows neither NaN nor infinity: None in their place."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
     return value if math.isfinite(value) else None
 
 

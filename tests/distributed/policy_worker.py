@@ -24,9 +24,9 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.recipes.policy import build_roles
+from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.generate import generate
-from llmtrain.rollout.local.sampling import Sampling
-from llmtrain.rollout.packing import Episode, as_experience, pack_episodes
+from llmtrain.rollout.packing import Episode, ResponseFields, as_experience, pack_episodes
 from llmtrain.train.optim import make_optimizer
 from llmtrain.train.runtime import Runtime
 
@@ -55,7 +55,9 @@ SHAPE = LlamaConfig(
 def configured(kind: str) -> PolicyStageConfig:
     """A stage whose loss has every term: surrogate, critic, KL, entropy."""
     sections = KINDS[kind]
-    policy = {"kl_in": "loss", "kl_kind": "k3", "entropy_coef": 0.01, "critic_lr": 2e-3} | sections["policy"]
+    policy = {"kl_placement": "loss", "kl_estimator": "k3", "entropy_coef": 0.01, "critic_lr": 2e-3} | sections[
+        "policy"
+    ]
     return PolicyStageConfig.model_validate(
         {
             "run": {"dir": "unused"},
@@ -74,7 +76,7 @@ def pack_of(step: int, owner: int, number: int) -> tuple[PackedTokens, list[Epis
     """One episode of a rank's microbatch."""
     generator = torch.Generator().manual_seed(1000 * step + 10 * owner + number)
     ids = torch.randint(0, VOCAB, (3 + RESPONSE_TOKENS[owner][number],), generator=generator).tolist()
-    episodes = [Episode(10 * owner + number, tuple(ids[:3]), tuple(ids[3:]), True)]
+    episodes = [Episode(10 * owner + number, tuple(ids[:3]), Generated(ids[3:], [], True))]
     return pack_episodes(episodes), episodes
 
 
@@ -83,15 +85,14 @@ def recorded(step: int, owner: int, number: int) -> Experience:
     packed, episodes = pack_of(step, owner, number)
     generator = torch.Generator().manual_seed(7 + 1000 * step + 10 * owner + number)
     drawn = [torch.randn(packed.num_trained, generator=generator) for _ in range(5)]
-    return as_experience(
-        packed,
-        episodes,
+    of_responses = ResponseFields(
         old_logprobs=-3.9 + 0.2 * drawn[0],
         ref_logprobs=-3.9 + 0.2 * drawn[1],
         advantages=drawn[2],
         old_values=0.2 * drawn[3],
         returns=drawn[4],
     )
+    return as_experience(packed, episodes, of_responses)
 
 
 def train(

@@ -33,7 +33,7 @@ LIVE: dict[str, dict[str, Any]] = {
     "full": {"policy": {"kl_coef": 0.05, "critic": "separate"}},
     "lora": {
         "policy": {"kl_coef": 0.05},
-        "rollout": {"behaviour": "generate"},
+        "rollout": {"old_logprobs": "sampler"},
         "adapter": {"kind": "lora", "rank": 4, "alpha": 32},
         "optim": {"lr": 1e-2},
     },

@@ -32,9 +32,9 @@ from trl import (
 )
 
 from llmtrain.objectives.advantages import group_mean, leave_one_out
-from llmtrain.objectives.policy_losses import AGGREGATIONS, POLICY_LOSSES, kl_loss
+from llmtrain.objectives.policy_losses import AGGREGATIONS, POLICY_LOSS_FUNCTIONS, PolicyTokens, kl_loss
 from llmtrain.objectives.preference_losses import (
-    PREFERENCE_LOSSES,
+    PAIR_LOSS_FUNCTIONS,
     PairLogprobs,
     PreferenceOptions,
     bradley_terry,
@@ -157,7 +157,7 @@ def test_a_loss_over_pairs_is_that_of_trl(
         logprobs, lengths = padded_answers(trainer.model, batch)
         ref_logprobs, _ = padded_answers(trainer.ref_model, batch)
     pairs = PairLogprobs(*logprobs.chunk(2), *ref_logprobs.chunk(2), *lengths.chunk(2))
-    losses = PREFERENCE_LOSSES[ours](pairs, PreferenceOptions(**options)).losses
+    losses = PAIR_LOSS_FUNCTIONS[ours](pairs, PreferenceOptions(**options)).losses
     assert losses.sum().item() / num_pairs == pytest.approx(expected.item(), abs=TOLERANCE)
 
 
@@ -177,7 +177,7 @@ def test_the_kto_loss_is_that_of_trl(base: Path, settings: dict[str, Any]) -> No
         (logprobs, _), (ref_logprobs, _) = (padded_answers(m, batch) for m in (trainer.model, trainer.ref_model))
         (mixed, _), (ref_mixed, _) = (padded_answers(m, batch, "KL_") for m in (trainer.model, trainer.ref_model))
     kl = (mixed - ref_mixed).mean().clamp(min=0)
-    losses, _ = kto(logprobs, ref_logprobs, batch["label"], kl, 0.3, **weights)
+    losses, _ = kto(logprobs - ref_logprobs, batch["label"], kl, beta=0.3, **weights)
     assert losses.sum().item() / len(PROMPTS) == pytest.approx(expected.item(), abs=TOLERANCE)
 
 
@@ -253,7 +253,9 @@ def test_a_policy_loss_and_its_gradient_are_those_of_trl(
     logprobs = torch.cat([answer_logprobs(model, i, p) for i, p in zip(sequences, PROMPT_LENGTHS, strict=True)])
     old_logprobs, ref_logprobs = batch["old_per_token_logps"][given], batch["ref_per_token_logps"][given]
     by_token = advantages.repeat_interleave(torch.tensor(RESPONSE_LENGTHS))
-    losses, clipped = POLICY_LOSSES[loss](logprobs, old_logprobs, by_token, RESPONSE_LENGTHS, *clips)
+    losses, clipped = POLICY_LOSS_FUNCTIONS[loss](
+        PolicyTokens(logprobs, old_logprobs, by_token, RESPONSE_LENGTHS), *clips
+    )
     losses = losses + theirs.get("beta", 0.0) * kl_loss(logprobs, ref_logprobs, "k3")
     totals = {"tokens": float(sum(RESPONSE_LENGTHS)), "sequences": float(len(RESPONSE_LENGTHS))}
     share = AGGREGATIONS[aggregation](losses, RESPONSE_LENGTHS, totals, MAX_RESPONSE_TOKENS)

@@ -23,6 +23,7 @@ from llmtrain.models.wrappers.actor_critic import PolicyOutputs
 from llmtrain.objectives.advantages import gae, moments, shaped_rewards, whitened
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.objectives.policy_losses import kl_estimate, value_loss
+from llmtrain.rollout.engine import Generated
 from llmtrain.rollout.packing import Episode, pack_episodes
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("trl_ppo_1_12.json").read_text(encoding="utf-8"))
@@ -224,7 +225,7 @@ def test_the_stop_token_is_trained_also_where_it_pads() -> None:
     responses = PAD_IS_STOP.recorded["experience"]["responses"]
     stop = RECORDED["stop_token_id"]
     ended = [row[: row.index(stop) + 1] if stop in row else row for row in responses]
-    packed = pack_episodes([Episode(number, (5,), tuple(row), True) for number, row in enumerate(ended)])
+    packed = pack_episodes([Episode(number, (5,), Generated(list(row), [], True)) for number, row in enumerate(ended)])
     num_stopped = sum(row[-1] == stop for row in ended)
     assert packed.num_trained == sum(PAD_IS_STOP.tokens) + num_stopped
     assert num_stopped >= 2

@@ -16,6 +16,7 @@ from tiny_run import RLHF, Ended, metrics, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.models.folders.open import open_model
+from llmtrain.train.run_log import evaluation_path
 
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
 LOSSES: dict[str, dict[str, Any]] = {
@@ -80,7 +81,8 @@ def test_every_loss_learns_to_rank_held_out_pairs(inputs: Path, tmp_path: Path, 
     assert last["eval_loss"] < first["eval_loss"]
     assert last["eval_accuracy"] > 0.9 and last["eval_accuracy_low"] > 0.5
     assert {"eval_chosen_reward", "eval_rejected_reward", "eval_chosen_logprob"} <= last.keys()
-    assert "held_out/length/pearson" in last
+    report = json.loads(evaluation_path(tmp_path / "run", last["step"]).read_text(encoding="utf-8"))
+    assert report["accuracy"] == last["eval_accuracy"] and "pearson" in report["length"]
 
 
 def test_a_run_starts_where_the_reference_stands(inputs: Path, tmp_path: Path) -> None:

@@ -67,13 +67,13 @@ def test_the_optimum_is_reached_from_every_seed(task: Path, tmp_path: Path, meth
 def test_with_its_sign_flipped_the_advantage_leads_away(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = advantage.ADVANTAGES["rloo"]
+    stock = advantage.ADVANTAGE_FUNCTIONS["rloo"]
 
     def flipped(*given: Any) -> advantage.Estimates:
         estimates = stock(*given)
         return advantage.Estimates(-estimates.advantages, estimates.returns)
 
-    monkeypatch.setitem(advantage.ADVANTAGES, "rloo", flipped)
+    monkeypatch.setitem(advantage.ADVANTAGE_FUNCTIONS, "rloo", flipped)
     assert trained(tmp_path, task, "rloo", seed=0)[-1] <= 0.2 * optimum()
 
 
@@ -82,7 +82,13 @@ def test_with_its_sign_flipped_the_advantage_leads_away(
     [
         {"kl_coef": 0.05, "critic": "separate"},
         {"kl_coef": 0.05, "kl_target": 2.0, "kl_horizon": 1000},
-        {"kl_coef": 0.05, "kl_in": "loss", "kl_kind": "k3", "advantage": "group_mean", "aggregation": "sequence_mean"},
+        {
+            "kl_coef": 0.05,
+            "kl_placement": "loss",
+            "kl_estimator": "k3",
+            "advantage": "group_mean",
+            "aggregation": "sequence_mean",
+        },
         {"kl_coef": 0.0, "advantage": "reinforce_pp", "loss": "cispo", "clip_low": 1.0},
         {"kl_coef": 0.0, "advantage": "dr_grpo", "aggregation": "constant_length", "entropy_coef": 0.001},
         {"kl_coef": 0.0, "advantage": "group_mean", "loss": "gspo", "aggregation": "sequence_mean", "clip_high": 0.01},
@@ -169,17 +175,17 @@ def test_each_of_several_rewards_has_an_account_of_its_own(task: Path, tmp_path:
 def test_a_kl_over_its_budget_ends_the_run(task: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, task, policy={"kl_coef": 0.001, "kl_budget": 0.5}, log={"every": 1})
     ended = ran(config)
-    assert "over policy.kl_budget=0.5: the run ends here" in ended.out
+    assert "exceeds policy.kl_budget=0.5: the run ends here" in ended.out
     assert metrics(tmp_path / "run")[-1]["step"] < 160
     assert ran(config).out.count("the run ends here") == 1  # and stays ended
 
 
 def test_groups_without_a_signal_are_left_out(task: Path, tmp_path: Path) -> None:
     policy = {"kl_coef": 0.0, "advantage": "group_mean", "aggregation": "sequence_mean"}
-    config = write_config(tmp_path, task, policy=policy, rollout={"drop_even_groups": True}, log={"every": 1})
+    config = write_config(tmp_path, task, policy=policy, rollout={"dynamic_sampling": True}, log={"every": 1})
     ran(config, "train.steps=60")
-    rows = [row for row in metrics(tmp_path / "run") if "rollout_even_groups" in row]
-    assert 0 < rows[-1]["rollout_even_groups"] < 1
+    rows = [row for row in metrics(tmp_path / "run") if "rollout_zero_variance_groups" in row]
+    assert 0 < rows[-1]["rollout_zero_variance_groups"] < 1
     assert scores(tmp_path)[-1] > 0.5
 
 
@@ -187,19 +193,19 @@ def test_groups_without_a_signal_are_left_out(task: Path, tmp_path: Path) -> Non
     ("sections", "message"),
     [
         ({"policy": {"advantage": "rloo"}, "rollout": {"samples_per_prompt": 1}}, "compares samples of a prompt"),
-        ({"policy": {"kl_coef": 0.1, "kl_in": "loss"}}, "trains nothing"),
+        ({"policy": {"kl_coef": 0.1, "kl_placement": "loss"}}, "trains nothing"),
         ({"policy": {"kl_coef": 0.0, "kl_target": 1.0}}, "policy.kl_target does nothing without policy.kl_coef"),
         (
-            {"policy": {"kl_coef": 0.1, "kl_in": "loss", "kl_kind": "k3", "kl_target": 1.0}},
+            {"policy": {"kl_coef": 0.1, "kl_placement": "loss", "kl_estimator": "k3", "kl_target": 1.0}},
             "a KL in the reward: remove",
         ),
         (
             {"policy": {"kl_coef": 0.1, "kl_target": 1.0, "kl_horizon": 51}},
             "kl_horizon=51 is too short for rollouts",
         ),
-        ({"policy": {"kl_coef": 0.1, "advantage": "group_mean"}}, "divides by a group's deviation"),
-        ({"policy": {"loss": "gspo"}}, "policy.loss=gspo takes one advantage for a whole response"),
-        ({"policy": {"loss": "reinforce"}}, "corrects for no earlier step of its rollout"),
+        ({"policy": {"kl_coef": 0.1, "advantage": "group_mean"}}, "divides by the standard deviation of a group"),
+        ({"policy": {"loss": "gspo"}}, "policy.loss=gspo takes one advantage per response"),
+        ({"policy": {"loss": "reinforce"}}, "does not correct for earlier steps of a rollout"),
         ({"model": {"dropout": 0.1}}, "model.dropout: the policy is trained as it answers, without dropout"),
         ({"eval": {"tokens": 100}}, "eval.tokens does nothing without stored tokens"),
         ({"rollout": {"rewards": ["no_such_reward"]}}, "no reward 'no_such_reward'"),

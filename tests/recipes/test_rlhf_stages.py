@@ -28,7 +28,7 @@ def test_both_stages_run_from_one_file_and_a_second_start_skips_them(inputs: Pat
     assert f"the critic and its trunk start as the reward model {reward}" in first.out
     assert (reward / "model").is_dir() and (policy / "model").is_dir()
     row = next(row for row in metrics(policy) if "rollout_score" in row)
-    assert row["rollout_logprob_gap_max"] < 1e-3
+    assert row["rollout_logprob_difference_max"] < 1e-3
     again = ran(config)
     assert again.out.splitlines() == [
         f"reward stage: finished in {reward}, skipped",

@@ -1,4 +1,4 @@
-"""Stored answers that are labelled one by one -> packs -> JudgedAnswers.
+"""Stored answers that are labelled one by one -> packs -> LabelledAnswers.
 
 They come from rows with a label, or from both sides of preference pairs: the chosen answer of a pair is desirable, the
 rejected one is not. Each document also has a *mismatched* form, its prompt with the answer to another prompt of the
@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from llmtrain.batch import IGNORE_INDEX, JudgedAnswers, empty_answers
+from llmtrain.batch import IGNORE_INDEX, LabelledAnswers, empty_answers
 from llmtrain.data.packing.documents import BestFitPacking, Pack, best_fit_packing, next_token_labels, read_document
 from llmtrain.data.store.kinds import answers_per_prompt
 from llmtrain.data.store.token_store import TokenStore
@@ -104,7 +104,7 @@ def desirable_answers(store: TokenStore) -> Array:
     return np.arange(store.num_documents) % 2 == 0 if labels is None else np.asarray(labels) > 0
 
 
-def collate_answers(packs: Sequence[tuple[int, Pack]]) -> JudgedAnswers:
+def collate_answers(packs: Sequence[tuple[int, Pack]]) -> LabelledAnswers:
     """Packs of labelled answers, each with its sample id, end to end in one microbatch."""
     answer_packs = [pack for _, pack in packs if isinstance(pack, AnswerPack)]
     assert len(answer_packs) == len(packs)
@@ -112,7 +112,7 @@ def collate_answers(packs: Sequence[tuple[int, Pack]]) -> JudgedAnswers:
         return empty_answers()
     lengths = tuple(length for pack in answer_packs for length in pack.segment_lengths)
     ref_logprobs = [pack.ref_logprobs for pack in answer_packs if pack.ref_logprobs is not None]
-    return JudgedAnswers(
+    return LabelledAnswers(
         input_ids=torch.from_numpy(np.concatenate([pack.input_ids for pack in answer_packs])),
         labels=torch.from_numpy(np.concatenate([pack.labels for pack in answer_packs])),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),

@@ -18,14 +18,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llmtrain.batch import KeptTokens
+from llmtrain.batch import SamplingMask
 from llmtrain.models.heads.chunks import add_product, chunks, gradient_precision
-
-LEFT_OUT = -1e30  # a logit without probability; its products with a probability of 0 are 0, which infinity's are not
 
 
 class TokenLogprobs(NamedTuple):
@@ -40,7 +38,7 @@ class LogprobOptions:
     """How logprobs are computed."""
 
     temperature: float = 1.0
-    kept: KeptTokens | None = None
+    sampling_mask: SamplingMask | None = None
     trains_entropy: bool = True  # False: entropies have no gradient, which saves time
 
 
@@ -63,8 +61,8 @@ def logits_logprobs(
 ) -> TokenLogprobs:
     """The same from logits, by autograd: the plain form of what the chunked one computes."""
     scaled = logits.float() / options.temperature
-    if options.kept is not None:
-        scaled = scaled.masked_fill(_left_out(options.kept, scaled), LEFT_OUT)
+    if options.sampling_mask is not None:
+        scaled = options.sampling_mask.apply(scaled)
     log_probs = scaled.log_softmax(-1)
     return TokenLogprobs(log_probs.gather(-1, labels[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1))
 
@@ -169,22 +167,4 @@ def _logits(
 ) -> Float[Tensor, "tokens vocab"]:
     """The scaled logits of a chunk, to be written over."""
     logits = nn.functional.linear(hidden, weight, bias).float().div_(options.temperature)
-    kept = _part(options.kept, chunk)
-    return logits if kept is None else logits.masked_fill_(_left_out(kept, logits), LEFT_OUT)
-
-
-def _left_out(kept: KeptTokens, logits: Float[Tensor, "tokens vocab"]) -> Bool[Tensor, "tokens vocab"]:
-    """True where a token could not be drawn."""
-    counts = torch.tensor(kept.counts)
-    rows = torch.arange(len(counts)).repeat_interleave(counts).to(logits.device)
-    left_out = torch.ones_like(logits, dtype=torch.bool)
-    left_out[rows, kept.ids.long()] = False
-    return left_out
-
-
-def _part(kept: KeptTokens | None, chunk: slice) -> KeptTokens | None:
-    """What the tokens of a chunk were drawn among."""
-    if kept is None:
-        return None
-    before, counts = sum(kept.counts[: chunk.start]), kept.counts[chunk]
-    return KeptTokens(kept.ids[before : before + sum(counts)], counts)
+    return logits if options.sampling_mask is None else options.sampling_mask.part(chunk).apply(logits)

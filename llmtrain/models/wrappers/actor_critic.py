@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.batch import IGNORE_INDEX, Experience, KeptTokens
+from llmtrain.batch import IGNORE_INDEX, Experience, SamplingMask
 from llmtrain.models.heads.head import output_head
 from llmtrain.models.heads.logprobs import LogprobOptions, TokenLogprobs, logits_logprobs
 from llmtrain.models.param_kinds import parameters_by_kind
@@ -29,7 +29,7 @@ class ResponseBatch(TokenBatch, Protocol):
     @property
     def labels(self) -> Int[Tensor, " tokens"]: ...  # IGNORE_INDEX where none is asked for
     @property
-    def kept(self) -> KeptTokens | None: ...  # for each label; None: any token could be drawn
+    def sampling_mask(self) -> SamplingMask | None: ...  # for each label; None: any token could be drawn
 
 
 class PolicyOutputs(NamedTuple):
@@ -101,7 +101,7 @@ class ActorCritic(TrainedModule):
         hidden: Tensor | None = None  # of the policy's trunk, if its head or the critic reads them
         if not self.whole_logits or self.trunk_head is not None:
             hidden = run_trunk(self.model.base_model, inputs)[selected]
-        options = LogprobOptions(self.temperature, batch.kept, self.trains_entropy)
+        options = LogprobOptions(self.temperature, batch.sampling_mask, self.trains_entropy)
         outputs = self._logprobs(hidden, batch.labels[selected], inputs, selected, options)
         if self.value_head is None or trains == "policy":
             return PolicyOutputs(outputs.logprobs, outputs.entropies, None)

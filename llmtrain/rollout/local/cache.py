@@ -1,9 +1,9 @@
 """Keys and values of responses that grow side by side, each from column 0 of its own row.
 
-A step writes one token for each row at that row's own length, in place, and attends to what stands before it.
-`transformers`' dynamic cache copies every key and value at each step and its rows share one length; here a copy is
-made only where rows come or go. Columns behind a row's end weigh exactly zero, so a row's numbers do not depend on
-the lengths beside it, to the bit where whole vectors of columns are added up.
+A step writes one token per row, in place, at that row's own length, and attends to the tokens before it.
+`transformers`' dynamic cache copies every key and value at each step, and its rows share one length; here a copy is
+made only when rows join or leave. Columns after a row's end have a weight of exactly zero, so a row's numbers do not
+depend on the lengths beside it: to the bit, if kernels add whole vectors of columns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llmtrain.models.attention import segment_attention
 
 CACHED_ATTENTION = "llmtrain_cached"
 
-COLUMNS_MULTIPLE = 32  # a CPU's kernels add what is left over after whole vectors in another order
+COLUMNS_MULTIPLE = 32  # CPU kernels add the columns left over after whole vectors in another order
 
 LayerStates = Sequence[tuple[Tensor, Tensor]]
 """Keys and values, each (kv_heads, tokens, head_dim), of one prompt for each layer."""
@@ -37,13 +37,13 @@ class PackedStates(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keep a layer's keys and values, and attend to them alone."""
+        """Keep a layer's keys and values, and attend to only these."""
         assert layer_idx == len(self.layer_states)
         self.layer_states.append((key_states, value_states))
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Nothing stands before a prompt."""
+        """Nothing is before a prompt."""
         return 0
 
     def span(self, start: int, end: int) -> LayerStates:
@@ -52,7 +52,7 @@ class PackedStates(Cache):
 
 
 class RowCache(Cache):
-    """The cache of rows of different lengths; `place` says where the next step's tokens stand."""
+    """The cache of rows of different lengths; `place` sets where the next step writes its tokens."""
 
     def __init__(self, keys: Sequence[Tensor] = (), values: Sequence[Tensor] = ()) -> None:
         """Buffers for each layer, (rows, kv_heads, columns, head_dim), that are written in place."""
@@ -72,7 +72,7 @@ class RowCache(Cache):
         return self.keys[0].shape[2] if self.keys else 0
 
     def place(self, positions: Sequence[int], device: torch.device) -> None:
-        """The columns, one a row, that the tokens of the next step are written to."""
+        """Set the column of each row that the next step writes its token to."""
         self.visible = whole_columns(max(positions) + 1)
         self._positions = torch.tensor(positions, device=device)
         self._rows = torch.arange(len(positions), device=device)
@@ -81,18 +81,18 @@ class RowCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one token a row, (rows, kv_heads, 1, head_dim); the keys and values so far."""
+        """Write one token per row, (rows, kv_heads, 1, head_dim); returns the keys and values so far."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         keys[self._rows, :, self._positions] = key_states[:, :, 0]
         values[self._rows, :, self._positions] = value_states[:, :, 0]
         return keys[:, :, : self.visible], values[:, :, : self.visible]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns in use; positions come from elsewhere, since each row has its own."""
+        """Columns in use. Positions are given to the model, since each row has its own."""
         return self.visible
 
     def bias(self, sliding_window: int | None, dtype: torch.dtype) -> Float[Tensor, "rows 1 1 columns"]:
-        """What is added to a row's scores: 0 where its token sees a column, else minus infinity.
+        """The attention bias of each row: 0 for a column that its token sees, else minus infinity.
 
         `sliding_window` counts the token itself.
         """
@@ -106,19 +106,21 @@ class RowCache(Cache):
             self._biases[key] = bias[:, None, None]
         return self._biases[key]
 
-    def rearranged(self, kept: Sequence[int], joining: Sequence[LayerStates], num_rows: int, columns: int) -> RowCache:
-        """The rows `kept`, then the `joining` prompts, then empty rows up to `num_rows`, with room for `columns`."""
+    def rearranged(
+        self, staying: Sequence[int], joining: Sequence[LayerStates], num_rows: int, columns: int
+    ) -> RowCache:
+        """A new cache: the rows `staying`, the prompts `joining`, empty rows up to `num_rows`; room for `columns`."""
         columns = whole_columns(columns)
         layers: list[list[Tensor]] = [[], []]
         for which, buffers in enumerate((self.keys, self.values)):
             for layer in range(len(buffers) or len(joining[0])):
                 like = buffers[layer] if buffers else joining[0][layer][which][None]
-                # Zeros, not whatever is there: a weight of zero would not silence a NaN.
+                # Zeros, not empty memory: a weight of zero times NaN is NaN.
                 buffer = like.new_zeros(num_rows, like.shape[1], columns, like.shape[3])
-                if kept:
+                if staying:
                     width = min(columns, like.shape[2])
-                    buffer[: len(kept), :, :width] = like[torch.tensor(kept, device=like.device), :, :width]
-                for row, states in enumerate(joining, start=len(kept)):
+                    buffer[: len(staying), :, :width] = like[torch.tensor(staying, device=like.device), :, :width]
+                for row, states in enumerate(joining, start=len(staying)):
                     prompt = states[layer][which]
                     buffer[row, :, : prompt.shape[1]] = prompt
                 layers[which].append(buffer)
@@ -143,7 +145,7 @@ def cached_attention(
     cached: RowCache | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "rows tokens heads value_dim"], None]:
-    """One token for each row of `cached` against its row; without it, packed prompts, as `segment_attention`.
+    """Attention of one token per row to its row of `cached`; without `cached`, of packed prompts (`segment_attention`).
 
     The query heads that share a key head become its queries, so keys and values are not repeated. Raises ValueError as
     `segment_attention` does.

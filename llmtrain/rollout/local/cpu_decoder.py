@@ -1,9 +1,9 @@
-"""One token a row through a model of Llama's shape, without what `transformers` does around each product.
+"""One token per row through a model of Llama's shape, without what `transformers` does around each product.
 
-A decoding step multiplies a handful of rows by every weight. What lies between the products is small, and there each
-call costs more than its arithmetic: of 94 ms that a step of SmolLM2-135M took (8 rows, 2 cores), the products were 50.
-The layers are the model's own, as they are found (adapted, packed), and so are norms' and embeddings' weights; only
-what stands between them is written shorter, past any hook of a whole layer. Models of any other shape take
+A decoding step multiplies a handful of rows by every weight. The operations between the products are small, and each
+call costs more than its arithmetic: of 94 ms that a step of SmolLM2-135M took (8 rows, 2 cores), the products took 50.
+The layers (adapted, packed) and the weights of norms and embeddings are the model's own; only the operations between
+them are written in a shorter way, which bypasses hooks of a whole layer. Models of any other shape take
 `transformers`' forward.
 """
 
@@ -33,14 +33,14 @@ FAMILIES: dict[type, tuple[type, type]] = {
     Qwen2ForCausalLM: (Qwen2Model, Qwen2DecoderLayer),
     Qwen3ForCausalLM: (Qwen3Model, Qwen3DecoderLayer),
 }
-"""Pre-norm, rotary embeddings, SwiGLU; biases, and norms of queries and keys, where they have them.
+"""Pre-norm, rotary embeddings, SwiGLU; some have biases, or norms of queries and keys.
 
-A class that derives from one of these may compute otherwise, and is another shape.
+A class that derives from one of these may compute something else, so it is not of this shape.
 """
 
 
 class Decoder:
-    """The short way through a model; `can_decode` says which models have one."""
+    """The short forward of a model; `can_decode` says which models have one."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._embed, self._head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -56,7 +56,7 @@ class Decoder:
     def logits(
         self, token_ids: Int[Tensor, " rows"], positions: Int[Tensor, " rows"], cache: RowCache, linears: StepLinears
     ) -> Float[Tensor, "rows vocab"]:
-        """The logits behind each row's token, which stands at `positions`, where `cache` has been placed."""
+        """The logits after each row's token, at `positions`, which `cache.place` has been given."""
         embedded = self._embed(token_ids[:, None])  # (rows, 1, hidden)
         cos, sin = self._rotary(embedded, positions[:, None])  # (rows, 1, head_dim)
         half = sin.shape[-1] // 2
@@ -73,7 +73,7 @@ class Decoder:
 
 
 class _Norm:
-    """An RMSNorm in as few operations as there can be, by its weight as it is now."""
+    """An RMSNorm in as few operations as possible, with the weight that it has now."""
 
     def __init__(self, module: Any) -> None:
         width = module.weight.numel()
@@ -101,7 +101,7 @@ class _Layer:
 
 
 def can_decode(model: PreTrainedModel) -> bool:
-    """Whether a model has Llama's shape, without windows, and is in fp32 on a CPU, where this way was measured."""
+    """Whether a model has Llama's shape, without windows, and is in fp32 on a CPU, where this was measured."""
     if type(model) not in FAMILIES or not in_fp32_on_cpu(model):
         return False
     trunk_type, layer_type = FAMILIES[type(model)]
@@ -126,7 +126,7 @@ def _attention(
     cache: RowCache,
     layer: int,
 ) -> Float[Tensor, "rows hidden"]:
-    """What one layer's heads see in the cache, which takes up the token's key and value."""
+    """The attention output of one layer; writes the token's key and value into the cache."""
     query, key, value = (part.unflatten(1, (-1, attention.head_dim)) for part in projected)  # (rows, heads, head_dim)
     if head_norms is not None:
         query, key = head_norms[0](query), head_norms[1](key)

@@ -1,13 +1,13 @@
-"""Linear layers for the few rows of a decoding step, on a CPU, where a library's product of many rows is slow.
+"""Linear layers for the few rows of a decoding step on a CPU, where libraries are made for many rows.
 
-For layers in fp32 that are one product, an adapter's included, as they are when a generation begins:
+For layers in fp32 that are one product, an adapter's included, with the weights that they have as a generation begins:
 
-merged   An adapter is added to a copy of its weight, once, in place of two small products a step. Layers that read the
-         same input get one copy, and are one product.
-blocks   A weight as it lies, as a batch of blocks of 64 outputs, each of which one thread multiplies by itself: for
-         up to 12 rows a product takes a half (an output head) to nine tenths of the time.
-packed   What MKL does to a weight at every product is done once, to a copy. A row's product is the same to the bit for
-         any number of rows. The copies take a second, so they are for long responses.
+merged   An adapter is added to a copy of its weight, once, instead of two small products per step. Layers with the
+         same input share one copy and one product.
+blocks   A weight, not copied, as a batch of blocks of 64 outputs, each multiplied by one thread: for up to 12 rows a
+         product takes a half (an output head) to nine tenths of the time.
+packed   MKL reorders a weight at every product; here it does so once, to a copy. A row's product is the same to the
+         bit for any number of rows. The copies take a second, so they are for long responses.
 
 A step of 8 rows of SmolLM2-135M with LoRA takes 53 ms with packed layers, 55 to 60 merged and in blocks, 80 with
 neither (2 cores).
@@ -35,7 +35,7 @@ BLOCK = 64  # outputs
 MAX_BLOCK_ROWS = 12
 
 Layers = tuple[nn.Module, ...]
-"""Layers that read the same input."""
+"""Layers with the same input."""
 
 Product = Callable[[Float[Tensor, "rows inputs"]], Float[Tensor, "rows outputs"]]
 
@@ -44,7 +44,7 @@ class StepLinears:
     """A model's linear layers, as they are now, for inputs of `rows` rows."""
 
     def __init__(self, model: nn.Module, rows: int, *, packs: bool, together: Sequence[Layers] = ()) -> None:
-        """`packs`: let layers be packed, where that can be. `together`: what `outputs` will be asked for at once."""
+        """`packs`: pack the layers if possible. `together`: the groups of layers that `outputs` is called with."""
         self.rows = rows
         self._joint: dict[Layers, tuple[Product, list[int]]] = {}  # and the outputs of each layer
         layers = _single_products(model) if in_fp32_on_cpu(model) else []
@@ -65,7 +65,7 @@ class StepLinears:
             self._products = {layer: product for layer, product in products.items() if product is not None}
 
     def outputs(self, layers: Layers, x: Float[Tensor, "rows inputs"]) -> Sequence[Float[Tensor, "rows _"]]:
-        """What each of the layers gives, past any hook on it."""
+        """The output of each layer, bypassing its hooks."""
         assert x.shape[0] == self.rows
         if layers in self._joint:
             product, sizes = self._joint[layers]
@@ -74,7 +74,7 @@ class StepLinears:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let the layers compute this way."""
+        """A context in which the layers compute this way."""
         for layer, product in self._products.items():
             layer.forward = partial(_forward, layer, product, self.rows)
         try:
@@ -125,7 +125,7 @@ def _is_adapted(layer: nn.Module) -> TypeGuard[LoraLinear]:
 
 @torch.no_grad()  # which each thread of a pool has for itself
 def _weight(layer: nn.Module) -> Tensor:
-    """A layer's weight, (outputs, inputs), in a copy where it has adapters that are on."""
+    """A layer's weight, (outputs, inputs), as a copy with the adapters that are on."""
     weight: Tensor = _base(layer).weight.detach()
     if _is_adapted(layer):
         for name in layer.active_adapters:
@@ -152,7 +152,7 @@ def _merged(layer: nn.Module, rows: int) -> Product | None:
 
 
 def _joint(layers: Layers) -> tuple[Product, list[int]] | None:
-    """The product of several layers' weights end to end, a copy, and the outputs of each; None where it cannot be."""
+    """The product of several layers' weights end to end, a copy, and the outputs of each; None if impossible."""
     biases: list[Tensor] = [bias for layer in layers if (bias := _base(layer).bias) is not None]
     sizes = [_base(layer).weight.shape[0] for layer in layers]
     if sum(sizes) % BLOCK or len(biases) not in (0, len(layers)):
@@ -169,7 +169,7 @@ def _by_blocks(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " ou
 
 
 def _forward(layer: nn.Module, product: Product, rows: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """(..., inputs) -> (..., outputs), by the product where x has the rows that it is for."""
+    """(..., inputs) -> (..., outputs), by the product if x has the rows that it is made for."""
     if args or kwargs or x.numel() != rows * x.shape[-1]:
         output: Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return output

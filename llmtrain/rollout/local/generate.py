@@ -1,12 +1,12 @@
-"""Prompts -> responses: the decoding loop of the `transformers` engine, over any causal LM that trains on packs.
+"""The decoding loop of the local engine: prompts -> responses, over any causal LM that trains on packs.
 
-Distinct prompts are prefilled in one packed forward, without padding and once for all samples that share one; then
-every response grows by a token a step, in one batch. Rows that end make room for prompts that wait. Noise comes from
-`noise.exponentials`, so a sample's tokens are the same in any batch, up to what rounding does to its logits.
+Distinct prompts are prefilled in one packed forward, without padding and once for all samples of a prompt. Then every
+response grows by one token per step, in one batch; prompts that wait take the place of responses that ended. The noise
+of a token is a pure function of its sample and position (`noise`), so a sample's tokens are the same in any batch, up
+to rounding in its logits.
 
-The bound of that: it holds to the bit where layers are packed (`step_linear`), for long responses in fp32 on a CPU with
-MKL. Elsewhere a library may compute a row otherwise beside others, and then about one token in a hundred thousand is
-another.
+With packed layers (`cpu_linear`: long responses in fp32 on a CPU with MKL) that holds to the bit. Elsewhere a library
+may round a row differently beside other rows, which changes about one token in a hundred thousand.
 """
 
 from __future__ import annotations
@@ -16,42 +16,33 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from llmtrain.batch import KeptTokens
+from llmtrain.batch import SamplingMask
+from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.cache import LayerStates, RowCache
-from llmtrain.rollout.local.forward import ROWS_MULTIPLE, Forward, Said
+from llmtrain.rollout.local.forward import ROWS_MULTIPLE, Forward, Outputs
 from llmtrain.rollout.local.noise import exponentials
-from llmtrain.rollout.local.sampling import Sampling, draw, noise_count
+from llmtrain.rollout.local.sampling import draw, noise_count
 
-STEPS_PER_CHUNK = 8  # between chunks rows come and go, and the loop can be stopped
-PREFILL_TOKENS = 8192  # of one packed forward
+STEPS_PER_CHUNK = 8  # rows join and leave, and the loop can be stopped, between chunks only
+PREFILL_TOKENS = 8192  # per packed forward
 MAX_ROWS = 64
-PACKED_MIN_TOKENS = 96  # steps; in about as many, packing saves the time that it takes
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One response: its tokens, their logprobs under the distribution they were drawn from, and how it ended."""
-
-    response_ids: list[int]
-    logprobs: list[float]
-    stopped: bool  # by a stop token, which is the last of `response_ids`; else the budget ended it
-    kept: KeptTokens | None = None  # what each token was drawn among, on the CPU; None: any token
-    values: list[float] = field(default_factory=list)  # of the state that each token was drawn in, by a value head
+PACKED_MIN_TOKENS = 96  # steps, after which packing the layers has saved the time that it takes
 
 
 @dataclass
 class _Row:
+    """A response that grows."""
+
     prompt: tuple[int, ...]
     sample_id: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
-    kept: list[Tensor] = field(default_factory=list)  # for each token what it was drawn among, where that is not all
-    stopped: bool = False
+    masks: list[SamplingMask | None] = field(default_factory=list)  # of each token
+    stopped: bool = False  # by a stop token
     ended: bool = False
 
 
@@ -59,55 +50,55 @@ def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     sample_ids: Sequence[int],
-    settings: Sampling,
+    sampling: Sampling,
     should_stop: Callable[[], bool],
     *,
     value_head: nn.Module | None = None,
     max_rows: int = MAX_ROWS,
 ) -> list[Generated] | None:
-    """A response to each prompt, in order; None once `should_stop` says so, which is asked every few tokens.
+    """A response to each prompt, in order; None once `should_stop`, asked every few tokens, returns True.
 
     The model is the plain one inside of what wraps it for training, its parameters whole on this rank, its adapter on
-    or off as it is found. `value_head`, (tokens, hidden) -> (tokens,), reads what the output head does. `max_rows`
-    responses grow at once. Raises ValueError for a prompt that is empty, or too long for the model's positions, and
-    for logits that are not finite.
+    or off as it is. `value_head`, (tokens, hidden) -> (tokens,), reads the input of the output head. At most `max_rows`
+    responses grow at once. Raises ValueError for a prompt that is empty or too long for the model's positions, and for
+    logits that are not finite.
     """
     assert len(set(sample_ids)) == len(sample_ids) == len(prompts)
-    _check_prompts(model, prompts, sample_ids, settings)
-    answers = [_Row(tuple(prompt), sample) for prompt, sample in zip(prompts, sample_ids, strict=True)]
-    waiting, rows, cache = deque(answers), list[_Row](), RowCache()
-    with Forward.opened(model, value_head, packs=settings.max_new_tokens >= PACKED_MIN_TOKENS) as forward:
+    _check_prompts(model, prompts, sample_ids, sampling)
+    responses = [_Row(tuple(prompt), sample) for prompt, sample in zip(prompts, sample_ids, strict=True)]
+    waiting, rows, cache = deque(responses), list[_Row](), RowCache()
+    with Forward.opened(model, value_head, packs=sampling.max_new_tokens >= PACKED_MIN_TOKENS) as forward:
         while waiting or not all(row.ended for row in rows):
             if should_stop():
                 return None
-            rows, cache = _admit(forward, waiting, rows, cache, settings, max_rows)
-            if all(row.ended for row in rows):  # with their first token
+            rows, cache = _admit(forward, waiting, rows, cache, sampling, max_rows)
+            if all(row.ended for row in rows):  # each with its first token
                 continue
             with forward.steps_of(cache.num_rows):
                 for _ in range(STEPS_PER_CHUNK):
                     if all(row.ended for row in rows):
                         break
-                    _step(forward, rows, cache, settings)
-    return [Generated(row.ids, row.logprobs, row.stopped, _kept(row), row.values) for row in answers]
-
-
-def _kept(row: _Row) -> KeptTokens | None:
-    return KeptTokens(torch.cat(row.kept), tuple(len(ids) for ids in row.kept)) if row.kept else None
+                    _step(forward, rows, cache, sampling)
+    return [
+        Generated(row.ids, row.logprobs, row.stopped, SamplingMask.concat(row.masks), row.values) for row in responses
+    ]
 
 
 def _check_prompts(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], settings: Sampling
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], sampling: Sampling
 ) -> None:
     shape = model.config
     field_name = shape.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     positions: int | None = shape.to_dict().get(field_name)
     for prompt, sample in zip(prompts, sample_ids, strict=True):
         if not prompt:
-            raise ValueError(f"sample {sample}: its prompt has no token: give the tokenizer a chat template, or a text")
-        if positions is not None and len(prompt) + settings.max_new_tokens > positions:
+            raise ValueError(
+                f"sample {sample}: its prompt has no tokens: give the tokenizer a chat template, or the row a text"
+            )
+        if positions is not None and len(prompt) + sampling.max_new_tokens > positions:
             raise ValueError(
                 f"sample {sample}: a prompt of {len(prompt):,} tokens and rollout.max_new_tokens="
-                f"{settings.max_new_tokens} exceed the model's {positions:,} positions: shorten one of them"
+                f"{sampling.max_new_tokens} exceed the model's {positions:,} positions: shorten one of them"
             )
 
 
@@ -116,42 +107,42 @@ def _admit(
     waiting: deque[_Row],
     rows: list[_Row],
     cache: RowCache,
-    settings: Sampling,
+    sampling: Sampling,
     max_rows: int,
 ) -> tuple[list[_Row], RowCache]:
-    """Leave out rows that ended, let waiting ones in with their first token, and make room for the next chunk."""
-    kept = [number for number, row in enumerate(rows) if not row.ended]
-    joining = [waiting.popleft() for _ in range(min(max_rows - len(kept), len(waiting)))]
+    """Drop rows that ended, let waiting ones join with their first token, and make room for the next chunk."""
+    growing = [number for number, row in enumerate(rows) if not row.ended]
+    joining = [waiting.popleft() for _ in range(min(max_rows - len(growing), len(waiting)))]
     needed = STEPS_PER_CHUNK + max(
-        [len(row.prompt) for row in joining] + [len(rows[number].prompt) + len(rows[number].ids) for number in kept]
+        [len(row.prompt) for row in joining] + [len(rows[number].prompt) + len(rows[number].ids) for number in growing]
     )
-    if len(kept) == len(rows) and not joining and needed <= cache.columns:
+    if len(growing) == len(rows) and not joining and needed <= cache.columns:
         return rows, cache
-    states = _start(forward, joining, settings)
-    rows = [*(rows[number] for number in kept), *joining]
-    steps_left = settings.max_new_tokens - min(len(row.ids) for row in rows)
-    return rows, cache.rearranged(kept, states, _width(forward, len(rows), cache.num_rows, steps_left), needed)
+    states = _start(forward, joining, sampling)
+    rows = [*(rows[number] for number in growing), *joining]
+    steps_left = sampling.max_new_tokens - min(len(row.ids) for row in rows)
+    return rows, cache.rearranged(growing, states, _width(forward, len(rows), cache.num_rows, steps_left), needed)
 
 
-def _start(forward: Forward, joining: Sequence[_Row], settings: Sampling) -> list[LayerStates]:
-    """Give each row its first token; the keys and values of its prompt."""
+def _start(forward: Forward, joining: Sequence[_Row], sampling: Sampling) -> list[LayerStates]:
+    """Prefill the prompts and give each row its first token; returns the keys and values of each row's prompt."""
     distinct = list(dict.fromkeys(row.prompt for row in joining))
     states: list[LayerStates] = []
-    said: list[Said] = []
+    outputs: list[Outputs] = []
     numbers: dict[tuple[int, ...], int] = {}
     for prompts in _by_tokens(distinct):
         numbers |= {prompt: len(numbers) + place for place, prompt in enumerate(prompts)}
-        prompt_states, behind = forward.prefill(prompts)
+        prompt_states, prompt_outputs = forward.prefill(prompts)
         states += prompt_states
-        said.append(behind)
+        outputs.append(prompt_outputs)
     order = [numbers[row.prompt] for row in joining]
     if joining:
-        _extend(joining, Said.joined(said).at(order), settings)
+        _extend(joining, Outputs.concat(outputs).at(order), sampling)
     return [states[number] for number in order]
 
 
 def _by_tokens(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Prompts in groups of at most PREFILL_TOKENS, or of one, each group's of equal length together."""
+    """Prompts by length, in groups of at most PREFILL_TOKENS; a longer prompt is a group by itself."""
     group: list[tuple[int, ...]] = []
     for prompt in sorted(prompts, key=len):
         if group and sum(map(len, group)) + len(prompt) > PREFILL_TOKENS:
@@ -162,42 +153,42 @@ def _by_tokens(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, .
         yield group
 
 
-def _step(forward: Forward, rows: Sequence[_Row], cache: RowCache, settings: Sampling) -> None:
-    """One more token for each row; a row that ended repeats its last step, unheard."""
+def _step(forward: Forward, rows: Sequence[_Row], cache: RowCache, sampling: Sampling) -> None:
+    """Add a token to each row; finished rows keep stepping, and their output is ignored."""
     padding = [0] * (cache.num_rows - len(rows))
     positions = [len(row.prompt) + len(row.ids) - 1 for row in rows] + padding
-    said = forward.step([row.ids[-1] for row in rows] + padding, positions, cache)
-    _extend(rows, said.first(len(rows)), settings)
+    outputs = forward.step([row.ids[-1] for row in rows] + padding, positions, cache)
+    _extend(rows, outputs.first(len(rows)), sampling)
 
 
-def _extend(rows: Sequence[_Row], said: Said, settings: Sampling) -> None:
-    """Draw each row's next token. Raises ValueError for logits that are not finite."""
+def _extend(rows: Sequence[_Row], outputs: Outputs, sampling: Sampling) -> None:
+    """Sample each row's next token. Raises ValueError for logits that are not finite."""
     samples, positions = [row.sample_id for row in rows], [len(row.ids) for row in rows]
-    noise = exponentials(settings.seed, settings.rollout, samples, positions, noise_count(said.logits.shape[-1]))
-    token_ids, logprobs, kept = draw(said.logits, noise, settings)
-    kept_ids = [None] * len(rows) if kept is None else kept.ids.cpu().split(kept.counts)
-    values = [[]] * len(rows) if said.values is None else said.values[:, None].tolist()
-    for row, token_id, logprob, value, among in zip(
-        rows, token_ids.tolist(), logprobs.tolist(), values, kept_ids, strict=True
+    noise = exponentials(sampling.seed, sampling.rollout, samples, positions, noise_count(outputs.logits.shape[-1]))
+    token_ids, logprobs, mask = draw(outputs.logits, noise, sampling)
+    masks = [None] * len(rows) if mask is None else SamplingMask(mask.ids.cpu(), mask.counts).split([1] * len(rows))
+    values = [[]] * len(rows) if outputs.values is None else outputs.values[:, None].tolist()
+    for row, token_id, logprob, value, token_mask in zip(
+        rows, token_ids.tolist(), logprobs.tolist(), values, masks, strict=True
     ):
         if row.ended:
             continue
         if not math.isfinite(logprob):
             raise ValueError(
-                f"sample {row.sample_id}: the model's logits are not finite behind its token "
-                f"{len(row.prompt) + len(row.ids)}: it has diverged; go on from an earlier checkpoint, at a lower "
-                "optim.lr"
+                f"sample {row.sample_id}: the model's logits are not finite after token "
+                f"{len(row.prompt) + len(row.ids)}: training has diverged; resume from an earlier checkpoint with a "
+                "lower optim.lr"
             )
         row.ids.append(token_id)
         row.logprobs.append(logprob)
         row.values += value
-        row.kept += [] if among is None else [among]
-        row.stopped = token_id in settings.stop_ids
-        row.ended = row.stopped or len(row.ids) == settings.max_new_tokens
+        row.masks.append(token_mask)
+        row.stopped = token_id in sampling.stop_ids
+        row.ended = row.stopped or len(row.ids) == sampling.max_new_tokens
 
 
 def _width(forward: Forward, num_rows: int, current: int, steps_left: int) -> int:
-    """Rows of the batch that holds `num_rows`: on a CPU a multiple, narrower only where packing anew is worth it."""
+    """Rows of the batch that holds `num_rows`: on a CPU a multiple, and narrower only if packing again pays off."""
     if forward.device.type != "cpu":
         return num_rows
     if forward.packs and num_rows <= current and (current < 2 * num_rows or steps_left < PACKED_MIN_TOKENS):

@@ -1,7 +1,7 @@
-"""The noise that tokens are drawn with: a pure function of (seed, rollout, sample, position).
+"""The noise that tokens are sampled with: a pure function of (seed, rollout, sample, position).
 
-It comes from a counter-based generator, so a sample's noise depends on neither the batch it stands in, nor the order,
-nor the rank, and needs no state in a checkpoint.
+It comes from a counter-based generator, so a sample's noise does not depend on its batch, its order or its rank, and a
+checkpoint needs no state of it.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -27,18 +28,20 @@ from llmtrain.data.packing.pairs import pack_pairs
 from llmtrain.data.store.kinds import build_pair_stores
 from llmtrain.eval.intervals import wilson_interval
 from llmtrain.eval.pairs import (
+    HEADLINES,
     HeldOutPairs,
     PairScores,
     area_under_curve,
     calibration,
     calibration_error,
     correlation,
-    flat_report,
+    evaluation,
     length_bias,
     report_of,
     reward_card,
 )
 from llmtrain.models.folders.reward import beats_chance
+from llmtrain.train.run_log import RunLog
 
 
 def scored(
@@ -137,25 +140,31 @@ def test_each_source_is_judged_apart() -> None:
 
 def test_the_card_is_the_report_of_the_step_that_is_exported(tmp_path: Path) -> None:
     first, second = scored([1.0, 0.0], [0.0, 2.0]), scored([1.0, 3.0], [0.0, 2.0])
-    rows: list[dict[str, float]] = [
-        {"step": step} | flat_report(report_of(s, 2)) for step, s in ((0, first), (5, second))
-    ]
-    rows.insert(1, {"step": 5, "loss": 0.1})
-    metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-    card = reward_card(metrics, 5, ["here/a.jsonl", "b.jsonl"])
-    assert card is not None
+    log = RunLog(
+        tmp_path,
+        is_main=True,
+        num_steps=5,
+        flops_per_token=1.0,
+        peak_flops=1.0,
+        track=lambda row, step: None,
+        memory_bytes=lambda: 0,
+    )
+    for step, scores in ((0, first), (5, second)):
+        log.eval_row({"step": step} | evaluation(report_of(scores, 2)))
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert row.keys() == {"step", *(f"eval_{name}" for name in HEADLINES)}
+    card = reward_card(tmp_path, 5, ["here/a.jsonl", "b.jsonl"])
+    assert card is not None and (card["step"], card["accuracy"]) == (5, row["eval_accuracy"])
     report = report_of(second, 2)
     for name in ("loss", "accuracy", "auc", "pairs", "margin_histogram"):
         assert card[name] == report[name]
-    assert [bin_["comparisons"] for bin_ in card["calibration"]] == [
-        bin_["comparisons"] for bin_ in report["calibration"]
+    assert [part["comparisons"] for part in card["calibration"]] == [
+        part["comparisons"] for part in report["calibration"]
     ]
-    assert card["sources"] == [
-        {"path": "here/a.jsonl", **report["sources"][0]},
-        {"path": "b.jsonl", "pairs": 0, "comparisons": 0.0},
-    ]
-    assert reward_card(metrics, 3, ["a", "b"]) is None
+    assert card["sources"][0] == {"path": "here/a.jsonl", **report["sources"][0]}
+    assert (card["sources"][1]["path"], card["sources"][1]["pairs"]) == ("b.jsonl", 0)
+    assert card["sources"][1]["accuracy"] is None  # over no pairs
+    assert reward_card(tmp_path, 3, ["a", "b"]) is None
 
 
 @pytest.mark.parametrize(("low", "expected"), [(0.51, True), (0.5, False), (None, False)])
@@ -196,12 +205,40 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> DataPlan:
     return plan_data(config, train, held_out, SingleProcess())
 
 
-def by_ranks(plan: DataPlan, world_size: int) -> list[dict[str, float] | None]:
+class RankOf:
+    """One of several ranks, whose numbers `gather` exchanges."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, rank: int, world_size: int, gather: Callable[[Sequence[float]], list[list[float]]]) -> None:
+        self.rank, self.world_size, self.gather_floats = rank, world_size, gather
+
+    def sum_floats(self, values: Sequence[float]) -> list[float]:
+        return [sum(column) for column in zip(*self.gather_floats(values), strict=True)]
+
+    def gather_to_main(self, values: Tensor) -> list[Tensor]:
+        raise NotImplementedError
+
+    def any(self, flag: bool) -> bool:
+        raise NotImplementedError
+
+    def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+
+def numbers(tree: Any) -> list[float]:
+    """All numbers of a tree, in order."""
+    if isinstance(tree, dict):
+        return [number for value in tree.values() for number in numbers(value)]
+    return [number for value in tree for number in numbers(value)] if isinstance(tree, list) else [float(tree)]
+
+
+def by_ranks(plan: DataPlan, world_size: int) -> list[dict[str, Any] | None]:
     """What each of several ranks finds, each in a thread of its own, when they gather each other's numbers."""
     told: dict[int, list[float]] = {}
     everyone = Barrier(world_size)
 
-    def evaluate(rank: int) -> dict[str, float] | None:
+    def evaluate(rank: int) -> dict[str, Any] | None:
         def gather(values: Sequence[float]) -> list[list[float]]:
             told[rank] = list(values)
             everyone.wait(timeout=60)
@@ -209,7 +246,7 @@ def by_ranks(plan: DataPlan, world_size: int) -> list[dict[str, float] | None]:
             everyone.wait(timeout=60)
             return rows
 
-        return HeldOutPairs(plan, rank, world_size, torch.device("cpu"), gather)(ByLength(), lambda: False)
+        return HeldOutPairs(plan, RankOf(rank, world_size, gather))(ByLength(), lambda: False)
 
     with ThreadPoolExecutor(world_size) as threads:
         return list(threads.map(evaluate, range(world_size)))
@@ -217,23 +254,23 @@ def by_ranks(plan: DataPlan, world_size: int) -> list[dict[str, float] | None]:
 
 def test_several_ranks_find_what_one_finds(plan: DataPlan) -> None:
     (one,) = by_ranks(plan, 1)
-    assert one is not None and one["held_out/pairs"] > 10
+    assert one is not None and one["report"]["pairs"] > 10
     for found in by_ranks(plan, 3):
         assert found is not None and found.keys() == one.keys()
-        assert found == pytest.approx(one, rel=1e-12)
+        assert np.allclose(numbers(found), numbers(one), rtol=1e-12, atol=0, equal_nan=True)
 
 
 def test_ranks_run_equally_many_batches(plan: DataPlan) -> None:
     counts = set()
     for rank in range(3):
         model = ByLength()
-        HeldOutPairs(plan, rank, 3, torch.device("cpu"), lambda values: [list(values)])(model, lambda: False)
+        HeldOutPairs(plan, RankOf(rank, 3, lambda values: [list(values)]))(model, lambda: False)
         counts.add(len(model.seen))
     assert len(counts) == 1
 
 
 def test_evaluation_stops_when_asked_to(plan: DataPlan) -> None:
     asked = iter([False, True])
-    held_out = HeldOutPairs(plan, 0, 1, torch.device("cpu"), lambda values: [list(values)])
+    held_out = HeldOutPairs(plan, RankOf(0, 1, lambda values: [list(values)]))
     model = ByLength()
     assert held_out(model, lambda: next(asked)) is None and len(model.seen) == 1

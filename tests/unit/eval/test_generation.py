@@ -7,16 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llmtrain.eval import generation as held_out
 from llmtrain.eval.generation import HeldOutScore
+from llmtrain.models.attention import ATTENTION
 from llmtrain.rewards.score import Scores
-from llmtrain.rollout.local.generate import Generated
-from llmtrain.rollout.local.sampling import Sampling
+from llmtrain.rollout.engine import Generated, Sampling
+from llmtrain.rollout.local.generator import LocalGenerator
 
 
 @dataclass(frozen=True)
@@ -46,25 +45,30 @@ class OneRank:
         return nullcontext()
 
 
-@pytest.fixture(autouse=True)
-def responses_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answered(
-        model: Any, prompts: Any, sample_ids: Sequence[int], settings: Sampling, should_stop: Callable[[], bool]
-    ) -> list[Generated] | None:
-        return None if should_stop() else [Generated([sample], [-1.0], True) for sample in sample_ids]
+@dataclass(frozen=True)
+class WithoutModel:
+    """An engine whose responses are the numbers of samples."""
 
-    monkeypatch.setattr(held_out, "generate", answered)
+    should_stop: Callable[[], bool]
+    gives_values: bool = False
+
+    def current_weights(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], sampling: Sampling
+    ) -> list[Generated] | None:
+        return None if self.should_stop() else [Generated([sample], [-1.0], True) for sample in sample_ids]
 
 
 def values(
     *names: str, ranks: OneRank | None = None, is_stopped: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
     def score(prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> Scores:
-        by_term = {name: [float(sample + number) for sample in sample_ids] for number, name in enumerate(names)}
-        return Scores([sum(column) for column in zip(*by_term.values(), strict=True)], by_term)
+        by_reward = {name: [float(sample + number) for sample in sample_ids] for number, name in enumerate(names)}
+        return Scores([sum(column) for column in zip(*by_reward.values(), strict=True)], by_reward)
 
-    policy = LlamaForCausalLM.__new__(LlamaForCausalLM)
-    evaluate = HeldOutScore([Asked((1,))] * 4, policy, score, Sampling(2), ranks or OneRank(), is_stopped)
+    evaluate = HeldOutScore([Asked((1,))] * 4, WithoutModel(is_stopped), score, Sampling(2), ranks or OneRank())
     return evaluate(nn.Identity(), lambda: False)
 
 
@@ -87,21 +91,12 @@ def test_a_reward_alone_is_told_as_the_total() -> None:
     assert found is not None and not [name for name in found if "/" in name]
 
 
-def test_held_out_prompts_are_answered_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    precisions: list[bool] = []
-
-    def answered(model: Any, prompts: Any, sample_ids: Sequence[int], *others: Any) -> list[Generated]:
-        precisions.append(torch.is_autocast_enabled("cpu"))
-        return [Generated([sample], [-1.0], True) for sample in sample_ids]
-
-    def score(prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> Scores:
-        return Scores([1.0] * len(sample_ids), {"one": [1.0] * len(sample_ids)})
-
-    monkeypatch.setattr(held_out, "generate", answered)
+def test_the_local_engine_generates_in_the_precision_of_training() -> None:
+    precisions: set[bool] = set()
     shape = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
+    policy = AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION)
+    policy.register_forward_pre_hook(lambda *_: precisions.add(torch.is_autocast_enabled("cpu")))
     ranks = OneRank()
     ranks.dtype = torch.bfloat16
-    HeldOutScore([Asked((1,))], LlamaForCausalLM(shape), score, Sampling(2), ranks, lambda: False)(
-        nn.Identity(), lambda: False
-    )
-    assert precisions == [True]
+    responses = LocalGenerator(policy, ranks, lambda: False).generate([(1,)], [0], Sampling(2))
+    assert responses is not None and precisions == {True}

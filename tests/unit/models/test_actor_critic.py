@@ -16,10 +16,11 @@ from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Metrics
-from llmtrain.rollout.packing import Episode, as_experience, pack_episodes
+from llmtrain.rollout.engine import Generated
+from llmtrain.rollout.packing import Episode, ResponseFields, as_experience, pack_episodes
 
 CPU = torch.device("cpu")
-EPISODES = [Episode(0, (5, 6), (7, 8), True), Episode(1, (9,), (4,), False)]
+EPISODES = [Episode(0, (5, 6), Generated([7, 8], [], True)), Episode(1, (9,), Generated([4], [], False))]
 BATCH = pack_episodes(EPISODES)
 
 
@@ -55,11 +56,13 @@ def experience() -> Experience:
     return as_experience(
         BATCH,
         EPISODES,
-        old_logprobs=old_logprobs - 3,
-        ref_logprobs=ref_logprobs - 3,
-        advantages=advantages,
-        old_values=old_values,
-        returns=returns,
+        ResponseFields(
+            old_logprobs=old_logprobs - 3,
+            ref_logprobs=ref_logprobs - 3,
+            advantages=advantages,
+            old_values=old_values,
+            returns=returns,
+        ),
     )
 
 
@@ -67,7 +70,9 @@ def gradients_and_metrics(
     module: ActorCritic, parts: tuple[Experience, ...]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of the sum of the parts' shares, whose totals are those that their counts add up to."""
-    objective = PolicyObjective(PolicyConfig(entropy_coef=0.1, kl_in="loss", kl_kind="k3"), max_response_tokens=4)
+    objective = PolicyObjective(
+        PolicyConfig(entropy_coef=0.1, kl_placement="loss", kl_estimator="k3"), max_response_tokens=4
+    )
     counts = [objective.counts(part) for part in parts]
     totals = {name: sum(count[name] for count in counts) for name in counts[0]}
     module.zero_grad()
@@ -81,22 +86,22 @@ def gradients_and_metrics(
     return gradients, sums
 
 
-def test_a_policy_and_its_critic_learn_the_same_apart_as_together() -> None:
+def test_a_policy_and_its_critic_learn_the_same_split_as_together() -> None:
     checked = wrap_causal_lm(model(), "segments", 64, CPU)
     module = ActorCritic(checked, 0.9, ValueHead(16), copy.deepcopy(checked.model.base_model))
     nn.init.normal_(module.value_head.weight)
     together, told = gradients_and_metrics(module, (experience(),))
-    apart, told_apart = gradients_and_metrics(module, experience().apart())
-    assert together.keys() == apart.keys() == dict(module.named_parameters()).keys()
+    split, split_metrics = gradients_and_metrics(module, experience().split_critic())
+    assert together.keys() == split.keys() == dict(module.named_parameters()).keys()
     for name, gradient in together.items():
-        torch.testing.assert_close(apart[name], gradient, rtol=0, atol=0, msg=name)
-    assert told.keys() == told_apart.keys()
+        torch.testing.assert_close(split[name], gradient, rtol=0, atol=0, msg=name)
+    assert told.keys() == split_metrics.keys()
     for name, value in told.items():
-        torch.testing.assert_close(told_apart[name], value, msg=name)
+        torch.testing.assert_close(split_metrics[name], value, msg=name)
 
 
 def test_the_halves_of_a_microbatch_count_its_samples_and_tokens_once() -> None:
     whole = experience()
-    halves = whole.apart()
+    halves = whole.split_critic()
     assert sum(half.num_tokens for half in halves) == whole.num_tokens
     assert [number for half in halves for number in half.sample_ids] == list(whole.sample_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmtrain.batch import KeptTokens
+from llmtrain.batch import SamplingMask
 from llmtrain.models.heads import chunks as chunking
 from llmtrain.models.heads import logprobs as token_logprobs
 from llmtrain.models.heads.head import Head
@@ -59,11 +59,11 @@ def test_under_autocast_the_gradient_is_the_same_wherever_backward_runs(frozen: 
         assert torch.equal(outside, inside)
 
 
-def some_kept(num_tokens: int, vocab: int, labels: torch.Tensor) -> KeptTokens:
+def some_mask(num_tokens: int, vocab: int, labels: torch.Tensor) -> SamplingMask:
     """A few tokens of the vocabulary for each, the label among them."""
     rows = torch.rand(num_tokens, vocab, generator=torch.Generator().manual_seed(1)) < 0.3
     rows[torch.arange(num_tokens), labels] = True
-    return KeptTokens(rows.nonzero()[:, 1].int(), tuple(rows.sum(-1).tolist()))
+    return SamplingMask(rows.nonzero()[:, 1].int(), tuple(rows.sum(-1).tolist()))
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -77,11 +77,11 @@ def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_a
     head = Head(8, 11).double().requires_grad_(not frozen)
     hidden = torch.randn(150, 8, dtype=torch.float64, requires_grad=True)
     labels, weights = torch.randint(11, (150,)), torch.randn(2, 150)
-    kept = some_kept(150, 11, labels)
+    mask = some_mask(150, 11, labels)
 
     def by_hand() -> TokenLogprobs:
         said = []
-        for row, ids, label in zip(head(hidden), kept.ids.long().split(kept.counts), labels, strict=True):
+        for row, ids, label in zip(head(hidden), mask.ids.long().split(mask.counts), labels, strict=True):
             log_probs = (row[ids] / temperature).log_softmax(-1)
             said.append((log_probs[(ids == label).nonzero()[0, 0]], -(log_probs.exp() * log_probs).sum()))
         return TokenLogprobs(*(torch.stack(column) for column in zip(*said, strict=True)))
@@ -90,8 +90,8 @@ def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_a
         loss = (said.logprobs * weights[0]).sum() + (said.entropies * weights[1]).sum()
         return list(torch.autograd.grad(loss, [hidden, *([] if frozen else head.parameters())]))
 
-    wanted, chunked = by_hand(), head.logprobs(hidden, labels, LogprobOptions(temperature, kept))
-    whole = logits_logprobs(head(hidden), labels, LogprobOptions(temperature, kept))
+    wanted, chunked = by_hand(), head.logprobs(hidden, labels, LogprobOptions(temperature, mask))
+    whole = logits_logprobs(head(hidden), labels, LogprobOptions(temperature, mask))
     for said in (chunked, whole):
         torch.testing.assert_close(said.logprobs.double(), wanted.logprobs, rtol=0, atol=1e-6)
         torch.testing.assert_close(said.entropies.double(), wanted.entropies, rtol=0, atol=1e-6)
@@ -103,7 +103,7 @@ def test_among_kept_tokens_values_and_gradients_are_those_of_logits_over_these_a
 
 def test_a_token_drawn_among_itself_alone_has_probability_one_and_no_gradient() -> None:
     head = Head(4, 16, bias=False)
-    options = LogprobOptions(kept=KeptTokens(torch.tensor([0, 5, 15]).int(), (1, 1, 1)))
+    options = LogprobOptions(sampling_mask=SamplingMask(torch.tensor([0, 5, 15]).int(), (1, 1, 1)))
     said = head.logprobs(torch.randn(3, 4), torch.tensor([0, 5, 15]), options)
     (said.logprobs + said.entropies).sum().backward()
     assert said.logprobs.tolist() == said.entropies.tolist() == [0.0, 0.0, 0.0]

@@ -2,12 +2,15 @@
 
 import math
 import statistics
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
+from llmtrain.config.rl import ADVANTAGES, AdvantageName
 from llmtrain.objectives.advantages import (
-    ADVANTAGES,
+    ADVANTAGE_FUNCTIONS,
     AdaptiveKl,
     Episodes,
     gae,
@@ -106,7 +109,7 @@ def test_leave_one_out_compares_each_with_the_mean_of_the_others() -> None:
 
 
 def test_a_group_of_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="ask for two or more"):
+    with pytest.raises(ValueError, match="use two or more"):
         leave_one_out(torch.tensor([1.0, 2.0]), 1)
 
 
@@ -169,22 +172,27 @@ def episodes(*, values: bool) -> Episodes:
     ],
 )
 def test_an_advantage_by_name_is_one_number_a_token(name: str, expected: list[float]) -> None:
-    advantages, _ = ADVANTAGES[name](episodes(values=name == "gae"), alone)
+    advantages, _ = ADVANTAGE_FUNCTIONS[name](episodes(values=name == "gae"), alone)
     assert advantages.tolist() == pytest.approx(expected)
 
 
 def test_reinforce_by_name_sums_its_moments_over_ranks() -> None:
     """Beside a rank with the same tokens, count and sums double, and only Bessel's correction changes."""
-    doubled, _ = ADVANTAGES["reinforce_pp"](episodes(values=False), lambda values: [2 * value for value in values])
-    single, _ = ADVANTAGES["reinforce_pp"](episodes(values=False), alone)
+    doubled, _ = ADVANTAGE_FUNCTIONS["reinforce_pp"](
+        episodes(values=False), lambda values: [2 * value for value in values]
+    )
+    single, _ = ADVANTAGE_FUNCTIONS["reinforce_pp"](episodes(values=False), alone)
     torch.testing.assert_close(doubled, single * math.sqrt((13 / 14) / (6 / 7)))
 
 
-def test_only_gae_gives_returns_for_a_critic() -> None:
-    given = {
-        name for name, function in ADVANTAGES.items() if function(episodes(values=True), alone).returns is not None
-    }
-    assert given == {"gae"}
+def test_the_configuration_and_the_advantages_agree() -> None:
+    assert set(get_args(AdvantageName)) == set(ADVANTAGES) == set(ADVANTAGE_FUNCTIONS)
+    for name, function in ADVANTAGE_FUNCTIONS.items():
+        found = function(episodes(values=True), alone)
+        assert (found.returns is not None) == ADVANTAGES[name].needs_critic
+        if ADVANTAGES[name].needs_groups:
+            with pytest.raises(ValueError, match="compares the samples of a prompt"):
+                function(replace(episodes(values=True), group_size=1), alone)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """Policy losses worked out by hand, and what their gradients do to a policy."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from llmtrain.config.rl import POLICY_LOSSES, AggregationName, KlEstimator, PolicyLossName
 from llmtrain.objectives.policy_losses import (
     AGGREGATIONS,
-    POLICY_LOSSES,
-    KlKind,
+    POLICY_LOSS_FUNCTIONS,
+    PolicyTokens,
     cispo,
     entropy_bonus,
     gspo,
@@ -36,26 +38,26 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_ppo_takes_the_worse_of_the_plain_and_the_clipped_objective() -> None:
-    losses, clipped = ppo_clip(*inputs(), LENGTHS, 0.2, 0.2)
+    losses, clipped = ppo_clip(PolicyTokens(*inputs(), LENGTHS), 0.2, 0.2)
     assert losses.tolist() == pytest.approx([-1.2 * 2.0, RATIOS[1] * 1.0, 0.8 * 3.0])
     assert clipped.tolist() == [True, False, True]
 
 
 def test_ppo_does_not_clip_where_the_ratio_went_against_the_advantage() -> None:
     logprobs, old_logprobs, advantages = inputs()
-    losses, clipped = ppo_clip(logprobs, old_logprobs, -advantages, LENGTHS, 0.2, 0.2)
+    losses, clipped = ppo_clip(PolicyTokens(logprobs, old_logprobs, -advantages, LENGTHS), 0.2, 0.2)
     assert losses.tolist() == pytest.approx([RATIOS[0] * 2.0, -RATIOS[1] * 1.0, -RATIOS[2] * 3.0])
     assert not clipped.any()
 
 
 def test_ppo_with_a_higher_upper_bound_lets_likelier_tokens_grow_further() -> None:
-    losses, clipped = ppo_clip(*inputs(), LENGTHS, 0.2, 0.5)
+    losses, clipped = ppo_clip(PolicyTokens(*inputs(), LENGTHS), 0.2, 0.5)
     assert losses.tolist() == pytest.approx([-1.5 * 2.0, RATIOS[1] * 1.0, 0.8 * 3.0])
     assert clipped.tolist() == [True, False, True]
 
 
 def test_gspo_has_one_ratio_a_response_the_mean_in_logarithms() -> None:
-    losses, clipped = gspo(*inputs(), LENGTHS, 0.2, 0.4)
+    losses, clipped = gspo(PolicyTokens(*inputs(), LENGTHS), 0.2, 0.4)
     sequence_ratio = math.exp((0.5 + 0.05) / 2)
     assert losses.tolist() == pytest.approx([-sequence_ratio * 2.0, sequence_ratio * 1.0, 0.8 * 3.0])
     assert clipped.tolist() == [False, False, True]
@@ -64,7 +66,7 @@ def test_gspo_has_one_ratio_a_response_the_mean_in_logarithms() -> None:
 def test_gspo_spreads_the_gradient_evenly_over_a_response() -> None:
     logprobs = torch.tensor(LOGPROBS, requires_grad=True)
     old_logprobs, advantages = torch.tensor(OLD_LOGPROBS), torch.tensor([2.0, 2.0, -3.0])
-    gspo(logprobs, old_logprobs, advantages, LENGTHS, 0.5, 0.5).losses.sum().backward()
+    gspo(PolicyTokens(logprobs, old_logprobs, advantages, LENGTHS), 0.5, 0.5).losses.sum().backward()
     ratio = math.exp((0.5 + 0.05) / 2)
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([-ratio * 2.0, -ratio * 2.0, RATIOS[2] * 3.0])
@@ -72,7 +74,9 @@ def test_gspo_spreads_the_gradient_evenly_over_a_response() -> None:
 
 def test_cispo_bounds_the_weight_and_keeps_every_tokens_gradient() -> None:
     logprobs = torch.tensor(LOGPROBS, requires_grad=True)
-    losses, clipped = cispo(logprobs, torch.tensor(OLD_LOGPROBS), torch.tensor(ADVANTAGES), LENGTHS, 1.0, 0.2)
+    losses, clipped = cispo(
+        PolicyTokens(logprobs, torch.tensor(OLD_LOGPROBS), torch.tensor(ADVANTAGES), LENGTHS), 1.0, 0.2
+    )
     losses.sum().backward()
     weights = [1.2, RATIOS[1], RATIOS[2]]
     assert losses.tolist() == pytest.approx([1.2 * 2.0 * 0.5, -RATIOS[1] * 1.2, -RATIOS[2] * 3.0 * 2.0])
@@ -82,13 +86,13 @@ def test_cispo_bounds_the_weight_and_keeps_every_tokens_gradient() -> None:
 
 
 def test_cispo_below_one_has_a_lower_bound() -> None:
-    losses, clipped = cispo(*inputs(), LENGTHS, 0.2, 10.0)
+    losses, clipped = cispo(PolicyTokens(*inputs(), LENGTHS), 0.2, 10.0)
     assert losses[2].item() == pytest.approx(-0.8 * 3.0 * 2.0)
     assert clipped.tolist() == [False, False, True]
 
 
 def test_reinforce_weighs_the_logprob_with_the_advantage() -> None:
-    losses, clipped = reinforce(*inputs(), LENGTHS, 0.2, 0.2)
+    losses, clipped = reinforce(PolicyTokens(*inputs(), LENGTHS), 0.2, 0.2)
     assert losses.tolist() == pytest.approx([0.5 * 2.0, -1.2 * 1.0, -2.0 * 3.0])
     assert not clipped.any()
 
@@ -107,12 +111,12 @@ def test_an_aggregation_divides_by_totals_of_the_step(name: str, expected: float
 
 
 @pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
-@pytest.mark.parametrize("loss", list(POLICY_LOSSES))
+@pytest.mark.parametrize("loss", list(POLICY_LOSS_FUNCTIONS))
 def test_shares_of_microbatches_sum_to_the_loss_of_the_whole(loss: str, aggregation: str) -> None:
     tensors, totals = inputs(), {"tokens": 3.0, "sequences": 2.0}
 
     def share(tokens: slice, lengths: tuple[int, ...]) -> float:
-        terms = POLICY_LOSSES[loss](*(tensor[tokens] for tensor in tensors), lengths, 0.2, 0.2)
+        terms = POLICY_LOSS_FUNCTIONS[loss](PolicyTokens(*(tensor[tokens] for tensor in tensors), lengths), 0.2, 0.2)
         return AGGREGATIONS[aggregation](terms.losses, lengths, totals, 8).item()
 
     whole = share(slice(0, 3), LENGTHS)
@@ -120,21 +124,23 @@ def test_shares_of_microbatches_sum_to_the_loss_of_the_whole(loss: str, aggregat
 
 
 @pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
-@pytest.mark.parametrize("loss", list(POLICY_LOSSES))
+@pytest.mark.parametrize("loss", list(POLICY_LOSS_FUNCTIONS))
 def test_a_microbatch_without_responses_is_a_zero_attached_to_the_graph(loss: str, aggregation: str) -> None:
     parameter = torch.ones(2, requires_grad=True)
     empty = torch.zeros(0)
-    terms = POLICY_LOSSES[loss](parameter[:0], empty, empty, (), 0.2, 0.2)
+    terms = POLICY_LOSS_FUNCTIONS[loss](PolicyTokens(parameter[:0], empty, empty, ()), 0.2, 0.2)
     AGGREGATIONS[aggregation](terms.losses, (), TOTALS, 8).backward()
     assert parameter.grad is not None and parameter.grad.tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("loss", list(POLICY_LOSSES))
+@pytest.mark.parametrize("loss", list(POLICY_LOSS_FUNCTIONS))
 def test_at_ratio_one_every_form_has_the_policy_gradient(loss: str) -> None:
     """Advantages are those of a response, the same at each of its tokens, as GSPO's are."""
     logprobs = torch.tensor(LOGPROBS, requires_grad=True)
     advantages = torch.tensor([2.0, 2.0, -3.0])
-    POLICY_LOSSES[loss](logprobs, logprobs.detach(), advantages, LENGTHS, 0.2, 0.2).losses.sum().backward()
+    POLICY_LOSS_FUNCTIONS[loss](
+        PolicyTokens(logprobs, logprobs.detach(), advantages, LENGTHS), 0.2, 0.2
+    ).losses.sum().backward()
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([-2.0, -2.0, 3.0])
 
@@ -146,7 +152,9 @@ def after_updates(loss: str, aggregation: str, advantages: list[float]) -> list[
     old_logprobs = logits.detach().log_softmax(-1).gather(-1, drawn[:, None])[:, 0]
     for _ in range(10):
         logprobs = logits.log_softmax(-1).gather(-1, drawn[:, None])[:, 0]
-        terms = POLICY_LOSSES[loss](logprobs, old_logprobs, torch.tensor(advantages), LENGTHS, 0.2, 0.2)
+        terms = POLICY_LOSS_FUNCTIONS[loss](
+            PolicyTokens(logprobs, old_logprobs, torch.tensor(advantages), LENGTHS), 0.2, 0.2
+        )
         share = AGGREGATIONS[aggregation](terms.losses, LENGTHS, {"tokens": 3.0, "sequences": 2.0}, 2)
         (gradient,) = torch.autograd.grad(share, logits)
         logits = (logits - gradient).detach().requires_grad_()
@@ -155,7 +163,7 @@ def after_updates(loss: str, aggregation: str, advantages: list[float]) -> list[
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
-@pytest.mark.parametrize("loss", list(POLICY_LOSSES))
+@pytest.mark.parametrize("loss", list(POLICY_LOSS_FUNCTIONS))
 def test_tokens_of_positive_advantage_become_likelier_and_the_others_rarer(
     loss: str, aggregation: str, sign: float
 ) -> None:
@@ -169,7 +177,7 @@ def test_ppo_stops_at_its_bound() -> None:
     logprobs = torch.tensor([-1.0], requires_grad=True)
     old_logprobs = torch.tensor([-1.0])
     for _ in range(100):
-        losses, _ = ppo_clip(logprobs, old_logprobs, torch.ones(1), (1,), 0.2, 0.2)
+        losses, _ = ppo_clip(PolicyTokens(logprobs, old_logprobs, torch.ones(1), (1,)), 0.2, 0.2)
         (gradient,) = torch.autograd.grad(losses.sum(), logprobs)
         logprobs = (logprobs - 0.01 * gradient).detach().requires_grad_()
     assert math.exp(logprobs.item() + 1.0) == pytest.approx(1.2, abs=0.02)
@@ -183,13 +191,13 @@ def test_ppo_stops_at_its_bound() -> None:
         ("k3", [math.exp(-0.5) - 1 + 0.5, math.exp(0.3) - 1 - 0.3]),
     ],
 )
-def test_kl_estimates_of_two_tokens(kind: KlKind, expected: list[float]) -> None:
+def test_kl_estimates_of_two_tokens(kind: KlEstimator, expected: list[float]) -> None:
     estimate = kl_estimate(torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.7]), kind)
     assert estimate.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["k1", "k3"])
-def test_an_unbiased_kl_estimate_averages_to_the_kl(kind: KlKind) -> None:
+def test_an_unbiased_kl_estimate_averages_to_the_kl(kind: KlEstimator) -> None:
     """The average over a vocabulary, each token as often as the policy draws it, against the sum of the definition."""
     policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
     estimate = kl_estimate(policy.log(), reference.log(), kind)
@@ -198,7 +206,7 @@ def test_an_unbiased_kl_estimate_averages_to_the_kl(kind: KlKind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["k2", "k3"])
-def test_kl_in_the_loss_pulls_the_policy_to_the_reference(kind: KlKind) -> None:
+def test_kl_in_the_loss_pulls_the_policy_to_the_reference(kind: KlEstimator) -> None:
     logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
     kl_loss(logprobs, torch.tensor([-1.5, -1.7]), kind).sum().backward()
     assert logprobs.grad is not None
@@ -212,7 +220,9 @@ def test_k1_in_the_loss_is_refused() -> None:
 
 def test_policy_metrics_are_shares_over_the_tokens_of_the_step() -> None:
     logprobs, old_logprobs, _ = inputs()
-    metrics = policy_metrics(logprobs, old_logprobs, ppo_clip(*inputs(), LENGTHS, 0.2, 0.2).clipped, TOTALS)
+    metrics = policy_metrics(
+        logprobs, old_logprobs, ppo_clip(PolicyTokens(*inputs(), LENGTHS), 0.2, 0.2).clipped, TOTALS
+    )
     k3 = [ratio - 1 - math.log(ratio) for ratio in RATIOS]
     assert metrics["clip_fraction"].item() == pytest.approx(2 / 10)
     assert metrics["approx_kl"].item() == pytest.approx(sum(k3) / 10)
@@ -251,3 +261,15 @@ def test_the_entropy_bonus_lowers_the_loss() -> None:
 def test_values_of_samples_and_tokens_go_into_each_other() -> None:
     assert per_token(torch.tensor([1.0, 2.0]), LENGTHS).tolist() == [1.0, 1.0, 2.0]
     assert per_sample(torch.tensor([1.0, 2.0, 5.0]), LENGTHS).tolist() == [3.0, 5.0]
+
+
+def test_the_configuration_and_the_losses_agree() -> None:
+    assert set(get_args(PolicyLossName)) == set(POLICY_LOSSES) == set(POLICY_LOSS_FUNCTIONS)
+    assert set(get_args(AggregationName)) == set(AGGREGATIONS)
+    tokens = PolicyTokens(*inputs(), LENGTHS)
+    for name, facts in POLICY_LOSSES.items():
+        loss = POLICY_LOSS_FUNCTIONS[name]
+        narrow, wide = loss(tokens, 0.01, 0.01), loss(tokens, 0.9, 9.0)
+        assert bool(narrow.clipped.any()) == facts.clips
+        moved = loss(tokens._replace(old_logprobs=tokens.old_logprobs - 0.1), 0.9, 9.0)
+        assert torch.equal(moved.losses, wide.losses) != facts.is_off_policy

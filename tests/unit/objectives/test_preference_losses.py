@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llmtrain.config.rl import PREFERENCE_LOSSES, PreferenceLossName
 from llmtrain.objectives.preference_losses import (
-    PREFERENCE_LOSSES,
-    REFERENCE_FREE,
+    PAIR_LOSS_FUNCTIONS,
     PairLogprobs,
     PreferenceOptions,
     bradley_terry,
@@ -105,33 +105,37 @@ def test_simpo_asks_for_a_margin_between_mean_logprobs() -> None:
     assert result.losses.tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", sorted(REFERENCE_FREE))
-def test_a_loss_without_reference_takes_none(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in PAIR_LOSS_FUNCTIONS if not PREFERENCE_LOSSES[name].needs_reference])
+def test_a_loss_without_reference_takes_none(name: PreferenceLossName) -> None:
     options = PreferenceOptions(beta=0.1)
     without = replace(PAIRS, ref_chosen=None, ref_rejected=None)
-    assert torch.equal(PREFERENCE_LOSSES[name](without, options).losses, PREFERENCE_LOSSES[name](PAIRS, options).losses)
+    assert torch.equal(
+        PAIR_LOSS_FUNCTIONS[name](without, options).losses, PAIR_LOSS_FUNCTIONS[name](PAIRS, options).losses
+    )
 
 
-@pytest.mark.parametrize("name", list(PREFERENCE_LOSSES))
-def test_a_step_down_every_loss_parts_the_chosen_from_the_rejected(name: str) -> None:
+@pytest.mark.parametrize("name", list(PAIR_LOSS_FUNCTIONS))
+def test_a_step_down_every_loss_parts_the_chosen_from_the_rejected(name: PreferenceLossName) -> None:
     chosen, rejected = PAIRS.chosen.clone().requires_grad_(), PAIRS.rejected.clone().requires_grad_()
-    result = PREFERENCE_LOSSES[name](replace(PAIRS, chosen=chosen, rejected=rejected), PreferenceOptions(beta=0.1))
+    result = PAIR_LOSS_FUNCTIONS[name](replace(PAIRS, chosen=chosen, rejected=rejected), PreferenceOptions(beta=0.1))
     result.losses.sum().backward()
     assert chosen.grad is not None and rejected.grad is not None
     assert (chosen.grad < 0).all() and (rejected.grad > 0).all()
 
 
-@pytest.mark.parametrize("name", list(PREFERENCE_LOSSES))
-def test_implied_rewards_carry_no_gradient(name: str) -> None:
+@pytest.mark.parametrize("name", list(PAIR_LOSS_FUNCTIONS))
+def test_implied_rewards_carry_no_gradient(name: PreferenceLossName) -> None:
     pairs = replace(PAIRS, chosen=PAIRS.chosen.clone().requires_grad_())
-    result = PREFERENCE_LOSSES[name](pairs, PreferenceOptions(beta=0.1))
+    result = PAIR_LOSS_FUNCTIONS[name](pairs, PreferenceOptions(beta=0.1))
     assert not result.chosen_rewards.requires_grad and not result.rejected_rewards.requires_grad
 
 
 def test_kto_compares_each_answer_with_the_kl() -> None:
     logprobs, ref_logprobs = torch.tensor([-3.0, -6.0, -4.0]), torch.tensor([-4.0, -4.0, -4.5])
     desirable = torch.tensor([True, True, False])
-    losses, rewards = kto(logprobs, ref_logprobs, desirable, torch.tensor(0.3), 0.1, 1.0, 1.5)
+    losses, rewards = kto(
+        logprobs - ref_logprobs, desirable, torch.tensor(0.3), beta=0.1, desirable_weight=1.0, undesirable_weight=1.5
+    )
     sigmoids = [1 / (1 + math.exp(-0.1 * x)) for x in (1.0 - 0.3, -2.0 - 0.3, 0.3 - 0.5)]
     assert losses.tolist() == pytest.approx([1 - sigmoids[0], 1 - sigmoids[1], 1.5 * (1 - sigmoids[2])])
     assert rewards.tolist() == pytest.approx([0.1, -0.2, 0.05])
@@ -139,7 +143,7 @@ def test_kto_compares_each_answer_with_the_kl() -> None:
 
 def test_a_step_down_ktos_loss_raises_the_desirable_and_lowers_the_others() -> None:
     logprobs = torch.tensor([-3.0, -6.0], requires_grad=True)
-    losses, _ = kto(logprobs, torch.tensor([-4.0, -4.0]), torch.tensor([True, False]), torch.tensor(0.0), 0.1)
+    losses, _ = kto(logprobs + 4.0, torch.tensor([True, False]), torch.tensor(0.0), beta=0.1)
     losses.sum().backward()
     assert logprobs.grad is not None
     assert logprobs.grad[0].item() < 0 < logprobs.grad[1].item()

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from llmtrain.batch import IGNORE_INDEX, JudgedAnswers, PreferencePairs, empty_answers, empty_pairs
-from llmtrain.config.rl import PreferenceConfig
-from llmtrain.objectives.kto import KlBatches
-from llmtrain.objectives.preference import JudgedPreference, PairwisePreference, preference_options
-from llmtrain.objectives.preference_losses import PREFERENCE_LOSSES, REFERENCE_FREE, PreferenceOptions
+from llmtrain.batch import IGNORE_INDEX, LabelledAnswers, PreferencePairs, empty_answers, empty_pairs
+from llmtrain.config.rl import PREFERENCE_LOSSES, PreferenceConfig, PreferenceLossName
+from llmtrain.objectives.kto import KlBatches, KtoObjective
+from llmtrain.objectives.preference import PairwisePreference
+from llmtrain.objectives.preference_losses import PAIR_LOSS_FUNCTIONS, PreferenceOptions
 
 WEIGHTS = (1.0, 0.5, 0.5)
 OPTIONS = PreferenceOptions(beta=0.3, label_smoothing=0.1, gamma=0.5)
@@ -31,7 +31,7 @@ class Table(nn.Module):
         self.logits = nn.Parameter(torch.linspace(-1, 1, 16))
         self.dropped = nn.Dropout(0.5)
 
-    def forward(self, batch: PreferencePairs | JudgedAnswers) -> SimpleNamespace:
+    def forward(self, batch: PreferencePairs | LabelledAnswers) -> SimpleNamespace:
         labels = batch.labels[batch.labels != IGNORE_INDEX]
         return SimpleNamespace(logprobs=self.dropped(self.logits).log_softmax(-1)[labels])
 
@@ -41,7 +41,7 @@ def model() -> Table:
 
 
 def laid(answers: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Answers of the given tokens, each behind a prompt of two."""
+    """Answers of the given tokens, each after a prompt of two."""
     parts = [torch.tensor([IGNORE_INDEX, *answer, IGNORE_INDEX]) for answer in answers]
     return {
         "input_ids": torch.cat([part.clamp(min=0) for part in parts]),
@@ -69,8 +69,8 @@ def pairs(which: Sequence[int]) -> PreferencePairs:
     )
 
 
-def answers(which: Sequence[int], kl: float | None = 0.4) -> JudgedAnswers:
-    return JudgedAnswers(
+def answers(which: Sequence[int], kl: float | None = 0.4) -> LabelledAnswers:
+    return LabelledAnswers(
         **laid([SIDES[side] for side in which]),
         desirable=torch.tensor([side % 2 == 0 for side in which]),
         weights=torch.tensor([WEIGHTS[side // 2] for side in which]),
@@ -94,8 +94,8 @@ def step(objective: Any, batches: Sequence[Any]) -> tuple[dict[str, float], Tens
     return {name: sum(float(part[name]) for part in shares) for name in shares[0]}, policy.logits.grad
 
 
-@pytest.mark.parametrize("loss", list(PREFERENCE_LOSSES))
-def test_a_step_over_pairs_is_the_same_however_it_is_split(loss: str) -> None:
+@pytest.mark.parametrize("loss", list(PAIR_LOSS_FUNCTIONS))
+def test_a_step_over_pairs_is_the_same_however_it_is_split(loss: PreferenceLossName) -> None:
     objective = PairwisePreference(loss, OPTIONS)
     whole, gradient = step(objective, [pairs([0, 1, 2])])
     split, split_gradient = step(objective, [pairs([2]), empty_pairs(), pairs([0, 1])])
@@ -105,7 +105,7 @@ def test_a_step_over_pairs_is_the_same_however_it_is_split(loss: str) -> None:
 
 
 def test_a_step_over_answers_is_the_same_however_it_is_split() -> None:
-    objective = JudgedPreference(0.3, 0.8, 1.5)
+    objective = KtoObjective(0.3, 0.8, 1.5)
     whole, gradient = step(objective, [answers(range(6))])
     empty = replace(empty_answers(), kl=torch.tensor(0.4))
     split, split_gradient = step(objective, [answers([5, 0]), empty, answers([1, 2, 3, 4])])
@@ -135,22 +135,40 @@ def test_metrics_are_means_over_comparisons() -> None:
 
 def test_an_answer_is_right_where_it_stands_on_its_side_of_the_kl() -> None:
     ratios = model()(answers([0])).logprobs.sum().item() - REFERENCE[0].item()
-    objective = JudgedPreference(0.3)
+    objective = KtoObjective(0.3)
     above, _ = step(objective, [answers([0], kl=ratios - 0.1)])
     below, _ = step(objective, [answers([0], kl=ratios + 0.1)])
     assert (above["accuracy"], below["accuracy"]) == (1, 0)
 
 
-@pytest.mark.parametrize("loss", sorted(REFERENCE_FREE))
-def test_a_loss_without_reference_needs_no_logprobs_of_it(loss: str) -> None:
+@pytest.mark.parametrize("loss", [name for name in PAIR_LOSS_FUNCTIONS if not PREFERENCE_LOSSES[name].needs_reference])
+def test_a_loss_without_reference_needs_no_logprobs_of_it(loss: PreferenceLossName) -> None:
     found, _ = step(PairwisePreference(loss, OPTIONS), [replace(pairs([0, 1]), ref_logprobs=None)])
     assert math.isfinite(found["loss"])
 
 
-def test_what_is_not_configured_is_as_the_paper_has_it() -> None:
-    assert preference_options(PreferenceConfig(loss="simpo")) == PreferenceOptions(beta=2.0, gamma=1.0)
-    given = preference_options(PreferenceConfig(loss="simpo", beta=2.5, gamma=0))
-    assert given == PreferenceOptions(beta=2.5, gamma=0)
+def test_options_that_are_not_given_are_those_of_the_paper() -> None:
+    assert PreferenceConfig(loss="simpo").options() == {"beta": 2.0, "gamma": 1.0}
+    assert PreferenceConfig(loss="simpo", beta=2.5, gamma=0).options() == {"beta": 2.5, "gamma": 0}
+    assert PreferenceConfig(loss="kto", undesirable_weight=1.5).options() == {
+        "beta": 0.1,
+        "desirable_weight": 1.0,
+        "undesirable_weight": 1.5,
+    }
+
+
+@pytest.mark.parametrize("loss", list(PREFERENCE_LOSSES))
+def test_the_configuration_and_the_losses_agree(loss: PreferenceLossName) -> None:
+    assert loss in get_args(PreferenceLossName)
+    options = {name: default or 0.1 for name, default in PREFERENCE_LOSSES[loss].options.items()}
+    if loss == "kto":
+        assert KtoObjective(**options).beta == options["beta"]
+    else:
+        assert loss in PAIR_LOSS_FUNCTIONS and PreferenceOptions(**options).beta == options["beta"]
+
+
+def test_every_preference_loss_has_its_facts() -> None:
+    assert set(get_args(PreferenceLossName)) == set(PREFERENCE_LOSSES) == {*PAIR_LOSS_FUNCTIONS, "kto"}
 
 
 class Ranks:
@@ -172,10 +190,10 @@ class Ranks:
 class Stored:
     """A source of one step."""
 
-    def __init__(self, batches: list[JudgedAnswers]) -> None:
-        self.batches: list[JudgedAnswers] | None = batches
+    def __init__(self, batches: list[LabelledAnswers]) -> None:
+        self.batches: list[LabelledAnswers] | None = batches
 
-    def next_step(self) -> list[JudgedAnswers] | None:
+    def next_step(self) -> list[LabelledAnswers] | None:
         return self.batches
 
     def advance(self) -> None:
@@ -188,7 +206,7 @@ class Stored:
         return {}
 
 
-def kl_of(batches: list[JudgedAnswers], others: Sequence[float] = (0.0, 0.0)) -> float:
+def kl_of(batches: list[LabelledAnswers], others: Sequence[float] = (0.0, 0.0)) -> float:
     """The KL that a step's batches carry, mismatched answers being the batch's own."""
     source: Any = Stored(batches)
     given = KlBatches(source, lambda batch: batch, model(), Ranks(others)).next_step()

@@ -10,9 +10,9 @@ from tiny_chat import write_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.data.formats.prompts import Prompt
-from llmtrain.recipes.policy import readable, score_responses
-from llmtrain.rewards.score import Term
-from llmtrain.rollout.local.generate import Generated
+from llmtrain.rewards.score import WeightedReward, score_responses
+from llmtrain.rollout.engine import Generated
+from llmtrain.rollout.sample_log import readable
 
 PROMPT = Prompt((1,), ({"role": "user", "content": "hi"},), {}, "rows.jsonl:1")
 CASES = [
@@ -44,7 +44,9 @@ def test_a_reward_sees_every_token_but_the_one_that_stopped_the_response(
         seen.extend(responses)
         return [1.0]
 
-    score_responses([Term("one", 1.0, reward)], tokenizer, [PROMPT], [response_of(text, stopped, tokenizer)], [0])
+    score_responses(
+        [WeightedReward("one", 1.0, reward)], tokenizer, [PROMPT], [response_of(text, stopped, tokenizer)], [0]
+    )
     assert seen == [shown]
 
 

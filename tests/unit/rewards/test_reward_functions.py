@@ -169,7 +169,7 @@ def test_code_tests(response: str, partial: bool, expected: float) -> None:
 
 
 def test_a_row_without_tests_is_refused() -> None:
-    with pytest.raises(RowError, match=r"^the row's field 'test_list' is no list of tests: \[\]$"):
+    with pytest.raises(RowError, match=r"^the row's field 'test_list' is not a list of tests: \[\]$"):
         code_tests([""], ["pass"], [{"test_list": []}])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.rewards.score import Scores, Term, load_terms, named_apart, score
+from llmtrain.rewards.score import Scores, WeightedReward, load_rewards, score, with_unique_names
 
 PROMPTS = ["What is 2 + 2?", "What is 3 + 3?", "What is 4 + 4?"]
 RESPONSES = ["It is 4.", "It is 7.\nSorry.", "8"]
@@ -16,62 +16,66 @@ ROWS = [{"answer": "#### 4"}, {"answer": "#### 6"}, {"answer": "#### 8"}]
 IDS = [10, 11, 12]
 
 
-def scored(terms: Sequence[Term], rows: Sequence[dict[str, Any]] = ROWS) -> Scores:
-    return score(terms, PROMPTS, RESPONSES, rows, IDS)
+def scored(rewards: Sequence[WeightedReward], rows: Sequence[dict[str, Any]] = ROWS) -> Scores:
+    return score(rewards, PROMPTS, RESPONSES, rows, IDS)
 
 
-def user_term(tmp_path: Path, body: str, signature: str = "prompts, responses, rows", **settings: Any) -> Term:
-    """A term from a user's file with one function."""
+def user_reward(
+    tmp_path: Path, body: str, signature: str = "prompts, responses, rows", **settings: Any
+) -> WeightedReward:
+    """A reward from a user's file with one function."""
     file = tmp_path / "mine.py"
     file.write_text(f"def mine({signature}):\n    {body}\n", encoding="utf-8")
-    return load_terms([{"name": f"{file}:mine", **settings}])[0]
+    return load_rewards([{"name": f"{file}:mine", **settings}])[0]
 
 
 def test_the_total_is_the_weighted_sum() -> None:
-    scores = scored(load_terms(["gsm8k", {"name": "max_sentences", "weight": 0.5, "limit": 1}]))
-    assert scores.by_term == {"gsm8k": [1.0, 0.0, 1.0], "max_sentences": [1.0, 0.0, 1.0]}
+    scores = scored(load_rewards(["gsm8k", {"name": "max_sentences", "weight": 0.5, "limit": 1}]))
+    assert scores.by_reward == {"gsm8k": [1.0, 0.0, 1.0], "max_sentences": [1.0, 0.0, 1.0]}
     assert scores.total == [1.5, 0.0, 1.5]
 
 
 def test_a_reward_that_is_used_twice_keeps_both_accounts() -> None:
-    scores = scored(load_terms([{"name": "regex", "pattern": "It"}, {"name": "regex", "pattern": "8", "weight": -1}]))
-    assert scores.by_term == {"regex": [1.0, 1.0, 0.0], "regex 2": [0.0, 0.0, 1.0]}
+    scores = scored(load_rewards([{"name": "regex", "pattern": "It"}, {"name": "regex", "pattern": "8", "weight": -1}]))
+    assert scores.by_reward == {"regex": [1.0, 1.0, 0.0], "regex 2": [0.0, 0.0, 1.0]}
     assert scores.total == [1.0, 1.0, -1.0]
 
 
-def test_two_terms_of_one_name_are_told_apart() -> None:
-    terms = named_apart([Term("model runs/a", weight, load_terms(["gsm8k"])[0].reward) for weight in (1.0, 2.0)])
-    assert [(term.name, term.weight) for term in terms] == [("model runs/a", 1.0), ("model runs/a 2", 2.0)]
-    with pytest.raises(AssertionError, match="terms of one name"):
-        scored([terms[0], terms[0]])
+def test_two_rewards_of_one_name_are_numbered() -> None:
+    rewards = with_unique_names(
+        [WeightedReward("model runs/a", weight, load_rewards(["gsm8k"])[0].function) for weight in (1.0, 2.0)]
+    )
+    assert [(reward.name, reward.weight) for reward in rewards] == [("model runs/a", 1.0), ("model runs/a 2", 2.0)]
+    with pytest.raises(AssertionError, match="rewards of one name"):
+        scored([rewards[0], rewards[0]])
 
 
 def test_a_reward_is_not_asked_about_no_response(tmp_path: Path) -> None:
-    term = user_term(tmp_path, "raise ValueError('nothing to score')")
+    term = user_reward(tmp_path, "raise ValueError('nothing to score')")
     assert score([term], [], [], [], []) == Scores([], {term.name: []})
 
 
 def test_a_users_function_gets_prompts_responses_rows_and_settings(tmp_path: Path) -> None:
     body = "return [scale * len(p) + len(r) + len(row['answer']) for p, r, row in zip(prompts, responses, rows)]"
-    term = user_term(tmp_path, body, "prompts, responses, rows, scale=1", scale=2)
+    term = user_reward(tmp_path, body, "prompts, responses, rows, scale=1", scale=2)
     assert scored([term]).total == [28 + 8 + 6, 28 + 15 + 6, 28 + 1 + 6]
 
 
 def test_a_function_with_trls_signature_gets_completions_and_columns(tmp_path: Path) -> None:
     body = "assert set(others) == {'prompts', 'task'}\n    return [float(a in c) for a, c in zip(answer, completions)]"
-    term = user_term(tmp_path, body, "completions, answer, **others")
+    term = user_reward(tmp_path, body, "completions, answer, **others")
     rows = [{"answer": "4", "prompt": "never given twice"}, {"answer": "6", "task": "sums"}, {"answer": "8"}]
     assert scored([term], rows).total == [1.0, 0.0, 1.0]
 
 
 def test_a_function_with_trls_signature_gets_only_the_columns_it_names(tmp_path: Path) -> None:
-    term = user_term(tmp_path, "return [len(text) for text in completions]", "completions")
+    term = user_reward(tmp_path, "return [len(text) for text in completions]", "completions")
     assert scored([term]).total == [8.0, 15.0, 1.0]
 
 
 def test_completions_of_chats_are_messages(tmp_path: Path) -> None:
     body = "return [float(c == [{'role': 'assistant', 'content': 'Hi.'}]) for c in completions]"
-    term = user_term(tmp_path, body, "prompts, completions")
+    term = user_reward(tmp_path, body, "prompts, completions")
     chat = [{"role": "user", "content": "Hello"}]
     assert score([term], [chat], ["Hi."], [{}], [0]).total == [1.0]
 
@@ -79,7 +83,7 @@ def test_completions_of_chats_are_messages(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_trls_own_rewards_score_texts() -> None:
     pytest.importorskip("trl")
-    terms = load_terms(
+    rewards = load_rewards(
         [
             "trl:think_format_reward",
             {"name": "trl:get_repetition_penalty_reward", "ngram_size": 1, "max_penalty": -1.0},
@@ -87,16 +91,16 @@ def test_trls_own_rewards_score_texts() -> None:
     )
     responses = ["<think>\nTwo and two.\n</think>\n4", "one one one one"]
     rows = [{"completion_ids": list(range(9))}, {"completion_ids": [1, 1, 1, 1]}]
-    scores = score(terms, PROMPTS[:2], responses, rows, IDS[:2])
-    assert scores.by_term["trl:think_format_reward"] == [1.0, 0.0]
-    assert scores.by_term["trl:get_repetition_penalty_reward"][1] == -0.75
+    scores = score(rewards, PROMPTS[:2], responses, rows, IDS[:2])
+    assert scores.by_reward["trl:think_format_reward"] == [1.0, 0.0]
+    assert scores.by_reward["trl:get_repetition_penalty_reward"][1] == -0.75
 
 
 def test_a_function_that_changes_its_arguments_changes_nothing_else(tmp_path: Path) -> None:
     body = "prompts.clear(); responses.clear(); [row.clear() for row in rows]; return [0.0] * 3"
     rows = [dict(row) for row in ROWS]
-    scores = score([user_term(tmp_path, body), *load_terms(["gsm8k"])], PROMPTS, RESPONSES, rows, IDS)
-    assert scores.by_term["gsm8k"] == [1.0, 0.0, 1.0] and rows == ROWS
+    scores = score([user_reward(tmp_path, body), *load_rewards(["gsm8k"])], PROMPTS, RESPONSES, rows, IDS)
+    assert scores.by_reward["gsm8k"] == [1.0, 0.0, 1.0] and rows == ROWS
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_a_function_that_changes_its_arguments_changes_nothing_else(tmp_path: Pa
 )
 def test_a_function_that_misbehaves_is_named_with_its_sample(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^reward .*mine\.py:mine {message}") as caught:
-        scored([user_term(tmp_path, body)])
+        scored([user_reward(tmp_path, body)])
     assert "\n" not in str(caught.value)
 
 
@@ -139,11 +143,11 @@ def test_a_function_that_misbehaves_is_named_with_its_sample(tmp_path: Path, bod
     ],
 )
 def test_any_real_numbers_are_scores(tmp_path: Path, body: str) -> None:
-    assert scored([user_term(tmp_path, body)]).total == [1.0, 0.0, 1.0]
+    assert scored([user_reward(tmp_path, body)]).total == [1.0, 0.0, 1.0]
 
 
 def test_a_long_response_is_cut_in_the_message(tmp_path: Path) -> None:
-    term = user_term(tmp_path, "return [None]")
+    term = user_reward(tmp_path, "return [None]")
     with pytest.raises(ValueError, match=r"for sample 0 \('(ab ){20}\.\.\.'\): return") as caught:
         score([term], ["Say ab."], ["ab " * 500], [{}], [0])
     assert len(str(caught.value)) < 300
@@ -153,13 +157,13 @@ def test_a_row_without_the_field_is_named_with_its_sample() -> None:
     rows = [ROWS[0], {"solution": "6"}, ROWS[2]]
     message = r"^reward gsm8k failed on sample 11 \(.*\): the row has no field 'answer', only 'solution': set .*$"
     with pytest.raises(ValueError, match=message):
-        scored(load_terms(["gsm8k"]), rows)
+        scored(load_rewards(["gsm8k"]), rows)
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"weight": 1.0}, r"rollout\.rewards\[0\]: names no reward: "),
+        ({"weight": 1.0}, r"rollout\.rewards\[0\]: no name: give it the name of a reward"),
         ("max_sentence", r"rollout\.rewards\[0\]: no reward 'max_sentence': take one of exact_match, "),
         ({"name": "gsm8k", "weight": "2"}, r"rollout\.rewards\[0\]\.weight='2': must be a finite number"),
         ({"name": "gsm8k", "weight": float("nan")}, r"rollout\.rewards\[0\]\.weight=nan: must be a finite number"),
@@ -173,7 +177,10 @@ def test_a_row_without_the_field_is_named_with_its_sample() -> None:
             r"rollout\.rewards\[0\] \(max_sentences\): limit 0: must be at least 1",
         ),
         ({"name": "regex"}, r"rollout\.rewards\[0\]: regex needs pattern: set it"),
-        ({"name": "regex", "pattern": "("}, r"rollout\.rewards\[0\] \(regex\): pattern '\(' is no regular expression"),
+        (
+            {"name": "regex", "pattern": "("},
+            r"rollout\.rewards\[0\] \(regex\): pattern '\(' is not a regular",
+        ),
         ({"name": "length", "target": 5, "maximum": 6}, r"rollout\.rewards\[0\] \(length\): give either target, or "),
         ({"name": "code_tests", "seconds": 0}, r"rollout\.rewards\[0\] \(code_tests\): seconds 0: must be at least 1"),
         ("nowhere.py:mine", r"rollout\.rewards\[0\]: nowhere\.py: no such file"),
@@ -184,7 +191,7 @@ def test_a_wrong_configuration_says_where(spec: Any, message: str) -> None:
     if str(spec).startswith("trl:"):
         pytest.importorskip("trl")
     with pytest.raises(ValueError, match=f"^{message}") as caught:
-        load_terms([spec])
+        load_rewards([spec])
     assert "\n" not in str(caught.value)
 
 
@@ -194,7 +201,11 @@ def test_a_wrong_configuration_says_where(spec: Any, message: str) -> None:
         ("def other(): ...", {}, r".*mine\.py:mine: no function 'mine' there, only other$"),
         ("import no_such_module", {}, r".*mine\.py fails: ModuleNotFoundError: No module named 'no_such_module'$"),
         ("def mine(texts): ...", {}, r".*mine takes neither \(prompts, responses, rows\) nor, as TRL's, "),
-        ("async def mine(prompts, responses, rows): ...", {}, r".*mine is a coroutine, which a reward cannot be"),
+        (
+            "async def mine(prompts, responses, rows): ...",
+            {},
+            r".*mine is a coroutine: a reward must be a plain",
+        ),
         ("def mine(prompts, responses, rows): ...", {"scale": 2}, r".*mine takes no 'scale', only prompts, responses"),
         ("mine = 3", {}, r".*mine\.py:mine: no function 'mine' there"),
     ],
@@ -205,9 +216,9 @@ def test_a_users_file_that_cannot_serve_is_refused(
     file = tmp_path / "mine.py"
     file.write_text(source, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"^rollout\.rewards\[0\]: {message}"):
-        load_terms([{"name": f"{file}:mine", **settings}])
+        load_rewards([{"name": f"{file}:mine", **settings}])
 
 
 def test_a_reward_behind_a_model_is_told_by_its_own_place() -> None:
     with pytest.raises(ValueError, match=r"^rollout\.rewards\[1\]: no reward 'nothing'"):
-        load_terms([{"name": "model", "path": "runs/a"}, "nothing"])
+        load_rewards([{"name": "model", "path": "runs/a"}, "nothing"])

@@ -32,11 +32,11 @@ from transformers import (
 )
 
 from llmtrain.models.heads.head import put_head
+from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.local import forward
 from llmtrain.rollout.local.cpu_decoder import can_decode
 from llmtrain.rollout.local.cpu_linear import StepLinears, in_fp32_on_cpu
 from llmtrain.rollout.local.generate import generate
-from llmtrain.rollout.local.sampling import Sampling
 
 
 @pytest.mark.parametrize("rows", [8, 16])

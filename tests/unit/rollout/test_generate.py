@@ -28,11 +28,12 @@ from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.local import forward
 from llmtrain.rollout.local import generate as engine
 from llmtrain.rollout.local.cpu_decoder import Decoder
 from llmtrain.rollout.local.generate import generate
-from llmtrain.rollout.local.sampling import Sampling, keep_likely
+from llmtrain.rollout.local.sampling import keep_likely
 
 
 @pytest.fixture(autouse=True)
@@ -297,12 +298,12 @@ def test_it_runs_under_autocast() -> None:
 def test_logits_that_are_not_finite_name_the_sample() -> None:
     model = tiny()
     model.get_input_embeddings().weight.data[PROMPTS[3][0]] = float("nan")
-    with pytest.raises(ValueError, match=r"^sample 3: the model's logits are not finite behind its token 12: "):
+    with pytest.raises(ValueError, match=r"^sample 3: the model's logits are not finite after token 12: "):
         respond(model)
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^sample 1: its prompt has no token"):
+    with pytest.raises(ValueError, match=r"^sample 1: its prompt has no tokens"):
         respond(tiny(), [[1], []])
 
 

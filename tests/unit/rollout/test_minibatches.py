@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 
-from llmtrain.rollout.minibatches import minibatch_of, training_order
+from llmtrain.rollout.minibatches import assign_minibatches, training_order
 
 MOST = [2, 1, 3]  # packs of each minibatch on the rank that has most
 RANKS = ([0, 0, 1, 2], [1, 2, 2, 2])  # the minibatch of each pack
 
 
 def test_minibatches_have_equally_many_groups_up_to_one() -> None:
-    sizes = Counter(minibatch_of(range(40, 51), 4).values())
+    sizes = Counter(assign_minibatches(range(40, 51), 4).values())
     assert sorted(sizes) == [0, 1, 2, 3] and sorted(sizes.values()) == [2, 3, 3, 3]
 
 
 def test_neighbouring_groups_are_in_one_minibatch() -> None:
-    assert minibatch_of([3, 5, 6, 9], 2) == {3: 0, 5: 0, 6: 1, 9: 1}
+    assert assign_minibatches([3, 5, 6, 9], 2) == {3: 0, 5: 0, 6: 1, 9: 1}
 
 
 def test_fewer_groups_than_minibatches_have_one_each() -> None:
-    assert minibatch_of([7, 9], 4) == {7: 0, 9: 1}
+    assert assign_minibatches([7, 9], 4) == {7: 0, 9: 1}
 
 
 def test_every_pack_comes_once_a_pass() -> None:
-    for of_packs in RANKS:
-        queue = training_order(of_packs, MOST, 2, "3/0", 0)
+    for packs in RANKS:
+        queue = training_order(packs, MOST, 2, "3/0", 0)
         for steps in (queue[:3], queue[3:]):
             assert sorted(pack for step in steps for pack in step if pack >= 0) == [0, 1, 2, 3]
 
 
 def test_the_ranks_go_through_the_minibatches_in_the_same_order() -> None:
-    queues = [training_order(of_packs, MOST, 5, "3/0", rank) for rank, of_packs in enumerate(RANKS)]
+    queues = [training_order(packs, MOST, 5, "3/0", rank) for rank, packs in enumerate(RANKS)]
     for steps in zip(*queues, strict=True):
-        (number,) = {of_packs[pack] for of_packs, step in zip(RANKS, steps, strict=True) for pack in step if pack >= 0}
+        (number,) = {packs[pack] for packs, step in zip(RANKS, steps, strict=True) for pack in step if pack >= 0}
         assert [len(step) for step in steps] == [MOST[number]] * 2
 
 
@@ -43,6 +43,6 @@ def test_empty_packs_come_last() -> None:
 
 
 def test_passes_differ_in_order() -> None:
-    of_packs = list(range(8))
-    queue = training_order(of_packs, [1] * 8, 2, "3/0", 0)
+    packs = list(range(8))
+    queue = training_order(packs, [1] * 8, 2, "3/0", 0)
     assert queue[:8] != queue[8:]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.local.noise import exponentials
-from llmtrain.rollout.local.sampling import BLOCK, Sampling, draw, noise_count
+from llmtrain.rollout.local.sampling import BLOCK, draw, noise_count
 
 ONE = Sampling(max_new_tokens=1)
 
@@ -120,17 +121,17 @@ def test_tokens_and_logprobs_are_those_of_transformers_filters(settings: Samplin
 @pytest.mark.parametrize("settings", [Sampling(1, top_k=5), Sampling(1, top_p=0.9), Sampling(1, 0.7, 0.8, 12)])
 def test_what_a_token_was_drawn_among_is_what_the_filters_keep(settings: Sampling) -> None:
     logits = 2 * torch.randn(6, 200, generator=torch.Generator().manual_seed(1))
-    token_ids, _, kept = draw(logits, noise_for(logits, 6), settings)
-    assert kept is not None
-    for row, ids in enumerate(kept.ids.split(kept.counts)):
+    token_ids, _, mask = draw(logits, noise_for(logits, 6), settings)
+    assert mask is not None
+    for row, ids in enumerate(mask.ids.split(mask.counts)):
         assert ids.tolist() == warped(logits[row : row + 1], settings)[0].isfinite().nonzero()[:, 0].tolist()
         assert int(token_ids[row]) in ids
 
 
 def test_a_draw_from_the_whole_vocabulary_keeps_nothing_back() -> None:
     logits = torch.randn(2, 50)
-    assert draw(logits, noise_for(logits, 2), ONE).kept is None
-    assert draw(logits, noise_for(logits, 2), Sampling(1, temperature=0, top_k=5)).kept is None
+    assert draw(logits, noise_for(logits, 2), ONE).sampling_mask is None
+    assert draw(logits, noise_for(logits, 2), Sampling(1, temperature=0, top_k=5)).sampling_mask is None
 
 
 def test_equally_likely_tokens_at_the_bound_are_all_kept() -> None:

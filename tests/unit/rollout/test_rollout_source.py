@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmtrain.batch import Experience, KeptTokens
+from llmtrain.batch import Experience, SamplingMask
 from llmtrain.config.rl import PolicyConfig, RolloutConfig
 from llmtrain.models.adapters.weight_sharing import frozen_copy
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
@@ -24,11 +24,12 @@ from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Interrupted
 from llmtrain.rewards.score import Scores
-from llmtrain.rollout import sample as rounds
-from llmtrain.rollout.local.generate import Generated, generate
-from llmtrain.rollout.local.sampling import Sampling
+from llmtrain.rollout.engine import Generated, Generator, Sampling
+from llmtrain.rollout.experience import Roles
+from llmtrain.rollout.local.generator import LocalGenerator
 from llmtrain.rollout.packing import Episode, group_episodes, pack_episodes
-from llmtrain.rollout.source import Roles, RolloutSource
+from llmtrain.rollout.sample import Sampler
+from llmtrain.rollout.source import RolloutSource
 
 CPU = torch.device("cpu")
 
@@ -119,28 +120,35 @@ def roles(has_critic: bool = True, moved: float = 0.02) -> tuple[Roles, ActorCri
         parameter.data += moved * torch.randn_like(parameter)
     module = ActorCritic(wrap_causal_lm(model, "segments", 64, CPU), 0.9, ValueHead(16) if has_critic else None)
     frozen = ActorCritic(CausalLMLoss(wrap_causal_lm(reference, "segments", 64, CPU).model, "segments", False), 0.9)
-    return Roles(model, module, frozen), module
+    return Roles(module, frozen), module
 
 
 def source_of(made: Roles, *, ranks: Any = None, policy: dict[str, Any] | None = None, **changes: Any) -> RolloutSource:
-    settings = {"rewards": ["length"], "num_prompts": 6, "max_new_tokens": 5, "epochs": 2, "minibatches": 2}
+    settings = {"rewards": ["length"], "num_prompts": 6, "max_new_tokens": 5, "ppo_epochs": 2, "minibatches": 2}
     rollout = RolloutConfig.model_validate(
         settings | {k: v for k, v in changes.items() if k in RolloutConfig.model_fields}
     )
+    ranks = ranks or OneRank()
+    value_head = made.trained.trunk_head if rollout.old_logprobs == "sampler" else None
+    local = LocalGenerator(made.trained.model, ranks, changes.get("should_stop", lambda: False), value_head)
+    sampler = Sampler(
+        generator=changes.get("generator", lambda local: local)(local),
+        prompt_at=prompt_at,
+        score=score,
+        sampling=Sampling(
+            max_new_tokens=5, temperature=0.9, top_p=rollout.top_p, top_k=rollout.top_k, stop_ids=(1,), seed=3
+        ),
+        config=rollout,
+        ranks=ranks,
+    )
     return RolloutSource(
         made,
-        prompt_at,
-        score,
+        sampler,
         PolicyConfig.model_validate(policy or {}),
-        rollout,
-        Sampling(max_new_tokens=5, temperature=0.9, top_p=rollout.top_p, top_k=rollout.top_k, stop_ids=(1,), seed=3),
         num_steps=changes.get("num_steps", 100),
         microbatch_tokens=changes.get("microbatch_tokens", 24),
-        ranks=ranks or OneRank(),
-        should_stop=changes.get("should_stop", lambda: False),
         record=changes.get("record", lambda number, rows: None),
-        say=lambda line: None,
-        critic_apart=changes.get("critic_apart", False),
+        report=lambda line: None,
     )
 
 
@@ -166,7 +174,7 @@ def test_on_the_first_minibatch_every_ratio_is_exactly_one(filters: dict[str, An
 
 
 @pytest.mark.parametrize("filters", FILTERS)
-def test_behaviour_logprobs_are_those_that_the_tokens_were_drawn_with(filters: dict[str, Any]) -> None:
+def test_old_logprobs_are_those_that_the_tokens_were_drawn_with(filters: dict[str, Any]) -> None:
     made, _ = roles()
     seen: list[Any] = []
     source = source_of(made, record=lambda number, rows: seen.extend(rows), minibatches=1, **filters)
@@ -178,7 +186,7 @@ def test_behaviour_logprobs_are_those_that_the_tokens_were_drawn_with(filters: d
             batch.sample_ids, batch.old_logprobs.split(list(batch.response_lengths)), strict=True
         ):
             assert logprobs.tolist() == pytest.approx(by_sample[sample], abs=1e-5)
-    assert source.metrics()["rollout_logprob_gap"] <= source.metrics()["rollout_logprob_gap_max"] < 1e-5
+    assert source.metrics()["rollout_logprob_difference"] <= source.metrics()["rollout_logprob_difference_max"] < 1e-5
 
 
 def test_a_policy_that_moved_is_read_among_what_its_tokens_were_drawn_among() -> None:
@@ -188,9 +196,9 @@ def test_a_policy_that_moved_is_read_among_what_its_tokens_were_drawn_among() ->
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
         for batch in batches or ():
-            assert batch.kept is not None
-            said, whole = module(batch), module(replace(batch, kept=None))
-            assert bool(said.logprobs.isfinite().all()) and bool((said.logprobs >= whole.logprobs).all())
+            assert batch.sampling_mask is not None
+            outputs, whole = module(batch), module(replace(batch, sampling_mask=None))
+            assert bool(outputs.logprobs.isfinite().all()) and bool((outputs.logprobs >= whole.logprobs).all())
 
 
 def counting(module: torch.nn.Module) -> list[int]:
@@ -201,29 +209,65 @@ def counting(module: torch.nn.Module) -> list[int]:
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.8}])
-def test_logprobs_of_generation_spare_a_read_and_give_ratios_within_the_gap(filters: dict[str, Any]) -> None:
+def test_logprobs_of_generation_spare_a_read_and_give_ratios_within_the_difference(filters: dict[str, Any]) -> None:
     made, module = roles(has_critic=False)
     calls = counting(module)
     policy, settings = {"advantage": "rloo"}, {"samples_per_prompt": 2, "minibatches": 1, "microbatch_tokens": 32}
-    source = source_of(made, policy=policy, behaviour="generate", **settings, **filters)
+    source = source_of(made, policy=policy, old_logprobs="sampler", **settings, **filters)
     batches = source.next_step()
     assert batches and len(batches) > 1 and len(calls) == 1
     with torch.no_grad():
         moved = torch.cat([module(batch).logprobs - batch.old_logprobs for batch in batches]).abs()
     assert 0 < float(moved.max()) < 1e-5
-    assert source.metrics()["rollout_logprob_gap"] <= source.metrics()["rollout_logprob_gap_max"] < 1e-5
+    assert source.metrics()["rollout_logprob_difference"] <= source.metrics()["rollout_logprob_difference_max"] < 1e-5
 
 
-def test_a_gap_between_generation_and_training_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def drawn_otherwise(*arguments: Any, **options: Any) -> Any:
-        responses = generate(*arguments, **options)
+@dataclass(frozen=True)
+class Shifted:
+    """Another engine, whose logprobs are not those of training."""
+
+    local: Generator
+    gives_values: bool = True
+
+    def current_weights(self) -> AbstractContextManager[None]:
+        return self.local.current_weights()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], sampling: Sampling
+    ) -> list[Generated] | None:
+        responses = self.local.generate(prompts, sample_ids, sampling)
         return [replace(one, logprobs=[0.25 + logprob for logprob in one.logprobs]) for one in responses or ()]
 
-    monkeypatch.setattr(rounds, "generate", drawn_otherwise)
-    source = source_of(roles()[0], behaviour="generate", minibatches=1)
+
+def test_the_difference_between_the_logprobs_of_an_engine_and_of_training_is_logged() -> None:
+    source = source_of(roles()[0], generator=Shifted, old_logprobs="sampler", minibatches=1)
     source.next_step()
-    assert source.metrics()["rollout_logprob_gap"] == pytest.approx(0.25, abs=1e-5)
-    assert source.metrics()["rollout_logprob_gap_max"] == pytest.approx(0.25, abs=1e-5)
+    assert source.metrics()["rollout_logprob_difference"] == pytest.approx(0.25, abs=1e-5)
+    assert source.metrics()["rollout_logprob_difference_max"] == pytest.approx(0.25, abs=1e-5)
+
+
+@dataclass(frozen=True)
+class WithoutValues(Shifted):
+    """Another engine, which has no value head."""
+
+    gives_values: bool = False
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], sampling: Sampling
+    ) -> list[Generated] | None:
+        responses = self.local.generate(prompts, sample_ids, sampling)
+        return [replace(one, values=[]) for one in responses or ()]
+
+
+def test_values_that_an_engine_does_not_give_are_read() -> None:
+    made, module = roles()
+    assert module.value_head is not None
+    torch.nn.init.normal_(module.value_head.weight)
+    batches = source_of(made, generator=WithoutValues, old_logprobs="sampler", minibatches=1).next_step()
+    assert batches
+    for batch in batches:
+        with torch.no_grad():
+            assert torch.equal(module(batch).values, batch.old_values)
 
 
 def test_generation_reads_the_values_of_a_head_on_its_trunk() -> None:
@@ -231,14 +275,14 @@ def test_generation_reads_the_values_of_a_head_on_its_trunk() -> None:
     assert module.value_head is not None
     torch.nn.init.normal_(module.value_head.weight)
     calls = counting(module)
-    source = source_of(made, behaviour="generate", minibatches=1)
+    source = source_of(made, old_logprobs="sampler", minibatches=1)
     batches = source.next_step()
     assert batches and len(calls) == 1 and calls[0] < sum(map(len, (batch.input_ids for batch in batches)))
     with torch.no_grad():
-        said = [module(batch) for batch in batches]
-    for batch, outputs in zip(batches, said, strict=True):
+        outputs = [module(batch) for batch in batches]
+    for batch, one in zip(batches, outputs, strict=True):
         assert batch.old_values is not None and float(batch.old_values.std()) > 0.1
-        torch.testing.assert_close(outputs.values, batch.old_values, rtol=0, atol=1e-5)
+        torch.testing.assert_close(one.values, batch.old_values, rtol=0, atol=1e-5)
 
 
 def test_a_critic_of_its_own_is_read_without_the_policy() -> None:
@@ -247,7 +291,7 @@ def test_a_critic_of_its_own_is_read_without_the_policy() -> None:
     module.critic = frozen_copy(module.model).base_model
     torch.nn.init.normal_(module.value_head.weight)
     calls = counting(module)
-    batches = source_of(made, behaviour="generate", minibatches=1).next_step()
+    batches = source_of(made, old_logprobs="sampler", minibatches=1).next_step()
     assert batches and len(calls) == 1
     with torch.no_grad():
         for batch in batches:
@@ -387,7 +431,7 @@ def test_a_rank_without_a_prompt_keeps_up_with_the_others(advantage: str) -> Non
         {},
         {"top_p": 0.8},
         {"score_normalise": True},
-        {"policy": {"advantage": "rloo"}, "samples_per_prompt": 2, "drop_even_groups": True, "behaviour": "generate"},
+        {"policy": {"advantage": "rloo"}, "samples_per_prompt": 2, "dynamic_sampling": True, "old_logprobs": "sampler"},
     ],
 )
 def test_a_source_goes_on_from_its_state_as_if_it_had_not_stopped(changes: dict[str, Any]) -> None:
@@ -402,9 +446,9 @@ def test_a_source_goes_on_from_its_state_as_if_it_had_not_stopped(changes: dict[
     assert without_seconds(alone.metrics()) == without_seconds(resumed.metrics())
 
 
-def test_a_critic_apart_is_given_each_microbatch_behind_its_policy() -> None:
+def test_a_split_critic_gets_each_microbatch_after_its_policy() -> None:
     wholes = source_of(roles()[0]).next_step()
-    source = source_of(roles()[0], critic_apart=True)
+    source = source_of(replace(roles()[0], split_critic=True))
     halves = source.next_step()
     assert wholes is not None and halves is not None
     assert [half.trains for half in halves] == ["policy", "critic"] * len(wholes)
@@ -441,7 +485,7 @@ def test_a_rollout_tells_how_long_it_generated_scored_and_read() -> None:
 def assert_same(one: Experience, other: Experience) -> None:
     for name, value in vars(one).items():
         found = getattr(other, name)
-        if isinstance(value, KeptTokens):
+        if isinstance(value, SamplingMask):
             assert torch.equal(value.ids, found.ids) and value.counts == found.counts
         else:
             assert torch.equal(value, found) if isinstance(value, Tensor) else value == found, name
@@ -480,7 +524,7 @@ def test_a_pack_is_of_one_minibatch() -> None:
 def test_in_bf16_the_kl_to_an_equal_reference_is_exactly_zero() -> None:
     made, _ = roles(moved=0.0)
     precisions: set[bool] = set()
-    made.policy.register_forward_pre_hook(lambda *_: precisions.add(torch.is_autocast_enabled("cpu")))
+    made.trained.model.register_forward_pre_hook(lambda *_: precisions.add(torch.is_autocast_enabled("cpu")))
     rows: list[Any] = []
     source = source_of(made, ranks=InBf16(), record=lambda number, told: rows.extend(told))
     batches = source.next_step()
@@ -492,22 +536,24 @@ def test_in_bf16_every_ratio_of_the_first_minibatch_is_exactly_one() -> None:
     made, module = roles()
     for batch in source_of(made, ranks=InBf16()).next_step() or ():
         with torch.autocast("cpu", torch.bfloat16):
-            said = module(batch)
-        assert torch.equal(said.logprobs, batch.old_logprobs)
+            outputs = module(batch)
+        assert torch.equal(outputs.logprobs, batch.old_logprobs)
         assert not torch.equal(module(batch).logprobs, batch.old_logprobs)
 
 
 def test_the_kl_of_a_rollout_is_by_k1_whatever_estimate_shapes_the_rewards() -> None:
     measured = []
     for kind in ("k1", "k3"):
-        source = source_of(roles()[0], policy={"kl_kind": kind})
+        source = source_of(roles()[0], policy={"kl_estimator": kind})
         source.next_step()
         measured.append(source.metrics()["rollout_kl"])
     assert measured[0] == measured[1] != 0.0
 
 
 def test_an_episode_has_its_response_as_labels_and_its_last_token_as_no_input() -> None:
-    packed = pack_episodes([Episode(0, (5, 6), (7, 8), True), Episode(1, (9,), (4,), False)])
+    packed = pack_episodes(
+        [Episode(0, (5, 6), Generated([7, 8], [], True)), Episode(1, (9,), Generated([4], [], False))]
+    )
     assert packed.input_ids.tolist() == [5, 6, 7, 9]
     assert packed.labels.tolist() == [-100, 7, 8, 4]
     assert packed.segment_lengths == (3, 1) and packed.num_trained == 3

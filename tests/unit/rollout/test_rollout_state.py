@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmtrain.batch import Experience, KeptTokens
-from llmtrain.rollout.state import Queue, collect, hand_out
+from llmtrain.batch import Experience, SamplingMask
+from llmtrain.rollout.state import Queue, collect, distribute
 from llmtrain.train.checkpoint import join_tensors, split_tensors
 
 Rank = tuple[list[Experience], Queue]
 
 
 def pack(first: int, num_episodes: int, *, whole: bool = True) -> Experience:
-    """Episodes `first`, `first` + 1, ... of growing length; `whole`: with critic, reference and kept tokens."""
+    """Episodes `first`, `first` + 1, ... of growing length; `whole`: with critic, reference and sampling masks."""
     responses = tuple(range(1, num_episodes + 1))
     segments = tuple(3 + length for length in responses)
     generator = torch.Generator().manual_seed(first)
@@ -37,7 +37,7 @@ def pack(first: int, num_episodes: int, *, whole: bool = True) -> Experience:
         old_values=drawn[3] if whole else None,
         returns=drawn[4] if whole else None,
         sample_ids=tuple(range(first, first + num_episodes)),
-        kept=KeptTokens(torch.arange(sum(counts), dtype=torch.int32), counts) if whole else None,
+        sampling_mask=SamplingMask(torch.arange(sum(counts), dtype=torch.int32), counts) if whole else None,
     )
 
 
@@ -74,7 +74,7 @@ def minibatches(rank: Rank) -> list[list[tuple[int, ...]]]:
 def assert_same(one: Experience, other: Experience) -> None:
     for field in fields(Experience):
         value, found = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(value, KeptTokens):
+        if isinstance(value, SamplingMask):
             assert torch.equal(value.ids, found.ids) and value.counts == found.counts
         else:
             assert torch.equal(value, found) if isinstance(value, Tensor) else value == found, field.name
@@ -85,7 +85,7 @@ def test_as_many_ranks_get_the_microbatches_that_they_had(whole: bool) -> None:
     ranks = two_ranks(whole)
     state = collected(ranks)
     for rank, (packs, queue) in enumerate(ranks):
-        found, order = hand_out(state, rank, 2)
+        found, order = distribute(state, rank, 2)
         assert [[index < 0 for index in minibatch] for minibatch in order] == [[i < 0 for i in m] for m in queue]
         for minibatch, again in zip(queue, order, strict=True):
             for index, number in zip(minibatch, again, strict=True):
@@ -97,7 +97,7 @@ def test_as_many_ranks_get_the_microbatches_that_they_had(whole: bool) -> None:
 def test_other_ranks_share_the_packs_of_each_minibatch(world_size: int) -> None:
     ranks = two_ranks()
     state = collected(ranks)
-    shared = [hand_out(state, rank, world_size) for rank in range(world_size)]
+    shared = [distribute(state, rank, world_size) for rank in range(world_size)]
     wanted = [sorted(one + other) for one, other in zip(*map(minibatches, ranks), strict=True)]
     found = [sorted(chain.from_iterable(parts)) for parts in zip(*map(minibatches, shared), strict=True)]
     assert found == wanted
@@ -112,4 +112,4 @@ def test_minibatches_of_unequally_many_packs_come_back_without_more_empty_ones()
     packs = [[pack(first, 1) for first in firsts] for firsts in ((0, 10, 20, 30), (40, 50))]
     queues: list[Queue] = [[[0, 1, 2], [3]], [[0, -1, -1], [1]]]
     state = collected(list(zip(packs, queues, strict=True)))
-    assert [hand_out(state, rank, 2)[1] for rank in (0, 1)] == queues
+    assert [distribute(state, rank, 2)[1] for rank in (0, 1)] == queues

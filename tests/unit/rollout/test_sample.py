@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from llmtrain.config.rl import RolloutConfig
 from llmtrain.protocols import Interrupted
 from llmtrain.rewards.score import Scores
-from llmtrain.rollout import sample as rounds
-from llmtrain.rollout.local.generate import Generated
-from llmtrain.rollout.local.sampling import Sampling
-from llmtrain.rollout.sample import MAX_ROUNDS, Drawn, draw_samples, num_needed
+from llmtrain.rollout.engine import Generated, Sampling
+from llmtrain.rollout.sample import MAX_ROUNDS, SampledRollout, Sampler, prompts_needed
 from llmtrain.rollout.shaping import RunningScores
 
 
@@ -56,23 +54,22 @@ class Threads:
         raise AssertionError("not asked for")
 
 
-@pytest.fixture(autouse=True)
-def responses_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A response is the number of its rollout and of its sample."""
+@dataclass(frozen=True)
+class WithoutModel:
+    """An engine whose responses are the number of the rollout and of the sample."""
 
-    def answered(
-        model: Any,
-        prompts: Any,
-        sample_ids: Sequence[int],
-        settings: Sampling,
-        should_stop: Callable[[], bool],
-        value_head: None,
+    should_stop: Callable[[], bool]
+    gives_values: bool = False
+
+    def current_weights(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], sampling: Sampling
     ) -> list[Generated] | None:
-        if should_stop():
+        if self.should_stop():
             return None
-        return [Generated([settings.rollout, sample], [-1.0, -1.0], True) for sample in sample_ids]
-
-    monkeypatch.setattr(rounds, "generate", answered)
+        return [Generated([sampling.rollout, sample], [-1.0, -1.0], True) for sample in sample_ids]
 
 
 def drawn_by(
@@ -82,11 +79,11 @@ def drawn_by(
     *,
     stops: Callable[[int], bool] = lambda rank: False,
     **changes: Any,
-) -> list[Drawn]:
+) -> list[SampledRollout]:
     """What each rank draws where the samples of prompts for which `differs` holds score differently."""
-    settings = {"rewards": ["length"], "num_prompts": 4, "samples_per_prompt": 2, "drop_even_groups": True} | changes
+    settings = {"rewards": ["length"], "num_prompts": 4, "samples_per_prompt": 2, "dynamic_sampling": True} | changes
     barrier, shared = threading.Barrier(world_size), dict[int, list[float]]()
-    found: dict[int, Drawn | BaseException] = {}
+    found: dict[int, SampledRollout | BaseException] = {}
 
     def score(prompts: Sequence[Any], responses: Sequence[Generated], sample_ids: Sequence[int]) -> Scores:
         scores = [
@@ -96,18 +93,15 @@ def drawn_by(
 
     def run(rank: int) -> None:
         try:
-            found[rank] = draw_samples(
-                position,
-                RunningScores(),
-                Sampling(2, rollout=7),
-                policy=LlamaForCausalLM.__new__(LlamaForCausalLM),
-                value_head=None,
+            sampler = Sampler(
+                generator=WithoutModel(lambda: stops(rank)),
                 prompt_at=lambda place: Asked((place,), place),
                 score=score,
+                sampling=Sampling(2),
                 config=RolloutConfig.model_validate(settings),
                 ranks=Threads(rank, barrier, shared),
-                should_stop=lambda: stops(rank),
             )
+            found[rank] = sampler.sample(7, position, RunningScores())
         except (Interrupted, ValueError) as error:
             found[rank] = error
 
@@ -125,9 +119,9 @@ def drawn_by(
     return results
 
 
-def trained(drawn: Sequence[Drawn]) -> list[int]:
+def trained(drawn: Sequence[SampledRollout]) -> list[int]:
     """The samples of all ranks that are trained on."""
-    return sorted(one.samples.sample_ids[index] for one in drawn for index in one.kept)
+    return sorted(one.samples.sample_ids[index] for one in drawn for index in one.chosen)
 
 
 def test_a_rollout_fills_up_with_groups_that_differ() -> None:
@@ -140,11 +134,11 @@ def test_what_each_reward_gave_is_kept_of_all_rounds() -> None:
     (drawn,) = drawn_by(1, lambda position: position % 3 == 0)
     scores = drawn.samples.scores.tolist()
     assert drawn.num_rounds > 1 and len(scores) == len(drawn.samples.sample_ids)
-    assert drawn.samples.by_term == {"one": scores, "two": [-score for score in scores]}
+    assert drawn.samples.by_reward == {"one": scores, "two": [-score for score in scores]}
 
 
 def test_without_dropping_a_rollout_is_one_round() -> None:
-    (drawn,) = drawn_by(1, lambda position: False, drop_even_groups=False)
+    (drawn,) = drawn_by(1, lambda position: False, dynamic_sampling=False)
     assert trained([drawn]) == list(range(8)) and (drawn.num_rounds, drawn.next_position) == (1, 4)
 
 
@@ -178,7 +172,7 @@ def test_a_rollout_that_does_not_fill_up_goes_on_with_what_there_is() -> None:
 
 
 def test_a_rollout_without_any_signal_is_refused() -> None:
-    with pytest.raises(ValueError, match="none of 40 prompts has had samples that differ in score"):
+    with pytest.raises(ValueError, match="the samples of each of 40 prompts all score the same"):
         drawn_by(2, lambda position: False)
 
 
@@ -198,4 +192,4 @@ def test_a_stop_on_one_rank_interrupts_all() -> None:
     ],
 )
 def test_a_round_asks_for_what_is_missing_at_the_share_seen(signals: list[bool], needed: int) -> None:
-    assert num_needed(8, signals) == needed
+    assert prompts_needed(8, signals) == needed

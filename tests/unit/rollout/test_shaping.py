@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmtrain.config.rl import RolloutConfig
-from llmtrain.rollout.local.generate import Generated
+from llmtrain.rollout.engine import Generated
 from llmtrain.rollout.shaping import RunningScores, overlong_penalty, shaped_scores
 
 SCORES = torch.tensor([3.0, 1.0, -2.0, 1e4 + 0.5, 7.0, 0.25])

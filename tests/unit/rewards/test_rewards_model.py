@@ -18,8 +18,8 @@ from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec, export_model
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
-from llmtrain.rewards.model import reward_model_term
-from llmtrain.rewards.score import Term
+from llmtrain.rewards.model import model_reward
+from llmtrain.rewards.score import WeightedReward
 
 
 @pytest.fixture(scope="module")
@@ -35,40 +35,40 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def term_of(run: Path, say: Callable[[str], None] = lambda line: None, **spec: Any) -> Term:
+def reward_of(run: Path, say: Callable[[str], None] = lambda line: None, **spec: Any) -> WeightedReward:
     spec = {"name": "model", "path": str(run)} | spec
-    return reward_model_term(spec, "rollout.rewards[0]", torch.device("cpu"), 64, say)
+    return model_reward(spec, "rollout.rewards[0]", torch.device("cpu"), 64, say)
 
 
-def term(run: Path, accuracy_low: float | None, **settings: Any) -> list[str]:
-    """What is said where a reward model with such a card is taken."""
-    said: list[str] = []
+def lines_of(run: Path, accuracy_low: float | None, **settings: Any) -> list[str]:
+    """The lines that are logged as a reward model with such a card is loaded."""
+    lines: list[str] = []
     (run / "reward_card.json").write_text(json.dumps({"accuracy_low": accuracy_low}))
     spec = {"name": "model", "path": str(run)}
-    reward_model_term(spec, "rollout.rewards[0]", torch.device("cpu"), 64, said.append, **settings)
-    return said
+    model_reward(spec, "rollout.rewards[0]", torch.device("cpu"), 64, lines.append, **settings)
+    return lines
 
 
 @pytest.mark.parametrize("accuracy_low", [0.5, 0.41, None])
-def test_a_model_no_better_than_chance_is_told_or_refused(run: Path, accuracy_low: float | None) -> None:
-    assert term(run, accuracy_low)[0].startswith(f"warning: rollout.rewards[0]: {run} may be no better than chance")
+def test_a_model_no_better_than_chance_is_warned_of_or_refused(run: Path, accuracy_low: float | None) -> None:
+    assert lines_of(run, accuracy_low)[0].startswith(f"warning: rollout.rewards[0]: {run} may be no better than chance")
     with pytest.raises(ValueError, match=r"no better than chance.*set rollout\.on_weak_reward=warn"):
-        term(run, accuracy_low, refuses_weak=True)
+        lines_of(run, accuracy_low, refuses_weak=True)
 
 
-def test_a_model_that_beats_chance_is_taken_without_a_word_of_it(run: Path) -> None:
-    (line,) = term(run, 0.51, refuses_weak=True)
-    assert "scores" in line and "chance" not in line
+def test_a_model_that_beats_chance_is_taken_without_a_warning(run: Path) -> None:
+    (line,) = lines_of(run, 0.51, refuses_weak=True)
+    assert "reward model" in line and "chance" not in line
 
 
-def test_a_term_has_the_name_of_its_folder(run: Path) -> None:
-    assert term_of(run, weight=0.5).name == f"model {run}"
+def test_a_reward_has_the_name_of_its_folder(run: Path) -> None:
+    assert reward_of(run, weight=0.5).name == f"model {run}"
 
 
 @pytest.mark.parametrize("weight", [float("nan"), "abc", True, None])
 def test_a_weight_that_is_no_finite_number_is_refused_with_its_key(run: Path, weight: Any) -> None:
     with pytest.raises(ValueError, match=r"^rollout\.rewards\[0\]\.weight=.*: must be a finite number$"):
-        term_of(run, weight=weight)
+        reward_of(run, weight=weight)
 
 
 def test_the_tools_of_a_row_reach_the_models_template(run: Path, tmp_path: Path) -> None:
@@ -77,5 +77,5 @@ def test_the_tools_of_a_row_reach_the_models_template(run: Path, tmp_path: Path)
     tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}" + tokenizer.chat_template
     tokenizer.save_pretrained(tmp_path / "run" / "model")
     rows = [{}, {"tools": json.dumps([{"name": "search", "description": ""}])}]
-    plain, with_tools = term_of(tmp_path / "run").reward(["hi", "hi"], ["yes", "yes"], rows)
+    plain, with_tools = reward_of(tmp_path / "run").function(["hi", "hi"], ["yes", "yes"], rows)
     assert plain != with_tools
