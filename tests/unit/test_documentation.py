@@ -24,15 +24,40 @@ from llmtrain.rewards.functions import REWARDS
 from llmtrain.train.engines.table import ENGINES, FEATURES, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "tokenizer" / "README.md"]
 YAMLS = sorted(path for folder in ("recipes/configs", "tokenizer") for path in (ROOT / folder).glob("*.yaml"))
 SCHEMAS: dict[str, type[Section]] = {
+    "pretrain": PretrainConfig,
+    "sft": SftConfig,
+    "rlhf": RewardStageConfig,
     "recipes/pretrain.py": PretrainConfig,
     "recipes/sft.py": SftConfig,
     "recipes/rlhf.py": RewardStageConfig,
     "tokenizer/train.py": TokenizerTrainConfig,
 }
+"""Verb or script -> the configuration it reads; `rlhf` chooses by the sections of the file."""
+
+
+def config_file(name: str) -> str:
+    """The file of a configuration that a command names: a path, or the name of a shipped one."""
+    path = ROOT / name
+    return str(path if path.suffix == ".yaml" else ROOT / "recipes" / "configs" / f"{name}.yaml")
+
+
+def check_arguments(recipe: str, arguments: list[str]) -> None:
+    """Raise where `CONFIG [key=value ...]` is no valid configuration of a recipe."""
+    config, *overrides = arguments
+    argv = [config_file(config), *overrides]
+    schema, sections = SCHEMAS[recipe], sections_of(argv[:1])
+    if any(section.endswith("_stage") for section in sections):
+        load_stages(argv)
+        return
+    if "policy" in sections:
+        schema = PolicyStageConfig
+    elif "preference" in sections:
+        schema = PreferenceStageConfig
+    load_config(schema, argv)
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -71,7 +96,9 @@ def test_a_shown_command_would_start(page: Path, words: list[str]) -> None:
     if words[0] == "llmtrain":
         assert words[1] in VERBS
         if words[1] == "preview":
-            load_config(SftConfig, [str(ROOT / words[2]), *words[3:]])
+            check_arguments("sft", words[2:])
+        elif words[1] in SCHEMAS and words[2:] != ["--help"]:
+            check_arguments(words[1], words[2:])
         return
     if words[:2] == ["python", "-m"]:
         name = words[2].replace(".", "/")
@@ -83,15 +110,13 @@ def test_a_shown_command_would_start(page: Path, words: list[str]) -> None:
     for word in launcher:
         assert not word.endswith(".yaml") or (ROOT / word).is_file(), word
     if words[script] in SCHEMAS and arguments != ["--help"]:
-        config, *overrides = arguments
-        if words[script] == "recipes/rlhf.py":
-            load_stages([str(ROOT / config), *overrides])
-        else:
-            load_config(SCHEMAS[words[script]], [str(ROOT / config), *overrides])
+        check_arguments(words[script], arguments)
 
 
 def test_the_first_page_shows_commands() -> None:
-    assert [words for page, words in SHOWN if page.name == "README.md" and "recipes/pretrain.py" in words]
+    shown = [words for page, words in SHOWN if page.name == "README.md"]
+    assert [words for words in shown if words[:2] == ["llmtrain", "sft"]]
+    assert [words for words in shown if "recipes/sft.py" in words]
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
