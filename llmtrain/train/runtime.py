@@ -43,8 +43,9 @@ ZERO_STAGES: dict[int, Engine] = {1: "zero1", 2: "zero2", 3: "zero3"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BACKSTOP_SECONDS = 60  # the process group's own timeout comes this much after the watchdog's, which can name ranks
 
-_LEFT: list[Accelerator] = []
-"""What has ended training: freeing its process group after another rank has gone can wait for good (gloo)."""
+_FINISHED: list[Runtime] = []
+"""What has ended training, kept with its model until the process ends: freeing the last of them would free the process
+group, whose destructor holds the GIL while it joins a thread that may be waiting for the GIL (gloo, torch 2.13)."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ class Runtime:
             self._watchdog.stop()
         if leave:
             self._accelerator.end_training()
-            _LEFT.append(self._accelerator)
+            _FINISHED.append(self)
             return
         for tracker in self._accelerator.trackers:
             tracker.finish()
