@@ -7,9 +7,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-import jaxtyping
+import shape_checks
 
-jaxtyping.install_import_hook("llmtrain", "shape_checks.check_shapes")
+shape_checks.install("llmtrain")
 
 import torch
 

@@ -172,29 +172,44 @@ class Started:
         self.send(signal.SIGKILL)
         return self.wait()
 
-    def wait(self) -> Ended:
-        """Wait for the end. Raises TimeoutError where it does not come."""
-        self._process.join(LIMIT_SECONDS)
+    def wait(self, limit_seconds: float = LIMIT_SECONDS) -> Ended:
+        """Wait for the end. Raises TimeoutError where it does not come, and ends all that the process started."""
+        self._process.join(limit_seconds)
         if self._process.exitcode is None:
             self._give_up()
         assert self._process.exitcode is not None
-        out, err = (self._output.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".out", ".err"))
-        return Ended(self._process.exitcode, out, err)
+        return Ended(self._process.exitcode, *self._written())
 
     def _give_up(self) -> None:
-        self._process.kill()
-        out = self._output.with_suffix(".out").read_text(encoding="utf-8")
-        raise TimeoutError(f"waited for {LIMIT_SECONDS} s:\n{out}")
+        assert self._process.pid is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        out, err = self._written()
+        raise TimeoutError(f"waited in vain:\n{out}{err}")
+
+    def _written(self) -> tuple[str, str]:
+        out, err = (self._output.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".out", ".err"))
+        return out, err
 
 
 def start(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> Started:
     """Start the recipe in a process of its own, forked from one that has done the imports."""
-    output = config.parent / "process"
+    return fork(run_script, recipe, [str(config), *overrides], output=config.parent / "process")
+
+
+def fork(target: Callable[..., None], *arguments: Any, output: Path) -> Started:
+    """Call a function in a process forked from one that has done the imports; it writes `output`.out and .err."""
+    output.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".out", ".err"):
         output.with_suffix(suffix).write_text("", encoding="utf-8")  # a kill may come before the process makes them
-    process = _forkserver().Process(target=_recipe, args=(recipe, [str(config), *overrides], output))
+    process = _forkserver().Process(target=_into_files, args=(output, target, arguments))
     process.start()
     return Started(process, output)
+
+
+def run_script(script: Path, arguments: Sequence[str]) -> None:
+    """Run a script in this process as `python SCRIPT ARGUMENTS` does."""
+    sys.argv = [str(script), *arguments]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def run(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> Ended:
@@ -229,10 +244,10 @@ def _forkserver() -> ForkServerContext:
     return context
 
 
-def _recipe(recipe: Path, arguments: Sequence[str], output: Path) -> None:
-    """In the forked process: the recipe, as `python RECIPE ARGUMENTS` runs it."""
+def _into_files(output: Path, target: Callable[..., None], arguments: Sequence[Any]) -> None:
+    """In the forked process: call the function with stdout and stderr written to files, as a process group."""
+    os.setsid()
     for stream, suffix in ((1, ".out"), (2, ".err")):
         file = os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream)
-    sys.argv = [str(recipe), *arguments]
-    runpy.run_path(str(recipe), run_name="__main__")
+    target(*arguments)

@@ -1,50 +1,72 @@
-"""Starts real processes for the tests: `accelerate launch` with a configuration of recipes/accelerate, or one plain."""
+"""Starts two or more processes for the tests, under a configuration of recipes/accelerate.
+
+`launch` forks them from a process that has done the imports, with the environment that `accelerate launch` gives;
+`accelerate` starts the real launcher, whose processes start from nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import traceback
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
+
+from tiny_run import Ended, fork, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 240  # DeepSpeed builds an extension of about a minute when it first runs on a CPU
+LAUNCHERS = ("ACCELERATE_", "FSDP_", "MASTER_", "LOCAL_", "GROUP_", "TORCHELASTIC_")
 
 
-def launch(
-    script: Path, arguments: Sequence[str], *, config: str | None, num_processes: int = 2
-) -> subprocess.CompletedProcess[str]:
-    """Run a script under recipes/accelerate/CONFIG.yaml; None: in one process, without a launcher."""
+def launch(script: Path, arguments: Sequence[str], *, config: str | None, output: Path) -> Ended:
+    """Run a script in two processes under recipes/accelerate/CONFIG.yaml, or in one (None); raise where it fails.
+
+    `output`: the path that the names of the files of stdout and stderr begin with.
+    """
     if config is None:
-        return run([sys.executable, str(script), *arguments])
-    return run(command(script, arguments, options_of(config, num_processes)))
+        return ended_well(fork(run_script, script, arguments, output=output).wait(LIMIT_SECONDS))
+    return launch_with(options_of(config), script, arguments, output=output)
 
 
-def accelerate(options: Sequence[str], script: Path, arguments: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+def launch_with(options: Sequence[str], script: Path, arguments: Sequence[str], *, output: Path) -> Ended:
+    """The same for any options of `accelerate launch`."""
+    return ended_well(attempt(options, script, arguments, output=output))
+
+
+def attempt(options: Sequence[str], script: Path, arguments: Sequence[str] = (), *, output: Path) -> Ended:
+    """The same for what may fail."""
+    return fork(_launch, options, script, arguments, output=output).wait(LIMIT_SECONDS)
+
+
+def ended_well(ended: Ended) -> Ended:
+    """Raise AssertionError with the last lines of a run that failed."""
+    assert ended.code == 0, f"exit status {ended.code}\n{ended.out[-2000:]}{ended.err[-6000:]}"
+    return ended
+
+
+def accelerate(options: Sequence[str], script: Path, arguments: Sequence[str] = ()) -> Ended:
     """Run `accelerate launch OPTIONS SCRIPT ARGUMENTS`."""
     return run(command(script, arguments, options))
 
 
 def command(script: Path, arguments: Sequence[str], options: Sequence[str]) -> list[str]:
     """`accelerate launch OPTIONS SCRIPT ARGUMENTS`, on a free port."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    return [*launcher, *options, str(script), *arguments]
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *arguments]
 
 
 def options_of(config: str, num_processes: int = 2) -> list[str]:
-    """The launcher's options for recipes/accelerate/CONFIG.yaml."""
+    """The launcher's options for recipes/accelerate/CONFIG.yaml, on a free port."""
     file = ROOT / "recipes" / "accelerate" / f"{config}.yaml"
-    return ["--config_file", str(file), "--num_processes", str(num_processes)]
+    return ["--config_file", str(file), "--num_processes", str(num_processes), "--main_process_port", "0"]
 
 
-def torchrun(script: Path) -> subprocess.CompletedProcess[str]:
-    """Two processes without accelerate."""
-    return run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)])
-
-
-def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str]) -> Ended:
     """Run a command; where it takes too long, end it with every process it started, and raise TimeoutExpired."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -59,12 +81,55 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             finally:
                 os.killpg(process.pid, signal.SIGKILL)
             raise
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    return Ended(process.returncode, stdout, stderr)
 
 
 def clean_environment() -> dict[str, str]:
-    """This environment without what another launcher may have left, offline, one thread a process."""
-    ours = ("ACCELERATE_", "FSDP_", "MASTER_", "LOCAL_", "GROUP_", "TORCHELASTIC_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k not in ("RANK", "WORLD_SIZE")}
+    """This environment without what another launcher may have left, offline, one thread per process."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS) and k not in ("RANK", "WORLD_SIZE")}
     path = os.pathsep.join([str(ROOT), kept.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "default"}
+
+
+def _launch(options: Sequence[str], script: Path, arguments: Sequence[str]) -> None:
+    """In a forked process: `accelerate launch`, whose torchrun forks the ranks in place of starting them."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    parsed = launch_command_parser().parse_args([*options, str(script), *arguments])
+    with patch.dict(os.environ, clean_environment(), clear=True), patch("torch.distributed.run.run", _fork_ranks):
+        launch_command(parsed)
+
+
+def _fork_ranks(launcher: Namespace) -> None:
+    """Run the script once per rank; exit with the status of the first rank that fails, and end the others."""
+    ranks = {_fork_rank(launcher, rank): rank for rank in range(int(launcher.nproc_per_node))}
+    while ranks:
+        process, status = os.wait()
+        del ranks[process]
+        if status:
+            for other in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(other, signal.SIGKILL)
+            sys.exit(abs(os.waitstatus_to_exitcode(status)))
+
+
+def _fork_rank(launcher: Namespace, rank: int) -> int:
+    """Start a rank; its process id."""
+    process = os.fork()
+    if process:
+        return process
+    world_size = str(launcher.nproc_per_node)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launcher.master_port)}
+    status = 1
+    try:
+        run_script(Path(launcher.training_script), launcher.training_script_args)
+        status = 0
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

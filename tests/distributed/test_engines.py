@@ -16,12 +16,7 @@ from torch import Tensor
 
 WORKER = Path(__file__).with_name("worker.py")
 CONFIGS = {"single": None, "ddp": "cpu", "zero1": "zero1", "zero2": "cpu_zero2", "zero3": "cpu_zero3"}
-FEATURES = {
-    "ddp": ["--compile"],
-    "zero1": ["--compile", "--checkpointing"],
-    "zero2": ["--compile", "--checkpointing"],
-    "zero3": ["--checkpointing"],
-}
+FEATURES = {engine: ["--checkpointing"] for engine in ("zero1", "zero2", "zero3")}
 RESUMED_FROM = {"ddp": "single", "zero3": "ddp", "zero2": "zero3", "zero1": "zero2"}
 DISTRIBUTED = list(RESUMED_FROM)
 TOLERANCE = 1e-6
@@ -46,8 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def work(engine: str, folder: Path, *options: str) -> Path:
-    done = launch(WORKER, [str(folder), *options], config=CONFIGS[engine])
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    launch(WORKER, [str(folder), *options], config=CONFIGS[engine], output=folder.parent / folder.name)
     return folder
 
 
@@ -77,6 +71,17 @@ def test_the_engine_is_the_one_that_was_asked_for(runs: Runs, engine: str) -> No
 @pytest.mark.parametrize("engine", DISTRIBUTED)
 def test_two_processes_train_the_weights_of_one(runs: Runs, engine: str) -> None:
     assert difference(runs(engine) / "final.safetensors", runs("single") / "final.safetensors") < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
+def test_two_processes_train_a_compiled_model_as_one_trains_it_uncompiled(
+    runs: Runs, tmp_path: Path, engine: str
+) -> None:
+    run = work(engine, tmp_path / "run", "--compile", *FEATURES.get(engine, []))
+    assert difference(run / "final.safetensors", runs("single") / "final.safetensors") < TOLERANCE
+    assert difference(run / "ema.safetensors", runs("single") / "ema.safetensors") < TOLERANCE
+    assert seen(run)["rolled_back_to_the_bit"]
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +128,8 @@ def test_a_checkpoint_of_another_engine_is_resumed(runs: Runs, engine: str) -> N
 
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
 def test_a_new_process_of_the_same_engine_resumes_to_the_bit(runs: Runs, tmp_path: Path, engine: str) -> None:
-    options = ["--resume", str(runs(engine)), "--only-resume", *FEATURES[engine]]
-    resumed = work(engine, tmp_path, *options)
+    options = ["--resume", str(runs(engine)), "--only-resume", *FEATURES.get(engine, [])]
+    resumed = work(engine, tmp_path / "resumed", *options)
     assert difference(resumed / "resumed.safetensors", runs(engine) / "final.safetensors") == 0.0
 
 
@@ -154,7 +159,7 @@ def test_ranks_exchange_numbers(runs: Runs, engine: str) -> None:
 def test_in_bf16_weights_follow_those_in_fp32_and_bad_steps_are_skipped(
     runs: Runs, tmp_path: Path, engine: str
 ) -> None:
-    run = work(engine, tmp_path, "--precision", "bf16")
+    run = work(engine, tmp_path / "run", "--precision", "bf16")
     assert [step for step, was_applied in enumerate(seen(run)["applied"]) if not was_applied] == [4, 13]
     assert seen(run)["rolled_back_to_the_bit"]
     start = weights(runs("single") / "checkpoints" / "step-00000000" / "model-00001.safetensors")

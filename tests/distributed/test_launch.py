@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from launch import ROOT, accelerate, launch, torchrun
+from launch import ROOT, accelerate, attempt, launch, options_of
 
 START = """
 from llmtrain.train.runtime import Runtime
@@ -21,6 +21,22 @@ runtime.sum_floats([1.0])
 if runtime.rank == 1:
     signal.pause()
 runtime.barrier()
+"""
+)
+FINISHED = (
+    START.format(minutes=1)
+    + """
+import gc
+import os
+import weakref
+import torch
+model, optimizer = runtime.prepare(module := torch.nn.Linear(2, 2), torch.optim.SGD(module.parameters()))
+kept = weakref.ref(model)
+runtime.finish()
+del runtime, model, module, optimizer
+gc.collect()
+assert kept() is not None
+os._exit(0)
 """
 )
 SHARDED = """
@@ -72,30 +88,33 @@ def script(folder: Path, code: str) -> Path:
 
 
 def test_a_stuck_rank_is_named(tmp_path: Path) -> None:
-    done = launch(script(tmp_path, STALL), [], config="cpu")
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: waited")]
+    ended = attempt(options_of("cpu"), script(tmp_path, STALL), output=tmp_path / "process")
+    assert ended.code != 0
+    lines = [line for line in ended.err.splitlines() if line.startswith("error: waited")]
     assert len(lines) == 1
     assert "in barrier for rank 1 (last seen in sum_floats)" in lines[0] and "run.timeout_minutes" in lines[0]
 
 
-@pytest.mark.parametrize(
-    ("options", "mend"),
-    [
-        (["--cpu", "--num_processes", "2"], "several processes were asked for and one was started"),
-        (["--config_file", str(ROOT / "recipes/accelerate/fsdp2.yaml"), "--num_processes", "2"], "FSDP needs a GPU"),
-    ],
-)
-def test_a_launch_that_would_fall_back_is_refused(tmp_path: Path, options: list[str], mend: str) -> None:
-    done = accelerate(options, script(tmp_path, START.format(minutes=1)))
-    assert done.returncode != 0
-    assert f"ValueError: {mend}" in done.stderr
+@pytest.mark.parametrize("config", ["cpu", "cpu_zero2"])
+def test_what_holds_the_process_group_is_kept_to_the_end(tmp_path: Path, config: str) -> None:
+    """Freeing it can wait for good: gloo's destructor joins a thread that waits for the GIL."""
+    launch(script(tmp_path, FINISHED), [], config=config, output=tmp_path / "process")
+
+
+def test_a_launch_of_fsdp_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    ended = attempt(options_of("fsdp2"), script(tmp_path, START.format(minutes=1)), output=tmp_path / "process")
+    assert ended.code != 0 and "ValueError: FSDP needs a GPU" in ended.err
+
+
+@pytest.mark.slow
+def test_a_launch_that_accelerate_makes_one_process_of_is_refused(tmp_path: Path) -> None:
+    ended = accelerate(["--cpu", "--num_processes", "2"], script(tmp_path, START.format(minutes=1)))
+    assert ended.code != 0 and "ValueError: several processes were asked for and one was started" in ended.err
 
 
 def test_state_that_fsdp2_shards_is_saved_whole_and_restored_to_the_bit(tmp_path: Path) -> None:
-    done = torchrun(script(tmp_path, SHARDED))
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("sharded state is exact") == 2
+    ended = launch(script(tmp_path, SHARDED), [], config="cpu", output=tmp_path / "process")
+    assert ended.out.count("sharded state is exact") == 2
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import launch
+from launch import accelerate, ended_well, launch, options_of
 from safetensors.torch import load_file
 from tiny_chat import write_config, write_model, write_rows
 from tiny_run import SFT, metrics
@@ -34,8 +34,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
         run = folder / f"{kind}_{engine}"
         if not run.exists():
             config = write_config(run, model, [rows], **SECTIONS[kind])
-            done = launch(SFT, [str(config)], config=ENGINES.get(engine))
-            assert done.returncode == 0, done.stderr[-4000:]
+            launch(SFT, [str(config)], config=ENGINES.get(engine), output=run / "process")
         return run / "run"
 
     return folder_of
@@ -56,6 +55,19 @@ def test_what_two_processes_save_is_whole_and_that_of_one(tuned: Tuned, kind: st
         torch.testing.assert_close(two[name], weight, rtol=0, atol=TOLERANCE, msg=name)
     losses = [[row["loss"] for row in metrics(tuned(kind, which)) if "loss" in row] for which in ("single", engine)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "engine", [pytest.param("ddp", marks=pytest.mark.slow), "zero2", pytest.param("zero3", marks=pytest.mark.slow)]
+)
+def test_the_launcher_trains_to_the_bit_what_forked_processes_train(tuned: Tuned, tmp_path: Path, engine: str) -> None:
+    forked = tuned("lora", engine)
+    overrides = [f"run.dir={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    config = [str(forked.parent / "config.yaml"), *overrides]
+    ended_well(accelerate(options_of(ENGINES[engine]), SFT, config))
+    one, other = weights(forked), weights(tmp_path / "run")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("kind", list(SECTIONS))
