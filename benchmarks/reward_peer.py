@@ -35,7 +35,6 @@ def opened(config: RewardStageConfig) -> tuple[ChatTokenizer, TokenStore]:
     chat = open_chat_tokenizer(
         config.model,
         config.tokenizer,
-        config.model.path,
         chat_template=config.data.chat_template,
         loss_on="completion",
     )
@@ -88,7 +87,6 @@ def train(config: RewardStageConfig, batch: int, folder: str) -> dict[str, Any]:
     adapter = config.adapter
     trainer = RewardTrainer(
         model=AutoModelForSequenceClassification.from_pretrained(
-            config.model.path,
             num_labels=1,
             pad_token_id=pad_token_id,
             attn_implementation="sdpa",

@@ -34,7 +34,6 @@ def count(config: SftConfig) -> list[int]:
     chat = open_chat_tokenizer(
         config.model,
         config.tokenizer,
-        config.model.path,
         chat_template=config.data.chat_template,
         loss_on=config.data.loss_on,
     )

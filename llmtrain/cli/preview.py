@@ -44,7 +44,6 @@ def run(arguments: argparse.Namespace) -> None:
     chat = open_chat_tokenizer(
         model,
         config.tokenizer,
-        model.path,
         chat_template=config.data.chat_template,
         loss_on=config.data.loss_on,
     )

@@ -35,15 +35,15 @@ def tokenizer(argv: Sequence[str] | None = None) -> None:
 
 
 def _pretrain(config: PretrainConfig) -> None:
-    from llmtrain.recipes.pretrain import main
+    from llmtrain.recipes.pretrain import run_pretrain
 
-    main(config)
+    run_pretrain(config)
 
 
 def _sft(config: SftConfig) -> None:
-    from llmtrain.recipes.sft import main
+    from llmtrain.recipes.sft import run_sft
 
-    main(config)
+    run_sft(config)
 
 
 def _tokenizer(config: TokenizerTrainConfig) -> None:

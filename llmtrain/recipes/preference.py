@@ -1,93 +1,162 @@
-"""The offline stage of `recipes/rlhf.py`: preferences to a policy, by DPO and its kin.
+"""Preferences without rollouts: pairs or labelled answers -> a policy, by DPO and its variants, or KTO.
 
-The reference is the model that the run starts from. It speaks once, before the first step; only the policy trains.
+    llmtrain rlhf dpo_smollm2 data.train=pairs.jsonl
+    accelerate launch -m llmtrain.recipes.rlhf my.yaml data.train=pairs.jsonl preference.loss=kto
+
+The reference is the initial policy. Its log-probs are computed once, before training, and stored with the tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmtrain.batch import LabelledAnswers
 from llmtrain.config.recipes import PreferenceStageConfig
-from llmtrain.config.sections import ChatDataConfig
+from llmtrain.config.rl import PREFERENCE_LOSSES
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
-from llmtrain.data.packing.answers import build_answer_stores
-from llmtrain.data.packing.pairs import build_preference_stores
-from llmtrain.data.tokenize import tokenizer_fingerprint
+from llmtrain.data.loader.batches import StoredBatches
+from llmtrain.data.loader.plan import DataPlan, plan_data
+from llmtrain.data.packing.answers import collate_answers, desirable_answers, pack_answers
+from llmtrain.data.packing.documents import BestFitPacking
+from llmtrain.data.packing.pairs import collate_pairs, pack_pairs
+from llmtrain.data.store.build import Stores
+from llmtrain.data.store.kinds import build_answer_stores, build_pair_stores
+from llmtrain.data.store.token_store import TokenStore
+from llmtrain.eval.implied_rewards import HeldOutPreferences
+from llmtrain.eval.kto import HeldOutAnswers
 from llmtrain.eval.reference_logprobs import Reference
-from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
-from llmtrain.models.cpu.lora import fuse_adapters
-from llmtrain.models.folders.gguf import resolved_path
-from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
+from llmtrain.models.adapters.lora import base_fingerprint
+from llmtrain.models.flops import flops_per_token
+from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.checks import shares_prompts
-from llmtrain.recipes.preference_parts import answer_parts, pair_parts
-from llmtrain.recipes.trainer import open_training, train, with_loss_here
+from llmtrain.models.wrappers.prepare import prepare_causal_lm
+from llmtrain.objectives.kto import KlBatches, KtoObjective
+from llmtrain.objectives.preference import PairwisePreference
+from llmtrain.objectives.preference_losses import PreferenceOptions
+from llmtrain.protocols import BatchSource, Evaluate, Objective
+from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
+from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 from llmtrain.runs.export import export_tuned
-from llmtrain.runs.folder import mark_finished, record_ledger
-from llmtrain.system.device import fuses_layers
 
 
-def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) -> None:
-    """Build the parts, ask the reference, run the loop, export the adapter or the model."""
-    folder, runtime = open_training(config)
-    compared = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
-    chat = open_chat_tokenizer(config.model, config.tokenizer, compared, resolved_path(config.model.path))
-    by_answer, max_seq_len = config.preference.loss == "kto", config.data.max_seq_len
-    build = build_answer_stores if by_answer else build_preference_stores
-    stores = build(config.data, chat.encoder, report=runtime.say)
+def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
+    """Train a policy on preferences; the loss says whether on pairs or on single answers."""
+    run = open_run(config)
+    runtime, data, takes_pairs = run.runtime, config.data, config.preference.loss != "kto"
 
-    model = load_pretrained(config.model, chat.tokenizer, max_seq_len=max_seq_len, new_token_ids=chat.new_token_ids)
-    if config.adapter.kind != "none":
-        add_adapter(model, config.adapter, chat.new_token_ids, config.run.seed)
-        if fuses_layers(runtime.device) and not runtime.shards_parameters:
-            fuse_adapters(model)
-    runtime.say(adapter_report(model, OPTIMIZER_BYTES[config.optim.name]))
+    base = resolve_model(config.model)
+    chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
+    build_stores = build_pair_stores if takes_pairs else build_answer_stores
+    stores = build_stores(data, chat.encoder, report=run.say)
+
+    model = load_with_adapter(run, base, chat)
+    run.say(trained_report(run, model))
     fingerprint = base_fingerprint(model)
-    checked = with_loss_here(config, model, runtime)
-    shared = not by_answer and shares_prompts(model, checked.kernel, max_seq_len, runtime.device, runtime.say)
+    checked = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
+    shared = takes_pairs and shares_prompts(model, checked.kernel, data.max_seq_len, runtime.device, run.say)
     module = ActorCritic(checked, temperature=1.0, trains_entropy=False)
+
     reference = Reference(
         module,
         base_fingerprint=fingerprint,
-        packs_per_microbatch=config.train.microbatch_tokens // max_seq_len,
+        packs_per_microbatch=config.train.microbatch_tokens // data.max_seq_len,
         ranks=runtime,
-        report=runtime.say,
+        report=run.say,
     )
-    if by_answer:
-        parts = answer_parts(config, stores, module, reference, runtime)
+    if takes_pairs:
+        learned = from_pairs(run, stores, reference, shared=shared)
     else:
-        parts = pair_parts(config, stores, shared, reference, runtime)
-    plan = parts.plan
-    trained = train(
-        config,
-        folder,
-        runtime,
-        module,
-        parameters_by_role(model),
-        objective=parts.objective,
-        source=parts.source,
+        learned = from_answers(run, stores, reference)
+    plan, batches = learned.plan, learned.batches
+
+    training = Training(
+        module=module,
+        objective=learned.objective,
+        source=learned.source,
         num_steps=plan.num_steps,
-        evaluate=parts.evaluate if plan.num_eval_packs else None,
+        evaluate=learned.evaluate if plan.num_eval_packs else None,
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens, plan.trained_share),
-        facts={
-            "model_revision": hub_commit(model.config),
-            "base_fingerprint": fingerprint,
-            "tokenizer_fingerprint": tokenizer_fingerprint(chat.tokenizer),
-            "stores": stores.names,
-            "shared_prompts": shared,
-        },
+        ledger=stores.ledger.to_dict(),
+        account=lambda progress: plan.account(progress.step, progress.tokens, batches.num_skipped),
+        facts=pinned_facts(model, chat.tokenizer, fingerprint, stores, shared),
+        state_without_step=batches.state_without_step,
     )
-    if runtime.is_main:
-        account = plan.account(trained.progress.step, trained.progress.tokens, parts.stored.num_skipped)
-        record_ledger(folder, stores.ledger.to_dict(), account)
-        if trained.checkpoint is not None:
-            exported = export_tuned(
-                folder,
-                config,
-                trained.checkpoint,
-                shape=model.config,
-                tokenizer=chat.tokenizer,
-                stop_ids=chat.encoder.end_of_turn_ids,
-                fingerprint=fingerprint,
-            )
-            runtime.say(f"{trained.outcome}: {exported}")
-            mark_finished(folder, config)
-    runtime.finish(leave=last or trained.checkpoint is None)
+    trained = train(run, training)
+
+    spec = export_spec(run, model, chat)
+    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, fingerprint), last=last)
+
+
+class Learned(NamedTuple):
+    """What pairs and single answers have each in their own way."""
+
+    plan: DataPlan
+    batches: StoredBatches[Any]
+    source: BatchSource[Any]  # `batches`, or what adds the KL of a step to them
+    objective: Objective[Any]
+    evaluate: Evaluate
+
+
+def from_pairs(run: Run[PreferenceStageConfig], stores: Stores, reference: Reference, *, shared: bool) -> Learned:
+    """For losses that compare the two answers of a pair; `shared`: a pack holds their prompt once."""
+    preference = run.config.preference
+    objective = PairwisePreference(preference.loss, PreferenceOptions(**preference.options()))
+
+    def packed(store: TokenStore) -> BestFitPacking:
+        packs = pack_pairs(store, run.config.data.max_seq_len, share_prompts=shared, answers_only=True)
+        if not PREFERENCE_LOSSES[preference.loss].needs_reference:
+            return packs
+        return replace(packs, ref_logprobs=reference.logprobs(packs, collate_pairs, reads="answers"))
+
+    train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
+    plan = plan_data(run.config, train_packs, eval_packs, run.runtime)
+    batches = plan.batches(collate_pairs, run.runtime)
+    return Learned(plan, batches, batches, objective, HeldOutPreferences(plan, run.runtime, objective))
+
+
+def from_answers(run: Run[PreferenceStageConfig], stores: Stores, reference: Reference) -> Learned:
+    """For KTO: single answers, and the same prompts with answers to other prompts, which give the KL of a step."""
+    objective = KtoObjective(**run.config.preference.options())
+
+    def packed(store: TokenStore, *, mismatched: bool = False) -> BestFitPacking:
+        packs = pack_answers(store, run.config.data.max_seq_len, mismatched=mismatched)
+        reads = "mismatched answers" if mismatched else "single answers"
+        return replace(packs, ref_logprobs=reference.logprobs(packs, collate_answers, reads=reads))
+
+    train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
+    train_others, eval_others = (
+        [packed(store, mismatched=True) for store in split] for split in (stores.train, stores.eval)
+    )
+    plan = plan_data(run.config, train_packs, eval_packs, run.runtime)
+
+    def mismatch_train(batch: LabelledAnswers) -> LabelledAnswers:
+        places = [(sample_id, *plan.order(sample_id)) for sample_id in batch.sample_ids]
+        return collate_answers([(sample_id, train_others[source].pack(index)) for sample_id, source, index in places])
+
+    def mismatch_eval(batch: LabelledAnswers) -> LabelledAnswers:
+        places = [(sample_id, *plan.eval_place(sample_id)) for sample_id in batch.sample_ids]
+        return collate_answers([(sample_id, eval_others[source].pack(index)) for sample_id, source, index in places])
+
+    run.say(balance_report(objective, stores.train))
+    batches = plan.batches(collate_answers, run.runtime)
+    source = KlBatches(batches, mismatch_train, reference.module, run.runtime)
+    return Learned(plan, batches, source, objective, HeldOutAnswers(plan, run.runtime, objective, mismatch_eval))
+
+
+def balance_report(objective: KtoObjective, stores: Sequence[TokenStore]) -> str:
+    """How many answers of each label there are, with a warning if their weights are far from balanced."""
+    desirable = np.concatenate([desirable_answers(store) for store in stores])
+    good, bad = int(desirable.sum()), int((~desirable).sum())
+    counts = f"{good:,} desirable and {bad:,} undesirable answers"
+    ratio = good * objective.desirable_weight / max(bad * objective.undesirable_weight, 1e-9)
+    if 1 <= ratio <= 4 / 3:  # Ethayarajh 2024, equation 8
+        return counts
+    return (
+        f"{counts}: warning: weighted, {ratio:.3g} to 1, where KTO's paper wants 1 to 4/3: set "
+        "preference.desirable_weight or preference.undesirable_weight"
+    )

@@ -1,7 +1,7 @@
-"""Raw text to a pretrained model: `python recipes/pretrain.py CONFIG.yaml [key=value ...]`.
+"""Pretraining: raw text -> a language model.
 
-The same command runs on one process, and on several under `accelerate launch --config_file
-recipes/accelerate/cpu.yaml recipes/pretrain.py CONFIG.yaml`.
+llmtrain pretrain demo data.train=texts/ tokenizer.path=runs/tokenizer run.dir=runs/first
+accelerate launch -m llmtrain.recipes.pretrain my.yaml train.global_batch_tokens=524288
 """
 
 from __future__ import annotations
@@ -9,76 +9,71 @@ from __future__ import annotations
 from functools import partial
 
 from llmtrain.config.recipes import PretrainConfig
+from llmtrain.data.loader.batches import collate
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking
-from llmtrain.data.store.text_stores import build_stores
-from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
+from llmtrain.data.store.text import build_text_stores
+from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.folders.model import export_model
-from llmtrain.models.load import flops_per_token, hub_commit, load_model, parameters_by_role
+from llmtrain.models.flops import flops_per_token
+from llmtrain.models.folders.model import ExportSpec
+from llmtrain.models.load import load_model
+from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.trainer import open_training, train, with_loss_here
-from llmtrain.runs.folder import export_dtype, export_run, record_ledger
+from llmtrain.recipes.model import pinned_facts
+from llmtrain.recipes.trainer import Training, close, open_run, train
+from llmtrain.runs.export import export_run
+from llmtrain.system.precision import export_dtype
 
 
-def main(config: PretrainConfig) -> None:
-    """Build the parts, run the loop, export the model."""
-    folder, runtime = open_training(config)
-    model_path, revision = config.model.path, config.model.revision
+def run_pretrain(config: PretrainConfig) -> None:
+    """Train a new model, or continue one, on documents packed end to end."""
+    run = open_run(config)
+    runtime, data = run.runtime, config.data
+
     tokenizer = load_tokenizer(
-        config.tokenizer.path or model_path or "", config.tokenizer.revision or revision, config.model.trust_remote_code
+        config.tokenizer.path or config.model.path or "",
+        config.tokenizer.revision or config.model.revision,
+        config.model.trust_remote_code,
     )
-    model = load_model(config.model, tokenizer, max_seq_len=config.data.max_seq_len, seed=config.run.seed)
-    module = with_loss_here(config, model, runtime)
+    model = load_model(config.model, tokenizer, max_seq_len=data.max_seq_len, seed=config.run.seed)
+    module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
-    stores = build_stores(config.data, tokenizer, report=runtime.say)
-    data = config.data
+    stores = build_text_stores(data, tokenizer, report=run.say)
     packed = partial(StreamPacking, max_seq_len=data.max_seq_len, isolate_documents=data.isolate_documents)
     plan = plan_data(
-        config.data,
-        config.train,
-        config.eval,
+        config,
         [packed(store) for store in stores.train],
         [packed(store) for store in stores.eval],
-        eval_bytes=sum(store.num_bytes for store in stores.eval),
-        seed=config.run.seed,
-        world_size=runtime.world_size,
-    )
-    source = plan.batches(runtime.rank, runtime.world_size)
-    held_out = HeldOut(plan, runtime)
-    trained = train(
-        config,
-        folder,
         runtime,
-        module,
-        parameters_by_role(model),
+        eval_bytes=sum(store.num_bytes for store in stores.eval),
+    )
+    source = plan.batches(collate, runtime)
+
+    training = Training(
+        module=module,
         objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
         source=source,
         num_steps=plan.num_steps,
-        evaluate=held_out if plan.num_eval_packs else None,
+        evaluate=HeldOut(plan, runtime) if plan.num_eval_packs else None,
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
-        facts={
-            "model_revision": hub_commit(model.config),
-            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-            "stores": stores.names,
-        },
+        ledger=stores.ledger.to_dict(),
+        account=lambda progress: plan.account(progress.step, progress.tokens, source.num_skipped),
+        facts=pinned_facts(model, tokenizer, stores=stores),
+        state_without_step=source.state_without_step,
     )
-    if runtime.is_main:
-        account = plan.account(trained.progress.step, trained.progress.tokens, source.num_skipped)
-        record_ledger(folder, stores.ledger.to_dict(), account)
-        if trained.checkpoint is not None:
-            write = partial(
-                export_model,
-                shape=model.config,
-                tokenizer=tokenizer,
-                dtype=export_dtype(config.train),
-                trust_remote_code=config.model.trust_remote_code,
-            )
-            runtime.say(f"{trained.outcome}: {export_run(folder, config, trained.checkpoint, write)}")
-    runtime.finish()
+    trained = train(run, training)
+
+    spec = ExportSpec(
+        model.config,
+        tokenizer,
+        dtype=export_dtype(config.train.precision),
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    close(run, trained, lambda checkpoint: str(export_run(run.folder, config, checkpoint, spec)))
 
 
 if __name__ == "__main__":
-    run_recipe(PretrainConfig, main)
+    run_recipe(PretrainConfig, run_pretrain)

@@ -1,121 +1,89 @@
-"""The reward stage of `recipes/rlhf.py`: preference pairs to a model that scores answers."""
+"""A reward model: preference pairs -> a model that scores answers, with a card that says how well.
+
+llmtrain rlhf reward_smollm2_hh data.train=pairs.jsonl
+accelerate launch -m llmtrain.recipes.rlhf my.yaml data.train=pairs.jsonl
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from llmtrain.config.recipes import RewardStageConfig
-from llmtrain.config.sections import ChatDataConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.loader.plan import plan_data
-from llmtrain.data.packing.pairs import PairPacking, build_preference_stores, collate_pairs, has_margins
-from llmtrain.data.tokenize import tokenizer_fingerprint
+from llmtrain.data.packing.pairs import collate_pairs, has_margins, pack_pairs
+from llmtrain.data.store.kinds import build_pair_stores
 from llmtrain.eval.pairs import HeldOutPairs, reward_card
-from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.adapters.lora import base_fingerprint
 from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.kind import REWARD
-from llmtrain.models.folders.model import ExportSpec
-from llmtrain.models.folders.reward import beats_chance
-from llmtrain.models.load import hub_commit, load_pretrained, resolve_model
+from llmtrain.models.folders.reward import card_verdict
+from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.checks import shares_prompts
 from llmtrain.models.wrappers.prepare import prepare_reward_model
 from llmtrain.models.wrappers.reward_model import pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
-from llmtrain.recipes.trainer import open_training, train
+from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
+from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 from llmtrain.runs.export import export_tuned
-from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.files import write_json
-from llmtrain.system.precision import export_dtype
 from llmtrain.train.checkpoint import Checkpoint
-from llmtrain.train.optim import OPTIMIZER_BYTES
 
 
-def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
-    """Build the parts, run the loop, export the adapter or the model with its card."""
-    folder, runtime = open_training(config)
-    source_model, has_adapter = resolve_model(config.model), config.adapter.kind != "none"
-    compared = ChatDataConfig(train=config.data.train, chat_template=config.data.chat_template, loss_on="completion")
-    chat = open_chat_tokenizer(source_model, config.tokenizer, compared, source_model.path)
-    pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
-    stores = build_preference_stores(config.data, chat.encoder, report=runtime.say)
-    for given, store in zip(config.data.train, stores.train, strict=True):
+def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
+    """Train a scalar head and its trunk on pairs, so that the chosen answer scores above the rejected one."""
+    run = open_run(config)
+    runtime, data = run.runtime, config.data
+
+    base = resolve_model(config.model)
+    chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
+    stores = build_pair_stores(data, chat.encoder, report=run.say)
+    for source, store in zip(data.train, stores.train, strict=True):
         if config.reward.margin and not has_margins(store):
-            raise ValueError(f"reward.margin: {given.path} has rows without a margin; give them one, or leave it out")
+            raise ValueError(f"reward.margin: {source.path} has rows without a margin: add it, or leave the key out")
 
-    causal = load_pretrained(
-        source_model, chat.tokenizer, max_seq_len=config.data.max_seq_len, new_token_ids=chat.new_token_ids
-    )
-    if has_adapter:
-        add_adapter(causal, config.adapter, chat.new_token_ids, config.run.seed)
-    model = score_model(causal, source_model, pad_token_id=pad_token_id, seed=config.run.seed)
-    fingerprint = base_fingerprint(model) if has_adapter else None
-    runtime.say(adapter_report(model, OPTIMIZER_BYTES[config.optim.name]))
+    causal = load_with_adapter(run, base, chat)
+    pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
+    model = score_model(causal, base, pad_token_id=pad_token_id, seed=config.run.seed)
+    run.say(trained_report(run, model))
+    fingerprint = base_fingerprint(model)
     module = prepare_reward_model(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
-    shared = shares_prompts(model, module.kernel, config.data.max_seq_len, runtime.device, runtime.say)
-    packed = partial(PairPacking, max_seq_len=config.data.max_seq_len, share_prompts=shared)
+    shared = shares_prompts(model, module.kernel, data.max_seq_len, runtime.device, run.say)
+    packed = partial(pack_pairs, max_seq_len=data.max_seq_len, share_prompts=shared)
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
-    plan = plan_data(
-        config.data,
-        config.train,
-        config.eval,
-        train_packs,
-        eval_packs,
-        eval_bytes=None,
-        seed=config.run.seed,
-        world_size=runtime.world_size,
-    )
-    source = plan.batches_by(collate_pairs, runtime.rank, runtime.world_size)
-    held_out = HeldOutPairs(plan, runtime)
-    trained = train(
-        config,
-        folder,
-        runtime,
-        module,
+    plan = plan_data(config, train_packs, eval_packs, runtime)
+    batches = plan.batches(collate_pairs, runtime)
+
+    training = Training(
+        module=module,
         objective=PairwiseReward(config.reward.margin, config.reward.centering),
-        source=source,
+        source=batches,
         num_steps=plan.num_steps,
-        evaluate=held_out if plan.num_eval_packs else None,
+        evaluate=HeldOutPairs(plan, runtime) if plan.num_eval_packs else None,
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
-        facts={
-            "model_revision": hub_commit(model.config),
-            "base_fingerprint": fingerprint,
-            "tokenizer_fingerprint": tokenizer_fingerprint(chat.tokenizer),
-            "stores": stores.names,
-            "shared_prompts": shared,
-        },
+        ledger=stores.ledger.to_dict(),
+        account=lambda progress: plan.account(progress.step, progress.tokens, batches.num_skipped),
+        facts=pinned_facts(model, chat.tokenizer, fingerprint, stores, shared),
+        state_without_step=batches.state_without_step,
     )
-    if runtime.is_main:
-        account = plan.account(trained.progress.step, trained.progress.tokens, source.num_skipped)
-        record_ledger(folder, stores.ledger.to_dict(), account)
-        if trained.checkpoint is not None:
-            runtime.say(reward_verdict(config, folder, trained.checkpoint))
-            spec = ExportSpec(
-                model.config,
-                chat.tokenizer,
-                REWARD,
-                dtype=export_dtype(config.train.precision),
-                trust_remote_code=config.model.trust_remote_code,
-            )
-            exported = export_tuned(folder, config, trained.checkpoint, spec, fingerprint)
-            runtime.say(f"{trained.outcome}: {exported}")
-            mark_finished(folder, config)
-    runtime.finish(leave=last or trained.checkpoint is None)
+    trained = train(run, training)
+
+    spec = export_spec(run, model, chat, REWARD)
+
+    def export(checkpoint: Checkpoint) -> str:
+        run.say(write_reward_card(run, checkpoint))
+        return export_tuned(run.folder, config, checkpoint, spec, fingerprint)
+
+    close(run, trained, export, last=last)
 
 
-def reward_verdict(config: RewardStageConfig, folder: Path, checkpoint: Checkpoint) -> str:
-    """Write `reward_card.json` from the evaluation of a checkpoint, and say in one line what it says."""
-    sources = [source.path for source in config.data.eval or config.data.train]
-    card = reward_card(folder, checkpoint.step, sources)
+def write_reward_card(run: Run[RewardStageConfig], checkpoint: Checkpoint) -> str:
+    """Write `reward_card.json` from the evaluation of a checkpoint; returns its verdict, one line."""
+    data = run.config.data
+    card = reward_card(run.folder, checkpoint.step, [source.path for source in data.eval or data.train])
     if card is None:
         return "the reward model is not evaluated: no pairs are held out (data.eval, data.eval_fraction)"
-    write_json(folder / REWARD_CARD, card)
-    found = (
-        f"accuracy {card['accuracy']:.3f} on {card['pairs']} held-out pairs, "
-        f"95 % interval {card['accuracy_low']:.3f} to {card['accuracy_high']:.3f}"
-    )
-    if beats_chance(card):
-        return f"the reward model beats chance: {found}"
-    return f"warning: the reward model may be no better than chance: {found}"
+    write_json(run.folder / REWARD_CARD, card)
+    return card_verdict(card)

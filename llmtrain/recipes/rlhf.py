@@ -37,15 +37,15 @@ def start(argv: Sequence[str] | None = None) -> None:
 
 def main(asked: Stages) -> None:
     """Run the stage that a configuration is for, or several in turn."""
-    from llmtrain.recipes.policy import run_policy_stage
-    from llmtrain.recipes.preference import run_preference_stage
-    from llmtrain.recipes.reward import run_reward_stage
+    from llmtrain.recipes.policy import run_policy
+    from llmtrain.recipes.preference import run_preference
+    from llmtrain.recipes.reward import run_reward
     from llmtrain.runs.stages import RunStage, run_stages
 
     runs: dict[str, RunStage] = {
-        "reward": run_reward_stage,
-        "preference": run_preference_stage,
-        "policy": run_policy_stage,
+        "reward": run_reward,
+        "preference": run_preference,
+        "policy": run_policy,
     }
     if asked.in_turn:
         run_stages(asked.configs, runs, say_once)

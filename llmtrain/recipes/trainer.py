@@ -1,29 +1,69 @@
-"""What every recipe does the same way: open a run, hand its parts to the loop, record how it went.
+"""What every recipe does the same way: open a run, train what the recipe has built, close the run.
 
-A recipe brings what is its own (data, model, objective) and calls `open_training` and `train`.
+    run = open_run(config)                      # the folder, the processes
+    trained = train(run, Training(...))         # the loop, from the last checkpoint on
+    close(run, trained, export)                 # the model's folder
+
+A recipe brings what is its own: data, model, objective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.models.attention import compile_model
-from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, TrainedModule
-from llmtrain.runs.folder import open_run, record_run
+from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, StateWithoutStep, TrainedModule
+from llmtrain.runs.folder import check_folder, mark_finished, record_ledger, record_run
 from llmtrain.system.device import peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
-from llmtrain.train.guard import StopSignal
+from llmtrain.train.ema import Ema
 from llmtrain.train.loop import Loop
-from llmtrain.train.optim import Ema, make_optimizer
+from llmtrain.train.optim import make_optimizer
 from llmtrain.train.profile import StepProfiler
 from llmtrain.train.progress import Progress
 from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
+from llmtrain.train.step_guard import StepGuard
+from llmtrain.train.stop_signal import StopSignal
+
+Config = TypeVar("Config", bound=RecipeConfig)
+Config_co = TypeVar("Config_co", bound=RecipeConfig, covariant=True)
+
+
+@dataclass(frozen=True)
+class Run(Generic[Config_co]):
+    """An open run: what was asked for, where it is kept, and the processes that train."""
+
+    config: Config_co
+    folder: Path
+    runtime: Runtime
+
+    def say(self, line: str) -> None:
+        """Print a line, once for all processes."""
+        self.runtime.say(line)
+
+
+@dataclass(frozen=True)
+class Training(Generic[BatchType]):
+    """What a recipe has built for the loop."""
+
+    module: TrainedModule  # holds everything that is trained
+    objective: Objective[BatchType]
+    source: BatchSource[BatchType]
+    num_steps: int
+    evaluate: Evaluate | None  # None: nothing is held out
+    flops_per_token: float
+    ledger: Mapping[str, Any]  # what became of every row and token of the data
+    account: Callable[[Progress], Mapping[str, float | int]]  # what was trained on, for `ledger.json`
+    facts: Mapping[str, Any]  # of model and data, for `environment.json`; a resumed run must find them again
+    state_without_step: StateWithoutStep | None = None  # of stored batches, for a roll-back after a loss spike
+    stop: StopSignal | None = None  # given if the source looks at it too
+    critic_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -32,71 +72,54 @@ class Trained:
 
     outcome: str
     progress: Progress
-    checkpoint: Checkpoint | None  # what the model is made from; None where the run was interrupted
+    checkpoint: Checkpoint | None  # what is exported; None: the run was interrupted
 
 
-def open_training(config: RecipeConfig) -> tuple[Path, Runtime]:
-    """The run's folder, checked, and the processes that train. Raises ValueError for what cannot work here."""
-    folder = open_run(config.run, config)
+def open_run(config: Config) -> Run[Config]:
+    """Check the run's folder and join the other processes. Raises ValueError for what cannot work here."""
+    folder = check_folder(config.run, config)
     runtime = Runtime(
         precision=config.train.precision,
         max_grad_norm=config.optim.max_grad_norm,
         seed=config.run.seed,
-        timeout_minutes=config.log.timeout_minutes,
+        timeout_minutes=config.run.timeout_minutes,
         trackers=config.log.trackers,
         run_dir=folder,
     )
     runtime.require(config.features())
-    return folder, runtime
+    return Run(config, folder, runtime)
 
 
-def train(
-    config: RecipeConfig,
-    folder: Path,
-    runtime: Runtime,
-    module: TrainedModule,
-    *,
-    objective: Objective[BatchType],
-    source: BatchSource[BatchType],
-    num_steps: int,
-    evaluate: Evaluate | None,
-    flops_per_token: float,
-    facts: Mapping[str, Any],
-    stop: StopSignal | None = None,
-    critic_lr: float | None = None,
-) -> Trained:
-    """Run the loop over a recipe's parts; `facts` go to `environment.json` beside those of the machine.
-
-    `stop` is given where the source looks at it too.
-    """
-    schedule = make_schedule(config.optim, num_steps)
-    profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, num_steps)
+def train(run: Run[Config], training: Training[BatchType]) -> Trained:
+    """Run the loop to its end, from the last checkpoint where there is one, and write the ledger."""
+    config, folder, runtime = run.config, run.folder, run.runtime
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
     if runtime.is_main:
         machine = {
             "device": str(runtime.device),
             "engine": runtime.engine,
             "world_size": runtime.world_size,
-            **module.facts(),
+            **training.module.facts(),
             "peak_flops": peak,
             "peak_flops_source": peak_source,
         }
-        record_run(folder, config, machine | dict(facts))
+        record_run(folder, config, machine | dict(training.facts))
     runtime.start_trackers(config.log.project)
 
-    for trunk in module.trunks():
+    for trunk in training.module.trunks():
         if config.train.activation_checkpointing:
             trunk.activation_checkpointing_enable({"use_reentrant": False})
         if config.train.compile:
             compile_model(trunk)
-    ema = None if config.train.ema_decay is None else Ema(module, config.train.ema_decay)
-    prepared, optimizer = runtime.prepare(module, make_optimizer(module.parameters_by_kind(), config.optim, critic_lr))
+    ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
+    optimizer = make_optimizer(training.module.parameters_by_kind(), config.optim, training.critic_lr)
+    prepared, optimizer = runtime.prepare(training.module, optimizer)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
     log = RunLog(
         folder,
         is_main=runtime.is_main,
-        num_steps=num_steps,
-        flops_per_token=flops_per_token,
+        num_steps=training.num_steps,
+        flops_per_token=training.flops_per_token,
         peak_flops=peak * runtime.world_size,
         track=runtime.track,
         memory_bytes=lambda: peak_memory_bytes(runtime.device),
@@ -105,26 +128,41 @@ def train(
         runtime=runtime,
         model=prepared,
         optimizer=optimizer,
-        objective=objective,
-        source=source,
-        schedule=schedule,
-        num_steps=num_steps,
-        evaluate=evaluate,
+        objective=training.objective,
+        source=training.source,
+        schedule=make_schedule(config.optim, training.num_steps),
+        num_steps=training.num_steps,
+        evaluate=training.evaluate,
         checkpoints=checkpoints,
         log=log,
-        stop=stop or StopSignal(),
-        profiler=profiler,
-        train=config.train,
-        eval=config.eval,
-        checkpoint=config.checkpoint,
-        logging=config.log,
+        guard=StepGuard(config.train.max_nonfinite_steps, config.train.spike_factor),
+        stop=training.stop or StopSignal(),
+        profiler=StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps),
+        eval_config=config.eval,
+        checkpoint_config=config.checkpoint,
+        log_config=config.log,
+        state_without_step=training.state_without_step,
         l1=config.optim.l1,
         ema=ema,
     )
     with log:
         outcome = loop.run()
-    optimizer.state.clear()  # which is saved; an export has its memory
+    optimizer.state.clear()  # the last checkpoint has it, and an export needs the memory
+    if runtime.is_main:
+        record_ledger(folder, training.ledger, training.account(loop.progress))
     if outcome == "interrupted":
         return Trained(outcome, loop.progress, None)
     checkpoint = checkpoints.best(runtime) if config.exports_best else checkpoints.latest(runtime)
     return Trained(outcome, loop.progress, checkpoint)
+
+
+def close(run: Run[Config], trained: Trained, export: Callable[[Checkpoint], str], *, last: bool = True) -> None:
+    """Export the model of a run that came to its end, and leave the other processes.
+
+    `export` writes it from a checkpoint and returns what it wrote, for the log. `last`: no other run follows in this
+    process.
+    """
+    if run.runtime.is_main and trained.checkpoint is not None:
+        run.say(f"{trained.outcome}: {export(trained.checkpoint)}")
+        mark_finished(run.folder, run.config)
+    run.runtime.finish(leave=last or trained.checkpoint is None)

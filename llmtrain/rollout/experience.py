@@ -27,7 +27,7 @@ from llmtrain.objectives.advantages import (
 from llmtrain.objectives.policy_losses import kl_estimate, per_sample
 from llmtrain.protocols import Ranks
 from llmtrain.rollout.packing import Episode, ResponseFields, as_experience, pack_episodes
-from llmtrain.system.device import reading
+from llmtrain.system.precision import reading
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from llmtrain.protocols import Ranks, Report
 from llmtrain.rewards.score import response_text
 
+SAMPLES_FILE = "samples.jsonl"
 NUM_SHOWN = 2  # samples of a rollout that go to the terminal
 SHOWN_CHARS = 160
 

@@ -1,11 +1,10 @@
-"""The folder of a run: whose it is, what was asked for, on what it ran, and the model that came out."""
+"""The folder of a run: which run it holds, what was asked for, and on what it ran."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,18 +12,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-
 from llmtrain.config.load import read_yaml, save_config
-from llmtrain.config.recipes import RecipeConfig
-from llmtrain.config.sections import RunConfig, Section, TrainConfig
-from llmtrain.models.folders.adapter import AdapterSpec, export_adapter
-from llmtrain.models.folders.card import model_card
-from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model, push_model
+from llmtrain.config.sections import RunConfig, Section
 from llmtrain.system.files import write_json
-from llmtrain.train.checkpoint import Checkpoint
-from llmtrain.train.run_log import METRICS_FILE
+
+# Files of a run's folder; those of its log, its checkpoints and its model are named where they are written.
+CONFIG = "config.yaml"  # the whole configuration, defaults included
+ENVIRONMENT = "environment.json"  # versions, machine, command line, what a resumed run must find again
+LEDGER = "ledger.json"  # what became of every document, byte and token
+FINISHED = "finished.yaml"  # the configuration of a run that came to its end
+UNFINISHED = f"{CONFIG}.partial"  # all that a run leaves if it is stopped while it makes its folder
 
 # What may differ when a run is continued; anything else makes it another run.
 MAY_CHANGE = (
@@ -47,10 +44,8 @@ MAY_CHANGE = (
 )
 # Facts that a continued run must find unchanged.
 PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts")
-UNFINISHED = "config.yaml.partial"  # all that a run leaves that is stopped while it makes its folder
-# What a finished run would not have come out otherwise for.
+# What does not change the outcome of a finished run.
 IMMATERIAL = ("run.resume", "run.push_to_hub", "run.timeout_minutes", "data.cache_dir", "log")
-FINISHED = "finished.yaml"
 PACKAGES = (
     "llmtrain",
     "torch",
@@ -66,13 +61,13 @@ PACKAGES = (
 )
 
 
-def open_run(run: RunConfig, config: Section) -> Path:
-    """The run's folder, made if need be and checked to hold this run or nothing.
+def check_folder(run: RunConfig, config: Section) -> Path:
+    """The run's folder, which holds this run or nothing yet.
 
-    Raises ValueError where the folder holds another run, or files that are no run at all, or cannot be written.
+    Raises ValueError if it holds another run, or files that are not a run, or cannot be written.
     """
     folder = Path(run.dir)
-    saved = folder / "config.yaml"
+    saved = folder / CONFIG
     if saved.exists():
         if run.resume == "never":
             raise ValueError(f"run.dir={folder} holds a run already and run.resume is never: choose another folder")
@@ -84,7 +79,7 @@ def open_run(run: RunConfig, config: Section) -> Path:
                 "choose another folder, or remove that one"
             )
     elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {UNFINISHED}):
-        raise ValueError(f"run.dir={folder} is not empty and holds no run: choose another folder")
+        raise ValueError(f"run.dir={folder} is not empty and is not a run: choose another folder")
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"run.dir={folder}: {existing} is not a folder that you may write to: choose another one")
@@ -94,11 +89,11 @@ def open_run(run: RunConfig, config: Section) -> Path:
 def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
     """Write `config.yaml`, resolved, and `environment.json`: versions, machine, command line and `facts`.
 
-    Raises ValueError where the model or tokenizer behind a path is no longer the one the run started with.
+    Raises ValueError if model, tokenizer or data are no longer those that the run started with.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "environment.json").exists():
-        started = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    if (folder / ENVIRONMENT).exists():
+        started = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         for name in PINNED:
             then, now = (values.get(name) for values in (started, facts))
             if then != now:
@@ -108,17 +103,17 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
                     "another run"
                 )
     save_config(config, folder / UNFINISHED)
-    (folder / UNFINISHED).rename(folder / "config.yaml")  # whole or not at all: it says whose the folder is
+    (folder / UNFINISHED).rename(folder / CONFIG)  # whole or not at all: it says whose the folder is
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "packages": dict(_versions()),
+        "packages": dict(package_versions()),
         **facts,
     }
-    write_json(folder / "environment.json", environment)
+    write_json(folder / ENVIRONMENT, environment)
 
 
 def mark_finished(folder: Path, config: Section) -> None:
@@ -136,64 +131,11 @@ def is_finished(folder: Path, config: Section) -> bool:
 
 def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
     """Write `ledger.json`: where every byte and token of the data went, and how much of it was trained on."""
-    write_json(folder / "ledger.json", {**data, "training": training})
+    write_json(folder / LEDGER, {**data, "training": training})
 
 
-def export_run(
-    folder: Path,
-    config: RecipeConfig,
-    checkpoint: Checkpoint,
-    spec: ExportSpec,
-    adapter: AdapterSpec | None = None,
-) -> Path:
-    """Write `model/` from a checkpoint, from its average if the run keeps one, without a critic.
-
-    `adapter`: what was trained is an adapter; None: the whole model. Raises ValueError where the disk is full, or
-    `run.push_to_hub` is set and the hub refuses.
-    """
-    weights = checkpoint.read_all("model")
-    if config.train.ema_decay is not None:
-        weights |= checkpoint.read_all("ema")
-    weights = {name: weight for name, weight in weights.items() if name.startswith(WRAPPER_PREFIX)}
-    final, partial = folder / "model", folder / "model.partial"
-    card = model_card(
-        config=config.model_dump(),
-        ledger=json.loads((folder / "ledger.json").read_text(encoding="utf-8")),
-        values=_last_values(folder / METRICS_FILE, checkpoint.step),
-        versions=dict(_versions()),
-        num_parameters=sum(tensor.numel() for tensor in weights.values()),
-        adapter_of=None if adapter is None else config.model.path,
-        kind=spec.kind,
-    )
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        if adapter is None:
-            export_model(partial, weights, card, spec)
-        else:
-            export_adapter(partial, weights, card, spec, adapter)
-    except (OSError, SafetensorError) as error:  # a full disk, mostly
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ValueError(
-            f"cannot write the model {final}: {error}; {checkpoint.path} holds it: free space on the disk, start again"
-        ) from None
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    if config.run.push_to_hub is not None:
-        push_model(final, config.run.push_to_hub)
-    return final
-
-
-def _last_values(metrics: Path, step: int) -> dict[str, float]:
-    """The last of each value in `metrics.jsonl` up to a step."""
-    values: dict[str, float] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if row["step"] <= step:
-            values |= {name: value for name, value in row.items() if value is not None}  # None: it was not finite
-    return values
-
-
-def _versions() -> Iterator[tuple[str, str]]:
+def package_versions() -> Iterator[tuple[str, str]]:
+    """(name, version) of the installed packages that a run depends on."""
     for package in PACKAGES:
         try:
             yield package, version(package)

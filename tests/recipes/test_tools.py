@@ -56,7 +56,7 @@ def test_preview_colours_what_is_trained(tuned: Path) -> None:
     data = ChatDataConfig(train=str(tuned / "one.jsonl"), eval_fraction=0.0, cache_dir=str(tuned / "cache"))
     model = str(tuned / "chat")
     chat = open_chat_tokenizer(
-        PretrainedModelConfig(path=model), TokenizerConfig(), model, chat_template="auto", loss_on="assistant"
+        PretrainedModelConfig(path=model), TokenizerConfig(), chat_template="auto", loss_on="assistant"
     )
     (store,) = build_chat_stores(data, chat.encoder, report=lambda line: None).train
     (text,) = shown(pack_documents(store, 64).pack(0), chat.tokenizer)

@@ -49,15 +49,10 @@ def check_arguments(recipe: str, arguments: list[str]) -> None:
     """Raise where `CONFIG [key=value ...]` is no valid configuration of a recipe."""
     config, *overrides = arguments
     argv = [config_file(config), *overrides]
-    schema, sections = SCHEMAS[recipe], sections_of(argv[:1])
-    if any(section.endswith("_stage") for section in sections):
+    if recipe.removesuffix(".py").endswith("rlhf"):
         load_stages(argv)
-        return
-    if "policy" in sections:
-        schema = PolicyStageConfig
-    elif "preference" in sections:
-        schema = PreferenceStageConfig
-    load_config(schema, argv)
+    else:
+        load_config(SCHEMAS[recipe], argv)
 
 
 def commands(text: str) -> Iterator[list[str]]:

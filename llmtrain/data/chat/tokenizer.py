@@ -21,15 +21,15 @@ class ChatTokenizer:
 
 
 def open_chat_tokenizer(
-    model: PretrainedModelConfig, tokenizer: TokenizerConfig, model_path: str, *, chat_template: str, loss_on: LossOn
+    model: PretrainedModelConfig, tokenizer: TokenizerConfig, *, chat_template: str, loss_on: LossOn
 ) -> ChatTokenizer:
-    """The tokenizer beside the model at `model_path`, or the one that is named, with the template of this name.
+    """The tokenizer of `model`, or the one that `tokenizer` names, with the chat template of this name.
 
     `chat_template` and `loss_on` are as in the `data` section of an SFT run.
 
     Raises ValueError for a tokenizer or template that cannot be used.
     """
-    loaded = load_tokenizer(tokenizer.path or model_path, tokenizer.revision or model.revision, model.trust_remote_code)
+    loaded = load_tokenizer(tokenizer.path or model.path, tokenizer.revision or model.revision, model.trust_remote_code)
     template, new_tokens = choose_template(loaded, chat_template)
     loaded.add_tokens(new_tokens, special_tokens=True)
     loaded.chat_template = template

@@ -22,6 +22,17 @@ def beats_chance(card: Mapping[str, Any]) -> bool:
     return card["accuracy_low"] is not None and card["accuracy_low"] > 0.5
 
 
+def card_verdict(card: Mapping[str, Any]) -> str:
+    """One line on whether a reward model beats chance, with its held-out accuracy and interval."""
+    found = (
+        f"accuracy {card['accuracy']:.3f} on {card['pairs']} held-out pairs, "
+        f"95 % interval {card['accuracy_low']:.3f} to {card['accuracy_high']:.3f}"
+    )
+    if beats_chance(card):
+        return f"the reward model beats chance: {found}"
+    return f"warning: the reward model may be no better than chance: {found}"
+
+
 def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFast]:
     """A finished reward model, frozen, in fp32 on the CPU, an adapter on its base included; and its tokenizer.
 

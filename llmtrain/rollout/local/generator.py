@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from llmtrain.protocols import Ranks
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.generate import generate
-from llmtrain.system.device import training_precision
+from llmtrain.system.precision import training_precision
 
 
 class LocalGenerator:

@@ -13,7 +13,7 @@ import yaml
 from llmtrain.config.load import validate
 from llmtrain.config.recipes import PolicyStageConfig, PretrainConfig
 from llmtrain.config.sections import iter_keys
-from llmtrain.runs.folder import MAY_CHANGE, open_run, record_ledger, record_run
+from llmtrain.runs.folder import MAY_CHANGE, check_folder, record_ledger, record_run
 
 FACTS = {"model_revision": None, "tokenizer_fingerprint": "ab12", "stores": ["a-1", "b-2"], "device": "cpu"}
 
@@ -35,14 +35,14 @@ def config_of(folder: Path, **sections: Any) -> PretrainConfig:
 def folder(tmp_path: Path) -> Path:
     """The folder of a run that has started."""
     config = config_of(tmp_path / "run")
-    assert open_run(config.run, config) == tmp_path / "run"
+    assert check_folder(config.run, config) == tmp_path / "run"
     record_run(tmp_path / "run", config, FACTS)
     return tmp_path / "run"
 
 
 def test_looking_at_a_folder_makes_nothing(tmp_path: Path) -> None:
     config = config_of(tmp_path / "deep" / "run")
-    open_run(config.run, config)
+    check_folder(config.run, config)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,7 +55,7 @@ def test_what_was_asked_for_is_recorded_with_its_defaults(folder: Path) -> None:
 
 def test_the_recorded_configuration_is_the_same_run(folder: Path) -> None:
     again = validate(PretrainConfig, yaml.safe_load((folder / "config.yaml").read_text()))
-    assert open_run(again.run, again) == folder
+    assert check_folder(again.run, again) == folder
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_recorded_configuration_is_the_same_run(folder: Path) -> None:
 )
 def test_a_run_goes_on_with_what_may_change(folder: Path, sections: dict[str, Any]) -> None:
     config = config_of(folder, **sections)
-    open_run(config.run, config)
+    check_folder(config.run, config)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_run_goes_on_with_what_may_change(folder: Path, sections: dict[str, An
 def test_another_run_is_told_by_its_first_difference(folder: Path, sections: dict[str, Any], told: str) -> None:
     config = config_of(folder, **sections)
     with pytest.raises(ValueError, match="holds another run") as caught:
-        open_run(config.run, config)
+        check_folder(config.run, config)
     assert f"({told})" in str(caught.value)
 
 
@@ -99,7 +99,7 @@ def test_what_may_change_is_spelled_as_in_the_schemas() -> None:
 def test_a_run_that_must_be_new_is_not_resumed(folder: Path) -> None:
     config = config_of(folder, run={"resume": "never"})
     with pytest.raises(ValueError, match=r"run\.resume is never"):
-        open_run(config.run, config)
+        check_folder(config.run, config)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_fingerprint", "model_revision", "stores"])
@@ -123,9 +123,9 @@ def test_a_start_that_was_killed_can_be_repeated(tmp_path: Path, monkeypatch: py
         killed.setattr(Path, "rename", die)
         with pytest.raises(KeyboardInterrupt):
             record_run(tmp_path / "run", config, FACTS)
-    open_run(config.run, config)
+    check_folder(config.run, config)
     record_run(tmp_path / "run", config, FACTS)
-    open_run(config.run, config)
+    check_folder(config.run, config)
 
 
 def test_a_ledger_that_was_killed_while_it_was_written_is_the_one_before(
