@@ -99,7 +99,8 @@ def iter_items(source: Source, location: Files | HubDataset) -> Iterator[Documen
         assert kind is not None, path
         if kind in TEXT_SUFFIXES:
             with readable(path):
-                yield _text_document(path, part)
+                document = _text_document(path, part)
+            yield document
         else:
             yield from read_rows(path, kind, part)
 
