@@ -46,7 +46,6 @@ from llmtrain.rollout.source import Roles, RolloutSource
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
-from llmtrain.train.optim import OPTIMIZER_BYTES
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.stop_signal import StopSignal
 
@@ -211,7 +210,7 @@ def build_roles(
     roles = ["policy with a value head" if has_critic and trunk is None else "policy"]
     roles += ["critic with a trunk of its own"] if trunk is not None else []
     roles += [f"reference on {'the same base' if has_adapter else 'a copy of the weights'}"] if reference else []
-    runtime.say(f"{', '.join(roles)}; {adapter_report(module, OPTIMIZER_BYTES[config.optim.name])}")
+    runtime.say(f"{', '.join(roles)}; {adapter_report(module)}")
     return module, reference, parameters
 
 

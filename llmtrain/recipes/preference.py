@@ -14,7 +14,7 @@ from llmtrain.data.packing.answers import build_answer_stores
 from llmtrain.data.packing.pairs import build_preference_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.reference_logprobs import reference_logprobs
-from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
@@ -25,7 +25,6 @@ from llmtrain.recipes.trainer import open_training, train, with_loss_here
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import mark_finished, record_ledger
 from llmtrain.system.device import fuses_layers
-from llmtrain.train.optim import OPTIMIZER_BYTES
 
 
 def run_preference_stage(config: PreferenceStageConfig, *, last: bool = True) -> None:

@@ -32,7 +32,6 @@ from llmtrain.runs.folder import Write, export_dtype, export_run, mark_finished,
 from llmtrain.system.device import attention_kernel, fuses_layers
 from llmtrain.system.files import write_json
 from llmtrain.train.checkpoint import Checkpoint
-from llmtrain.train.optim import OPTIMIZER_BYTES
 from llmtrain.train.run_log import METRICS_FILE
 
 
@@ -58,7 +57,7 @@ def run_reward_stage(config: RewardStageConfig, *, last: bool = True) -> None:
     if fuses_layers(runtime.device) and not runtime.shards_parameters:
         fuse_layers(model)
         fuse_adapters(model)
-    runtime.say(adapter_report(model, OPTIMIZER_BYTES[config.optim.name]))
+    runtime.say(adapter_report(model))
     kernel = attention_kernel(config.model.attention, runtime.device, runtime.dtype, attention_dropout(model.config))
     module = with_scores(model, kernel, config.data.max_seq_len, runtime.device)
 

@@ -15,7 +15,7 @@ from llmtrain.data.packing.documents import BestFitPacking
 from llmtrain.data.store.chat_store import build_chat_stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.adapters.lora import OPTIMIZER_BYTES, adapter_report, add_adapter, base_fingerprint
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.load import flops_per_token, hub_commit, load_pretrained, parameters_by_role
@@ -26,7 +26,6 @@ from llmtrain.recipes.trainer import open_training, train, with_loss_here
 from llmtrain.runs.export import export_tuned
 from llmtrain.runs.folder import record_ledger
 from llmtrain.system.device import fuses_layers
-from llmtrain.train.optim import OPTIMIZER_BYTES
 
 
 def main(config: SftConfig) -> None:

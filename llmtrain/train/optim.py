@@ -13,9 +13,6 @@ from llmtrain.config.sections import OptimConfig
 from llmtrain.protocols import Role
 from llmtrain.train.muon import Muon, has_fused, make_moments, make_momentum
 
-OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
-"""State per trained weight: two fp32 moments, one, or two of a byte each."""
-
 
 def param_groups(
     parameters: Mapping[Role, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None

@@ -23,6 +23,8 @@ from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.adapters.token_rows import EmbeddingWithRows, train_rows
 
+# State of each trained weight: two fp32 moments, one, or two of a byte.
+OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
 FINGERPRINT_SAMPLES = 64  # values of each frozen weight
 
 
@@ -78,8 +80,8 @@ def expected_warnings() -> Iterator[None]:
         yield
 
 
-def adapter_report(model: nn.Module, optimizer_bytes: int) -> str:
-    """One line on what is trained and the memory it takes; `optimizer_bytes`: the optimizer's state per weight."""
+def adapter_report(model: nn.Module, optimizer_bytes: int = OPTIMIZER_BYTES["adamw"]) -> str:
+    """One line on what is trained and the memory it takes; `optimizer_bytes`: state of the optimizer a weight."""
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     num_trained, num_all = (sum(num_weights(p) for p in group) for group in (trained, parameters))

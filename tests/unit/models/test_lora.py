@@ -266,7 +266,7 @@ def test_the_report_counts_weights_and_memory(tokenizer: PreTrainedTokenizerBase
     total = sum(parameter.numel() for parameter in model.parameters())
     add_adapter(model, AdapterConfig(kind="lora", rank=4, target=["q_proj"]), (), 0)
     num = 3 * 4 * (32 + 32)
-    said = adapter_report(model, 8)
+    said = adapter_report(model)
     assert said.startswith(f"training {num} of {total + num:,} weights ({num / (total + num):.2%}, 0.0 MB on disk)")
     assert said.endswith("0.2 MB of weights, 0.0 MB of gradients, 0.0 MB of optimizer state") and "\n" not in said
 
