@@ -86,7 +86,7 @@ class SampledRollout:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Makes the samples of rollouts."""
+    """Samples and scores responses; every rank has one, with its own share of the prompts."""
 
     generator: Generator
     prompt_at: PromptAt

@@ -15,11 +15,11 @@ from llmtrain.batch import Experience, empty_experience
 from llmtrain.config.rl import PolicyConfig
 from llmtrain.objectives.advantages import AdaptiveKl
 from llmtrain.protocols import Report
-from llmtrain.rollout.experience import ExperienceBuilder, Roles
+from llmtrain.rollout.experience import Built, ExperienceBuilder, Roles
 from llmtrain.rollout.metrics import explained_variance, rollout_metrics, sample_rows
 from llmtrain.rollout.minibatches import assign_minibatches, training_order
 from llmtrain.rollout.packing import Episode, group_episodes
-from llmtrain.rollout.sample import Sampler, Samples
+from llmtrain.rollout.sample import SampledRollout, Sampler, Samples
 from llmtrain.rollout.shaping import RunningScores
 from llmtrain.rollout.state import Queue, collect, distribute
 
@@ -103,35 +103,39 @@ class RolloutSource:
             self._packs, self._queue = distribute(state["remaining"], self._ranks.rank, self._ranks.world_size)
 
     def _roll_out(self) -> None:
-        """Make the packs of the next rollout and their order in training. Raises Interrupted."""
+        """Make the packs of the next rollout and their order in training. Raises Interrupted, the source unchanged."""
         sampled = self._sampler.sample(self._num_rollouts, self._position, self._running)
         started = time.perf_counter()
-        samples, chosen = sampled.samples, sampled.chosen
-        episodes = [_episode(samples, index) for index in chosen]
+        episodes = [_episode(sampled.samples, index) for index in sampled.chosen]
         by_prompt = assign_minibatches(sampled.chosen_prompts, self._rollout.minibatches)
         minibatches = [by_prompt[episode.sample_id // self._rollout.samples_per_prompt] for episode in episodes]
         members = group_episodes([episode.num_tokens for episode in episodes], minibatches, self._microbatch_tokens)
         with self._ranks.gathered(self._roles.trained):  # ranks have unequally many packs
-            built = self._builder.build(episodes, members, samples.shaped[chosen], self._kl.kl_coef)
+            scores = sampled.samples.shaped[sampled.chosen]
+            built = self._builder.build(episodes, members, scores, self._kl.kl_coef)
         read_seconds = time.perf_counter() - started
 
         self._packs = built.packs
-        self._metrics = rollout_metrics(sampled, built, self._rollout, self._ranks) | {
-            "kl_coef": self._kl.kl_coef,
-            "rollout_generate_seconds": samples.generate_seconds,
-            "rollout_score_seconds": samples.score_seconds,
-            "rollout_read_seconds": read_seconds,
-        }
-        if self._policy.has_critic:
-            self._metrics["rollout_explained_variance"] = explained_variance(built.packs, self._ranks)
-        if self._metrics["rollout_terminated_ratio"] == 0 and self._num_rollouts == 0:
-            self._report("warning: no response of the first rollout ended by itself: raise rollout.max_new_tokens")
+        self._queue = self._order([minibatches[first] for first, *_ in members], max(by_prompt.values()) + 1)
+        self._metrics = self._measure(sampled, built) | {"rollout_read_seconds": read_seconds}
+        self._record(self._num_rollouts, sample_rows(sampled, built.kl))
         if self._policy.kl_target is not None:
             self._kl.update(self._metrics["rollout_kl"], int(self._metrics["rollout_samples"]))
-        self._record(self._num_rollouts, sample_rows(sampled, built.kl))
-        self._queue = self._order([minibatches[first] for first, *_ in members], max(by_prompt.values()) + 1)
         self._position, self._running = sampled.next_position, sampled.running
         self._num_rollouts += 1
+
+    def _measure(self, sampled: SampledRollout, built: Built) -> dict[str, float]:
+        """The metrics of a rollout; warns if no response of the first one has a stop token. Collective."""
+        metrics = rollout_metrics(sampled, built, self._rollout, self._ranks) | {
+            "kl_coef": self._kl.kl_coef,
+            "rollout_generate_seconds": sampled.samples.generate_seconds,
+            "rollout_score_seconds": sampled.samples.score_seconds,
+        }
+        if self._policy.has_critic:
+            metrics["rollout_explained_variance"] = explained_variance(built.packs, self._ranks)
+        if metrics["rollout_terminated_ratio"] == 0 and self._num_rollouts == 0:
+            self._report("warning: no response of the first rollout ended by itself: raise rollout.max_new_tokens")
+        return metrics
 
     def _order(self, minibatch_of_pack: Sequence[int], num_minibatches: int) -> Queue:
         """The packs of each step, as many on every rank. Collective."""

@@ -9,13 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmtrain.eval.generation import HeldOutScore
-from llmtrain.models.attention import ATTENTION
 from llmtrain.rewards.score import Scores
 from llmtrain.rollout.engine import Generated, Sampling
-from llmtrain.rollout.local.generator import LocalGenerator
 
 
 @dataclass(frozen=True)
@@ -89,14 +86,3 @@ def test_each_of_several_rewards_has_a_mean_of_its_own() -> None:
 def test_a_reward_alone_is_told_as_the_total() -> None:
     found = values("a")
     assert found is not None and not [name for name in found if "/" in name]
-
-
-def test_the_local_engine_generates_in_the_precision_of_training() -> None:
-    precisions: set[bool] = set()
-    shape = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
-    policy = AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION)
-    policy.register_forward_pre_hook(lambda *_: precisions.add(torch.is_autocast_enabled("cpu")))
-    ranks = OneRank()
-    ranks.dtype = torch.bfloat16
-    responses = LocalGenerator(policy, ranks, lambda: False).generate([(1,)], [0], Sampling(2))
-    assert responses is not None and precisions == {True}
