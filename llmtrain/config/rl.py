@@ -6,16 +6,15 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field
 
-from llmtrain.config.sections import Fraction, NonNegative, Positive, Section, SourcesConfig
+from llmtrain.config.marks import MAY_CHANGE
+from llmtrain.config.sections import Fraction, NonNegative, Positive, Section, TemplatedSourcesConfig
 
 
-class PreferenceDataConfig(SourcesConfig):
+class PreferenceDataConfig(TemplatedSourcesConfig):
     eval_fraction: Fraction = 0.1
     """Share of questions held out, chosen by a hash of the first human turn, so that none stands on both sides."""
     max_seq_len: Annotated[int, Field(ge=4)] = 1024
     """Tokens of a pack: the longest pair, chosen and rejected together, each with its prompt."""
-    chat_template: str = "auto"
-    """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and answer as they are; or a Jinja file."""
     on_long_row: Literal["drop", "truncate"] = "drop"
     """A pair longer than `max_seq_len` is left out, or both its prompts lose their beginning; always counted."""
 
@@ -46,11 +45,9 @@ class PreferenceConfig(Section):
     """Weight of its undesirable answers; the paper balances the two where there are more of one."""
 
 
-class PromptDataConfig(SourcesConfig):
+class PromptDataConfig(TemplatedSourcesConfig):
     max_seq_len: Annotated[int, Field(ge=2)] = 1024
     """Tokens of a microbatch's pack: the longest prompt with its response."""
-    chat_template: str = "auto"
-    """`auto`: the tokenizer's own, else ours; `ours`; `none`: the prompt as it is; or a Jinja file."""
     on_long_row: Literal["drop"] = "drop"
     """A prompt that leaves no room for a response of `rollout.max_new_tokens` is left out and counted."""
 
@@ -84,7 +81,7 @@ class PolicyConfig(Section):
     """Adapt `kl_coef` to this KL, nats a response (Ziegler 2019: 6), always by k1; None: fixed."""
     kl_horizon: Positive = 10000
     """Samples over which `kl_coef` adapts (Ziegler 2019: 10,000)."""
-    kl_budget: Annotated[float, Field(gt=0)] | None = None
+    kl_budget: Annotated[Annotated[float, Field(gt=0)] | None, MAY_CHANGE] = None
     """End the run above this mean KL of a rollout, nats a response, by k1 (`checkpoint.best` keeps one below)."""
     entropy_coef: NonNegative = 0.0
     """Weight of an entropy bonus."""

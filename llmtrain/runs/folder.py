@@ -19,34 +19,16 @@ from torch import Tensor
 
 from llmtrain.config.load import read_yaml, save_config
 from llmtrain.config.recipes import RecipeConfig
-from llmtrain.config.sections import RunConfig, Section, TrainConfig
+from llmtrain.config.sections import RunConfig, Section, TrainConfig, marks_on_resume
 from llmtrain.models.folders.card import model_card
 from llmtrain.models.folders.model import push_model
 from llmtrain.system.files import write_json
 from llmtrain.train.checkpoint import Checkpoint
 
-# What may differ when a run is continued; anything else makes it another run.
-MAY_CHANGE = (
-    "run.resume",
-    "run.push_to_hub",
-    "run.timeout_minutes",
-    "data.cache_dir",
-    "train.steps",
-    "train.epochs",
-    "train.microbatch_tokens",
-    "train.compile",
-    "train.activation_checkpointing",
-    "train.max_nonfinite_steps",
-    "train.spike_factor",
-    "eval.every",
-    "eval.patience",
-    "checkpoint",
-    "log",
-    "policy.kl_budget",
-)
 # Facts that a continued run must find unchanged.
 PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts")
 UNFINISHED = "config.yaml.partial"  # all that a run leaves that is stopped while it makes its folder
+FINISHED = "config.yaml.partial"  # all that a run leaves that is stopped while it makes its folder
 # What a finished run would not have come out otherwise for.
 IMMATERIAL = ("run.resume", "run.push_to_hub", "run.timeout_minutes", "data.cache_dir", "log")
 FINISHED = "finished.yaml"
@@ -65,6 +47,16 @@ PACKAGES = (
 )
 
 
+def may_change(schema: type[Section]) -> list[str]:
+    """The keys and sections that may differ when a run is continued; any other makes it another run."""
+    return [key for key, _ in marks_on_resume(schema)]
+
+
+def immaterial(schema: type[Section]) -> list[str]:
+    """Those of them that change nothing of what a finished run has made."""
+    return [key for key, mark in marks_on_resume(schema) if not mark.matters]
+
+
 def open_run(run: RunConfig, config: Section) -> Path:
     """The run's folder, made if need be and checked to hold this run or nothing.
 
@@ -75,7 +67,7 @@ def open_run(run: RunConfig, config: Section) -> Path:
     if saved.exists():
         if run.resume == "never":
             raise ValueError(f"run.dir={folder} holds a run already and run.resume is never: choose another folder")
-        difference = _first_difference(read_yaml(saved), config.model_dump(), MAY_CHANGE)
+        difference = _first_difference(read_yaml(saved), config.model_dump(), may_change(type(config)))
         if difference is not None:
             key, there, here = difference
             raise ValueError(
@@ -130,7 +122,7 @@ def mark_finished(folder: Path, config: Section) -> None:
 def is_finished(folder: Path, config: Section) -> bool:
     """Whether a folder holds the finished run of a configuration."""
     mark = folder / FINISHED
-    return mark.is_file() and _first_difference(read_yaml(mark), config.model_dump(), IMMATERIAL) is None
+    return mark.is_file() and _first_difference(read_yaml(mark), config.model_dump(), immaterial(type(config))) is None
 
 
 def export_dtype(train: TrainConfig) -> torch.dtype:
