@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from llmtrain.config.marks import IMMATERIAL, MAY_CHANGE, Feature, Needs
 from llmtrain.config.rl import (
     ADVANTAGES,
     POLICY_LOSSES,
@@ -54,8 +54,8 @@ class RecipeConfig(Section):
     train: TrainConfig
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
+    checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = CheckpointConfig()
+    log: Annotated[LogConfig, IMMATERIAL] = LogConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> RecipeConfig:
@@ -96,25 +96,19 @@ class RecipeConfig(Section):
     def _refuse_idle_keys(self) -> None:
         """Raise ValueError for a key that differs from its default and would do nothing."""
         keys = dict(iter_keys(type(self)))
-        for key, (is_idle, needs) in self._idle_keys().items():
-            if is_idle and keys[key].default != self._value(key):
-                raise ValueError(f"{key} does nothing without {needs}: remove it")
+        idle = {key: what for key, (is_idle, what) in self._idle_keys().items() if is_idle}
+        for key, field in keys.items():
+            section = self._value(key.rsplit(".", 1)[0])
+            missing = [mark.what for mark in field.metadata if isinstance(mark, Needs) and not mark.holds(section)]
+            missing += [idle[key]] if key in idle else []
+            if missing and field.default != self._value(key):
+                raise ValueError(f"{key} does nothing without {missing[0]}: remove it")
         if self.data.eval is not None and any(source.weight is not None for source in self.data.eval):
             raise ValueError("data.eval: weights do nothing there, every held-out token counts: remove them")
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
-        """Key -> (whether it would do nothing, what it needs)."""
-        optim = self.optim
-        return {
-            "optim.muon_lr": (optim.name != "muon", "optim.name=muon"),
-            "optim.momentum": (optim.name != "muon", "optim.name=muon"),
-            "optim.decay_fraction": (optim.schedule != "wsd", "optim.schedule=wsd"),
-            "optim.min_lr_ratio": (optim.schedule == "constant", "a schedule that decays"),
-            "log.project": (not self.log.trackers, "log.trackers"),
-            "model.revision": (not _on_hub(self.model.path), "model.path on the hub"),
-            "tokenizer.revision": (not _on_hub(self.tokenizer.path), "tokenizer.path on the hub"),
-            "eval.tokens": (not self._evaluates, "held-out data"),
-        }
+        """Key -> (whether it would do nothing, what it needs), for what a key's own section does not decide."""
+        return {"eval.tokens": (not self._evaluates, "held-out data")}
 
     def _refuse_in_sources(self, names: tuple[str, ...], mend: str) -> None:
         """Raise ValueError for a key of a source that means nothing in this recipe."""
@@ -142,16 +136,10 @@ class RecipeConfig(Section):
     def features(self) -> dict[str, bool]:
         """The features that not every engine has, and whether this run asks for them."""
         return {
-            "muon": self.optim.name == "muon",
-            "8-bit optimizer": self.optim.name.endswith("8bit"),
-            "l1": self.optim.l1 > 0,
-            "ema": self.train.ema_decay is not None,
-            "fp16": self.train.precision == "fp16",
-            "bf16": self.train.precision == "bf16",
-            "compile": self.train.compile,
-            "activation_checkpointing": self.train.activation_checkpointing,
-            "best checkpoint": self.checkpoint.best,
-            "spike rollback": self.train.spike_factor is not None,
+            mark.name: self._value(key) in mark.values if mark.values else self._value(key) != field.default
+            for key, field in iter_keys(type(self))
+            for mark in field.metadata
+            if isinstance(mark, Feature)
         }
 
 
@@ -170,12 +158,6 @@ class PretrainConfig(RecipeConfig):
             raise ValueError("model.path continues a model as it is: model.preset and model.config must not be given")
         self._refuse_in_sources(IDLE_IN_PRETRAINING, "name text_field instead")
         return self
-
-    def _idle_keys(self) -> dict[str, tuple[bool, str]]:
-        return super()._idle_keys() | {
-            "model.architecture": (self.model.path is not None, "a new model: no model.path"),
-            "data.clean.decontaminate_ngram": (not self.data.clean.decontaminate, "data.clean.decontaminate"),
-        }
 
 
 class TuningOptimConfig(OptimConfig):
@@ -199,19 +181,6 @@ class TuningConfig(RecipeConfig):
         if self.model.quantize is not None and self.adapter.kind == "none":
             raise ValueError("model.quantize freezes the model in 4 bits: give adapter.kind=lora or dora")
         return self
-
-    def _idle_keys(self) -> dict[str, tuple[bool, str]]:
-        no_adapter = (self.adapter.kind == "none", "adapter.kind=lora or dora")
-        names = ("rank", "alpha", "rslora", "dropout", "target", "merge")
-        return super()._idle_keys() | {f"adapter.{name}": no_adapter for name in names}
-
-    def features(self) -> dict[str, bool]:
-        """As for every recipe, and adapters and a quantized base."""
-        return super().features() | {
-            "adapter": self.adapter.kind == "lora",
-            "dora": self.adapter.kind == "dora",
-            "quantize": self.model.quantize is not None,
-        }
 
 
 class SftConfig(TuningConfig):
@@ -390,8 +359,3 @@ class PolicyStageConfig(TuningConfig):
     def features(self) -> dict[str, bool]:
         """As for every recipe that tunes, and rollouts."""
         return super().features() | {"rollouts": True}
-
-
-def _on_hub(path: str | None) -> bool:
-    """Whether a path is a name on the hub, so that it can have revisions."""
-    return path is not None and not Path(path).exists() and not path.endswith(".gguf")

@@ -12,16 +12,15 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field
 
-from llmtrain.config.sections import Fraction, NonNegative, Positive, Section, SourcesConfig
+from llmtrain.config.marks import MAY_CHANGE
+from llmtrain.config.sections import Fraction, NonNegative, Positive, Section, TemplatedSourcesConfig
 
 
-class PreferenceDataConfig(SourcesConfig):
+class PreferenceDataConfig(TemplatedSourcesConfig):
     eval_fraction: Fraction = 0.1
     """Fraction of questions held out, by a hash of the first human turn, so that no question is in both splits."""
     max_seq_len: Annotated[int, Field(ge=4)] = 1024
     """Tokens per pack: the longest pair, chosen and rejected together, each with its prompt."""
-    chat_template: str = "auto"
-    """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and answer as they are; or a Jinja file."""
     on_long_row: Literal["drop", "truncate"] = "drop"
     """Pairs longer than `max_seq_len`: drop them, or cut the start of both prompts; counted either way."""
 
@@ -84,11 +83,9 @@ class PreferenceConfig(Section):
         return options
 
 
-class PromptDataConfig(SourcesConfig):
+class PromptDataConfig(TemplatedSourcesConfig):
     max_seq_len: Annotated[int, Field(ge=2)] = 1024
     """Tokens per pack of a microbatch: the longest prompt with its response."""
-    chat_template: str = "auto"
-    """`auto`: the tokenizer's own, else ours; `ours`; `none`: the prompt as it is; or a Jinja file."""
     on_long_row: Literal["drop"] = "drop"
     """Prompts that leave no room for a response of `rollout.max_new_tokens` are dropped and counted."""
 
@@ -163,7 +160,7 @@ class PolicyConfig(Section):
     """Adapt `kl_coef` to reach this KL, in nats per response by k1 (Ziegler 2019: 6); None: fixed coefficient."""
     kl_horizon: Positive = 10000
     """Samples over which `kl_coef` adapts (Ziegler 2019: 10,000)."""
-    kl_budget: Annotated[float, Field(gt=0)] | None = None
+    kl_budget: Annotated[Annotated[float, Field(gt=0)] | None, MAY_CHANGE] = None
     """End the run once a rollout's mean KL exceeds this, in nats per response by k1; None: no limit."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus."""

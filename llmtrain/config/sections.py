@@ -1,20 +1,33 @@
 """The schema of a run: every key, its type, its range, its meaning.
 
-A recipe's configuration is one YAML file plus dotted overrides (`optim.lr=1e-4`), which `config_file.py`
-reads; everything else receives the sections it needs, already validated.
+A recipe's configuration is one YAML file plus dotted overrides (`optim.lr=1e-4`), which `load.py` reads;
+everything else receives the sections it needs, already validated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
+from llmtrain.config.marks import IMMATERIAL, MAY_CHANGE, Feature, Needs, OnResume
+
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+OnBadRow = Literal["error", "skip"]
+
+
+def is_on_hub(path: str | None) -> bool:
+    """Whether a path is a name on the hub, so that it can have revisions."""
+    return path is not None and not Path(path).exists() and not path.endswith(".gguf")
+
+
+MUON = Needs("optim.name=muon", lambda optim: optim.name == "muon")
+ADAPTER = Needs("adapter.kind=lora or dora", lambda adapter: adapter.kind != "none")
 
 
 class Section(BaseModel):
@@ -49,18 +62,18 @@ class RunConfig(Section):
     """Folder of the run: configuration, metrics, checkpoints and the final model go here."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of initialisation, sample order and dropout."""
-    resume: Literal["auto", "never"] = "auto"
+    resume: Annotated[Literal["auto", "never"], IMMATERIAL] = "auto"
     """`auto` continues the run in `run.dir` from its last good checkpoint; `never` refuses a folder in use."""
-    push_to_hub: str | None = None
+    push_to_hub: Annotated[str | None, IMMATERIAL] = None
     """Hub repository that the final model is pushed to (private unless it exists); None: off."""
-    timeout_minutes: Annotated[float, Field(gt=0)] = 30
+    timeout_minutes: Annotated[float, Field(gt=0), IMMATERIAL] = 30
     """A collective that takes longer fails and names the ranks that did not arrive."""
 
 
 class PretrainedModelConfig(Section):
     path: str
     """Folder, hub id, `.gguf` file, or `PACKAGE:FILE.gguf` of an installed Python package, of the model to train."""
-    revision: str | None = None
+    revision: Annotated[str | None, Needs("model.path on the hub", lambda model: is_on_hub(model.path))] = None
     """Commit, tag or branch of the hub model; the commit it resolves to is recorded."""
     dropout: Fraction | None = None
     """Dropout of every kind the architecture has, refused where it has none; None: as its configuration says."""
@@ -75,40 +88,42 @@ class ModelConfig(PretrainedModelConfig):
     """Folder, hub id or `.gguf` file of a model to continue from; None: a new model from `preset` or `config`."""
     preset: str | None = None
     """Size preset of a new model: `1m`, `3m`, `10m`, `60m`, `125m`, `350m`, `1b`, `3b`, `7b` (Llama shapes)."""
-    architecture: str = "llama"
+    architecture: Annotated[str, Needs("a new model: no model.path", lambda model: model.path is None)] = "llama"
     """`transformers` model type of a new model: llama, qwen3, gemma2, gpt2, ..."""
     config: dict[str, Any] = {}
     """Fields of the architecture's own configuration, over the preset: `model.config.num_hidden_layers=8`."""
 
 
 class TunedModelConfig(PretrainedModelConfig):
-    quantize: Literal["nf4"] | None = None
+    quantize: Annotated[Literal["nf4"] | None, Feature("quantize")] = None
     """Hold the frozen base in 4 bits (QLoRA, Dettmers et al. 2023); needs an adapter, CUDA, bitsandbytes. None: off."""
     neftune_alpha: Annotated[float, Field(gt=0)] | None = None
     """Noise on the embeddings in training, uniform in +-alpha/sqrt(tokens * width) (NEFTune uses 5); None: off."""
 
 
 class AdapterConfig(Section):
-    kind: Literal["none", "lora", "dora"] = "none"
+    kind: Annotated[Literal["none", "lora", "dora"], Feature("adapter", ("lora",)), Feature("dora", ("dora",))] = "none"
     """What is trained: every weight (`none`), or a peft adapter on a frozen base."""
-    rank: Positive = 16
+    rank: Annotated[Positive, ADAPTER] = 16
     """Rank of the adapter's matrices (Hu et al. 2021)."""
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[float, Field(gt=0), ADAPTER] = 32
     """Scale of the update: alpha / rank, or alpha / sqrt(rank) with `rslora`."""
-    rslora: bool = False
+    rslora: Annotated[bool, ADAPTER] = False
     """Rank-stabilised scale (Kalajdzievski 2023)."""
-    dropout: Fraction = 0.0
+    dropout: Annotated[Fraction, ADAPTER] = 0.0
     """Dropout on the adapter's input."""
-    target: Literal["all-linear"] | list[str] = "all-linear"
+    target: Annotated[Literal["all-linear"] | list[str], ADAPTER] = "all-linear"
     """Modules that get an adapter: every linear layer but the head (QLoRA, section 4), or names such as `q_proj`."""
-    merge: bool = False
+    merge: Annotated[bool, ADAPTER] = False
     """Also write `merged/`, the base with the adapter added in, at the end; `llmtrain merge` does it later."""
 
 
 class TokenizerConfig(Section):
     path: str | None = None
     """Folder or hub id of the tokenizer; None: the one beside `model.path`."""
-    revision: str | None = None
+    revision: Annotated[str | None, Needs("tokenizer.path on the hub", lambda tokenizer: is_on_hub(tokenizer.path))] = (
+        None
+    )
     """Commit, tag or branch of the hub tokenizer."""
 
 
@@ -129,7 +144,9 @@ class CleanConfig(Section):
     """Drop documents at least this similar to an earlier one (estimated Jaccard; 0.8 is usual); None: off."""
     decontaminate: list[str] = []
     """Evaluation files: a document that shares an n-gram of words with any of them is dropped."""
-    decontaminate_ngram: Positive = 13
+    decontaminate_ngram: Annotated[
+        Positive, Needs("data.clean.decontaminate", lambda clean: bool(clean.decontaminate))
+    ] = 13
     """Words of such an n-gram (GPT-3, appendix C, uses 13)."""
 
 
@@ -142,9 +159,9 @@ class SourcesConfig(Section):
     """Share of documents held out, chosen by a hash of each document's text, so it is stable under added data."""
     max_seq_len: Annotated[int, Field(ge=2)] = 1024
     """Tokens of a pack: the longest context that is trained."""
-    on_bad_row: Literal["error", "skip"] = "error"
+    on_bad_row: OnBadRow = "error"
     """A malformed or invalid row stops the run, or is skipped and counted."""
-    cache_dir: str | None = None
+    cache_dir: Annotated[str | None, IMMATERIAL] = None
     """Where token stores are kept; None: `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
 
     @field_validator("train", "eval", mode="before")
@@ -171,9 +188,12 @@ class DataConfig(SourcesConfig):
     clean: CleanConfig = CleanConfig()
 
 
-class ChatDataConfig(SourcesConfig):
+class TemplatedSourcesConfig(SourcesConfig):
     chat_template: str = "auto"
-    """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and completion as they are; or a Jinja file."""
+    """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and answer as they are; or a Jinja file."""
+
+
+class ChatDataConfig(TemplatedSourcesConfig):
     loss_on: Literal["assistant", "last", "completion", "all"] = "assistant"
     """What is trained: every assistant turn, the last one, the turns that a row marks as completion, every token."""
     on_long_row: Literal["truncate", "drop", "split"] = "truncate"
@@ -181,39 +201,45 @@ class ChatDataConfig(SourcesConfig):
 
 
 class TrainConfig(Section):
-    steps: Positive | None = None
+    steps: Annotated[Positive | None, MAY_CHANGE] = None
     """Optimizer steps of the run; exactly one of `steps` and `epochs` is given."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[Annotated[float, Field(gt=0)] | None, MAY_CHANGE] = None
     """Passes over the training packs, in place of `steps`."""
     global_batch_tokens: Positive = 65536
     """Tokens of one optimizer step over all ranks; a multiple of `data.max_seq_len`."""
-    microbatch_tokens: Positive = 16384
+    microbatch_tokens: Annotated[Positive, MAY_CHANGE] = 16384
     """Tokens of one forward and backward on one rank: as many whole packs as fit."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Feature("fp16", ("fp16",)), Feature("bf16", ("bf16",))] = (
+        "fp32"
+    )
     """Arithmetic of forward and backward; weights and optimizer state stay fp32."""
-    compile: bool = False
+    compile: Annotated[bool, MAY_CHANGE, Feature("compile")] = False
     """Compile the model with torch.compile: faster on GPUs, minutes of compilation for little on CPUs."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, MAY_CHANGE, Feature("activation_checkpointing")] = False
     """Recompute each layer's activations in backward: less memory, about a third more arithmetic."""
     label_smoothing: Fraction = 0.0
     """Label smoothing (Szegedy et al. 2016, section 7); the logged loss stays plain cross-entropy."""
     z_loss: NonNegative = 0.0
     """Coefficient of log(Z)^2 (PaLM, section 5, uses 1e-4)."""
-    ema_decay: Fraction | None = None
+    ema_decay: Annotated[Fraction | None, Feature("ema")] = None
     """Keep an exponential moving average of the weights, evaluate it and export it; None: off."""
-    max_nonfinite_steps: Positive = 10
+    max_nonfinite_steps: Annotated[Positive, MAY_CHANGE] = 10
     """Stop after this many steps in a row with a non-finite loss or gradient; each is skipped and counted."""
-    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    spike_factor: Annotated[Annotated[float, Field(gt=1)] | None, MAY_CHANGE, Feature("spike rollback")] = None
     """Loss over its running mean from which a run rolls back to its last checkpoint and skips the batch; None: off."""
 
 
 class OptimConfig(Section):
-    name: Literal["adamw", "muon", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    name: Annotated[
+        Literal["adamw", "muon", "adamw8bit", "paged_adamw8bit"],
+        Feature("muon", ("muon",)),
+        Feature("8-bit optimizer", ("adamw8bit", "paged_adamw8bit")),
+    ] = "adamw"
     """`muon` orthogonalises the updates of hidden matrices; embeddings, head and vectors keep AdamW. The 8-bit forms
     hold AdamW's state in a byte a value (bitsandbytes, CUDA); paged ones move it to the host where memory is short."""
     lr: Annotated[float, Field(gt=0)] = 6e-4
     """Peak learning rate of AdamW (GPT-3, table 2.1, 125M: 6e-4)."""
-    muon_lr: Annotated[float, Field(gt=0)] = 0.02
+    muon_lr: Annotated[float, Field(gt=0), MUON] = 0.02
     """Peak learning rate of Muon's matrices (Jordan et al. 2024: 0.02)."""
     beta1: Fraction = 0.9
     """AdamW's first-moment decay (GPT-3)."""
@@ -221,11 +247,11 @@ class OptimConfig(Section):
     """AdamW's second-moment decay (GPT-3)."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's epsilon (GPT-3)."""
-    momentum: Fraction = 0.95
+    momentum: Annotated[Fraction, MUON] = 0.95
     """Muon's Nesterov momentum (Jordan et al. 2024)."""
     weight_decay: NonNegative = 0.1
     """Decoupled L2 weight decay of matrices (GPT-3); norms, biases and embeddings have none."""
-    l1: NonNegative = 0.0
+    l1: Annotated[NonNegative, Feature("l1")] = 0.0
     """Proximal L1 on the same matrices: after each step weights shrink towards zero by lr * l1."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Clip the gradient's global norm (GPT-3: 1.0); None: off."""
@@ -233,18 +259,22 @@ class OptimConfig(Section):
     """Learning rate after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps of linear warm-up from zero; None: a twentieth of all steps, at most 2000 (Llama 2 and 3 use 2000)."""
-    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    decay_fraction: Annotated[
+        float, Field(gt=0, le=1), Needs("optim.schedule=wsd", lambda optim: optim.schedule == "wsd")
+    ] = 0.2
     """Last share of the steps in which `wsd` decays (Hagele et al. 2024: 0.2)."""
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    min_lr_ratio: Annotated[
+        float, Field(ge=0, le=1), Needs("a schedule that decays", lambda optim: optim.schedule != "constant")
+    ] = 0.1
     """Learning rate at the end over its peak (GPT-3: 0.1)."""
 
 
 class EvalConfig(Section):
-    every: Positive | None = 500
+    every: Annotated[Positive | None, MAY_CHANGE] = 500
     """Steps between evaluations, which also run at the start and the end; None: only there."""
     tokens: Positive | None = None
     """Held-out tokens of an evaluation; None: all."""
-    patience: Positive | None = None
+    patience: Annotated[Positive | None, MAY_CHANGE] = None
     """Stop after this many evaluations without a lower held-out loss, and export the best checkpoint; None: off."""
 
 
@@ -253,7 +283,7 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; one is also written at the end and on SIGTERM or SIGUSR1. None: only then."""
     keep: Positive = 2
     """Newest checkpoints that are kept, and the best one besides when `best` is on."""
-    best: bool = False
+    best: Annotated[bool, Feature("best checkpoint")] = False
     """Also keep the checkpoint with the lowest held-out loss; saved at each evaluation that improves."""
     export_best: bool = False
     """Export the best checkpoint's weights to `model/` instead of the last; needs `best`."""
@@ -264,7 +294,7 @@ class LogConfig(Section):
     """Steps between rows of `metrics.jsonl` and lines of the log."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
     """Trackers that get the same rows, through accelerate."""
-    project: str = "llmtrain"
+    project: Annotated[str, Needs("log.trackers", lambda log: bool(log.trackers))] = "llmtrain"
     """Project name given to the trackers."""
     profile: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     """First and last step of a torch.profiler trace, written to `profile/` in the run folder; None: off."""
@@ -298,7 +328,7 @@ class TokenizerTrainConfig(Section):
     """Share of documents held out to measure bytes per token."""
     max_bytes: Positive | None = None
     """Stop reading after this much text; None: read all."""
-    on_bad_row: Literal["error", "skip"] = "error"
+    on_bad_row: OnBadRow = "error"
     """A malformed or invalid row stops the training, or is skipped and counted."""
     min_frequency: Positive = 2
     """Least count of a pair for a merge."""
@@ -323,3 +353,13 @@ def section_of(field: FieldInfo) -> type[Section] | None:
     """The schema of a field that is a section; None: it is a key."""
     annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def marks_on_resume(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, OnResume]]:
+    """Every dotted key, or whole section, that may differ when a run is continued."""
+    for name, field in schema.model_fields.items():
+        marks = [mark for mark in field.metadata if isinstance(mark, OnResume)]
+        inner = section_of(field)
+        yield from ((f"{prefix}{name}", mark) for mark in marks)
+        if inner is not None and not marks:
+            yield from marks_on_resume(inner, f"{prefix}{name}.")

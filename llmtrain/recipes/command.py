@@ -61,10 +61,11 @@ def command() -> Iterator[None]:
 
 
 def prepare_process() -> None:
-    """Set the allocator on a CPU, and hide what libraries say to their developers; before a recipe is imported."""
+    """Prepare a process for a CPU, and hide what libraries say to their developers; before a recipe is imported."""
     import torch
 
     if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed, whoever imports it, reports its choice otherwise
         tune_for_training()
     from transformers.utils.logging import disable_progress_bar
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config.load import read_yaml, save_config
-from llmtrain.config.sections import RunConfig, Section
+from llmtrain.config.sections import RunConfig, Section, marks_on_resume
 from llmtrain.system.files import write_json
 
 # Files of a run's folder; those of its log, its checkpoints and its model are named where they are written.
@@ -23,29 +23,8 @@ LEDGER = "ledger.json"  # what became of every document, byte and token
 FINISHED = "finished.yaml"  # the configuration of a run that came to its end
 UNFINISHED = f"{CONFIG}.partial"  # all that a run leaves if it is stopped while it makes its folder
 
-# What may differ when a run is continued; anything else makes it another run.
-MAY_CHANGE = (
-    "run.resume",
-    "run.push_to_hub",
-    "run.timeout_minutes",
-    "data.cache_dir",
-    "train.steps",
-    "train.epochs",
-    "train.microbatch_tokens",
-    "train.compile",
-    "train.activation_checkpointing",
-    "train.max_nonfinite_steps",
-    "train.spike_factor",
-    "eval.every",
-    "eval.patience",
-    "checkpoint",
-    "log",
-    "policy.kl_budget",
-)
 # Facts that a continued run must find unchanged.
 PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts")
-# What does not change the outcome of a finished run.
-IMMATERIAL = ("run.resume", "run.push_to_hub", "run.timeout_minutes", "data.cache_dir", "log")
 PACKAGES = (
     "llmtrain",
     "torch",
@@ -61,6 +40,16 @@ PACKAGES = (
 )
 
 
+def may_change(schema: type[Section]) -> list[str]:
+    """The keys and sections that may differ when a run is continued; any other makes it another run."""
+    return [key for key, _ in marks_on_resume(schema)]
+
+
+def immaterial(schema: type[Section]) -> list[str]:
+    """Those of them that change nothing of what a finished run has made."""
+    return [key for key, mark in marks_on_resume(schema) if not mark.matters]
+
+
 def check_folder(run: RunConfig, config: Section) -> Path:
     """The run's folder, which holds this run or nothing yet.
 
@@ -71,7 +60,7 @@ def check_folder(run: RunConfig, config: Section) -> Path:
     if saved.exists():
         if run.resume == "never":
             raise ValueError(f"run.dir={folder} holds a run already and run.resume is never: choose another folder")
-        difference = _first_difference(read_yaml(saved), config.model_dump(), MAY_CHANGE)
+        difference = _first_difference(read_yaml(saved), config.model_dump(), may_change(type(config)))
         if difference is not None:
             key, there, here = difference
             raise ValueError(
@@ -126,7 +115,7 @@ def mark_finished(folder: Path, config: Section) -> None:
 def is_finished(folder: Path, config: Section) -> bool:
     """Whether a folder holds the finished run of a configuration."""
     mark = folder / FINISHED
-    return mark.is_file() and _first_difference(read_yaml(mark), config.model_dump(), IMMATERIAL) is None
+    return mark.is_file() and _first_difference(read_yaml(mark), config.model_dump(), immaterial(type(config))) is None
 
 
 def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any]) -> None:

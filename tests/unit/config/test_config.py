@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 import yaml
+from llmtrain.train.engines.capabilities import CAPABILITIES
 
 from llmtrain.config.help import help_text
 from llmtrain.config.load import load_config, save_config, validate
-from llmtrain.config.recipes import PretrainConfig
+from llmtrain.config.marks import Feature
+from llmtrain.config.recipes import (
+    PolicyStageConfig,
+    PreferenceStageConfig,
+    PretrainConfig,
+    RewardStageConfig,
+    SftConfig,
+)
 from llmtrain.config.sections import Source, TokenizerTrainConfig, iter_keys
 
 LEAST: dict[str, Any] = {
@@ -166,3 +174,59 @@ def test_help_lists_every_key_with_its_meaning(schema: type[PretrainConfig] | ty
 def test_there_are_at_most_120_keys() -> None:
     keys = {key for schema in (PretrainConfig, TokenizerTrainConfig) for key, _ in iter_keys(schema)}
     assert len(keys) + len(Source.model_fields) <= 120
+
+
+def test_the_features_of_a_run_are_those_that_its_keys_ask_for(least: str) -> None:
+    def asked(*overrides: str) -> set[str]:
+        return {name for name, on in load_config(PretrainConfig, [least, *overrides]).features().items() if on}
+
+    assert asked() == set()
+    assert asked("optim.name=muon", "optim.l1=1e-6") == {"muon", "l1"}
+    assert asked("optim.name=paged_adamw8bit", "train.precision=bf16") == {"8-bit optimizer", "bf16"}
+    assert asked("train.ema_decay=0.9", "checkpoint.best=true", "train.spike_factor=3") == {
+        "ema",
+        "best checkpoint",
+        "spike rollback",
+    }
+
+
+def test_every_feature_that_a_key_asks_for_is_in_the_table_of_engines() -> None:
+    for schema in (PretrainConfig, SftConfig, RewardStageConfig, PreferenceStageConfig, PolicyStageConfig):
+        marks = [mark for _, field in iter_keys(schema) for mark in field.metadata if isinstance(mark, Feature)]
+        assert marks
+        assert {mark.name for mark in marks} <= CAPABILITIES.keys()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("zzz=1", "unknown key zzz: a configuration has run, model, tokenizer, data, train,"),
+        ("train.zzz=1", "unknown key train.zzz: train has steps, epochs,"),
+        ("log.push_to_hub=me/x", "unknown key log.push_to_hub: the nearest is run.push_to_hub"),
+        ("data.train=[{path: a.txt, zzz: 1}]", "unknown key data.train.0.zzz: data.train.0 has path, weight,"),
+        ("--optim.lr=1", "override '--optim.lr=1': write it without dashes, optim.lr=1"),
+        ("=1", "override '=1' is not of the form key=value"),
+    ],
+)
+def test_the_nearest_key_is_named_only_if_it_is_near(least: str, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(PretrainConfig, [least, override])
+
+
+def test_a_typing_error_does_not_make_a_file_that_of_another_recipe(least: str, tmp_path: Path) -> None:
+    path = tmp_path / "either.yaml"
+    path.write_text(yaml.safe_dump({name: section for name, section in LEAST.items() if name != "tokenizer"}))
+    with pytest.raises(ValueError, match=r"^unknown key optim\.lrr: the nearest is optim\.lr$"):
+        load_config(SftConfig, [str(path), "model.path=x", "optim.lrr=1"])
+
+
+def test_a_file_wins_over_a_shipped_configuration_of_its_name(
+    least: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(PretrainConfig, ["demo"]).run.dir == "runs/demo/pretrain"
+    (tmp_path / "demo").mkdir()
+    assert load_config(PretrainConfig, ["demo"]).run.dir == "runs/demo/pretrain"
+    (tmp_path / "demo").rmdir()
+    (tmp_path / "least.yaml").rename(tmp_path / "demo")
+    assert load_config(PretrainConfig, ["demo"]).run.dir == "runs/x"

@@ -1,0 +1,74 @@
+"""The `llmtrain` command: help that is there at once, and one line for what it cannot run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from llmtrain.cli.main import VERBS, main
+
+LIGHT = """
+import sys
+from llmtrain.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = [name for name in ("torch", "transformers", "numpy", "datasets") if name in sys.modules]
+    assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "shown"),
+    [
+        (["--help"], 0, "pretrain"),
+        (["sft", "--help"], 0, "adapter.rank"),
+        (["rlhf", "--help"], 0, "reward.margin"),
+        (["configs"], 0, "sft_smollm2_lora"),
+        (["sft", "sft_full", "zzz=1"], 2, "unknown key zzz"),
+        (["rlhf", "sft_smollm2_lora"], 2, "configuration of sft"),
+    ],
+)
+def test_nothing_heavy_is_imported_before_the_arguments_are_read(argv: list[str], code: int, shown: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT, *argv], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert shown in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["stf"], "error: unknown verb stf: the nearest is sft\n"),
+        (["zzz"], "error: unknown verb zzz: `llmtrain --help` lists them\n"),
+        (["sft"], "error: usage: CONFIG [key=value ...]; --help lists every key\n"),
+        (["sft", "data.train=x"], "error: usage: CONFIG [key=value ...]; --help lists every key\n"),
+        (["sft", "sft_ful"], "error: sft_ful is neither a file nor a shipped configuration: the nearest is sft_full\n"),
+        (["sft", "zzz"], "error: zzz is neither a file nor a shipped configuration: `llmtrain configs` lists them\n"),
+        (["sft", "--packs", "2"], "error: unknown option --packs; usage: CONFIG [key=value ...]; --help lists"),
+        (["configs", "zero"], "error: zero is no shipped configuration: the nearest is "),
+        (
+            ["rlhf", "bytes"],
+            "error: bytes has none of the sections reward, preference, policy, which rlhf needs: it is",
+        ),
+        (["pretrain", "dpo_smollm2"], "error: dpo_smollm2 is a configuration of rlhf, not of pretrain\n"),
+        (["pretrain", "rlhf_smollm2_hh"], "error: rlhf_smollm2_hh is a configuration of rlhf, not of pretrain\n"),
+        (["tokenizer", "demo"], "error: demo is a configuration of pretrain, not of tokenizer\n"),
+    ],
+)
+def test_what_cannot_run_is_one_line_and_exit_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert told.startswith(message) and told.count("\n") == 1
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in VERBS)
