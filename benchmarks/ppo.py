@@ -2,18 +2,19 @@
 
     python benchmarks/ppo.py [--work FOLDER] [--rounds N] [--updates N] [--sides SIDE,...] [--peer-python PYTHON]
 
-Every role is SmolLM2-135M-Instruct (dequantised to fp32): policy, reference, critic and reward model. Both sides sample 8
-responses of 48 tokens to prompts of 64 tokens (no token ends a response, so the work is equal), score them with the
-same reward model, and train two epochs on them as one minibatch, with AdamW in fp32. There are four sides: ours with
-LoRA (rank 16 on every linear layer, a value head) on one shared base; ours with full fine-tuning of separate models;
-TRL's with full fine-tuning, and with the same LoRA on its policy (`ppo_peer.py`). Ours is the real recipe command.
+Every role is SmolLM2-135M-Instruct (dequantised to fp32): policy, reference, critic and reward model. Both sides
+sample 8 responses of 48 tokens to prompts of 64 tokens (no token ends a response, so the work is equal), score them
+with the same reward model, and train two epochs on them as one minibatch, with AdamW in fp32. There are four sides:
+ours with LoRA (rank 16 on every linear layer, a value head) on one shared base; ours with full fine-tuning of separate
+models; TRL's with full fine-tuning, and with the same LoRA on its policy (`ppo_peer.py`). Ours is the real recipe
+command.
 
 TRL 1.12 cannot be installed in our environment. It gets a separate one under the work folder, created once with the
-versions of constraints.txt, or runs in `--peer-python`. Each run is a separate process, so that peak memory (the largest
-resident set, imports included) is that of one side; the sides take turns. An update is a rollout and the steps trained
-on it. The speed of a run is the median over its updates without the first; the speed of a side is that of its median
-run. Our time per part is printed next to its arithmetic floor, which `ppo_floor.py` explains. The last line is JSON with
-ratios of ours to TRL's: `lora` is our LoRA against TRL's full fine-tuning, and against TRL's LoRA.
+versions of constraints.txt, or runs in `--peer-python`. Each run is a separate process, so that peak memory (the
+largest resident set, imports included) is that of one side; the sides take turns. An update is a rollout and the steps
+trained on it. The speed of a run is the median over its updates without the first; the speed of a side is that of its
+median run. Our time per part is printed next to its arithmetic floor, which `ppo_floor.py` explains. The last line is
+JSON with ratios of ours to TRL's: `lora` is our LoRA against TRL's full fine-tuning, and against TRL's LoRA.
 """
 
 from __future__ import annotations
