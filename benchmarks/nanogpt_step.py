@@ -1,4 +1,4 @@
-"""The step of nanoGPT's CPU set-up for character-level Shakespeare, written anew, for `shakespeare.py`.
+"""The step of nanoGPT's CPU set-up for character-level Shakespeare, reimplemented, for `shakespeare.py`.
 
     python benchmarks/nanogpt_step.py INPUT.txt STEPS
 

@@ -1,19 +1,20 @@
-"""PPO speed and memory: this project beside TRL 1.12's PPOTrainer, the last that TRL has.
+"""PPO speed and memory: this project against TRL 1.12's PPOTrainer, the last one in TRL.
 
     python benchmarks/ppo.py [--work FOLDER] [--rounds N] [--updates N] [--sides SIDE,...] [--peer-python PYTHON]
 
-Every role is SmolLM2-135M-Instruct (dequantised to fp32): policy, reference, critic and reward model. Both sides draw 8
-responses of 48 tokens behind prompts of 64 (no token ends a response, so the work is equal), score them with the same
-reward model, and train two passes over them as one minibatch, AdamW, fp32. Four sides: ours on one shared base (LoRA,
-rank 16 on every linear layer; the critic a head on the policy's trunk), ours with all weights of separate models, and
-TRL's twice (`ppo_peer.py`), with all weights and with the same LoRA on its policy. Ours is the real recipe command.
+Every role is SmolLM2-135M-Instruct (dequantised to fp32): policy, reference, critic and reward model. Both sides
+sample 8 responses of 48 tokens to prompts of 64 tokens (no token ends a response, so the work is equal), score them
+with the same reward model, and train two epochs on them as one minibatch, with AdamW in fp32. There are four sides:
+ours with LoRA (rank 16 on every linear layer, a value head) on one shared base; ours with full fine-tuning of separate
+models; TRL's with full fine-tuning, and with the same LoRA on its policy (`ppo_peer.py`). Ours is the real recipe
+command.
 
-TRL 1.12 cannot stand in our environment: it gets one of its own under the work folder, made once with the versions of
-constraints.txt, or is run by `--peer-python`. Each run is a process of its own, so that peak memory (the largest
-resident set, imports included) is that of one side; the sides take turns. An update is a rollout and the steps trained
-on it; a run's speed is the median over its updates, the first left out; a side's that of its median run. Where our
-time goes is told beside an arithmetic floor, which `ppo_floor.py` explains. The last line is JSON, ratios as ours over
-TRL's; `lora` is ours on one base over TRL's with all weights, and over TRL's with LoRA.
+TRL 1.12 cannot be installed in our environment. It gets a separate one under the work folder, created once with the
+versions of constraints.txt, or runs in `--peer-python`. Each run is a separate process, so that peak memory (the
+largest resident set, imports included) is that of one side; the sides take turns. An update is a rollout and the steps
+trained on it. The speed of a run is the median over its updates without the first; the speed of a side is that of its
+median run. Our time per part is printed next to its arithmetic floor, which `ppo_floor.py` explains. The last line is
+JSON with ratios of ours to TRL's: `lora` is our LoRA against TRL's full fine-tuning, and against TRL's LoRA.
 """
 
 from __future__ import annotations

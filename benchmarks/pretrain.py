@@ -192,7 +192,7 @@ def best_size(tried: Mapping[int, list[Run]]) -> int:
 def beside_bare_loop(config: Path, microbatch_tokens: int) -> float:
     """The ratio of the speed of our loop to that of the bare loop."""
     result = run_python([HERE / "bare_loop.py", config, microbatch_tokens]).last_json()
-    print(f"bare loop, by turns, {microbatch_tokens} tokens a microbatch:")
+    print(f"bare loop, by turns, {microbatch_tokens} tokens per microbatch:")
     print(f"  ours {result['ours_tokens_per_second']:,.0f} tokens/s, bare {result['bare_tokens_per_second']:,.0f}")
     print(f"  weights after {result['steps']} steps differ by at most {result['weight_difference']:.1e}")
     print(f"  ours over bare, each pair of blocks: {', '.join(f'{ratio:.3f}' for ratio in result['ratios'])}")

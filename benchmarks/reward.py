@@ -4,13 +4,14 @@
 
 Both sides train SmolLM2-135M-Instruct (dequantised to fp32) with a scalar head on the first pairs of a file of chosen
 and rejected answers, in any form that the recipe reads, with LoRA (rank 16 on every linear layer), AdamW, fp32, no
-gradient checkpointing. Ours is the real recipe command. TRL is given the very token ids that our stores hold, grouped
-by length, in microbatches of several sizes, the fastest of which counts; `reward_peer.py` says how it is set up.
+gradient checkpointing. Ours is the real recipe command. TRL gets the token ids of our stores, grouped by length, in
+microbatches of several sizes, of which the fastest counts; `reward_peer.py` describes its settings.
 
-Each run is a process of its own, so that peak memory (the largest resident set, imports included) is that of one side;
-the sides take turns. A run's speed is the median over its steps, the first left out, in tokens of whole pairs (padding
-never, a prompt twice a pair, however it is laid) over the tokens of an average pair, so that steps of longer and
-shorter pairs compare; a side's that of its median run. The last line is JSON, ratios as ours over TRL's.
+Each run is a separate process, so that peak memory (the largest resident set, imports included) is that of one side;
+the sides take turns. The speed of a run is the median over its steps without the first, in tokens of whole pairs
+(without padding, the prompt counted twice per pair even if it is stored once) divided by the tokens of an average
+pair, so that steps with longer and shorter pairs are comparable. The speed of a side is that of its median run. The
+last line is JSON with ratios of ours to TRL's.
 """
 
 from __future__ import annotations

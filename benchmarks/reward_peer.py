@@ -1,4 +1,4 @@
-"""TRL's side of `reward.py`, set up as one who knows it would, and the pairs of our own steps.
+"""TRL's side of `reward.py`, set up as an experienced user would, and the pairs of our own steps.
 
     python benchmarks/reward_peer.py train PAIRS-OF-A-MICROBATCH CONFIG
     python benchmarks/reward_peer.py count once|twice CONFIG
@@ -7,7 +7,7 @@
 length, SDPA, the same LoRA with a trained head, AdamW (fused), fp32, no gradient checkpointing, nothing saved or
 reported; microbatches are accumulated to the tokens of our step, as near as whole ones come. The last line is JSON: the
 clock after each step, the tokens of each step without padding, the tokens of an average pair, the last loss. `count`
-prints the tokens of each step of our run, whose prompts are laid once or twice a pair, counting them twice.
+prints the tokens of each step of our run, which stores prompts once or twice per pair; it counts them twice.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 
 Both sides tune SmolLM2-135M-Instruct (dequantised to fp32) on the same rows of `prompt` and `response`, as one user
 and one assistant turn in the model's own chat template, loss on the answer, AdamW, fp32, no gradient checkpointing:
-once with LoRA (rank 16 on every linear layer), once with all weights. Ours is the real recipe command. TRL runs
-packed (best fit, 1,024 tokens a row, 2 rows a step) and unpacked (8 rows a step, padded to the longest); `sft_peer.py`
-says how it is set up. Counted are tokens of rows, padding never.
+once with LoRA (rank 16 on every linear layer), once with full fine-tuning. Ours is the real recipe command. TRL runs
+packed (best fit, 1,024 tokens per row, 2 rows per step) and unpacked (8 rows per step, padded to the longest);
+`sft_peer.py` describes its settings. Tokens of rows are counted, without padding.
 
 Each run is a process of its own, so that peak memory (the largest resident set, imports included) is that of one side;
 the sides take turns, so that a slow minute of the machine meets all. A run's speed is the median over its steps, the

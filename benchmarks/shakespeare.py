@@ -2,16 +2,16 @@
 
     python benchmarks/shakespeare.py INPUT.txt [--work FOLDER] [--seeds N] [key=value ...]
 
-nanoGPT's CPU set-up (its README): 0.8 M parameters, context 64, 12 rows a step, held-out loss 1.88 after 2000 steps.
-Ours is `recipes/configs/pretrain_shakespeare_char.yaml` through the real recipe command, once a seed, judged on the
-whole last tenth of the file, the tenth that nanoGPT holds out. Reported are the `train_seconds` of the first
+nanoGPT's CPU set-up (its README): 0.8 M parameters, context 64, 12 rows per step, held-out loss 1.88 after 2000 steps.
+Ours is `recipes/configs/pretrain_shakespeare_char.yaml` through the real recipe command, once per seed, evaluated on
+the whole last tenth of the file, the tenth that nanoGPT holds out. Reported are the `train_seconds` of the first
 evaluation at or below 1.88: the time inside optimizer steps, data included, evaluation and start-up left out.
 
-nanoGPT's side is the time of its step, written anew here and multiplied by 2000: a GPT of its size (learned
-positions, LayerNorm without bias, GELU, tied embeddings, 65 characters), SDPA, random rows from memory, clipping at
-1, AdamW as torch runs it unless asked for its fused form, which nanoGPT does on GPUs only, and the loss read after
-each step. Its steps are timed before, between and after our runs, so that a slow minute of the machine meets both;
-the median step counts. The loss is not: 1.88 is the published figure.
+nanoGPT's side is the time of its step, reimplemented here and multiplied by 2000: a GPT of its size (learned
+positions, LayerNorm without bias, GELU, tied embeddings, 65 characters), SDPA, random rows from memory, clipping at 1,
+AdamW as torch runs it unless asked for its fused form, which nanoGPT does on GPUs only, and the loss read after each
+step. Its steps are timed before, between and after our runs, so that a slow minute of the machine meets both; the
+median step counts. The loss is not: 1.88 is the published figure.
 
 Further arguments are overrides of the configuration. The last line is JSON; the ratio is ours over nanoGPT's.
 """

@@ -1,0 +1,201 @@
+"""How much code a row and a prompt pass through: functions and files, counted by tracing tiny runs of a checkout.
+
+    python benchmarks/flow.py                        # this checkout
+    python benchmarks/flow.py --tree PATH            # another one: git worktree add PATH REVISION
+
+The recipes `sft.py` and `rlhf.py` run in separate processes, on the tiny model and rows of the tests. A profile
+function records which functions of llmtrain are called. Three windows count:
+
+- row to store: from the first function that only a run with an empty cache calls, to the end of the last
+  `StoreWriter.finish`. Comparing with a second run, which finds its store, shows which functions those are.
+- step to gradient: from the loop's call of `next_step` to the end of its last `backward`, in a step without evaluation
+  or checkpoint.
+- prompt to gradient: what `data/` does before the first step, and the first step of PPO, which makes a rollout.
+
+Functions within functions, lambdas and comprehensions count as part of the function around them. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+Function = tuple[str, str]  # (file within llmtrain, name)
+
+MEASURED_STEP = 2
+"""The step that is measured in tuning; the run evaluates before steps 0 and 3, and saves before step 4."""
+
+
+class Trace:
+    """Every call of a function of a tree's llmtrain, in order, with the calls and returns that bound the windows."""
+
+    def __init__(self, tree: Path) -> None:
+        self._package = f"{tree / 'llmtrain'}{os.sep}"
+        self._functions: dict[CodeType, Function | None] = {}
+        self.events: list[tuple[str, str, str]] = []  # ("call" | "step" | "return", file, function)
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event not in ("call", "return"):
+            return
+        function = self._function(frame.f_code)
+        if function is None:
+            return
+        file, name = function
+        if event == "call":
+            caller = self._function(frame.f_back.f_code) if frame.f_back is not None else None
+            if name.endswith(".next_step") and caller is not None and caller[0] == "train/loop.py":
+                self.events.append(("step", *caller))
+            self.events.append(("call", file, name))
+        elif name == "StoreWriter.finish" or (name.endswith(".backward") and file.startswith("train/")):
+            self.events.append(("return", file, name))
+
+    def _function(self, code: CodeType) -> Function | None:
+        if code not in self._functions:
+            inside = code.co_filename.startswith(self._package)
+            name = code.co_qualname.split(".<locals>")[0]
+            counts = inside and not name.startswith("<")  # `<module>`: a late import
+            self._functions[code] = (code.co_filename.removeprefix(self._package), name) if counts else None
+        return self._functions[code]
+
+
+def trace(tree: Path, recipe: str, config: Path, output: Path) -> None:
+    """Run a recipe of a tree in this process under a trace, and write the events."""
+    recorded = Trace(tree)
+    sys.argv = [recipe, str(config)]
+    threading.setprofile(recorded)
+    sys.setprofile(recorded)
+    try:
+        runpy.run_path(str(tree / "recipes" / recipe), run_name="__main__")
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+        output.write_text(json.dumps(recorded.events))
+
+
+def events_of(tree: Path, recipe: str, config: dict[str, Any], folder: Path) -> list[list[str]]:
+    """The events of a recipe's run, which runs in a process of its own."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, __file__, "--tree", str(tree), "--trace", recipe, str(folder)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{recipe} in {tree}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+    loaded: list[list[str]] = json.loads((folder / "events.json").read_text())
+    return loaded
+
+
+def called(events: list[list[str]]) -> set[Function]:
+    """The functions that events call or come from."""
+    return {(file, name) for _, file, name in events}
+
+
+def to_store(built: list[list[str]], found: list[list[str]]) -> set[Function]:
+    """What runs from a row to its store: `built` is of a run with an empty cache, `found` of one with a full one."""
+    only = called(built) - called(found)
+    first = next(i for i, (_, file, name) in enumerate(built) if (file, name) in only)
+    last = max(i for i, (kind, _, name) in enumerate(built) if kind == "return" and name == "StoreWriter.finish")
+    return called(built[first : last + 1])
+
+
+def to_gradient(events: list[list[str]], step: int) -> set[Function]:
+    """What runs from the loop's call of `next_step` to the end of the last backward of a step, from 0."""
+    starts = [i for i, (kind, _, _) in enumerate(events) if kind == "step"]
+    window = events[starts[step] : starts[step + 1]]
+    last = max(i for i, (kind, _, name) in enumerate(window) if kind == "return" and name.endswith(".backward"))
+    return called(window[: last + 1])
+
+
+def reading(events: list[list[str]]) -> set[Function]:
+    """What `data/` runs before the first step."""
+    start = next(i for i, (kind, _, _) in enumerate(events) if kind == "step")
+    return {(file, name) for file, name in called(events[:start]) if file.startswith("data/")}
+
+
+def flows(tree: Path, work: Path) -> dict[str, set[Function]]:
+    """The windows of a tree."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import golden
+
+    inputs = golden.write_inputs(work / "inputs")
+    sft = golden.tree_of("sft", inputs, work / "built" / "run")
+    ppo = golden.tree_of("ppo", inputs, work / "ppo" / "run")
+    # Only keys that every tree has: revisions differ in the name of PPO's epochs.
+    ppo["rollout"] = {"rewards": ppo["rollout"]["rewards"], "num_prompts": 8, "max_new_tokens": 12}
+    built = events_of(tree, "sft.py", sft, work / "built")
+    found = events_of(tree, "sft.py", sft | {"run": sft["run"] | {"dir": str(work / "found" / "run")}}, work / "found")
+    rollouts = events_of(tree, "rlhf.py", ppo, work / "ppo")
+    store, gradient = to_store(built, found), to_gradient(built, MEASURED_STEP)
+    return {
+        "row to store": store,
+        "step to gradient": gradient,
+        "row to gradient": store | gradient,
+        "prompt to gradient": reading(rollouts) | to_gradient(rollouts, 0),
+    }
+
+
+def signatures(tree: Path) -> list[tuple[int, str]]:
+    """(number of parameters without self, `file:function`) of every function, the largest first."""
+    found = []
+    for path in sorted((tree / "llmtrain").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                spec = node.args
+                names = [argument.arg for argument in [*spec.posonlyargs, *spec.args, *spec.kwonlyargs]]
+                names += [argument.arg for argument in (spec.vararg, spec.kwarg) if argument is not None]
+                number = len([name for name in names if name not in ("self", "cls")])
+                found.append((number, f"{path.relative_to(tree / 'llmtrain')}:{node.name}"))
+    return sorted(found, key=lambda signature: (-signature[0], signature[1]))
+
+
+def report(tree: Path, work: Path, names: bool) -> dict[str, Any]:
+    """Print the counts of a tree, with all functions where `names`, and return them."""
+    modules = [path for path in (tree / "llmtrain").rglob("*.py") if path.name != "__init__.py"]
+    largest = signatures(tree)[:5]
+    counts: dict[str, Any] = {}
+    for window, functions in flows(tree, work).items():
+        files = sorted({file for file, _ in functions})
+        counts[window] = {"functions": len(functions), "files": len(files)}
+        print(f"{window}: {len(functions)} functions in {len(files)} files")
+        for file in files if names else []:
+            print(f"  {file}: {', '.join(sorted(name for place, name in functions if place == file))}")
+    counts["modules"] = len(modules)
+    counts["lines"] = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in modules)
+    counts["largest signatures"] = [f"{number} {name}" for number, name in largest]
+    counts["signatures over 7"] = sum(number > 7 for number, _ in signatures(tree))
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tree", type=Path, default=ROOT, help="checkout to count; default: this one")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "flow", help="folder for the runs; emptied first")
+    parser.add_argument("--names", action="store_true", help="list the functions by file")
+    parser.add_argument("--trace", nargs=2, metavar=("RECIPE", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    tree = arguments.tree.resolve()
+    if arguments.trace is not None:
+        recipe, folder = arguments.trace
+        trace(tree, recipe, Path(folder) / "config.yaml", Path(folder) / "events.json")
+        return
+    work = arguments.work.resolve()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    print(json.dumps(report(tree, work, arguments.names)))
+
+
+if __name__ == "__main__":
+    main()
