@@ -75,6 +75,7 @@ def test_the_launcher_trains_to_the_bit_what_forked_processes_train(tuned: Tuned
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_what_zero3_saves_loads(tuned: Tuned, kind: str) -> None:
     from peft import AutoPeftModelForCausalLM
