@@ -2,15 +2,20 @@
 PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3))
 BIN := .venv/bin
 STAMP := .venv/.installed
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help venv demo test check soak
+.PHONY: help venv demo demo-quick test test-all check golden soak
 
 help:
 	@echo "make demo    train a tokenizer and a small model on Python's own library, two minutes on two cores"
-	@echo "make test    the quick tests"
+	@echo "make test    the quick tests, under ten minutes on two cores"
 	@echo "make check   lint, format, types"
-	@echo "make soak    the long tests and the benchmarks"
 	@echo "make venv    only set up .venv"
+	@echo
+	@echo "make test-all    all tests but the long ones"
+	@echo "make soak        the long tests and the benchmarks"
+	@echo "make demo-quick  the demo with a tenth of its training"
+	@echo "make golden BEFORE=REVISION  tiny runs of every recipe: does this tree give what REVISION gave, to the bit?"
 
 venv: $(STAMP)
 
@@ -25,13 +30,23 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python recipes/demo.py
 
+demo-quick: $(STAMP)
+	@$(BIN)/python recipes/demo.py train.steps=40
+
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -q -m 'not soak' -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest tests -q -m 'not slow and not soak' $(PARALLEL)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest tests -q -m 'not soak' $(PARALLEL)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+golden: $(STAMP)
+	@test -n "$(BEFORE)" || { echo "say what to compare with: make golden BEFORE=REVISION"; exit 2; }
+	$(BIN)/python tests/golden.py --before $(BEFORE)
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest tests -q -m soak

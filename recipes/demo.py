@@ -1,7 +1,7 @@
 """The demo: Python's own standard library -> a tokenizer -> a small language model -> a continuation.
 
 Needs no network and no data of ours. Each step is a plain command, printed before it runs, that can be
-repeated by hand; only the corpus is written here.
+repeated by hand; only the corpus is written here. Overrides that are given (`train.steps=40`) go to the training.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     heading("2. Tokenizer: byte-level BPE")
     run("tokenizer/train.py", "recipes/configs/demo_tokenizer.yaml")
     heading("3. Pretraining: a Llama of 1.4 M parameters")
-    run("recipes/pretrain.py", "recipes/configs/demo.yaml")
+    run("recipes/pretrain.py", "recipes/configs/demo.yaml", *sys.argv[1:])
     if not (RUN / "model").exists():  # a signal stopped it: saved, and no failure
         sys.exit(STOPPED)
     heading("4. A continuation")

@@ -126,7 +126,7 @@ def test_a_checkpoint_of_another_engine_is_resumed(runs: Runs, engine: str) -> N
     assert difference(runs(engine) / "resumed.safetensors", runs("single") / "final.safetensors") < TOLERANCE
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["zero2", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ddp", "zero3"))])
 def test_a_new_process_of_the_same_engine_resumes_to_the_bit(runs: Runs, tmp_path: Path, engine: str) -> None:
     options = ["--resume", str(runs(engine)), "--only-resume", *FEATURES.get(engine, [])]
     resumed = work(engine, tmp_path / "resumed", *options)
@@ -155,7 +155,7 @@ def test_ranks_exchange_numbers(runs: Runs, engine: str) -> None:
     assert run["any"]
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero2", "zero3"))])
 def test_in_bf16_weights_follow_those_in_fp32_and_bad_steps_are_skipped(
     runs: Runs, tmp_path: Path, engine: str
 ) -> None:

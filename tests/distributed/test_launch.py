@@ -8,6 +8,8 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from launch import ROOT, accelerate, attempt, launch, options_of
 
+pytestmark = pytest.mark.timeout(400)  # longer than `launch` waits, which then ends what it started
+
 START = """
 from llmtrain.train.runtime import Runtime
 runtime = Runtime(precision="fp32", max_grad_norm=1.0, seed=0, timeout_minutes={minutes})

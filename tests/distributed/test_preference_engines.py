@@ -61,7 +61,7 @@ def weights(run: Path) -> dict[str, Tensor]:
     ("loss", "engine"),
     [
         ("kto", "ddp"),
-        *(pytest.param(*pair, marks=pytest.mark.soak) for pair in (("dpo", "ddp"), ("dpo", "zero3"), ("kto", "zero3"))),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("dpo", "ddp"), ("dpo", "zero3"), ("kto", "zero3"))),
     ],
 )
 def test_what_two_processes_train_is_that_of_one(trained: Trained, loss: str, engine: str) -> None:

@@ -19,6 +19,12 @@ from torch import Tensor
 TOLERANCE = 2e-5
 ENGINES = {"ddp": "cpu", "zero2": "cpu_zero2", "zero3": "cpu_zero3"}
 SECTIONS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"adapter": {"kind": "lora", "rank": 4}}}
+QUICK = (("lora", "ddp"), ("full", "zero2"))
+CASES = [
+    pytest.param(kind, engine, marks=() if (kind, engine) in QUICK else pytest.mark.slow)
+    for kind in SECTIONS
+    for engine in ENGINES
+]
 Trained = Callable[[str, str], Path]
 
 
@@ -55,8 +61,7 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("engine", list(ENGINES))
-@pytest.mark.parametrize("kind", list(SECTIONS))
+@pytest.mark.parametrize(("kind", "engine"), CASES)
 def test_what_two_processes_train_is_that_of_one(trained: Trained, kind: str, engine: str) -> None:
     one, two = weights(trained(kind, "single")), weights(trained(kind, engine))
     assert one.keys() == two.keys()
@@ -67,7 +72,9 @@ def test_what_two_processes_train_is_that_of_one(trained: Trained, kind: str, en
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=() if name == "zero2" else pytest.mark.slow) for name in ENGINES]
+)
 def test_what_two_processes_find_of_held_out_pairs_is_that_of_one(trained: Trained, engine: str) -> None:
     cards = [json.loads((trained("full", which) / "reward_card.json").read_text()) for which in ("single", engine)]
     for name in ("pairs", "accuracy", "accuracy_low", "auc"):

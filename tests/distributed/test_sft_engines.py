@@ -20,6 +20,12 @@ SECTIONS = {
     "full": {"optim": {"lr": 1e-3}},
     "lora": {"optim": {"lr": 1e-2}, "adapter": {"kind": "lora", "rank": 4}},
 }
+QUICK = (("lora", "zero2"), ("full", "zero3"))
+CASES = [
+    pytest.param(kind, engine, marks=() if (kind, engine) in QUICK else pytest.mark.slow)
+    for kind in SECTIONS
+    for engine in ENGINES
+]
 Tuned = Callable[[str, str], Path]
 
 
@@ -46,8 +52,7 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("engine", list(ENGINES))
-@pytest.mark.parametrize("kind", list(SECTIONS))
+@pytest.mark.parametrize(("kind", "engine"), CASES)
 def test_what_two_processes_save_is_whole_and_that_of_one(tuned: Tuned, kind: str, engine: str) -> None:
     one, two = weights(tuned(kind, "single")), weights(tuned(kind, engine))
     assert one.keys() == two.keys()
@@ -70,7 +75,8 @@ def test_the_launcher_trains_to_the_bit_what_forked_processes_train(tuned: Tuned
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("kind", list(SECTIONS))
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_what_zero3_saves_loads(tuned: Tuned, kind: str) -> None:
     from peft import AutoPeftModelForCausalLM
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from launch import launch
 from tiny_run import RLHF, metrics
 from tiny_stages import write_config, write_inputs
 
 
+@pytest.mark.timeout(600)
 def test_two_processes_run_both_stages_and_train_what_one_does(tmp_path: Path) -> None:
     inputs, found = write_inputs(tmp_path / "inputs"), []
     for number, engine in enumerate((None, "cpu")):

@@ -203,7 +203,9 @@ def kill_and_compare(inputs: Path, folder: Path, kind: str, seed: int, num_kills
     assert_same_run(alone.parent / "run", killed.parent / "run")
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon", "lora", "ppo"])
+@pytest.mark.parametrize(
+    "kind", ["adamw", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("muon", "lora", "ppo"))]
+)
 def test_a_run_killed_three_times_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path, kind: str) -> None:
     kill_and_compare(inputs, tmp_path, kind, random.SystemRandom().randrange(2**32), num_kills=3, num_in_save=1)
 
@@ -222,6 +224,7 @@ def test_the_comparison_sees_another_dropout_seed(inputs: Path, tmp_path: Path) 
         assert_same_run(one.parent / "run", other.parent / "run")
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_tokenizes_ends_as_the_run_left_alone(inputs: Path, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"kill moments drawn from seed {seed}")

@@ -72,7 +72,9 @@ def preferred(model: Any, tokenizer: Any) -> float:
     return num_right / len(rows)
 
 
-@pytest.mark.parametrize("loss", list(LOSSES))
+@pytest.mark.parametrize(
+    "loss", [pytest.param(loss, marks=() if loss in ("dpo", "simpo") else pytest.mark.slow) for loss in LOSSES]
+)
 def test_every_loss_learns_to_rank_held_out_pairs(inputs: Path, tmp_path: Path, loss: str) -> None:
     preference = {"loss": loss} | LOSSES[loss]
     ended = ran(config_of(tmp_path, inputs / "chat", inputs / "pairs.jsonl", preference=preference, **LORA))
@@ -127,6 +129,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(inputs: Path, tmp_path
     assert models[0] == models[1]
 
 
+@pytest.mark.slow
 def test_the_reference_is_asked_once_for_all_runs_on_a_model_and_its_pairs(inputs: Path, tmp_path: Path) -> None:
     cache = {"cache_dir": str(tmp_path / "cache"), "eval_fraction": 0.2}
     losses, told = [], []
@@ -178,7 +181,9 @@ def write_judged(path: Path, *, label: str = "label") -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["pairs", "label", "kto_tag"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("pairs", marks=pytest.mark.slow), "label", pytest.param("kto_tag", marks=pytest.mark.slow)]
+)
 def test_kto_learns_which_answers_are_desirable(inputs: Path, tmp_path: Path, kind: str) -> None:
     source = inputs / "pairs.jsonl" if kind == "pairs" else write_judged(tmp_path / "judged.jsonl", label=kind)
     config = config_of(tmp_path, inputs / "chat", source, preference={"loss": "kto"}, **LORA)
@@ -193,6 +198,7 @@ def test_kto_learns_which_answers_are_desirable(inputs: Path, tmp_path: Path, ki
     assert preferred(model, tokenizer) > 0.9
 
 
+@pytest.mark.slow
 def test_kto_that_was_stopped_goes_on_to_the_same_model(inputs: Path, tmp_path: Path) -> None:
     models = []
     source = write_judged(tmp_path / "judged.jsonl")

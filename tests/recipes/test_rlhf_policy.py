@@ -47,12 +47,11 @@ def trained(folder: Path, task: Path, method: str, seed: int) -> list[float]:
     return scores(folder)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "rloo"))])
 def test_the_optimum_is_reached(task: Path, tmp_path: Path, method: str) -> None:
     first, *_, last = trained(tmp_path, task, method, seed=0)
     assert first <= 0.2 * optimum()
     assert last >= 0.95 * optimum()
-    assert metrics(tmp_path / "run")[-1]["train_seconds"] < 30
 
 
 @pytest.mark.soak
@@ -64,6 +63,7 @@ def test_the_optimum_is_reached_from_every_seed(task: Path, tmp_path: Path, meth
     assert first <= 0.2 * optimum() and last >= 0.95 * optimum()
 
 
+@pytest.mark.slow
 def test_with_its_sign_flipped_the_advantage_leads_away(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,21 +77,26 @@ def test_with_its_sign_flipped_the_advantage_leads_away(
     assert trained(tmp_path, task, "rloo", seed=0)[-1] <= 0.2 * optimum()
 
 
+SLOW_FAMILY: list[dict[str, Any]] = [
+    {"kl_coef": 0.05, "critic": "separate"},
+    {"kl_coef": 0.05, "kl_target": 2.0, "kl_horizon": 1000},
+    {
+        "kl_coef": 0.05,
+        "kl_placement": "loss",
+        "kl_estimator": "k3",
+        "advantage": "group_mean",
+        "aggregation": "sequence_mean",
+    },
+    {"kl_coef": 0.0, "advantage": "dr_grpo", "aggregation": "constant_length", "entropy_coef": 0.001},
+    {"kl_coef": 0.0, "advantage": "group_mean", "loss": "gspo", "aggregation": "sequence_mean", "clip_high": 0.01},
+]
+
+
 @pytest.mark.parametrize(
     "policy",
     [
-        {"kl_coef": 0.05, "critic": "separate"},
-        {"kl_coef": 0.05, "kl_target": 2.0, "kl_horizon": 1000},
-        {
-            "kl_coef": 0.05,
-            "kl_placement": "loss",
-            "kl_estimator": "k3",
-            "advantage": "group_mean",
-            "aggregation": "sequence_mean",
-        },
         {"kl_coef": 0.0, "advantage": "reinforce_pp", "loss": "cispo", "clip_low": 1.0},
-        {"kl_coef": 0.0, "advantage": "dr_grpo", "aggregation": "constant_length", "entropy_coef": 0.001},
-        {"kl_coef": 0.0, "advantage": "group_mean", "loss": "gspo", "aggregation": "sequence_mean", "clip_high": 0.01},
+        *(pytest.param(policy, marks=pytest.mark.slow) for policy in SLOW_FAMILY),
     ],
 )
 def test_the_family_learns(task: Path, tmp_path: Path, policy: dict[str, Any]) -> None:
@@ -100,7 +105,7 @@ def test_the_family_learns(task: Path, tmp_path: Path, policy: dict[str, Any]) -
     assert last > first + 0.3
 
 
-@pytest.mark.parametrize("critic", ["head", "separate"])
+@pytest.mark.parametrize("critic", ["head", pytest.param("separate", marks=pytest.mark.slow)])
 def test_an_adapter_moves_away_from_a_base_that_stays(task: Path, tmp_path: Path, critic: str) -> None:
     adapter = {"kind": "lora", "rank": 8, "alpha": 64}
     config = write_config(tmp_path, task, adapter=adapter, policy={"kl_coef": 0.001, "critic": critic})
@@ -180,6 +185,7 @@ def test_a_kl_over_its_budget_ends_the_run(task: Path, tmp_path: Path) -> None:
     assert ran(config).out.count("the run ends here") == 1  # and stays ended
 
 
+@pytest.mark.slow
 def test_groups_without_a_signal_are_left_out(task: Path, tmp_path: Path) -> None:
     policy = {"kl_coef": 0.0, "advantage": "group_mean", "aggregation": "sequence_mean"}
     config = write_config(tmp_path, task, policy=policy, rollout={"dynamic_sampling": True}, log={"every": 1})
@@ -243,6 +249,7 @@ def test_responses_are_as_long_as_asked(task: Path, tmp_path: Path) -> None:
     assert 0 < row["rollout_response_tokens"] <= NUM_LETTERS
 
 
+@pytest.mark.slow
 def test_a_trained_reward_model_raises_its_own_score(tmp_path: Path) -> None:
     """Reward model first, with an adapter, on pairs that prefer the letters of GOOD; then PPO on it."""
     base = tiny_chat.write_model(tmp_path / "base")

@@ -19,6 +19,7 @@ Found = TypeVar("Found")
 
 TESTS = ["assert f(1) == 2"]
 LIMITS = Limits(seconds=1, memory_mb=256)
+NEVER_SECONDS = 100_000.0  # a test that waits for this runs into pytest's own limit
 SOLVED = "\ndef f(x):\n    return x + 1"
 
 
@@ -75,16 +76,13 @@ def test_a_wrong_program_passes_nothing(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["while True: pass", "f = lambda x: sum(iter(int, 1))"])
-def test_a_loop_is_ended_by_its_processor_time(code: str) -> None:
-    started = time.monotonic()
-    assert verdict(code).num_passed == 0
-    assert time.monotonic() - started < LIMITS.clock_seconds + 5
+def test_a_loop_is_ended_by_its_processor_time(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "clock_seconds", property(lambda limits: NEVER_SECONDS))
+    assert verdict(code).num_passed == 0  # it would not end by itself
 
 
 def test_a_program_that_sleeps_is_ended_by_the_clock() -> None:
-    started = time.monotonic()
-    assert verdict("import time; time.sleep(60)").num_passed == 0
-    assert LIMITS.clock_seconds <= time.monotonic() - started < 30
+    assert verdict(f"import time; time.sleep({NEVER_SECONDS})").num_passed == 0
 
 
 @pytest.mark.parametrize("code", ["x = bytearray(10**9)", "x = []\nwhile True: x.append(bytearray(10**7))"])
@@ -157,12 +155,9 @@ def test_processes_signals_and_the_network_are_refused(code: str) -> None:
 
 
 def test_a_fork_bomb_starts_nothing() -> None:
-    code = (
-        "import os, time\nfor _ in range(100):\n    try: os.fork(); time.sleep(60)\n    except OSError: pass" + SOLVED
-    )
-    started = time.monotonic()
-    assert verdict(code).num_passed == 1
-    assert time.monotonic() - started < 30
+    # A fork that succeeds would make the program sleep until it is ended, with nothing passed.
+    bomb = f"try: os.fork(); time.sleep({NEVER_SECONDS})\n    except OSError: pass"
+    assert verdict(f"import os, time\nfor _ in range(100):\n    {bomb}{SOLVED}").num_passed == 1
 
 
 def test_the_kernel_refuses_what_gets_around_the_hooks(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import random
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import fork, run_script
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -350,12 +350,10 @@ model, optimizer = runtime.prepare(model, torch.optim.AdamW(model.parameters()))
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=2, keep_best=False)
 latest = checkpoints.latest(runtime)
 step = latest.step if latest else 0
-print("ready", flush=True)
 while True:
     step += 1
     torch.nn.init.constant_(model.weight, step)
     checkpoints.save(runtime, step, {"step": step}, extra={})
-    print(step, flush=True)
 """
 
 
@@ -363,28 +361,24 @@ def test_kill_dash_nine_inside_a_save_leaves_a_whole_checkpoint(tmp_path, runtim
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     moments = random.Random(seed)
-    last, torn = 0, 0
+    script = tmp_path / "script.py"
+    script.write_text(SAVE_FOREVER)
+    folder, last, torn = tmp_path / "checkpoints", 0, 0
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        saved = [int(process.stdout.readline()) for _ in range(moments.randint(1, 3))]
-        wanted = moments.choice(["model-00001.safetensors", "state.json"])
-        while not any(tmp_path.glob(f"step-*.partial/{wanted}")):  # of whichever save: a slow look may miss the next
-            pass
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        torn += bool(list(tmp_path.glob("*.partial")))
+        process = fork(run_script, script, [str(folder)], output=tmp_path / "process")
+        wanted = last + moments.randint(1, 3)
+        assert process.wait_until(lambda step=wanted: (folder / f"step-{step:08d}").exists())
+        file = moments.choice(["model-00001.safetensors", "state.json"])
+        assert process.wait_until(lambda file=file: any(folder.glob(f"step-*.partial/{file}")))
+        assert process.kill().code == -signal.SIGKILL
+        torn += any(folder.glob("*.partial"))
 
-        latest = Checkpoints(tmp_path, keep=2, keep_best=False).latest(runtime)
+        latest = Checkpoints(folder, keep=2, keep_best=False).latest(runtime)
 
-        assert latest is not None and latest.step >= saved[-1] > last
+        assert latest is not None and latest.step >= wanted > last
         assert latest.state == {"step": latest.step}
         assert torch.equal(latest.read("model", "weight"), torch.full((512, 512), float(latest.step)))
-        assert not list(tmp_path.glob("*.partial"))
+        assert not any(folder.glob("*.partial"))
         last = latest.step
     assert torn, "no kill came inside a save"
 

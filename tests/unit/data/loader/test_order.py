@@ -37,7 +37,7 @@ def test_without_weights_every_pack_comes_once_an_epoch() -> None:
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("weights", [[1.0, 1.0], [0.7, 0.2, 0.1], [1.0, 0.001], [3.0]])
+@pytest.mark.parametrize("weights", [[0.7, 0.2, 0.1], [1.0, 0.001]])
 def test_with_weights_any_stretch_keeps_the_proportions(weights: list[float]) -> None:
     order = SampleOrder([50] * len(weights), weights, seed=1)
     total = 20_000
