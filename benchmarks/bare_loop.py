@@ -42,6 +42,7 @@ from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.next_token import NextToken
+from llmtrain.recipes.command import prepare_process
 from llmtrain.system.device import peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.loop import Loop
@@ -181,6 +182,7 @@ def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Mo
 
 
 def main() -> None:
+    prepare_process()  # as the recipe does
     path, microbatch_tokens = sys.argv[1:]
     steps = BLOCK_STEPS * NUM_BLOCKS
     config = load_config(PretrainConfig, [path, f"train.microbatch_tokens={microbatch_tokens}", f"train.steps={steps}"])
