@@ -113,7 +113,7 @@ def run_case(tree: Path, case: str, launch: str, folder: Path, old_keys: bool) -
     command = [sys.executable, *recipe]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if LAUNCHES[launch] > 1:
-        environment |= {"DS_ACCELERATOR": "cpu"}
+        environment |= {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tiny_run.built_extensions())}
         engine = ["--config_file", str(tree / "recipes" / "accelerate" / "cpu_zero2.yaml"), "--main_process_port", "0"]
         command = [sys.executable, "-m", "accelerate.commands.launch", *engine, *recipe]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)

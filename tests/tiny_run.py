@@ -7,6 +7,7 @@ which has already imported torch, `command` gives the command line of a process 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import multiprocessing
@@ -33,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, SFT, RLHF = (ROOT / "recipes" / f"{name}.py" for name in ("pretrain", "sft", "rlhf"))
 LIMIT_SECONDS = 120
 POLL_SECONDS = 0.0005
+LONGEST_BUILD_SECONDS = 900
 MODEL = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -130,8 +132,22 @@ def command(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> list[str]
 
 def environment() -> dict[str, str]:
     """The environment of a process that runs the recipe: one thread, this checkout's modules."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path.rstrip(os.pathsep)}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TORCH_EXTENSIONS_DIR": str(built_extensions())}
+    return {**os.environ, **ours, "PYTHONPATH": path}
+
+
+@cache
+def built_extensions() -> Path:
+    """Where DeepSpeed builds its extension for the tests: a folder per virtual environment, or each builds it anew.
+
+    A build that was killed leaves a lock for which all later ones wait for good: it is removed once no build is as old.
+    """
+    folder = Path.home() / ".cache" / "llmtrain-tests" / hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    for lock in folder.glob("**/lock"):
+        if time.time() - lock.stat().st_mtime > LONGEST_BUILD_SECONDS:
+            lock.unlink(missing_ok=True)
+    return folder
 
 
 class Started:

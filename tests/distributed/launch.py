@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-from tiny_run import Ended, fork, run_script
+from tiny_run import Ended, built_extensions, fork, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 240  # DeepSpeed builds an extension of about a minute when it first runs on a CPU
@@ -88,7 +88,8 @@ def clean_environment() -> dict[str, str]:
     """This environment without what another launcher may have left, offline, one thread per process."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS) and k not in ("RANK", "WORLD_SIZE")}
     path = os.pathsep.join([str(ROOT), kept.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "default"}
+    ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TORCH_EXTENSIONS_DIR": str(built_extensions())}
+    return kept | ours | {"PYTHONPATH": path, "PYTHONWARNINGS": "default"}
 
 
 def _launch(options: Sequence[str], script: Path, arguments: Sequence[str]) -> None:
