@@ -69,7 +69,7 @@ class PromptRow:
     is_text: bool
 
     def messages(self, system: str | None) -> list[Message]:
-        """What stands before the answer; a system message goes before a prompt that is text."""
+        """The messages before the answer; a system message goes before a prompt that is text."""
         before = [text_message("system", system, "--system")] if system and self.is_text else []
         return [*before, *self.given]
 

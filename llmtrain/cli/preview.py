@@ -1,6 +1,6 @@
 """Show what a tuning run will train on: `llmtrain preview CONFIG.yaml [key=value ...]`.
 
-Trained tokens are bright, the others dim; a special token stands in its own colour, a line parts the documents of a
+Trained tokens are bright, the others dim; special tokens have their own colour; a line separates the documents of a
 pack. The ledger's totals come last. Nothing is trained, and the run's folder is not made.
 """
 

@@ -15,7 +15,7 @@ TOP_K = 40
 
 
 def sample(path: str, prompt: str, seed: int = 0) -> str:
-    """The prompt and what the model behind a path writes after it, up to NUM_TOKENS tokens."""
+    """The prompt and its continuation by the model of a path, up to NUM_TOKENS tokens."""
     model, tokenizer = open_model(path)
     torch.manual_seed(seed)
     generate: Any = model.generate

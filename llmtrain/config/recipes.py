@@ -223,7 +223,7 @@ class PreferenceOptimConfig(TuningOptimConfig):
 
 
 class PreferenceStageConfig(TuningConfig):
-    """`recipes/rlhf.py`, offline: preference pairs to a policy, by DPO and its kin, without rollouts."""
+    """`recipes/rlhf.py`, offline: preference pairs to a policy, by DPO and its variants, without rollouts."""
 
     data: PreferenceDataConfig
     preference: PreferenceConfig

@@ -1,6 +1,6 @@
 """Models of `transformers` as they are trained: loading, wrapping, heads, adapters, and folders that others load.
 
-`load` (with `presets`) makes or reads a model; `attention` keeps packed documents apart; `trunk` is the one way to run
+`load` (with `presets`) makes or reads a model; `attention` isolates packed documents; `trunk` is the one way to run
 a model on a pack; `param_kinds` and `flops` describe it. Subpackages: `wrappers` (the modules that train), `heads`,
 `adapters`, `folders` (models on disk), `cpu` (the CPU's fast path). May import `config`, `batch`, `protocols` and
 `system`, and nothing else of llmtrain.

@@ -41,7 +41,7 @@ DROPOUT_FIELDS = (
 
 
 def resolve_model(config: AnyModel) -> AnyModel:
-    """The model section with the folder that a GGUF file stands for in place of the file; made once and kept.
+    """The model section, with a GGUF file replaced by the folder that it is converted to, once.
 
     Everything after this knows folders and hub ids only. Raises ValueError as `resolved_path` does.
     """

@@ -32,7 +32,7 @@ MODEL_MAX_LENGTH = 1 << 20
 def split_pattern(split_digits: bool) -> str:
     """The regular expression that cuts text into pieces, in the manner of GPT-4 and Llama 3.
 
-    A word takes the space or sign before it; numbers stand alone; signs take a space before and breaks
+    A word takes the space or sign before it; numbers are separate; signs take a space before and breaks
     after them; breaks take the spaces before them; of other spaces the last goes to what follows. Marks
     (accents, vowel signs) count as letters, so that words of every script stay whole.
     """

@@ -1,4 +1,4 @@
-"""Sources -> a tokenizer's folder, with a report of how many bytes a token holds in text it has not seen.
+"""Sources -> a tokenizer's folder, with a report of the bytes per token in text it has not seen.
 
 Training text is read once, in a stream. The documents held out are those that a run with the same
 `eval_fraction` holds out.

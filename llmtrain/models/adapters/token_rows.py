@@ -1,7 +1,7 @@
 """Rows of new tokens that are trained while the rest of the embedding, and of the head, stays frozen.
 
 A chat template may bring tokens that the base does not know. An adapter cannot teach them: their rows of the
-embedding, and of an untied head, are held beside the frozen matrices and stand in for the rows there. peft
+embedding, and of an untied head, are held next to the frozen matrices and replace the rows there. peft
 has the same (`trainable_token_indices`) and reads what is exported; these forms do without its copy of the
 whole matrix at each forward, and leave the head able to take its loss in chunks.
 """
@@ -23,7 +23,7 @@ from llmtrain.protocols import LossOptions, TokenLoss
 
 
 class EmbeddingWithRows(nn.Embedding):
-    """An embedding in which `rows` stand in for the rows `row_ids`."""
+    """An embedding in which `rows` replace the rows `row_ids`."""
 
     rows: nn.Parameter
     row_ids: Tensor
@@ -45,7 +45,7 @@ class EmbeddingWithRows(nn.Embedding):
 
 
 class HeadWithRows(Head):
-    """An output projection without bias in which `rows` stand in for the rows `row_ids`."""
+    """An output projection without bias in which `rows` replace the rows `row_ids`."""
 
     has_logprobs: ClassVar[bool] = False
 

@@ -27,7 +27,7 @@ KEYS = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
 
 
 def resolved_path(path: str, report: Report = print) -> str:
-    """The folder that stands for `path`: a GGUF file is converted, any other path comes back unchanged.
+    """The model folder of `path`: a GGUF file is converted, any other path comes back unchanged.
 
     A GGUF file is given by its path, or as `PACKAGE:FILE.gguf` where an installed Python package holds it. Raises
     ValueError if there is no such package or file, or it cannot be converted exactly.

@@ -27,7 +27,7 @@ def chunked_loss(
     rows: Float[Tensor, "rows hidden"] | None = None,
     row_ids: Int[Tensor, " rows"] | None = None,
 ) -> TokenLoss:
-    """The summed loss of `hidden` at every token; `rows` stand in for the rows `row_ids` of a weight without bias."""
+    """The summed loss of `hidden` at every token; `rows` replace the rows `row_ids` of a weight without bias."""
     assert rows is None or bias is None
     needed = torch.is_grad_enabled()  # ctx.needs_input_grad is True for weights also under no_grad
     return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, weight, bias, rows, row_ids, labels, options, needed))

@@ -77,7 +77,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def _sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor laid out as the parameter is; a scalar stays as it is."""
+    """A whole tensor in the layout of the parameter; a scalar stays as it is."""
     if isinstance(parameter, DTensor) and value.dim():
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value

@@ -1,6 +1,6 @@
 """Names the rank that is stuck: each rank counts the collectives it reached, and the others can read the count.
 
-A collective that waits for a stuck rank cannot tell which it is, and on GPUs it cannot even raise. So a thread
+A collective that waits for a stuck rank does not know which it is, and on GPUs it cannot even raise. So a thread
 of each rank publishes that rank's count in the process group's store. If the count has not changed for the timeout
 and another rank's is lower, the thread reports which rank is missing and ends the process.
 """
