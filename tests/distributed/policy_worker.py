@@ -22,8 +22,8 @@ from llmtrain.batch import Experience, PackedTokens
 from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.actor_critic import ActorCritic
+from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
-from llmtrain.recipes.policy import build_roles
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.generate import generate
 from llmtrain.rollout.packing import Episode, ResponseFields, as_experience, pack_episodes
@@ -145,7 +145,8 @@ def run(runtime: Runtime, kind: str, folder: Path, name: str, mean_of_means: boo
     config = configured(kind)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(SHAPE, attn_implementation=ATTENTION)
-    module, reference, parameters = build_roles(config, model, (), runtime)
+    roles = build_roles(config, model, (), None, runtime, shards_parameters=runtime.shards_parameters)
+    module, reference, parameters = roles.module, roles.reference, roles.module.parameters_by_kind()
     assert reference is not None
     num_parameters = sum(p.numel() for p in module.parameters())
     num_trained = sum(p.numel() for group in parameters.values() for p in group)

@@ -59,7 +59,7 @@ def stopped_after(step: int, alone: Path, folder: Path) -> Path:
     shutil.rmtree(folder / "run" / "model")
     for later in range(step + 1, STEPS + 1):
         shutil.rmtree(checkpoint(folder, later))
-    assert Checkpoint(checkpoint(folder, step)).state["source"]["left"] is not None
+    assert Checkpoint(checkpoint(folder, step)).state["source"]["remaining"] is not None
     return folder / "config.yaml"
 
 

@@ -47,6 +47,7 @@ def test_a_run_leaves_its_folder_as_described(config: Path) -> None:
         "environment.json",
         "ledger.json",
         "metrics.jsonl",
+        "finished.yaml",
         "model",
         "train.log",
     }

@@ -182,7 +182,7 @@ def test_a_configuration_that_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_no_run_is_left_alone(config: Path) -> None:
     mine = given(config.parent / "run" / "thesis.tex", "years of work")
-    assert f"run.dir={config.parent}/run is not empty and holds no run" in refusal(config)
+    assert f"run.dir={config.parent}/run is not empty and is not a run" in refusal(config)
     assert [path.name for path in (config.parent / "run").iterdir()] == [mine.name]
 
 
@@ -229,7 +229,7 @@ def test_documents_of_one_token_cannot_be_trained_on(config: Path, tmp_path: Pat
     assert "tokens to train on" in refusal(config, *overrides)
 
 
-def test_a_torn_checkpoint_is_passed_over_and_said(config: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_reported(config: Path) -> None:
     assert run_here(config).code == 0
     folder = config.parent / "run" / "checkpoints"
     weights = (config.parent / "run" / "model" / "model.safetensors").read_bytes()
@@ -239,7 +239,10 @@ def test_a_torn_checkpoint_is_passed_over_and_said(config: Path) -> None:
     newest.write_bytes(content)
     ended = run_here(config)
     assert ended.code == 0, ended.err
-    assert f"checkpoint {folder}/step-00000010 was changed" in ended.out and "passed over" in ended.out
+    assert (
+        f"checkpoint {folder}/step-00000010 was changed" in ended.out
+        and "skipped in favour of the one before it" in ended.out
+    )
     assert f"resumed at step 8 from {folder}/step-00000008" in ended.out
     assert (config.parent / "run" / "model" / "model.safetensors").read_bytes() == weights
 
