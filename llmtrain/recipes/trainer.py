@@ -93,6 +93,8 @@ def open_run(config: Config) -> Run[Config]:
 def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     """Run the loop to its end, from the last checkpoint where there is one, and write the ledger."""
     config, folder, runtime = run.config, run.folder, run.runtime
+    schedule = make_schedule(config.optim, training.num_steps)  # may refuse the configuration: before anything is written
+    profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps)
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
     if runtime.is_main:
         machine = {
@@ -130,14 +132,14 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
         optimizer=optimizer,
         objective=training.objective,
         source=training.source,
-        schedule=make_schedule(config.optim, training.num_steps),
+        schedule=schedule,
         num_steps=training.num_steps,
         evaluate=training.evaluate,
         checkpoints=checkpoints,
         log=log,
         guard=StepGuard(config.train.max_nonfinite_steps, config.train.spike_factor),
         stop=training.stop or StopSignal(),
-        profiler=StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps),
+        profiler=profiler,
         eval_config=config.eval,
         checkpoint_config=config.checkpoint,
         log_config=config.log,

@@ -182,7 +182,7 @@ def test_a_configuration_that_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_no_run_is_left_alone(config: Path) -> None:
     mine = given(config.parent / "run" / "thesis.tex", "years of work")
-    assert f"run.dir={config.parent}/run is not empty and holds no run" in refusal(config)
+    assert f"run.dir={config.parent}/run is not empty and is not a run" in refusal(config)
     assert [path.name for path in (config.parent / "run").iterdir()] == [mine.name]
 
 
