@@ -24,15 +24,13 @@ def model_card(
 ) -> str:
     """A Hugging Face model card from a run's resolved configuration, ledger, last values and versions.
 
-    `adapter_of` is the base that an adapter was trained on; None: the folder holds a whole model. A reward
-    model's card leaves out the details of its evaluation, `held_out/...`, which `reward_card.json` has.
+    `adapter_of` is the base that an adapter was trained on; None: the folder holds a whole model.
     """
     front: dict[str, Any] = {"pipeline_tag": kind.pipeline, "tags": ["llmtrain"]}
     library, code, subject = MODEL_LIBRARY, kind.code, f"A {kind.noun}"
     if adapter_of is not None:
         front["base_model"] = adapter_of
         library, code, subject = ADAPTER_LIBRARY, kind.adapter_code, f"A {kind.noun}, an adapter of `{adapter_of}`,"
-    shown = {name: value for name, value in values.items() if kind.generates or "/" not in name}
     sources = [source["path"] for source in config["data"]["train"]]
     lines = [
         "---",
@@ -52,7 +50,7 @@ def model_card(
         "",
         "## Results",
         "",
-        *_table(("value", "last"), ((name, f"{value:.6g}") for name, value in shown.items())),
+        *_table(("value", "last"), ((name, f"{value:.6g}") for name, value in values.items())),
         "",
         "## Data",
         "",
