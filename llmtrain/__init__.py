@@ -1,0 +1,9 @@
+"""Raw text to an aligned chat model with one training loop.
+
+Each package imports only those to its left, which `tests/unit/test_imports.py` checks; docs/architecture.md is the map.
+
+    config, batch, protocols, system < data | models | objectives | train < tokenizers, tasks, rewards < rollout <
+    eval | runs < recipes < prove | tune < cli
+
+(`tasks`, `prove` and `tune` are places for what comes.)
+"""

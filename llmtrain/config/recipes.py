@@ -110,12 +110,12 @@ class RecipeConfig(Section):
         """Key -> (whether it would do nothing, what it needs), for what a key's own section does not decide."""
         return {"eval.tokens": (not self._evaluates, "held-out data")}
 
-    def _refuse_in_sources(self, names: tuple[str, ...], mend: str) -> None:
+    def _refuse_in_sources(self, names: tuple[str, ...], fix: str) -> None:
         """Raise ValueError for a key of a source that means nothing in this recipe."""
         for source in (*self.data.train, *(self.data.eval or ())):
             for name in names:
                 if getattr(source, name) != Source.model_fields[name].default:
-                    raise ValueError(f"{source.path}: {name} does nothing in this recipe: {mend}")
+                    raise ValueError(f"{source.path}: {name} does nothing in this recipe: {fix}")
 
     def _value(self, key: str) -> Any:
         """The value of a dotted key."""

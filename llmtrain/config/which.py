@@ -43,10 +43,13 @@ def fitting_recipes(file: Mapping[str, Any], tree: Mapping[str, Any]) -> list[st
 
 
 def refuse_other_recipe(schema: type[Section], path: str, file: Mapping[str, Any], tree: Mapping[str, Any]) -> None:
-    """Raise ValueError if a file is a configuration of other recipes than the one that `schema` is for."""
+    """Raise ValueError if a file is a configuration of other recipes than the one that `schema` is for.
+
+    It has to have a key that `schema` does not: of one that only lacks keys, those are the fault.
+    """
     own = [name for name, schemas in RECIPES.items() if schema in schemas]
     fitting = fitting_recipes(file, tree)
-    if own and fitting and own[0] not in fitting:
+    if own and fitting and own[0] not in fitting and any(_unknown(schema, file)):
         raise ValueError(f"{path} is a configuration of {' or '.join(fitting)}, not of {own[0]}")
 
 

@@ -1,8 +1,10 @@
 """How every recipe starts: `--help`, the configuration, errors as one line with exit code 2.
 
-A recipe starts as a script (`python recipes/sft.py CONFIG`), a module (`python -m llmtrain.recipes.sft CONFIG`) or a
-verb (`llmtrain sft CONFIG`), alone or under `accelerate launch`. `run_recipe` is the start of all of them. It imports
-no torch before the configuration has been read, so `--help` and a mistyped key take a fraction of a second.
+A recipe starts as a script (`python recipes/sft.py CONFIG`), a verb (`llmtrain sft CONFIG`) or a module
+(`python -m llmtrain.recipes.sft CONFIG`), alone or under `accelerate launch`. `run_recipe` is the start of all of them.
+It imports no torch before the configuration has been read, so `--help` and a mistyped key take a fraction of a second.
+A module is the exception: it has imported torch and peft by then, too late for huge pages (`system.memory`), so under a
+launcher take `-m llmtrain sft`.
 """
 
 from __future__ import annotations

@@ -38,13 +38,13 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
 
     base = resolve_model(config.model)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
+    pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
     stores = build_pair_stores(data, chat.encoder, report=run.say)
     for source, store in zip(data.train, stores.train, strict=True):
         if config.reward.margin and not has_margins(store):
             raise ValueError(f"reward.margin: {source.path} has rows without a margin: add it, or leave the key out")
 
     causal = load_with_adapter(run, base, chat)
-    pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
     model = score_model(causal, base, pad_token_id=pad_token_id, seed=config.run.seed)
     run.say(trained_report(run, model))
     fingerprint = base_fingerprint(model)

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: instructions and chats -> a tuned model, fully or with an adapter.
 
 llmtrain sft sft_smollm2_lora data.train=my_rows.jsonl
-accelerate launch -m llmtrain.recipes.sft my.yaml data.train=my_rows.jsonl
+accelerate launch -m llmtrain sft my.yaml data.train=my_rows.jsonl
 """
 
 from __future__ import annotations

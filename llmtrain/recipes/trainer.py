@@ -93,7 +93,7 @@ def open_run(config: Config) -> Run[Config]:
 def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     """Run the loop to its end, from the last checkpoint where there is one, and write the ledger."""
     config, folder, runtime = run.config, run.folder, run.runtime
-    # These may refuse the run, so they are made before it has a folder.
+    # These may refuse the configuration: before `record_run` makes the folder this run's.
     schedule = make_schedule(config.optim, training.num_steps)
     profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps)
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)

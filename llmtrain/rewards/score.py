@@ -24,6 +24,7 @@ from llmtrain.config.rl import is_reward_model
 from llmtrain.data.formats.prompts import Prompt as PromptRow
 from llmtrain.rewards.functions import REWARDS, Prompt, Reward, Row, RowError
 from llmtrain.rewards.user_function import TRL, load_function
+from llmtrain.system.files import one_line
 
 EXCERPT_CHARS = 60
 OURS = {"prompts", "responses", "rows"}
@@ -292,4 +293,4 @@ def _described(error: BaseException) -> str:
     if isinstance(error, RowError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {' '.join(str(error).split())} ({frame.filename}:{frame.lineno})"
+    return f"{type(error).__name__}: {one_line(error)} ({frame.filename}:{frame.lineno})"

@@ -1,0 +1,4 @@
+"""A run on disk: its folder (`folder`), the export of its model (`export`), the stages of a file in turn (`stages`).
+
+May import the rooms below it, not `eval` or `recipes`.
+"""

@@ -97,5 +97,5 @@ def export_tuned(
     if config.adapter.merge:
         shutil.rmtree(folder / MERGED, ignore_errors=True)
         merge_adapter(folder / MODEL, folder / MERGED, spec.trust_remote_code)
-        written += f", merged: {folder / 'merged'}"
+        written += f", merged: {folder / MERGED}"
     return written

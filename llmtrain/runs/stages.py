@@ -26,8 +26,8 @@ def run_stages(configs: Mapping[str, RecipeConfig], runs: Mapping[str, RunStage]
         folder = config.run.dir
         if name not in pending:
             began_anew = pending and list(configs).index(pending[0]) < list(configs).index(name)
-            mend = f", with what an earlier stage was then: remove {folder} to run it again" if began_anew else ""
-            say(f"{name} stage: finished in {folder}, skipped{mend}")
+            hint = f", with what an earlier stage was then: remove {folder} to run it again" if began_anew else ""
+            say(f"{name} stage: finished in {folder}, skipped{hint}")
             continue
         say(f"{name} stage: runs in {folder}")
         with _signals_as_they_were():

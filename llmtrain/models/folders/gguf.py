@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.model import no_progress_bar, skeleton
 from llmtrain.protocols import Report
-from llmtrain.system.files import cache_root, exclusive
+from llmtrain.system.files import cache_root, exclusive, one_line
 
 MAGIC = b"GGUF"
 DIGIT_SPLITTERS = ("smollm",)  # values of tokenizer.ggml.pre: each digit separate, then as GPT-2 splits
@@ -101,7 +101,7 @@ def _convert(path: str, file: Path, folder: Path) -> None:
         tokenizer.model_max_length = read.config.max_position_embeddings
         tokenizer.save_pretrained(partial)
     except (ValueError, LookupError, RuntimeError) as error:  # a torn file, or one of an unknown kind
-        raise ValueError(f"model.path={path}: cannot be converted: {' '.join(str(error).split())}") from None
+        raise ValueError(f"model.path={path}: cannot be converted: {one_line(error)}") from None
     except OSError as error:
         raise ValueError(f"model.path={path}: cannot write {folder}: {error}; set $LLMTRAIN_CACHE") from None
     partial.rename(folder)

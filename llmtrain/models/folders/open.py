@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from llmtrain.models.folders.files import ADAPTER_CONFIG, GENERATION_CONFIG, MODEL_CONFIG
 from llmtrain.models.folders.kind import LANGUAGE
+from llmtrain.system.files import one_line
 
 
 def model_folder(path: str) -> Path:
@@ -53,7 +54,7 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         else:
             model = AutoModelForCausalLM.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that differ
-        raise ValueError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{folder}: cannot be loaded ({one_line(error)})") from None
     return model.to(_device()).eval(), tokenizer
 
 
@@ -77,7 +78,7 @@ def prompt_ids(
             given, tools=functions, add_generation_prompt=True, tokenize=True, return_dict=False
         )
     except TemplateError as error:
-        raise ValueError(f"the chat template refuses these messages: {' '.join(str(error).split())}") from None
+        raise ValueError(f"the chat template refuses these messages: {one_line(error)}") from None
     return list(ids)
 
 

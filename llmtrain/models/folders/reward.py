@@ -15,6 +15,7 @@ from llmtrain.models.folders.files import ADAPTER_CONFIG
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import no_progress_bar
 from llmtrain.models.wrappers.reward_model import RewardModel
+from llmtrain.system.files import one_line
 
 
 def beats_chance(card: Mapping[str, Any]) -> bool:
@@ -49,7 +50,7 @@ def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFas
             with no_progress_bar():
                 model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder}: no reward model can be loaded ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{folder}: no reward model can be loaded ({one_line(error)})") from None
     if model.config.num_labels != 1:
         raise ValueError(f"{folder}: a classifier with {model.config.num_labels} labels is not a reward model")
     model.set_attn_implementation(ATTENTION)

@@ -49,7 +49,7 @@ def build_roles(
     """
     policy, has_adapter = config.policy, config.adapter.kind != "none"
     prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
-    has_critic = policy.advantage == "gae"
+    has_critic = policy.has_critic
     reference_model: PreTrainedModel | None = None
     critic_model: PreTrainedModel | None = None
     if policy.kl_coef > 0:

@@ -124,7 +124,7 @@ def check_features(features: Mapping[str, bool], *, engine: str, precision: str,
     for feature in (name for name, is_on in features.items() if is_on):
         assert feature in FEATURES, feature
         if (reason := refusal(feature, engine, precision)) is not None:
-            able = [other for other in ENGINES if refusal(feature, other, "fp32") is None]
+            able = [other for other in ENGINES if refusal(feature, other, precision) is None]
             raise ValueError(f"{feature} does not work under {engine}: {reason}; use {' or '.join(able)}")
         if feature in NEED_CUDA and device_type != "cuda":
             raise ValueError(f"{feature} needs an NVIDIA GPU, this is {device_type}")

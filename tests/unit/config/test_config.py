@@ -220,6 +220,13 @@ def test_a_typing_error_does_not_make_a_file_that_of_another_recipe(least: str, 
         load_config(SftConfig, [str(path), "model.path=x", "optim.lrr=1"])
 
 
+def test_a_file_that_only_lacks_a_section_is_not_that_of_another_recipe(least: str, tmp_path: Path) -> None:
+    path = tmp_path / "either.yaml"
+    path.write_text(yaml.safe_dump({name: section for name, section in LEAST.items() if name != "tokenizer"}))
+    with pytest.raises(ValueError, match=r"^model is missing$"):
+        load_config(SftConfig, [str(path)])
+
+
 def test_a_file_wins_over_a_shipped_configuration_of_its_name(
     least: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ def test_what_needs_an_nvidia_gpu_is_refused_on_a_cpu(feature: str) -> None:
 
 def test_ema_under_zero_needs_fp32() -> None:
     check_features({"ema": True}, engine="zero2", **ON_CPU)
-    with pytest.raises(ValueError, match="ema does not work under zero2: the model's own weights are bf16"):
+    with pytest.raises(ValueError, match=r"ema does not work under zero2: .* are bf16 there, .*; use single or ddp$"):
         check_features({"ema": True}, engine="zero2", precision="bf16", device_type="cpu")
 
 
