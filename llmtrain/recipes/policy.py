@@ -1,9 +1,11 @@
 """Reinforcement learning: prompts and rewards -> a policy, by PPO and its family.
 
     llmtrain rlhf ppo_smollm2_brief data.train=my_prompts.jsonl
-    accelerate launch -m llmtrain.recipes.rlhf my.yaml data.train=my_prompts.jsonl rollout.rewards=[my_reward.py:score]
+    accelerate launch -m llmtrain rlhf my.yaml data.train=my_prompts.jsonl rollout.rewards=[my_reward.py:score]
 
-The loop pulls minibatches from a `RolloutSource`, which samples responses with the weights of that moment.
+The loop pulls minibatches from a `RolloutSource`, which samples responses with the weights of that moment:
+
+    prompts -> Sampler (generator, rewards) -> RolloutSource (policy, critic, reference) -> PolicyObjective
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
     run = open_run(config)
     runtime, data, rollout = run.runtime, config.data, config.rollout
 
-    rewards = computed_rewards(config)
+    rewards = computed_rewards(config)  # first: a wrong name should fail before a model loads
     base = resolve_model(config.model)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
     prompts = load_prompts(data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=run.say)
@@ -66,10 +68,12 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
     module = roles.module
     run.say(f"{roles.description}; {trained_report(run, module)}")
     has_adapter = config.adapter.kind != "none"
+    # With an adapter the base stays frozen, so a reward model on the same base shares its weights, unless sharded.
     rewards += reward_models(run, model if has_adapter and not shards else None)
     fingerprint = base_fingerprint(model)
 
     stop = StopSignal()
+    # Where the sampler's logprobs are trained on, it gives the values too: a value head on the trunk costs nothing.
     value_head = module.trunk_head if rollout.old_logprobs == "sampler" else None
     generator = LocalGenerator(model, runtime, lambda: stop.requested is not None, value_head)
     sampler = Sampler(

@@ -1,7 +1,7 @@
 """Preferences without rollouts: pairs or labelled answers -> a policy, by DPO and its variants, or KTO.
 
     llmtrain rlhf dpo_smollm2 data.train=pairs.jsonl
-    accelerate launch -m llmtrain.recipes.rlhf my.yaml data.train=pairs.jsonl preference.loss=kto
+    accelerate launch -m llmtrain rlhf my.yaml data.train=pairs.jsonl preference.loss=kto
 
 The reference is the initial policy. Its log-probs are computed once, before training, and stored with the tokens.
 """

@@ -1,7 +1,11 @@
 """Supervised fine-tuning: instructions and chats -> a tuned model, fully or with an adapter.
 
-llmtrain sft sft_smollm2_lora data.train=my_rows.jsonl
-accelerate launch -m llmtrain sft my.yaml data.train=my_rows.jsonl
+    llmtrain sft sft_smollm2_lora data.train=my_rows.jsonl
+    accelerate launch -m llmtrain sft my.yaml data.train=my_rows.jsonl
+
+Rows become packs on disk, the loop pulls batches of packs, and the loss is that of the next token in answers:
+
+    rows -> ChatEncoder -> stores -> packs -> NextToken
 """
 
 from __future__ import annotations

@@ -68,16 +68,20 @@ class ExperienceBuilder:
     def build(
         self,
         episodes: Sequence[Episode],
-        members: Sequence[Sequence[int]],
+        episodes_of_pack: Sequence[Sequence[int]],
         scores: Float[Tensor, " samples"],
         kl_coef: float,
     ) -> Built:
-        """The packs of this rank, which may have no episode; `members`: indices of the episodes of each. Collective."""
-        packs = [pack_episodes([episodes[index] for index in indices]) for indices in members]
+        """The packs of this rank, which may have no episode. Collective.
+
+        `episodes_of_pack`: indices into `episodes`, each once and in order, since tensors of the whole rollout are
+        split by pack and by episode alike.
+        """
+        packs = [pack_episodes([episodes[index] for index in indices]) for indices in episodes_of_pack]
         lengths = tuple(len(episode.response.response_ids) for episode in episodes)
         old = self._old_outputs(episodes, packs)
         ref_logprobs: Tensor | None = None
-        penalty = kl = torch.zeros_like(old.logprobs)
+        penalty = kl = torch.zeros_like(old.logprobs)  # per token: what rewards lose, and what is logged
         if (reference := self.roles.reference) is not None:
             ref_logprobs = _concat([self._read(reference, pack).logprobs for pack in packs])
             penalty = kl_estimate(old.logprobs, ref_logprobs, self.policy.kl_estimator)
@@ -89,7 +93,7 @@ class ExperienceBuilder:
         parts = fields.split([pack.num_trained for pack in packs])
         made = [
             as_experience(pack, [episodes[index] for index in indices], part)
-            for pack, indices, part in zip(packs, members, parts, strict=True)
+            for pack, indices, part in zip(packs, episodes_of_pack, parts, strict=True)
         ]
         return Built(made, per_sample(kl, lengths), old.differences)
 

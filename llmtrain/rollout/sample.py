@@ -3,7 +3,10 @@
 A rollout is one round, except under dynamic sampling (DAPO: Yu 2025, section 3.2): a group, the samples of one prompt,
 whose scores are all equal has no advantage to train on, so another prompt takes its place. How many prompts a round
 takes follows from the rounds before it on all ranks. So all ranks stop after the same round, and the samples do not
-depend on the number of ranks.
+depend on the number of ranks. With `num_prompts` 4:
+
+    round 1   prompts 0 1 2 3   a signal: yes no yes yes   1 is missing, 3 of 4 were usable: take ceil(1 / (3/4)) = 2
+    round 2   prompts 4 5       a signal: no yes           trained on: 0, 2, 3, 5; the next rollout begins at 6
 """
 
 from __future__ import annotations
@@ -159,7 +162,10 @@ class Sampler:
         return samples, running
 
     def _signals(self, samples: Samples, num_prompts: int) -> list[bool]:
-        """For each prompt of a round, of all ranks: whether its group is trained on. Collective in dynamic sampling."""
+        """For each prompt of a round, of all ranks: whether its group is trained on. Collective in dynamic sampling.
+
+        Ranks take prompts in turns: of 5 prompts, rank 0 of 2 has 0, 2, 4, and rank 1 has 1, 3 and a False after them.
+        """
         if not self.config.dynamic_sampling:
             return [True] * num_prompts
         world_size = self.ranks.world_size

@@ -3,6 +3,14 @@
 The loop pulls minibatches. When those of a rollout are used up, the next rollout is made with the weights of that
 moment. The prompts, the noise of every token and the order of minibatches are pure functions of (seed, rollout), so a
 resumed run makes the same rollouts. A checkpoint inside a rollout keeps the remaining experience of every rank.
+
+4 prompts with 2 samples each, in 2 minibatches, where a pack holds 2 episodes, on one rank:
+
+    prompt            0     1     2     3
+    episodes          0 1   2 3   4 5   6 7
+    packs             0     1     2     3
+    minibatch         0     0     1     1
+    queue, 2 epochs   [[1, 0], [2, 3], [3, 2], [0, 1]], in an order that the seed gives: 4 steps
 """
 
 from __future__ import annotations
@@ -52,7 +60,7 @@ class RolloutSource:
         self._running = RunningScores()
         self._step = self._num_rollouts = self._position = 0  # position: of the next rollout's first prompt
         self._packs: list[Experience] = []
-        self._queue: Queue = []  # indices into the packs
+        self._queue: Queue = []  # for each step that is left of this rollout, indices into the packs
         self._metrics: dict[str, float] = {}
 
     def next_step(self) -> list[Experience] | None:
@@ -107,16 +115,19 @@ class RolloutSource:
         sampled = self._sampler.sample(self._num_rollouts, self._position, self._running)
         started = time.perf_counter()
         episodes = [_episode(sampled.samples, index) for index in sampled.chosen]
-        by_prompt = assign_minibatches(sampled.chosen_prompts, self._rollout.minibatches)
-        minibatches = [by_prompt[episode.sample_id // self._rollout.samples_per_prompt] for episode in episodes]
-        members = group_episodes([episode.num_tokens for episode in episodes], minibatches, self._microbatch_tokens)
+        minibatch_of_prompt = assign_minibatches(sampled.chosen_prompts, self._rollout.minibatches)
+        size = self._rollout.samples_per_prompt
+        minibatch_of_episode = [minibatch_of_prompt[episode.sample_id // size] for episode in episodes]
+        lengths = [episode.num_tokens for episode in episodes]
+        episodes_of_pack = group_episodes(lengths, minibatch_of_episode, self._microbatch_tokens)
         with self._ranks.gathered(self._roles.trained):  # ranks have unequally many packs
             scores = sampled.samples.shaped[sampled.chosen]
-            built = self._builder.build(episodes, members, scores, self._kl.kl_coef)
+            built = self._builder.build(episodes, episodes_of_pack, scores, self._kl.kl_coef)
         read_seconds = time.perf_counter() - started
 
         self._packs = built.packs
-        self._queue = self._order([minibatches[first] for first, *_ in members], max(by_prompt.values()) + 1)
+        minibatch_of_pack = [minibatch_of_episode[first] for first, *_ in episodes_of_pack]
+        self._queue = self._order(minibatch_of_pack, max(minibatch_of_prompt.values()) + 1)
         self._metrics = self._measure(sampled, built) | {"rollout_read_seconds": read_seconds}
         self._record(self._num_rollouts, sample_rows(sampled, built.kl))
         if self._policy.kl_target is not None:

@@ -71,6 +71,9 @@ class RunLog:
             kept = [line for line in lines if _is_kept(line, step, evaluated_step)]
             partial.write_text("".join(f"{line}\n" for line in kept))
             partial.replace(self._metrics_path)  # atomic: a kill leaves the old rows or the new ones
+            for path in (self._folder / EVALUATIONS).glob("step-*.json"):
+                if int(path.stem.removeprefix("step-")) > evaluated_step:
+                    path.unlink()
 
     def say(self, text: str) -> None:
         """A line for the terminal and the log file."""

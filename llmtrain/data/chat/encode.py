@@ -100,12 +100,18 @@ class ChatEncoder:
 
         Raises ValueError for text that the tokenizer fails on.
         """
+        # 1. Text: what the template writes, and where in it the answers are, in characters.
         planned = [self._planned(example) for example in examples]
         drafts = [draft for plan in planned if not isinstance(plan, BadExample) for draft in plan]
+        # 2. Ids of all texts in one call, which uses all cores, and of the ends of prompts alone to compare with.
         whole = self._tokens(text for draft in drafts for text in (draft.text, *map(self._joint, draft.turns)))
         for draft in drafts:
-            draft.separate = [turn for turn in draft.turns if not self._follows(turn, whole[draft.text], whole)]
+            draft.separate = [
+                turn for turn in draft.turns if not self._keeps_prompt_ids(turn, whole[draft.text], whole)
+            ]
+        # 3. Ids of prompt and answer separately, of the few turns whose prompt came out with other ids.
         halves = self._tokens(text for draft in drafts for turn in draft.separate for text in self._halves(turn))
+        # 4. Documents: ids, and characters that are trained turned into a mask over ids.
         return [plan if isinstance(plan, BadExample) else self._documents(plan, whole, halves) for plan in planned]
 
     def _planned(self, example: Example) -> list[_Draft] | BadExample:
@@ -160,7 +166,7 @@ class ChatEncoder:
         prompt = turn.text[: turn.start]
         return prompt if self._template is None else prompt[self._template.anchor(prompt) :]
 
-    def _follows(self, turn: Turn, tokens: _Tokens, joints: Tokenized) -> bool:
+    def _keeps_prompt_ids(self, turn: Turn, tokens: _Tokens, joints: Tokenized) -> bool:
         """Whether the prompt of a turn has, within a whole text, the ids that it has alone."""
         joint = joints[self._joint(turn)].ids
         end = bisect_left(tokens.places, (turn.start,))
@@ -197,14 +203,14 @@ class ChatEncoder:
         else:
             trained = np.zeros(bisect_left(places, (len(turns[-1].text),)), dtype=bool)
             for turn in turns:
-                _train(trained, places, turn.trained)
+                _mark_trained(trained, places, turn.trained)
         return self._encoded(draft, tokens.ids[: len(trained)], trained)
 
     def _separate(self, draft: _Draft, turn: Turn, prompt: _Tokens, answer: _Tokens) -> Encoded:
         """A turn after its prompt, each with the ids that it has alone."""
         shift = turn.start - len(self._stop)
         trained = np.zeros(len(answer.ids), dtype=bool)
-        _train(trained, answer.places, [(start - shift, end - shift) for start, end in turn.trained])
+        _mark_trained(trained, answer.places, [(start - shift, end - shift) for start, end in turn.trained])
         first = bisect_left(answer.places, (len(self._stop),))
         mask = np.concatenate([np.zeros(len(prompt.ids), dtype=bool), trained[first:]])
         return self._encoded(draft, [*prompt.ids, *answer.ids[first:]], mask)
@@ -284,7 +290,14 @@ def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
 
 
 def _shared(turns: Iterable[Turn], where: str) -> list[_Draft]:
-    """Turns in as few texts as hold each of them unchanged, in order."""
+    r"""Turns in as few texts as hold each of them unchanged, in order.
+
+    The text of one turn mostly begins the text of the next, and then both share the longer. A template that takes the
+    thoughts off earlier turns needs two texts, for the second does not begin with the first:
+
+        <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n<think>\nEasy.\n</think>\n\n4<|im_end|>
+        <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n<|im_start|>user\n3 + 3? ...
+    """
     drafts: list[_Draft] = []
     for turn in turns:
         if drafts and turn.text.startswith(drafts[-1].text):
@@ -295,7 +308,10 @@ def _shared(turns: Iterable[Turn], where: str) -> list[_Draft]:
     return drafts
 
 
-def _train(trained: Array, places: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> None:
-    """Mark the tokens that begin within spans of characters."""
+def _mark_trained(trained: Array, places: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> None:
+    """Mark the tokens that begin within spans of characters.
+
+    Tokens at [(0, 4), (4, 5), (5, 15)] and the span (4, 15): the second and the third.
+    """
     for start, end in spans:
         trained[bisect_left(places, (start,)) : bisect_left(places, (end,))] = True

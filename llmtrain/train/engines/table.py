@@ -40,6 +40,22 @@ _SHARDED = "no rank holds whole weights there"
 _UNTESTED = "it is not tested there"
 _CUDA_ONLY = dict.fromkeys(("fp16", *NEED_CUDA), _UNTESTED)
 _ZERO = {"muon": _FLAT, "l1": _FLAT, **_CUDA_ONLY}
+_ANY_ENGINE = frozenset({"best checkpoint", "spike rollback"})
+_SUPPORTED_PLAIN = _ANY_ENGINE | {
+    "muon",
+    "l1",
+    "ema",
+    "compile",
+    "activation_checkpointing",
+    "bf16",
+    "fp16",
+    "adapter",
+    "dora",
+    "quantize",
+    "8-bit optimizer",
+    "rollouts",
+}
+_SUPPORTED_ZERO = _ANY_ENGINE | {"activation_checkpointing", "adapter", "rollouts"}
 _CAST = "the model's own weights are {precision} there, and the average would be of those"
 
 
@@ -49,6 +65,7 @@ class EngineRow:
 
     make: MakeEngine
     is_launched: Callable[[Accelerator], bool]
+    supports: frozenset[str]  # features that a test or a benchmark covers; a new feature is named in each row
     refuses: Mapping[str, str] = field(default_factory=dict)  # feature -> why
     refuses_unless_fp32: Mapping[str, str] = field(default_factory=dict)  # the same, in other precisions
 
@@ -74,23 +91,28 @@ def _is_zero(stage: int) -> Callable[[Accelerator], bool]:
 
 
 ENGINES: dict[str, EngineRow] = {
-    "single": EngineRow(PlainEngine, _is_single),
-    "ddp": EngineRow(PlainEngine, _is_ddp),
+    "single": EngineRow(PlainEngine, _is_single, _SUPPORTED_PLAIN),
+    "ddp": EngineRow(PlainEngine, _is_ddp, _SUPPORTED_PLAIN),
     "zero1": EngineRow(
         DeepSpeedEngine,
         _is_zero(1),
+        _SUPPORTED_ZERO | {"compile", "dora"},
         _ZERO | {"bf16": "DeepSpeed swaps in an optimizer that cannot skip a bad step"},
         {"ema": _CAST},
     ),
-    "zero2": EngineRow(DeepSpeedEngine, _is_zero(2), _ZERO, {"ema": _CAST}),
+    "zero2": EngineRow(
+        DeepSpeedEngine, _is_zero(2), _SUPPORTED_ZERO | {"bf16", "compile", "dora"}, _ZERO, {"ema": _CAST}
+    ),
     "zero3": EngineRow(
         DeepSpeedEngine,
         _is_zero(3),
+        _SUPPORTED_ZERO | {"bf16"},
         _ZERO | {"ema": _SHARDED, "compile": _UNTESTED, "dora": "its norms need whole weights"},
     ),
     "fsdp2": EngineRow(
         FsdpEngine,
         _is_fsdp,
+        _ANY_ENGINE,
         dict.fromkeys(("muon", "l1", "ema", "rollouts"), _SHARDED)
         | dict.fromkeys(("compile", "activation_checkpointing", "bf16", "adapter", "dora"), _UNTESTED)
         | _CUDA_ONLY,

@@ -28,6 +28,8 @@ def test_ema_under_zero_needs_fp32() -> None:
         check_features({"ema": True}, engine="zero2", precision="bf16", device_type="cpu")
 
 
-def test_engines_refuse_features_that_there_are() -> None:
-    for row in ENGINES.values():
-        assert {*row.refuses, *row.refuses_unless_fp32} <= set(FEATURES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_supports_or_refuses_each_feature_by_name(engine: str) -> None:
+    row = ENGINES[engine]
+    assert row.supports | {*row.refuses, *row.refuses_unless_fp32} == set(FEATURES)
+    assert not row.supports & {*row.refuses, *row.refuses_unless_fp32}
