@@ -19,6 +19,7 @@ Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 OnBadRow = Literal["error", "skip"]
+"""What is done about a bad row: it stops the run, or is skipped and counted."""
 
 
 def is_on_hub(path: str | None) -> bool:

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmtrain.data.ledger import Split
-from llmtrain.data.sources.readers import one_line
 from llmtrain.data.sources.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
 from llmtrain.system.device import usable_cores
+from llmtrain.system.files import one_line
 
 Ids = np.ndarray[Any, Any]
 

@@ -14,6 +14,7 @@ from llmtrain.models.adapters.quantized import nf4
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.presets import preset_fields
+from llmtrain.system.files import one_line
 
 AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
 
@@ -103,7 +104,7 @@ def load_pretrained(
             **placement,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={config.path}: {_one_line(error)}") from None
+        raise ValueError(f"model.path={config.path}: {one_line(error)}") from None
     if new_token_ids:
         _make_rows(model, new_token_ids)
     return model
@@ -122,7 +123,7 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
     try:
         shape = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={config.path}: {_one_line(error)}") from None
+        raise ValueError(f"model.path={config.path}: {one_line(error)}") from None
     assert isinstance(shape, PreTrainedConfig)
     if shape.to_dict().get("quantization_config"):
         raise ValueError(
@@ -157,7 +158,7 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
     try:
         return AutoConfig.for_model(config.architecture, **fields | config.config)
     except Exception as error:  # each architecture validates in its own way, with its own exception types
-        raise ValueError(f"model.config: {_one_line(error)}") from None
+        raise ValueError(f"model.config: {one_line(error)}") from None
 
 
 def _check(
@@ -202,7 +203,3 @@ def _set_dropout(shape: PreTrainedConfig, dropout: float | None) -> None:
         raise ValueError(f"model.dropout={dropout}: {shape.model_type} has no dropout")
     for name in present:
         setattr(shape, name, dropout)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

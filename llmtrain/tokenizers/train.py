@@ -18,10 +18,9 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer
 
-from llmtrain.config.sections import Source, TokenizerTrainConfig
+from llmtrain.config.sections import OnBadRow, Source, TokenizerTrainConfig
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents
-from llmtrain.data.sources.readers import OnBadRow
 from llmtrain.data.split import eval_share
 from llmtrain.protocols import Report
 from llmtrain.tokenizers.bpe import as_transformers, special_token_list, train_bpe

@@ -26,9 +26,9 @@ from llmtrain.data.chat.default_template import chat_template
 from llmtrain.data.chat.template import FIX, BadExample, ChatTemplate, Turn
 from llmtrain.data.formats.instructions import Example, PlainText
 from llmtrain.data.formats.messages import Conversation
-from llmtrain.data.sources.readers import one_line
 from llmtrain.data.tokenize import TextEncoder
 from llmtrain.protocols import Array
+from llmtrain.system.files import one_line
 
 __all__ = ["BadExample", "ChatEncoder", "Encoded", "LossOn", "choose_template"]
 

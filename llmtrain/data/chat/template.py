@@ -20,7 +20,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llmtrain.data.formats.messages import Conversation, Message
-from llmtrain.data.sources.readers import one_line
+from llmtrain.system.files import one_line
 
 Spans = tuple[tuple[int, int], ...]  # [start, end) in characters
 

@@ -12,7 +12,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
-from llmtrain.config.sections import Source
+from llmtrain.config.sections import OnBadRow, Source
 from llmtrain.data.formats.messages import (
     Conversation,
     Dialogue,
@@ -32,7 +32,7 @@ from llmtrain.data.formats.messages import (
 )
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import Fields, OnBadRow, Row
+from llmtrain.data.sources.readers import Fields, Row
 from llmtrain.protocols import Report
 
 CANONICAL = (

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 
-from llmtrain.config.sections import Source
+from llmtrain.config.sections import OnBadRow, Source
 from llmtrain.data.formats.instructions import RowFormat, check_canonical, recognise, recognised_as, renamed
 from llmtrain.data.formats.messages import Conversation, UnfitRow, answered, first_question, shown
 from llmtrain.data.formats.read import FormatReader, iter_rows, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import OnBadRow, Row
+from llmtrain.data.sources.readers import Row
 from llmtrain.protocols import Report
 
 LABELS = ("label", "kto_tag")

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from itertools import permutations
 from typing import Any
 
-from llmtrain.config.sections import Source
+from llmtrain.config.sections import OnBadRow, Source
 from llmtrain.data.formats.instructions import CHOICE, CHOICE_BASES, INPUTS, SYSTEMS, RowFormat, recognise, renamed
 from llmtrain.data.formats.messages import (
     Conversation,
@@ -35,7 +35,7 @@ from llmtrain.data.formats.messages import (
 )
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import Fields, OnBadRow, Row
+from llmtrain.data.sources.readers import Fields, Row
 from llmtrain.protocols import Report
 
 RESPONSES = ("responses", "answers", "completions")

@@ -36,9 +36,10 @@ from llmtrain.data.formats.messages import (
 )
 from llmtrain.data.formats.read import FormatReader, read_examples
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
-from llmtrain.data.sources.readers import Fields, Row, one_line
+from llmtrain.data.sources.readers import Fields, Row
 from llmtrain.data.split import split_of
 from llmtrain.protocols import Report
+from llmtrain.system.files import one_line
 
 PROMPT_FIELDS = ("prompt", "question", "query")
 TOO_LONG = "no room for a response within data.max_seq_len"

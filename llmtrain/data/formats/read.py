@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from llmtrain.config.sections import Source
+from llmtrain.config.sections import OnBadRow, Source
 from llmtrain.data.formats.messages import UnfitRow, UnknownFormat, UnwantedRow
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import HubDataset, file_kind, resolve_rows
-from llmtrain.data.sources.readers import BadRow, OnBadRow, Row, Rows, parse_slice, read_hub, read_rows
+from llmtrain.data.sources.readers import BadRow, Row, Rows, parse_slice, read_hub, read_rows
 from llmtrain.protocols import Report
 
 

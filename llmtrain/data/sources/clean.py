@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.config.sections import CleanConfig, Source
+from llmtrain.config.sections import CleanConfig, OnBadRow, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents, iter_texts
 from llmtrain.data.sources.ngrams import Hashes, WordHashes, ngram_hashes
-from llmtrain.data.sources.readers import OnBadRow
 from llmtrain.data.sources.text import PIECE_CHARS, Document, cut_pieces
 
 Drops = Callable[[Document], bool]

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.sections import Source
+from llmtrain.config.sections import OnBadRow, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, HubDataset, file_kind, resolve
 from llmtrain.data.sources.readers import (
     TEXT_SUFFIXES,
     WHOLE,
     BadRow,
-    OnBadRow,
     Row,
     Slice,
     bounds,

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import zstandard
 
 from llmtrain.config.sections import Source
+from llmtrain.system.files import one_line
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 """Files that are one text each, not rows."""
@@ -55,9 +56,6 @@ class BadRow:
 
 
 Rows = Iterator[Row | BadRow]
-
-OnBadRow = Literal["error", "skip"]
-"""What is done about a bad row: it stops the run, or is skipped and counted."""
 
 
 def read_jsonl(path: Path) -> Rows:
@@ -213,11 +211,6 @@ def _rows_within(read: Callable[[], Rows], part: Slice) -> Rows:
             yield row
         if number >= end:
             return
-
-
-def one_line(error: Exception) -> str:
-    """The text of an error on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def open_binary(path: Path) -> BinaryIO:

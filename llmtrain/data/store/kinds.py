@@ -15,13 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from llmtrain.config.rl import PreferenceDataConfig
-from llmtrain.config.sections import ChatDataConfig, Source
+from llmtrain.config.sections import ChatDataConfig, OnBadRow, Source
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.formats.instructions import Example, iter_examples
 from llmtrain.data.formats.labelled import Labelled, has_labels, iter_labelled
 from llmtrain.data.formats.preferences import EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger, Split, TokenTally, answer_summary, chat_summary
-from llmtrain.data.sources.readers import OnBadRow
 from llmtrain.data.split import split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
 from llmtrain.data.store.token_store import StoreWriter, TokenStore, is_store

@@ -34,6 +34,7 @@ from llmtrain.models.folders.model import (
     save_tokenizer,
     skeleton,
 )
+from llmtrain.system.files import one_line
 
 PEFT_PREFIX = "base_model.model."
 # What the trained rows of tokens are called here and in peft.
@@ -135,7 +136,7 @@ def open_adapter(
         with expected_warnings():
             adapted: PeftModel = PeftModel.from_pretrained(base, str(adapter_folder))
     except (RuntimeError, ValueError, SafetensorError) as error:  # shapes that differ, or targets that are not there
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{adapter_folder} does not fit its base {config.base_model_name_or_path}: {reason}") from None
     return adapted
 
@@ -155,7 +156,7 @@ def _base(
                 **load_options(kind, tokenizer),
             )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{adapter_folder}: its base {path} cannot be loaded: {reason}") from None
     return model
 
