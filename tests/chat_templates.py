@@ -28,7 +28,7 @@ class Family:
     bos: str | None
     eos: str
     plain: tuple[str, ...] = ()  # added tokens that are not special
-    takes_space: bool = False  # the special tokens take the white space behind them, as Phi-3's do
+    takes_space: bool = False  # the special tokens take the white space after them, as Phi-3's do
 
 
 LLAMA3 = Family(

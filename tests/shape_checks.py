@@ -59,7 +59,7 @@ class _Finder(MetaPathFinder):
 
 class _Loader(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
-        """The module's code, compiled anew: Python's cache is for code without checks."""
+        """The module's code, compiled again: Python's cache is for code without checks."""
         tree = ast.parse(self.get_data(self.path), self.path)
         for node in ast.walk(tree):
             (decorator,) = ast.parse(DECORATOR).body[0].decorator_list  # type: ignore[attr-defined]

@@ -139,7 +139,7 @@ def environment() -> dict[str, str]:
 
 @cache
 def built_extensions() -> Path:
-    """Where DeepSpeed builds its extension for the tests: a folder per virtual environment, or each builds it anew.
+    """The folder of DeepSpeed's extension for the tests: one per virtual environment, or each builds it again.
 
     A build that was killed leaves a lock for which all later ones wait for good: it is removed once no build is as old.
     """

@@ -1,7 +1,7 @@
 """Pretraining: raw text -> a language model.
 
-    llmtrain pretrain demo data.train=texts/ tokenizer.path=runs/tokenizer run.dir=runs/first
-    accelerate launch -m llmtrain pretrain my.yaml train.global_batch_tokens=524288
+llmtrain pretrain demo data.train=texts/ tokenizer.path=runs/tokenizer run.dir=runs/first
+accelerate launch -m llmtrain pretrain my.yaml train.global_batch_tokens=524288
 """
 
 from __future__ import annotations

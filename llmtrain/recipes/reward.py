@@ -1,7 +1,7 @@
 """A reward model: preference pairs -> a model that scores answers, with a card that says how well.
 
-    llmtrain rlhf reward_smollm2_hh data.train=pairs.jsonl
-    accelerate launch -m llmtrain rlhf my.yaml data.train=pairs.jsonl
+llmtrain rlhf reward_smollm2_hh data.train=pairs.jsonl
+accelerate launch -m llmtrain rlhf my.yaml data.train=pairs.jsonl
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one process of the policy engine tests does: updates on recorded experience, for every way that roles stand.
+"""What one process of the policy engine tests does: updates on recorded experience, for every placement of the roles.
 
 Writes the trained states (`KIND.safetensors`), what each rank read in between (`KIND_read_RANK.safetensors`) and what
 it saw (`seen.json`) into the folder given. One process trains on the experience of both ranks, and once more on the

@@ -86,7 +86,7 @@ def test_two_processes_train_a_compiled_model_as_one_trains_it_uncompiled(
 
 @pytest.fixture(scope="module")
 def wrong(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process that goes on from ZeRO-1's checkpoint, and then trains anew on the mean of microbatch means."""
+    """One process that continues from ZeRO-1's checkpoint, but trains on the mean of microbatch means."""
     folder = tmp_path_factory.mktemp("runs") / "wrong"
     return work("single", folder, "--resume", str(runs("zero1")), "--mean-of-means")
 

@@ -1,4 +1,4 @@
-"""What a launch becomes: refused with the mend where it would fall back, ended with a name where a rank is stuck."""
+"""A launch that would fall back is refused with the fix; one with a stuck rank ends and names the rank."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ assert all(torch.equal(value, saved[key.split("/")[0]][key.split("/")[1]]) for k
 train(2)
 assert all(torch.equal(value, wanted[key]) for key, value in snapshot(True).items())
 print("sharded state is exact", flush=True)
-os._exit(0)  # as a recipe does: taking gloo apart beside a rank that leaves can fail
+os._exit(0)  # as a recipe does: closing gloo while another rank leaves can fail
 """
 
 

@@ -52,7 +52,7 @@ def alone(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stopped_after(step: int, alone: Path, folder: Path) -> Path:
-    """The configuration of a copy of the run as it is for one that was killed behind the checkpoint of a step."""
+    """The configuration of a copy of the run, as if it was killed after the checkpoint of a step."""
     shutil.copytree(alone, folder)
     for config in (folder / "config.yaml", folder / "run" / "config.yaml"):
         config.write_text(config.read_text().replace(str(alone), str(folder)))

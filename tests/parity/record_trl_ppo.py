@@ -3,7 +3,7 @@
     python -m venv trl112 && trl112/bin/pip install trl==1.12.0 pandas -c constraints-without-trl.txt
     trl112/bin/python tests/parity/record_trl_ppo.py tests/parity/trl_ppo_1_12.json
 
-TRL 1.12 is the last release with PPO and cannot stand beside the TRL of our environment. Its trainer runs as it is, one
+TRL 1.12 is the last release with PPO and cannot share an environment with our TRL. Its trainer runs unmodified: one
 update of a Llama of a few hundred random weights; what is written are variables of its `train` at two moments: where it
 whitens the advantages, and at each backward. Nothing is computed here. The models are not needed again.
 """
@@ -94,7 +94,7 @@ def record(
 ) -> dict[str, Any]:
     """One update of three passes: the experience, and each microbatch of each pass.
 
-    The prompts stand in the data `copies` times; once, the update's batch is also the last one of an epoch.
+    The data holds the prompts `copies` times; once, the update's batch is also the last one of an epoch.
     """
     policy, reference = (model_of(LlamaForCausalLM, seed, pad_token_id) for seed in (1, 2))
     reward, value = (model_of(LlamaForSequenceClassification, seed, pad_token_id) for seed in (3, 4))
@@ -182,7 +182,7 @@ def seen(frame: FrameType, names: dict[str, str]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A tensor or array as JSON has it, with the digits that tell fp32 numbers apart."""
+    """A tensor or array as JSON has it, with the digits that distinguish fp32 numbers."""
     if isinstance(value, Tensor | numpy.ndarray):
         return plain(value.tolist())
     if isinstance(value, list):

@@ -57,7 +57,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
-    """What every trainer here is told: all rows in one batch, in turn, on the CPU."""
+    """The options of every trainer here: all rows in one batch, in turn, on the CPU."""
     return {
         "output_dir": str(tmp_path),
         "per_device_train_batch_size": len(PROMPTS),

@@ -1,7 +1,7 @@
 """PPO beside TRL 1.12's PPOTrainer: its recorded experiences give the same rewards, advantages, returns and losses.
 
 `record_trl_ppo.py` says how they were recorded, docs/rlhf.md where the two differ and why. TRL knows one place more
-behind a response that stops before its budget: there it puts the score, and takes and trains a value. With that place
+after a response that stops before its budget: there it puts the score, and takes and trains a value. With that place
 taken for a token (`places`), ours must equal it too.
 """
 
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def places(self) -> tuple[int, ...]:
-        """The same, and the one behind the last, where the response has one."""
+        """The same, and the one after the last, if the response has one."""
         return tuple(row.count(False) for row in self.recorded["experience"]["padding_mask_p1"])
 
     def of(self, name: str, lengths: Sequence[int]) -> Tensor:
@@ -59,7 +59,7 @@ class Case:
         return gae(rewards, self.of("values", lengths), lengths, gamma=1.0, gae_lambda=self.recorded["gae_lambda"])
 
     def shaped(self, lengths: tuple[int, ...]) -> Tensor:
-        """Our rewards, from its logprobs; both of its logprobs are alike behind a response, so there is no KL there."""
+        """Our rewards, from its logprobs; both of its logprobs are equal after a response, so the KL there is zero."""
         logprobs, ref_logprobs = self.of("logprobs", lengths), self.of("ref_logprobs", lengths)
         kl = kl_estimate(logprobs, ref_logprobs, self.recorded["kl_estimator"])
         return shaped_rewards(self.scores, kl, self.recorded["kl_coef"], lengths)
@@ -148,7 +148,7 @@ def test_advantages_of_responses_of_full_length_are_those_of_trl() -> None:
 
 @pytest.mark.parametrize("case", [STOPPED, MICROBATCHES])
 def test_behind_a_stop_trl_trusts_a_value_where_the_score_is_known(case: Case) -> None:
-    """gae_TRL[t] - gae[t] = (1 - lambda) * lambda^(last - t) * (value behind the response - score)."""
+    """gae_TRL[t] - gae[t] = (1 - lambda) * lambda^(last - t) * (value after the response - score)."""
     ours, _ = case.estimates(case.shaped(case.tokens), case.tokens)
     decay, expected = case.recorded["gae_lambda"], []
     for row, length, places, score in zip(

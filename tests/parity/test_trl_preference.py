@@ -28,7 +28,7 @@ STEPS, PAIRS_PER_STEP, MAX_SEQ_LEN = 6, 3, 128
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-4
 ADAPTERS = {"full": {}, "lora": {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}}
 LRS = {"full": 1e-3, "lora": 1e-2}
-# ChatML without a newline behind a turn, which TRL would train and ours would not.
+# ChatML without a newline after a turn, which TRL would train and ours would not.
 BARE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -85,7 +85,7 @@ def initial(config: PreferenceStageConfig) -> PreTrainedModel | Any:
 
 
 def settings(folder: Path, rows_per_step: int, lr: float) -> dict[str, Any]:
-    """What every trainer here is told."""
+    """The options of every trainer here."""
     return {
         "output_dir": str(folder / "theirs"),
         "per_device_train_batch_size": rows_per_step,

@@ -1,4 +1,4 @@
-"""The offline stage of recipes/rlhf.py from its command line to the model's folder: DPO and its kin."""
+"""The offline stage of recipes/rlhf.py from its command line to the model's folder: DPO and its variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""recipes/sft.py from its command line to the model folder, with all weights and with an adapter."""
+"""recipes/sft.py from its command line to the model folder, full fine-tuning and with an adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports point one way, as the house is laid out, and third parties stay in the rooms that own them."""
+"""Imports point one way between the layers, and third parties are imported only in the packages that own them."""
 
 from __future__ import annotations
 

@@ -165,6 +165,8 @@ def test_the_card_is_the_report_of_the_step_that_is_exported(tmp_path: Path) -> 
     assert (card["sources"][1]["path"], card["sources"][1]["pairs"]) == ("b.jsonl", 0)
     assert card["sources"][1]["accuracy"] is None  # over no pairs
     assert reward_card(tmp_path, 3, ["a", "b"]) is None
+    log.resume_at(4, 3)  # a run that goes on before it evaluates step 5 again
+    assert reward_card(tmp_path, 5, ["a", "b"]) is None and reward_card(tmp_path, 0, ["a", "b"]) is not None
 
 
 @pytest.mark.parametrize(("low", "expected"), [(0.51, True), (0.5, False), (None, False)])

@@ -246,7 +246,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reference_ids(text: str, vocabulary: dict[str, int], ranks: dict[str, int]) -> list[int]:
-    """Byte-level BPE by its definition: each digit apart, words as GPT-2 cuts them, the earliest merge first."""
+    """Byte-level BPE by its definition: each digit separate, words as GPT-2 cuts them, the earliest merge first."""
     spelled, ids = bytes_to_unicode(), []
     for stretch in regex.findall(r"\p{N}|\P{N}+", text):
         for word in regex.findall(GPT2_WORDS, stretch):
@@ -272,7 +272,7 @@ def test_smollm2_has_the_ids_of_its_file(smollm2: Path) -> None:
     assert tokenizer.get_vocab() == vocabulary
     texts = [Path(__file__).read_text(), "naïve 日本語 🙂\r\n\t x  12  3.5e-7 I'm WE'LL ٣٤ ½  \u00a0\u200b end   "]
     for text in texts:
-        plain = text.replace("<|", "<")  # special tokens apart, which are not cut
+        plain = text.replace("<|", "<")  # special tokens separately: they are not cut
         assert tokenizer(plain)["input_ids"] == reference_ids(plain, vocabulary, ranks)
     assert tokenizer(f"<|im_start|>{texts[1]}<|im_end|>")["input_ids"][
         :: len(tokenizer(texts[1])["input_ids"]) + 1

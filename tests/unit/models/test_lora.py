@@ -22,7 +22,7 @@ from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.train.optim import OPTIMIZER_BYTES
 
 LENGTHS = (7, 4, 9)
-NEW_IDS = (259, 260)  # behind the 259 tokens of the tiny tokenizer, among the 320 rows of the tiny model
+NEW_IDS = (259, 260)  # after the 259 tokens of the tiny tokenizer, among the 320 rows of the tiny model
 UNTIED = {**MODEL, "tie_word_embeddings": False}
 
 

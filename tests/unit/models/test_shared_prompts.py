@@ -24,7 +24,7 @@ from llmtrain.system.device import AttentionKernel
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-6  # of the largest value
-# (prefix, chosen, rejected): no prefix, one token behind it, equal sides, one side as short as the other is long
+# (prefix, chosen, rejected): no prefix, one token after it, equal sides, one side as short as the other is long
 PAIRS = ((7, 4, 6), (0, 5, 3), (9, 1, 3), (5, 4, 4), (1, 2, 11))
 SHAPE = {
     "vocab_size": 64,
@@ -63,7 +63,7 @@ def tiny(name: str, auto: Any = AutoModelForSequenceClassification) -> PreTraine
 
 
 def batch_of(pairs: tuple[tuple[int, int, int], ...]) -> PreferencePairs:
-    """Random pairs; every token behind a prefix but the first is an answer's."""
+    """Random pairs; every token after a prefix but the first is an answer's."""
     torch.manual_seed(1)
     positions, labels = [], []
     ids = [torch.randint(1, 64, (sum(pair),)) for pair in pairs]

@@ -39,7 +39,7 @@ def sums_to_go(terms: list[float], discount: float) -> list[float]:
 
 
 def expected_gae(gamma: float, gae_lambda: float) -> list[float]:
-    """Equation 16 as it stands: the sum of later errors, response by response."""
+    """Equation 16 literally: the sum of later errors, response by response."""
     advantages = []
     for response in RESPONSES:
         rewards, values = REWARDS[response], [*VALUES[response], 0.0]

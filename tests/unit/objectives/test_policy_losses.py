@@ -173,7 +173,7 @@ def test_tokens_of_positive_advantage_become_likelier_and_the_others_rarer(
 
 
 def test_ppo_stops_at_its_bound() -> None:
-    """With steps that are small beside the range, the ratio ends within one step behind the bound."""
+    """With steps much smaller than the range, the ratio ends within one step beyond the bound."""
     logprobs = torch.tensor([-1.0], requires_grad=True)
     old_logprobs = torch.tensor([-1.0])
     for _ in range(100):

@@ -120,7 +120,7 @@ def test_the_short_way_gives_the_logits_of_transformers(name: str, monkeypatch: 
 
 
 class ScaledLlama(LlamaForCausalLM):
-    """Computes otherwise behind layers that are Llama's."""
+    """Computes differently, with Llama's layers."""
 
     def forward(self, *arguments: Any, **inputs: Any) -> Any:
         outputs = super().forward(*arguments, **inputs)

@@ -1,6 +1,6 @@
 """FSDP2's engine over DTensors of one rank: it trains, skips, saves and loads as the plain engine does.
 
-accelerate has no FSDP on CPUs, so a stand-in shards the module as accelerate would.
+accelerate has no FSDP on CPUs, so a substitute shards the module as accelerate would.
 """
 
 from __future__ import annotations

@@ -233,10 +233,10 @@ def test_accelerate_and_deepspeed_are_imported_where_training_is_driven_only() -
 
 
 @pytest.mark.parametrize("launched", [False, True])
-def test_a_process_of_a_launch_ends_without_taking_itself_apart(launched: bool) -> None:
+def test_a_process_of_a_launch_ends_without_exit_handlers(launched: bool) -> None:
     code = (
         "import atexit; from llmtrain.recipes.command import command\n"
-        "atexit.register(print, 'taken apart')\n"
+        "atexit.register(print, 'closed in order')\n"
         "with command(): print('written')"
     )
     environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
@@ -248,5 +248,5 @@ def test_a_process_of_a_launch_ends_without_taking_itself_apart(launched: bool) 
     )
     assert (done.returncode, done.stdout.split("\n")[:-1]) == (
         0,
-        ["written"] if launched else ["written", "taken apart"],
+        ["written"] if launched else ["written", "closed in order"],
     )

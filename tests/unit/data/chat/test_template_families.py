@@ -282,7 +282,7 @@ def prompts(document: Encoded) -> list[tuple[int, ...]]:
 
 
 def check_prompts(tokenizer: PreTrainedTokenizerFast, family: Family) -> None:
-    """Each answer stands behind the ids that generation would see, over conversations drawn with a fixed seed."""
+    """Each answer follows the ids that generation would see, over conversations drawn with a fixed seed."""
     drawn = random.Random(0)
     rows = [random_conversation(drawn, family) for _ in range(60)]
     for row, found in zip(rows, encoder(tokenizer).encode(rows), strict=True):

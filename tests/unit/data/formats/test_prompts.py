@@ -1,4 +1,4 @@
-"""Rows -> prompts: what stands before an answer, with the system prompt and the tools of the row."""
+"""Rows -> prompts: what comes before an answer, with the system prompt and the tools of the row."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def built(
     **settings: Any,
 ) -> Stores:
     source, content = folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-    if not source.exists() or source.read_text() != content:  # its time of writing stands for its content
+    if not source.exists() or source.read_text() != content:  # its modification time represents its content
         source.write_text(content)
     given = {"train": str(source), "eval_fraction": 0.0, "cache_dir": str(folder / "cache")} | settings
     encoder = ChatEncoder(tokenizer, plain=plain, loss_on="completion")

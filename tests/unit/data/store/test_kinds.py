@@ -1,4 +1,4 @@
-"""Instruction rows in a store: what is kept of long rows, the account, stores that are shared or built anew."""
+"""Instruction rows in a store: what is kept of long rows, the account, stores that are shared or rebuilt."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_build_that_was_cut_off_starts_again(
     (whole,) = built(encoder, tmp_path / "whole", rows, cache_dir=str(tmp_path / "whole")).train
 
     class Killed(BaseException):
-        """Stands for a kill: nothing handles it."""
+        """Simulates a kill: nothing handles it."""
 
     def die(*_: object, **__: object) -> None:
         raise Killed

@@ -171,7 +171,7 @@ def test_a_build_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path, monk
             build_text_stores(data, byte_level_bpe(), report=silent)
     (folder,) = cache_root(data.cache_dir).iterdir()
     assert not store.is_store(folder)
-    for name in ("train.tokens", "eval.bytes", store.JOURNAL):  # what a kill may leave behind the last journal line
+    for name in ("train.tokens", "eval.bytes", store.JOURNAL):  # what a kill may leave after the last journal line
         with (folder / name).open("ab") as file:
             file.write(b"torn")
     again: list[str] = []
