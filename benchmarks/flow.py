@@ -3,10 +3,10 @@
     python benchmarks/flow.py                        # this checkout
     python benchmarks/flow.py --tree PATH            # another one: git worktree add PATH REVISION
 
-The recipes `sft.py` and `rlhf.py` run in separate processes, on the tiny model and rows of the tests. A profile
+The recipes `rlhf.py` and `sft.py` run in turn in one process, on the tiny model and rows of the tests. A profile
 function records which functions of llmtrain are called. Three windows count:
 
-- row to store: from the first function that only a run with an empty cache calls, to the end of the last
+- row to store: from the first function of `data/` that only a run with an empty cache calls, to the end of the last
   `StoreWriter.finish`. Comparing with a second run, which finds its store, shows which functions those are.
 - step to gradient: from the loop's call of `next_step` to the end of its last `backward`, in a step without evaluation
   or checkpoint.
@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 Function = tuple[str, str]  # (file within llmtrain, name)
 
 MEASURED_STEP = 2
-"""The step that is measured in tuning; the run evaluates before steps 0 and 3, and saves before step 4."""
+"""The step that is measured in tuning, from 0: neither the first nor the last, which evaluate and save."""
 
 
 class Trace:
@@ -66,36 +67,38 @@ class Trace:
         if code not in self._functions:
             inside = code.co_filename.startswith(self._package)
             name = code.co_qualname.split(".<locals>")[0]
-            counts = inside and not name.startswith("<")  # `<module>`: a late import
-            self._functions[code] = (code.co_filename.removeprefix(self._package), name) if counts else None
+            is_function = code.co_flags & CO_OPTIMIZED and not name.startswith("<")  # not the body of a class or module
+            file = code.co_filename.removeprefix(self._package)
+            self._functions[code] = (file, name) if inside and is_function else None
         return self._functions[code]
 
 
-def trace(tree: Path, recipe: str, config: Path, output: Path) -> None:
-    """Run a recipe of a tree in this process under a trace, and write the events."""
-    recorded = Trace(tree)
-    sys.argv = [recipe, str(config)]
-    threading.setprofile(recorded)
-    sys.setprofile(recorded)
-    try:
-        runpy.run_path(str(tree / "recipes" / recipe), run_name="__main__")
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
-        output.write_text(json.dumps(recorded.events))
+def trace(tree: Path, folder: Path) -> None:
+    """Run the recipes of a tree in this process, as `plan.json` says, each under a trace, and write their events."""
+    for name, recipe in json.loads((folder / "plan.json").read_text()):
+        recorded = Trace(tree)
+        sys.argv = [recipe, str(folder / f"{name}.yaml")]
+        threading.setprofile(recorded)
+        sys.setprofile(recorded)
+        try:
+            runpy.run_path(str(tree / "recipes" / recipe), run_name="__main__")
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)  # type: ignore[arg-type]
+        (folder / f"{name}.json").write_text(json.dumps(recorded.events))
 
 
-def events_of(tree: Path, recipe: str, config: dict[str, Any], folder: Path) -> list[list[str]]:
-    """The events of a recipe's run, which runs in a process of its own."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+def events_of(tree: Path, runs: list[tuple[str, str, dict[str, Any]]], folder: Path) -> list[list[list[str]]]:
+    """The events of runs (name, recipe, configuration), which run in turn in one separate process."""
+    for name, _, config in runs:
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    (folder / "plan.json").write_text(json.dumps([(name, recipe) for name, recipe, _ in runs]))
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, __file__, "--tree", str(tree), "--trace", recipe, str(folder)]
+    command = [sys.executable, __file__, "--tree", str(tree), "--trace", str(folder)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{recipe} in {tree}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
-    loaded: list[list[str]] = json.loads((folder / "events.json").read_text())
-    return loaded
+        raise SystemExit(f"{tree}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+    return [json.loads((folder / f"{name}.json").read_text()) for name, _, _ in runs]
 
 
 def called(events: list[list[str]]) -> set[Function]:
@@ -106,7 +109,7 @@ def called(events: list[list[str]]) -> set[Function]:
 def to_store(built: list[list[str]], found: list[list[str]]) -> set[Function]:
     """What runs from a row to its store: `built` is of a run with an empty cache, `found` of one with a full one."""
     only = called(built) - called(found)
-    first = next(i for i, (_, file, name) in enumerate(built) if (file, name) in only)
+    first = next(i for i, (_, file, name) in enumerate(built) if (file, name) in only and file.startswith("data/"))
     last = max(i for i, (kind, _, name) in enumerate(built) if kind == "return" and name == "StoreWriter.finish")
     return called(built[first : last + 1])
 
@@ -131,13 +134,17 @@ def flows(tree: Path, work: Path) -> dict[str, set[Function]]:
     import golden
 
     inputs = golden.write_inputs(work / "inputs")
-    sft = golden.tree_of("sft", inputs, work / "built" / "run")
-    ppo = golden.tree_of("ppo", inputs, work / "ppo" / "run")
+    short = {"eval": {"every": None}, "checkpoint": {"every": None}}
+    sft = golden.tree_of("sft", inputs, work / "built") | short
+    sft["train"]["steps"] = MEASURED_STEP + 2
+    ppo = golden.tree_of("ppo", inputs, work / "ppo") | short
+    ppo["train"]["steps"] = 2
     # Only keys that every tree has: revisions differ in the name of PPO's epochs.
     ppo["rollout"] = {"rewards": ppo["rollout"]["rewards"], "num_prompts": 8, "max_new_tokens": 12}
-    built = events_of(tree, "sft.py", sft, work / "built")
-    found = events_of(tree, "sft.py", sft | {"run": sft["run"] | {"dir": str(work / "found" / "run")}}, work / "found")
-    rollouts = events_of(tree, "rlhf.py", ppo, work / "ppo")
+    again = sft | {"run": sft["run"] | {"dir": str(work / "found")}}
+    # PPO comes first: what is computed once per process, and cached, is then no part of the other two.
+    runs = [("ppo", "rlhf.py", ppo), ("built", "sft.py", sft), ("found", "sft.py", again)]
+    rollouts, built, found = events_of(tree, runs, work)
     store, gradient = to_store(built, found), to_gradient(built, MEASURED_STEP)
     return {
         "row to store": store,
@@ -184,12 +191,11 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, default=ROOT, help="checkout to count; default: this one")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "flow", help="folder for the runs; emptied first")
     parser.add_argument("--names", action="store_true", help="list the functions by file")
-    parser.add_argument("--trace", nargs=2, metavar=("RECIPE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--trace", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     tree = arguments.tree.resolve()
     if arguments.trace is not None:
-        recipe, folder = arguments.trace
-        trace(tree, recipe, Path(folder) / "config.yaml", Path(folder) / "events.json")
+        trace(tree, arguments.trace)
         return
     work = arguments.work.resolve()
     shutil.rmtree(work, ignore_errors=True)
