@@ -49,7 +49,7 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
     rewards = computed_rewards(config)  # first: a wrong name should fail before a model loads
     base = resolve_model(config.model)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
-    prompts = load_prompts(data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=run.say)
+    prompts = load_prompts(data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
     weights = [source.weight for source in data.train if source.weight is not None]
     order = SampleOrder([len(source) for source in prompts.train], weights or None, config.run.seed)
 
@@ -66,7 +66,7 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
     shards = runtime.shards_parameters
     roles = build_roles(config, model, chat.new_token_ids, critic_start(config), runtime, shards_parameters=shards)
     module = roles.module
-    run.say(f"{roles.description}; {trained_report(run, module)}")
+    runtime.say(f"{roles.description}; {trained_report(run, module)}")
     has_adapter = config.adapter.kind != "none"
     # With an adapter the base stays frozen, so a reward model on the same base shares its weights, unless sharded.
     rewards += reward_models(run, model if has_adapter and not shards else None)
@@ -91,7 +91,7 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
         config=rollout,
         ranks=runtime,
     )
-    samples = SampleLog(run.folder / SAMPLES_FILE, run.say)
+    samples = SampleLog(run.folder / SAMPLES_FILE, runtime.say)
 
     def record(number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         gathered = gather_rows([readable(row, chat.tokenizer) for row in rows], runtime)
@@ -106,7 +106,7 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
         num_steps=config.train.steps,
         microbatch_tokens=config.train.microbatch_tokens,
         record=record,
-        report=run.say,
+        report=runtime.say,
     )
     held_out = prompts.eval
     if rollout.eval_prompts is not None:
@@ -143,11 +143,11 @@ def reward_models(run: Run[PolicyStageConfig], base: PreTrainedModel | None) -> 
 
     Raises ValueError for a folder that holds no reward model.
     """
-    config = run.config
+    config, runtime = run.config, run.runtime
     max_tokens, refuses = config.train.microbatch_tokens, config.rollout.on_weak_reward == "refuse"
     return with_unique_names(
         [
-            model_reward(spec, place, run.runtime.device, max_tokens, run.say, base, refuses_weak=refuses)
+            model_reward(spec, place, runtime.device, max_tokens, runtime.say, base, refuses_weak=refuses)
             for place, spec in config.rollout.reward_models().items()
         ]
     )

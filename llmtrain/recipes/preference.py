@@ -52,13 +52,13 @@ def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
     base = resolve_model(config.model)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
     build_stores = build_pair_stores if takes_pairs else build_answer_stores
-    stores = build_stores(data, chat.encoder, report=run.say)
+    stores = build_stores(data, chat.encoder, report=runtime.say)
 
     model = load_with_adapter(run, base, chat)
-    run.say(trained_report(run, model))
+    runtime.say(trained_report(run, model))
     fingerprint = base_fingerprint(model)
     checked = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
-    shared = takes_pairs and shares_prompts(model, checked.kernel, data.max_seq_len, runtime.device, run.say)
+    shared = takes_pairs and shares_prompts(model, checked.kernel, data.max_seq_len, runtime.device, runtime.say)
     module = ActorCritic(checked, temperature=1.0, trains_entropy=False)
 
     reference = Reference(
@@ -66,7 +66,7 @@ def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
         base_fingerprint=fingerprint,
         packs_per_microbatch=config.train.microbatch_tokens // data.max_seq_len,
         ranks=runtime,
-        report=run.say,
+        report=runtime.say,
     )
     if takes_pairs:
         learned = from_pairs(run, stores, reference, shared=shared)
@@ -142,7 +142,7 @@ def from_answers(run: Run[PreferenceStageConfig], stores: Stores, reference: Ref
         places = [(sample_id, *plan.eval_place(sample_id)) for sample_id in batch.sample_ids]
         return collate_answers([(sample_id, eval_others[source].pack(index)) for sample_id, source, index in places])
 
-    run.say(balance_report(objective, stores.train))
+    run.runtime.say(balance_report(objective, stores.train))
     batches = plan.batches(collate_answers, run.runtime)
     source = KlBatches(batches, mismatch_train, reference.module, run.runtime)
     return Learned(plan, batches, source, objective, HeldOutAnswers(plan, run.runtime, objective, mismatch_eval))

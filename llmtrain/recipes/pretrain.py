@@ -41,7 +41,7 @@ def run_pretrain(config: PretrainConfig) -> None:
     model = load_model(config.model, tokenizer, max_seq_len=data.max_seq_len, seed=config.run.seed)
     module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
-    stores = build_text_stores(data, tokenizer, report=run.say)
+    stores = build_text_stores(data, tokenizer, report=runtime.say)
     packed = partial(StreamPacking, max_seq_len=data.max_seq_len, isolate_documents=data.isolate_documents)
     plan = plan_data(
         config,

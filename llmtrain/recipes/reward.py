@@ -39,18 +39,18 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
     base = resolve_model(config.model)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
     pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
-    stores = build_pair_stores(data, chat.encoder, report=run.say)
+    stores = build_pair_stores(data, chat.encoder, report=runtime.say)
     for source, store in zip(data.train, stores.train, strict=True):
         if config.reward.margin and not has_margins(store):
             raise ValueError(f"reward.margin: {source.path} has rows without a margin: add it, or leave the key out")
 
     causal = load_with_adapter(run, base, chat)
     model = score_model(causal, base, pad_token_id=pad_token_id, seed=config.run.seed)
-    run.say(trained_report(run, model))
+    runtime.say(trained_report(run, model))
     fingerprint = base_fingerprint(model)
     module = prepare_reward_model(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
-    shared = shares_prompts(model, module.kernel, data.max_seq_len, runtime.device, run.say)
+    shared = shares_prompts(model, module.kernel, data.max_seq_len, runtime.device, runtime.say)
     packed = partial(pack_pairs, max_seq_len=data.max_seq_len, share_prompts=shared)
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
     plan = plan_data(config, train_packs, eval_packs, runtime)
@@ -73,7 +73,7 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
     spec = export_spec(run, model, chat, REWARD)
 
     def export(checkpoint: Checkpoint) -> str:
-        run.say(write_reward_card(run, checkpoint))
+        runtime.say(write_reward_card(run, checkpoint))
         return export_tuned(run.folder, config, checkpoint, spec, fingerprint)
 
     close(run, trained, export, last=last)

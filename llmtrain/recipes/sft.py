@@ -36,10 +36,10 @@ def run_sft(config: SftConfig) -> None:
 
     base = resolve_model(config.model)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on=data.loss_on)
-    stores = build_chat_stores(data, chat.encoder, report=run.say)
+    stores = build_chat_stores(data, chat.encoder, report=runtime.say)
 
     model = load_with_adapter(run, base, chat)
-    run.say(trained_report(run, model))
+    runtime.say(trained_report(run, model))
     fingerprint = base_fingerprint(model)
     module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
     module.neftune_alpha = config.model.neftune_alpha

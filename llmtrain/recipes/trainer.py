@@ -43,10 +43,6 @@ class Run(Generic[Config_co]):
     folder: Path
     runtime: Runtime
 
-    def say(self, line: str) -> None:
-        """Print a line, once for all processes."""
-        self.runtime.say(line)
-
 
 @dataclass(frozen=True)
 class Training(Generic[BatchType]):
@@ -165,7 +161,8 @@ def close(run: Run[Config], trained: Trained, export: Callable[[Checkpoint], str
     `export` writes it from a checkpoint and returns what it wrote, for the log. `last`: no other run follows in this
     process.
     """
-    if run.runtime.is_main and trained.checkpoint is not None:
-        run.say(f"{trained.outcome}: {export(trained.checkpoint)}")
+    runtime = run.runtime
+    if runtime.is_main and trained.checkpoint is not None:
+        runtime.say(f"{trained.outcome}: {export(trained.checkpoint)}")
         mark_finished(run.folder, run.config)
-    run.runtime.finish(leave=last or trained.checkpoint is None)
+    runtime.finish(leave=last or trained.checkpoint is None)
