@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from llmtrain.cli.main import VERBS, main
+from llmtrain.recipes.command import command
 
 LIGHT = """
 import sys
@@ -72,3 +75,21 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     shown = capsys.readouterr().out
     assert all(f"  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["sft", "--help"], ["rlhf", "--help"], ["configs"]])
+def test_a_reader_that_closes_early_ends_the_command_without_a_word(argv: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does once it has its lines
+    argv = [sys.executable, "-m", "llmtrain", *argv]
+    with os.fdopen(writer, "wb") as output:
+        done = subprocess.run(argv, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_ctrl_c_is_one_word_and_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, command():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "interrupted\n"
