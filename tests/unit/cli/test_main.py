@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_read(argv: list[str]
         (["sft", "sft_ful"], "error: sft_ful is neither a file nor a shipped configuration: the nearest is sft_full\n"),
         (["sft", "zzz"], "error: zzz is neither a file nor a shipped configuration: `llmtrain configs` lists them\n"),
         (["sft", "--packs", "2"], "error: unknown option --packs; usage: CONFIG [key=value ...]; --help lists"),
-        (["configs", "zero"], "error: zero is no shipped configuration: the nearest is "),
+        (["configs", "zero"], "error: zero is not a shipped configuration: the nearest is "),
         (
             ["rlhf", "bytes"],
             "error: bytes has none of the sections reward, preference, policy, which rlhf needs: it is",
@@ -69,6 +70,44 @@ def test_what_cannot_run_is_one_line_and_exit_code_2(
     told = capsys.readouterr().err
     assert stopped.value.code == 2
     assert told.startswith(message) and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run:\n", "error: run is a section: give its keys, as in run: {...}, not None"),
+        ("run: 3\n", "error: run is a section: give its keys, as in run: {...}, not 3"),
+        ("", "error: config.yaml: holds no sections\n"),
+        ("- run\n", "error: config.yaml: holds no sections\n"),
+    ],
+)
+def test_a_file_without_sections_is_not_taken_for_another_recipes(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main(["sft", "config.yaml"])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(message) and shown.count("\n") == 1
+
+
+def test_a_folder_is_not_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    with pytest.raises(SystemExit):
+        main(["sft", "texts"])
+    assert capsys.readouterr().err.startswith("error: texts is a folder: name a YAML file in it")
+
+
+def test_preview_refuses_a_number_of_packs_below_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["preview", "sft_full", "--packs", "0"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --packs=0: must be at least 1\n"
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
