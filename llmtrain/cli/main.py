@@ -14,7 +14,7 @@ from typing import Protocol
 
 from llmtrain.cli import train
 from llmtrain.config.nearest import nearest
-from llmtrain.recipes.command import EXIT_USER_ERROR, command, prepare_process
+from llmtrain.recipes.command import EXIT_USER_ERROR, command, prepare_process, print_text, readable_output
 
 TRAINING = {
     "pretrain": "raw text to a language model",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     verb, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     match verb:
         case "-h" | "--help":
-            print(usage())
+            print_text(usage())
         case "pretrain":
             train.pretrain(rest)
         case "sft":
@@ -85,14 +85,11 @@ def run_tool(verb: str, argv: Sequence[str]) -> None:
         prog=f"llmtrain {verb}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     tool.add_arguments(parser)
-    arguments = parser.parse_args(argv)
     try:
-        with command():
-            tool.run(arguments)
+        with readable_output(), command():
+            tool.run(parser.parse_args(argv))
     except OSError as error:
         fail(f"{error.filename or ''}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def hide_developer_messages() -> None:

@@ -32,12 +32,14 @@ TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml")
-    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[])
     parser.add_argument("--packs", type=int, default=2, help="packs to show, the first of the run (default: 2)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Build or open the stores as the recipe does, and show the first packs of its first steps."""
+    if arguments.packs < 1:
+        raise ValueError(f"--packs={arguments.packs}: must be at least 1")
     config = load_config(SftConfig, [arguments.config, *arguments.overrides])
     console = Console(highlight=False, soft_wrap=True)
     model = resolve_model(config.model)

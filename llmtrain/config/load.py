@@ -118,6 +118,8 @@ def _explain(schema: type[Section], fault: Any) -> str:
         return unknown_key(schema, location)
     if fault["type"] == "missing":
         return f"{key} is missing"
+    if fault["type"] in ("model_type", "model_attributes_type"):
+        return f"{key} is a section: give its keys, as in {key}: {{...}}, not {fault['input']!r}"
     message = fault["msg"].removeprefix("Value error, ")
     if not key or (fault["type"] == "value_error" and not location):
         return message

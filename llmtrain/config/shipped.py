@@ -38,6 +38,8 @@ def find_config(given: str) -> Path:
     shipped = shipped_configs("recipes", "tokenizer")
     if given in shipped:
         return shipped[given]
+    if path.is_dir():
+        raise ValueError(f"{given} is a folder: name a YAML file in it, or a shipped configuration")
     near = nearest(given, shipped)
     hint = f"the nearest is {near}" if near is not None else "`llmtrain configs` lists them"
     raise ValueError(f"{given} is neither a file nor a shipped configuration: {hint}")

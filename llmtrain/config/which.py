@@ -54,6 +54,9 @@ def refuse_other_recipe(schema: type[Section], path: str, file: Mapping[str, Any
 
 
 def _fits(schema: type[Section], file: Mapping[str, Any], tree: Mapping[str, Any]) -> bool:
+    sections = [name for name, field in schema.model_fields.items() if section_of(field) is not None]
+    if not all(isinstance(file.get(name, {}), Mapping) for name in sections):
+        return False  # a section without keys, such as `run:` alone, is a fault of its own
     needed = {name for name, field in schema.model_fields.items() if field.is_required()} - ANY_RECIPE
     return needed <= tree.keys() and not any(_unknown(schema, file))
 

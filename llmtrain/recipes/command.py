@@ -10,6 +10,7 @@ launcher take `-m llmtrain sft`.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +26,15 @@ from llmtrain.system.memory import tune_for_training
 Config = TypeVar("Config", bound=Section)
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 def run_recipe(schema: type[Config], main: Callable[[Config], None], argv: Sequence[str] | None = None) -> None:
     """Read `CONFIG.yaml [key=value ...]` into a configuration and run `main` on it; `argv` None: the command line's."""
     argv = sys.argv[1:] if argv is None else argv
     if asks_for_help(argv):
-        print(help_text(schema))
+        print_text(help_text(schema))
         return
     with command():
         config = load_config(schema, argv)
@@ -48,7 +51,7 @@ def asks_for_help(argv: Sequence[str]) -> bool:
 def command() -> Iterator[None]:
     """A command that the user started: a ValueError or a full disk is one line and exit code 2, as the user can fix it.
 
-    A process of a launch ends here: see `_leave`.
+    Ctrl-C is one word and exit code 130, as a shell gives. A process of a launch ends here: see `_leave`.
     """
     try:
         yield
@@ -58,8 +61,35 @@ def command() -> Iterator[None]:
         if not is_disk_full(error):
             raise
         _refuse(f"the disk is full ({error.filename or error}): free some space and start again")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        if "WORLD_SIZE" in os.environ:
+            _leave(EXIT_INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     if "WORLD_SIZE" in os.environ:
         _leave(0)  # everything is written; closing process groups after another rank has left can wait forever
+
+
+@contextmanager
+def readable_output() -> Iterator[None]:
+    """Output that a reader may close early, as `| head` does: the command then ends without a word.
+
+    Not for training: a pipe that breaks there may be one between processes.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, not when Python exits, where the error could not be caught
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
+        sys.exit(EXIT_BROKEN_PIPE)
+
+
+def print_text(text: str) -> None:
+    """Print a text such as a help page, which a reader may close early."""
+    with readable_output():
+        print(text)
 
 
 def prepare_process() -> None:

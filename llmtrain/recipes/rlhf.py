@@ -20,14 +20,14 @@ from llmtrain.config.help import help_text
 from llmtrain.config.load import load_tree
 from llmtrain.config.stages import Stages, load_stages, schema_of
 from llmtrain.config.which import STAGE_SUFFIX
-from llmtrain.recipes.command import asks_for_help, command, prepare_process, say_once
+from llmtrain.recipes.command import asks_for_help, command, prepare_process, print_text, say_once
 
 
 def start(argv: Sequence[str] | None = None) -> None:
     """Read `CONFIG.yaml [key=value ...]` and run the stages that it is for; `argv` None: the command line's."""
     argv = sys.argv[1:] if argv is None else argv
     if asks_for_help(argv):
-        print(usage([word for word in argv if not word.startswith("-")]))
+        print_text(usage([word for word in argv if not word.startswith("-")]))
         return
     with command():
         asked = load_stages(argv)

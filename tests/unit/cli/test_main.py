@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from llmtrain.cli.main import VERBS, main
+from llmtrain.recipes.command import command
 
 LIGHT = """
 import sys
@@ -48,7 +52,7 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_read(argv: list[str]
         (["sft", "sft_ful"], "error: sft_ful is neither a file nor a shipped configuration: the nearest is sft_full\n"),
         (["sft", "zzz"], "error: zzz is neither a file nor a shipped configuration: `llmtrain configs` lists them\n"),
         (["sft", "--packs", "2"], "error: unknown option --packs; usage: CONFIG [key=value ...]; --help lists"),
-        (["configs", "zero"], "error: zero is no shipped configuration: the nearest is "),
+        (["configs", "zero"], "error: zero is not a shipped configuration: the nearest is "),
         (
             ["rlhf", "bytes"],
             "error: bytes has none of the sections reward, preference, policy, which rlhf needs: it is",
@@ -68,7 +72,63 @@ def test_what_cannot_run_is_one_line_and_exit_code_2(
     assert told.startswith(message) and told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run:\n", "error: run is a section: give its keys, as in run: {...}, not None"),
+        ("run: 3\n", "error: run is a section: give its keys, as in run: {...}, not 3"),
+        ("", "error: config.yaml: holds no sections\n"),
+        ("- run\n", "error: config.yaml: holds no sections\n"),
+    ],
+)
+def test_a_file_without_sections_is_not_taken_for_another_recipes(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main(["sft", "config.yaml"])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(message) and shown.count("\n") == 1
+
+
+def test_a_folder_is_not_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    with pytest.raises(SystemExit):
+        main(["sft", "texts"])
+    assert capsys.readouterr().err.startswith("error: texts is a folder: name a YAML file in it")
+
+
+def test_preview_refuses_a_number_of_packs_below_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["preview", "sft_full", "--packs", "0"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --packs=0: must be at least 1\n"
+
+
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     shown = capsys.readouterr().out
     assert all(f"  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["sft", "--help"], ["rlhf", "--help"], ["configs"]])
+def test_a_reader_that_closes_early_ends_the_command_without_a_word(argv: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does once it has its lines
+    argv = [sys.executable, "-m", "llmtrain", *argv]
+    with os.fdopen(writer, "wb") as output:
+        done = subprocess.run(argv, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_ctrl_c_is_one_word_and_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, command():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "interrupted\n"
