@@ -40,4 +40,4 @@ def path_of(name: str) -> str:
         return str(every[name])
     near = nearest(name, every)
     hint = f"the nearest is {near}" if near is not None else "`llmtrain configs` lists them"
-    raise ValueError(f"{name} is no shipped configuration: {hint}")
+    raise ValueError(f"{name} is not a shipped configuration: {hint}")

@@ -48,7 +48,7 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_read(argv: list[str]
         (["sft", "sft_ful"], "error: sft_ful is neither a file nor a shipped configuration: the nearest is sft_full\n"),
         (["sft", "zzz"], "error: zzz is neither a file nor a shipped configuration: `llmtrain configs` lists them\n"),
         (["sft", "--packs", "2"], "error: unknown option --packs; usage: CONFIG [key=value ...]; --help lists"),
-        (["configs", "zero"], "error: zero is no shipped configuration: the nearest is "),
+        (["configs", "zero"], "error: zero is not a shipped configuration: the nearest is "),
         (
             ["rlhf", "bytes"],
             "error: bytes has none of the sections reward, preference, policy, which rlhf needs: it is",
