@@ -1,7 +1,7 @@
 """Answer a file of prompts: `llmtrain generate RUN_OR_MODEL PROMPTS OUTPUT.jsonl`.
 
-PROMPTS is a text file with a prompt a line, or JSON lines with `prompt` (text) or `messages`. OUTPUT gets a JSON line
-for each, in order: what was given, and `response`.
+PROMPTS is a text file with one prompt per line, or JSON lines with `prompt` (text) or `messages`. OUTPUT gets a JSON
+line for each, in order: what was given, and `response`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Merge, into a folder that is not there yet."""
     folder = model_folder(arguments.adapter)
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{folder}: holds a whole model, no adapter: there is nothing to merge")
+        raise ValueError(f"{folder}: holds a full model, not an adapter: there is nothing to merge")
     if arguments.output.exists():
         raise ValueError(f"{arguments.output}: exists already; name a folder that does not")
     merge_adapter(folder, arguments.output)

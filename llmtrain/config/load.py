@@ -89,7 +89,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: holds no sections")
+        raise ValueError(f"{path}: not a mapping of sections")
     return tree
 
 

@@ -86,7 +86,7 @@ class RecipeConfig(Section):
         return self
 
     def _check_batch(self) -> None:
-        """Raise ValueError where a step is no whole number of packs."""
+        """Raise ValueError if a step is not a whole number of packs."""
         if self.train.global_batch_tokens % self.data.max_seq_len:
             raise ValueError(
                 f"train.global_batch_tokens={self.train.global_batch_tokens} is not a multiple of "
@@ -111,7 +111,7 @@ class RecipeConfig(Section):
         return {"eval.tokens": (not self._evaluates, "held-out data")}
 
     def _refuse_in_sources(self, names: tuple[str, ...], fix: str) -> None:
-        """Raise ValueError for a key of a source that means nothing in this recipe."""
+        """Raise ValueError for a key of a source that has no meaning in this recipe."""
         for source in (*self.data.train, *(self.data.eval or ())):
             for name in names:
                 if getattr(source, name) != Source.model_fields[name].default:
@@ -155,14 +155,14 @@ class PretrainConfig(RecipeConfig):
         if model.path is None and self.tokenizer.path is None:
             raise ValueError("a new model needs tokenizer.path")
         if model.path is not None and (model.preset or model.config):
-            raise ValueError("model.path continues a model as it is: model.preset and model.config must not be given")
+            raise ValueError("model.path keeps the model's own shape: remove model.preset and model.config")
         self._refuse_in_sources(IDLE_IN_PRETRAINING, "name text_field instead")
         return self
 
 
 class TuningOptimConfig(OptimConfig):
     lr: Annotated[float, Field(gt=0)] = 2e-5
-    """Peak learning rate (Llama 2, section 3.1: 2e-5 for all weights; adapters take about ten times as much)."""
+    """Peak learning rate (Llama 2, section 3.1: 2e-5 for full fine-tuning; adapters: about ten times that)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """AdamW's second-moment decay (Kingma and Ba 2015)."""
     weight_decay: NonNegative = 0.0
@@ -198,7 +198,7 @@ class SftConfig(TuningConfig):
 
 class RewardOptimConfig(TuningOptimConfig):
     lr: Annotated[float, Field(gt=0)] = 9e-6
-    """Peak learning rate (Ouyang et al. 2022, C.2: 9e-6 for all weights; adapters take about ten times as much)."""
+    """Peak learning rate (Ouyang et al. 2022, C.2: 9e-6 for full fine-tuning; adapters: about ten times that)."""
 
 
 class RewardStageConfig(TuningConfig):
@@ -219,7 +219,7 @@ class RewardStageConfig(TuningConfig):
 
 class PreferenceOptimConfig(TuningOptimConfig):
     lr: Annotated[float, Field(gt=0)] = 1e-6
-    """Peak learning rate (DPO, appendix B: 1e-6 for all weights; adapters take about ten times as much)."""
+    """Peak learning rate (DPO, appendix B: 1e-6 for full fine-tuning; adapters: about ten times that)."""
 
 
 class PreferenceStageConfig(TuningConfig):
@@ -250,7 +250,7 @@ class PreferenceStageConfig(TuningConfig):
 
 class PolicyOptimConfig(TuningOptimConfig):
     lr: Annotated[float, Field(gt=0)] = 3e-6
-    """Peak learning rate (Huang et al. 2024: 3e-6 for all weights; adapters take about ten times as much)."""
+    """Peak learning rate (Huang et al. 2024: 3e-6 for full fine-tuning; adapters: about ten times that)."""
 
 
 class PolicyStageConfig(TuningConfig):
@@ -265,7 +265,7 @@ class PolicyStageConfig(TuningConfig):
     def _policy_agrees(self) -> PolicyStageConfig:
         policy, rollout = self.policy, self.rollout
         if self.train.steps is None:
-            raise ValueError("train.epochs means nothing where data is made as it is used: give train.steps")
+            raise ValueError("train.epochs has no meaning with rollouts: give train.steps")
         if ADVANTAGES[policy.advantage].needs_groups and rollout.samples_per_prompt < 2:
             raise ValueError(
                 f"policy.advantage={policy.advantage} compares samples of a prompt: give rollout.samples_per_prompt=2 "
@@ -292,7 +292,7 @@ class PolicyStageConfig(TuningConfig):
                 "one, or give a reward model's folder here"
             )
         if self.train.spike_factor is not None:
-            raise ValueError("train.spike_factor looks at a loss over stored data: leave it out here")
+            raise ValueError("train.spike_factor needs a loss over stored data, not rollouts: remove it")
         self._refuse_in_sources(IDLE_IN_TUNING, "name `fields: {prompt: ...}` instead")
         return self
 
@@ -348,7 +348,7 @@ class PolicyStageConfig(TuningConfig):
             | {f"policy.{name}": no_kl for name in ("kl_placement", "kl_estimator", "kl_target", "kl_budget")}
             | {f"policy.{name}": no_clip for name in ("clip_low", "clip_high")}
             | {"rollout.eval_prompts": (not self._evaluates, "held-out data")}
-            | {"eval.tokens": (True, "stored tokens: rollout.eval_prompts is what you mean")}
+            | {"eval.tokens": (True, "stored tokens (rollouts use rollout.eval_prompts)")}
             | {"policy.kl_horizon": (policy.kl_target is None, "policy.kl_target")}
             | {"rollout.overlong_penalty": (rollout.overlong_buffer_tokens is None, "rollout.overlong_buffer_tokens")}
             | {"rollout.on_weak_reward": (not rollout.reward_models(), "a reward of the name model")}

@@ -43,7 +43,7 @@ class Source(Section):
     path: str
     """A file, glob or folder, a store built before, or a hub dataset id."""
     weight: Annotated[float, Field(gt=0)] | None = None
-    """Share of the training mixture, relative to the other sources'; None: by size, every token once an epoch."""
+    """Share of the training mixture, relative to the other sources'; None: by size, every token once per epoch."""
     text_field: str | None = None
     """Field that holds the text; None: recognised (`text`, `content`, ...)."""
     fields: dict[str, str] = {}
@@ -77,7 +77,7 @@ class PretrainedModelConfig(Section):
     revision: Annotated[str | None, Needs("model.path on the hub", lambda model: is_on_hub(model.path))] = None
     """Commit, tag or branch of the hub model; the commit it resolves to is recorded."""
     dropout: Fraction | None = None
-    """Dropout of every kind the architecture has, refused where it has none; None: as its configuration says."""
+    """Dropout of every kind the architecture has, an error if it has none; None: as its configuration says."""
     attention: Literal["auto", "segments", "varlen", "mask"] = "auto"
     """Attention within documents: SDPA per segment, torch's varlen kernel (CUDA), one block mask; auto: by device."""
     trust_remote_code: bool = False
@@ -121,7 +121,7 @@ class AdapterConfig(Section):
 
 class TokenizerConfig(Section):
     path: str | None = None
-    """Folder or hub id of the tokenizer; None: the one beside `model.path`."""
+    """Folder or hub id of the tokenizer; None: that of `model.path`."""
     revision: Annotated[str | None, Needs("tokenizer.path on the hub", lambda tokenizer: is_on_hub(tokenizer.path))] = (
         None
     )
@@ -191,7 +191,7 @@ class DataConfig(SourcesConfig):
 
 class TemplatedSourcesConfig(SourcesConfig):
     chat_template: str = "auto"
-    """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and answer as they are; or a Jinja file."""
+    """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and answer unchanged; or a Jinja file."""
 
 
 class ChatDataConfig(TemplatedSourcesConfig):
@@ -237,7 +237,7 @@ class OptimConfig(Section):
         Feature("8-bit optimizer", ("adamw8bit", "paged_adamw8bit")),
     ] = "adamw"
     """`muon` orthogonalises the updates of hidden matrices; embeddings, head and vectors keep AdamW. The 8-bit forms
-    hold AdamW's state in a byte a value (bitsandbytes, CUDA); paged ones move it to the host where memory is short."""
+    hold AdamW's state in one byte per value (bitsandbytes, CUDA); paged: on the host if memory runs out."""
     lr: Annotated[float, Field(gt=0)] = 6e-4
     """Peak learning rate of AdamW (GPT-3, table 2.1, 125M: 6e-4)."""
     muon_lr: Annotated[float, Field(gt=0), MUON] = 0.02
@@ -283,7 +283,7 @@ class CheckpointConfig(Section):
     every: Positive | None = 500
     """Steps between checkpoints; one is also written at the end and on SIGTERM or SIGUSR1. None: only then."""
     keep: Positive = 2
-    """Newest checkpoints that are kept, and the best one besides when `best` is on."""
+    """How many of the newest checkpoints are kept; the best one is kept as well if `best` is on."""
     best: Annotated[bool, Feature("best checkpoint")] = False
     """Also keep the checkpoint with the lowest held-out loss; saved at each evaluation that improves."""
     export_best: bool = False

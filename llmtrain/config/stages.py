@@ -65,7 +65,7 @@ def stage_configs(tree: Mapping[str, Any]) -> dict[str, RecipeConfig]:
     for name in names:
         own = tree[f"{name}{STAGE_SUFFIX}"] or {}
         if not isinstance(own, dict):
-            raise ValueError(f"{name}{STAGE_SUFFIX}: holds no sections")
+            raise ValueError(f"{name}{STAGE_SUFFIX}: not a mapping of sections")
         whole = _merged(shared, own)
         run, own_run = whole.get("run"), own.get("run")
         if isinstance(run, dict) and "dir" in run and not (isinstance(own_run, dict) and "dir" in own_run):

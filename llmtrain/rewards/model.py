@@ -44,7 +44,7 @@ def model_reward(
     weight, folder = reward_weight(spec, place), model_folder(reward_model_path(spec, place))
     card = folder.parent / REWARD_CARD
     if card.is_file() and not beats_chance(json.loads(card.read_text(encoding="utf-8"))):
-        weak = f"{place}: {spec['path']} may be no better than chance, says {card}"
+        weak = f"{place}: {spec['path']} may be no better than chance according to {card}"
         if refuses_weak:
             raise ValueError(f"{weak}: train a better one, or set rollout.on_weak_reward=warn")
         report(f"warning: {weak}")

@@ -25,8 +25,12 @@ def run_stages(configs: Mapping[str, RecipeConfig], runs: Mapping[str, RunStage]
     for name, config in configs.items():
         folder = config.run.dir
         if name not in pending:
-            began_anew = pending and list(configs).index(pending[0]) < list(configs).index(name)
-            hint = f", with what an earlier stage was then: remove {folder} to run it again" if began_anew else ""
+            follows_pending = pending and list(configs).index(pending[0]) < list(configs).index(name)
+            hint = (
+                f"; trained on the previous result of an earlier stage, which is run again: remove {folder} to run it again"
+                if follows_pending
+                else ""
+            )
             say(f"{name} stage: finished in {folder}, skipped{hint}")
             continue
         say(f"{name} stage: runs in {folder}")

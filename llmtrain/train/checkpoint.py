@@ -103,7 +103,7 @@ class Checkpoints:
         (found, bad, foreign), *_ = runtime.gather_floats(searched)  # the main process's
         if foreign:
             raise ValueError(
-                f"a checkpoint in {self._folder} is of another format than {FORMAT}: go on with the version of "
+                f"a checkpoint in {self._folder} is of another format than {FORMAT}: continue with the version of "
                 "llmtrain that wrote it, or remove the folder to start from the beginning"
             )
         if found >= 0:

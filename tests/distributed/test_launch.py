@@ -111,7 +111,7 @@ def test_a_launch_of_fsdp_on_a_cpu_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_launch_that_accelerate_makes_one_process_of_is_refused(tmp_path: Path) -> None:
     ended = accelerate(["--cpu", "--num_processes", "2"], script(tmp_path, START.format(minutes=1)))
-    assert ended.code != 0 and "ValueError: several processes were asked for and one was started" in ended.err
+    assert ended.code != 0 and "ValueError: several processes were requested but only one was started" in ended.err
 
 
 def test_state_that_fsdp2_shards_is_saved_whole_and_restored_to_the_bit(tmp_path: Path) -> None:

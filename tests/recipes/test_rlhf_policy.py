@@ -216,7 +216,7 @@ def test_groups_without_a_signal_are_left_out(task: Path, tmp_path: Path) -> Non
         ({"eval": {"tokens": 100}}, "eval.tokens does nothing without stored tokens"),
         ({"rollout": {"rewards": ["no_such_reward"]}}, "no reward 'no_such_reward'"),
         ({"rollout": {"max_new_tokens": 16}}, "leaves no room for a prompt"),
-        ({"train": {"steps": None, "epochs": 1}}, "train.epochs means nothing"),
+        ({"train": {"steps": None, "epochs": 1}}, "train.epochs has no meaning"),
         ({"rollout": {"overlong_buffer_tokens": 5}}, "overlong_buffer_tokens=5 is more than rollout.max_new_tokens=4"),
         (
             {"rollout": {"overlong_penalty": 2.0}},

@@ -129,10 +129,10 @@ def _require_usable(key: str, source: Source, meta: Mapping[str, Any], data: Dat
     reading = source.model_dump(exclude={"path", "weight"})
     changed = [name for name, value in reading.items() if value != Source.model_fields[name].default]
     if changed:
-        raise ValueError(f"{key}={path}: a store is used as it is: {', '.join(changed)} would do nothing")
+        raise ValueError(f"{key}={path}: a store is used unchanged: {', '.join(changed)} would do nothing")
     if key.startswith("data.train"):
         if data.clean != CleanConfig():
-            raise ValueError(f"{key}={path}: a store is used as it is: data.clean would do nothing")
+            raise ValueError(f"{key}={path}: a store is used unchanged: data.clean would do nothing")
         is_split_asked = data.eval is None and "eval_fraction" in data.model_fields_set
         if is_split_asked and data.eval_fraction != meta["eval_fraction"]:
             raise ValueError(

@@ -83,7 +83,7 @@ def train_rows(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(embedding) is not nn.Embedding or type(head) not in (nn.Linear, Head) or head.bias is not None:
         raise ValueError(
-            f"{model.config.model_type}: rows of new tokens cannot be trained beside its embedding and head; set "
+            f"{model.config.model_type}: its embedding and head do not support trained rows for new tokens; set "
             "data.chat_template to one of tokens that the tokenizer has, or adapter.kind to none"
         )
     ids = torch.tensor(sorted(token_ids), device=embedding.weight.device)

@@ -116,7 +116,7 @@ def _check_packs(
         ) from error
     if difference := _difference(packed, singles):
         raise ValueError(
-            f"{model.config.model_type}: packed documents are not computed as they are one by one (outputs "
+            f"{model.config.model_type}: packed documents are not computed as they are alone (outputs "
             f"{difference}), so this architecture cannot be trained on packs"
         )
     return packed, singles
@@ -194,4 +194,4 @@ def _sharing_error(
         difference = _difference(run(pack_inputs(batch, kernel)).float(), torch.cat(singles))
     if difference is None:
         return None
-    return f"{model.config.model_type} computes otherwise where they are shared (hidden states {difference})"
+    return f"{model.config.model_type} computes them differently when they are shared (hidden states {difference})"

@@ -71,8 +71,8 @@ def _start_trunk(trunk: nn.Module, theirs: nn.Module, where: str) -> None:
     )
     if has_adapter and not is_adapter:
         raise ValueError(
-            f"{where}: the critic is an adapter and the reward model has all weights: train the reward model with the "
-            "policy's adapter section, or set adapter.kind=none"
+            f"{where}: the critic is an adapter but the reward model was fully fine-tuned: train the reward model with "
+            "the policy's adapter section, or set adapter.kind=none"
         )
     if has_adapter:
         scales, their_scales = _scales(trunk), _scales(theirs)

@@ -39,7 +39,7 @@ def check_environment(environment: Mapping[str, str], *, precision: str, has_acc
     launched = "ACCELERATE_MIXED_PRECISION" in environment
     if launched and "MASTER_ADDR" in environment and "LOCAL_RANK" not in environment:
         raise ValueError(
-            "several processes were asked for and one was started: accelerate launch starts one with --cpu, "
+            "several processes were requested but only one was started: accelerate launch starts one with --cpu, "
             "use_cpu: true or distributed_type: MULTI_CPU; use --config_file recipes/accelerate/cpu.yaml"
         )
     if int(environment.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" not in environment:
@@ -84,7 +84,7 @@ def check_outcome(environment: Mapping[str, str], *, engine: str, world_size: in
         )
     if is_on(environment, "ACCELERATE_USE_DEEPSPEED") != engine.startswith("zero"):
         raise ValueError(
-            f"accelerate made {engine} of the launch, against what the launcher says about DeepSpeed: use a "
+            f"accelerate set up {engine}, which contradicts the launcher's DeepSpeed setting: use a "
             "configuration of recipes/accelerate"
         )
 

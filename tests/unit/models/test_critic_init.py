@@ -133,7 +133,7 @@ def test_a_head_on_the_policys_trunk_is_the_reward_models(base: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("of_reward", "of_policy", "told"),
     [
-        (None, LORA, "the critic is an adapter and the reward model has all weights"),
+        (None, LORA, "the critic is an adapter but the reward model was fully fine-tuned"),
         ({**LORA, "alpha": 16}, LORA, "has scale 4.0 in the reward model and 2.0 in the critic"),
         ({**LORA, "rank": 2, "alpha": 4}, LORA, "differs between the reward model and the critic"),
     ],

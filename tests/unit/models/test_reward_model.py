@@ -271,7 +271,7 @@ def test_leaking_attention_is_found_at_the_start(tmp_path: Path, monkeypatch: py
 
     plan = trunk.plan_segments
     monkeypatch.setattr(trunk, "plan_segments", lambda lengths, *rest: plan((sum(lengths),), *rest))
-    with pytest.raises(ValueError, match="packed documents are not computed as they are one by one"):
+    with pytest.raises(ValueError, match="packed documents are not computed as they are alone"):
         trained(write_base(tmp_path))
 
 

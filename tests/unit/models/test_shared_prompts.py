@@ -193,4 +193,4 @@ def test_prompts_stand_twice_where_sharing_is_computed_otherwise(monkeypatch: py
 
     monkeypatch.setattr(trunk, "plan_segments", leaking)
     assert not shares_prompts(tiny("llama").float(), "segments", 64, CPU, said.append)
-    assert said[0].startswith("prompts: twice per pair, since llama computes otherwise where they are shared")
+    assert said[0].startswith("prompts: twice per pair, since llama computes them differently when they are shared")

@@ -234,7 +234,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_left_as_it_is(checkpoints
     later = checkpoints.save(runtime, 20, {}, extra={})
     manifest = json.loads((later / "manifest.json").read_text())
     (later / "manifest.json").write_text(json.dumps(manifest | {"format": checkpoint_module.FORMAT + 1}))
-    with pytest.raises(ValueError, match=r"is of another format than 1: go on with the version of llmtrain that wrote"):
+    with pytest.raises(ValueError, match=r"is of another format than 1: continue with the version of llmtrain"):
         checkpoints.latest(runtime)
     with pytest.raises(ValueError, match=r"step-00000020 is of format 2, not 1"):
         Checkpoint(later)

@@ -36,7 +36,7 @@ def test_a_process_that_was_left_one_thread_takes_its_share_of_the_cores(
     [
         (SPAWNED | {"ACCELERATE_USE_CPU": "True", "ACCELERATE_USE_DEEPSPEED": "true"}, "use_cpu must be false"),
         (SPAWNED | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP needs a GPU"),
-        (LAUNCHER | {"MASTER_ADDR": "127.0.0.1"}, "several processes were asked for and one was started"),
+        (LAUNCHER | {"MASTER_ADDR": "127.0.0.1"}, "several processes were requested but only one was started"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set, but this process was not started as one of several"),
         (SPAWNED | {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps=4"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision: bf16 .* train.precision is fp32"),
@@ -62,7 +62,7 @@ def test_what_accelerate_made_of_a_launch_is_checked() -> None:
     check_outcome(zero, engine="zero2", world_size=2)
     with pytest.raises(ValueError, match="2 processes were started, but this one trains in a group of 1"):
         check_outcome(SPAWNED, engine="single", world_size=1)
-    with pytest.raises(ValueError, match="accelerate made ddp of the launch"):
+    with pytest.raises(ValueError, match="accelerate set up ddp"):
         check_outcome(zero, engine="ddp", world_size=2)
 
 
