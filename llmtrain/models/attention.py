@@ -42,7 +42,7 @@ class Segments:
     runs: tuple[Run, ...]
     max_length: int
     cu_seqlens: Int32[Tensor, " segments+1"] | None = None  # for varlen
-    mask: Bool[Tensor, "tokens tokens"] | None = None  # for mask; True where a query sees a key
+    mask: Bool[Tensor, "tokens tokens"] | None = None  # for mask; True if a query sees a key
     positions: Int64[Tensor, " tokens"] | None = None  # for mask; of each token in its document
 
 

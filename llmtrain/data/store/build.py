@@ -71,7 +71,7 @@ class Stores:
     """The stores of a run, one per source, in the order of the configuration, and the account of all."""
 
     train: list[TokenStore]
-    eval: list[TokenStore]  # empty where nothing is held out
+    eval: list[TokenStore]  # empty if nothing is held out
     ledger: Ledger
 
     @property
@@ -174,7 +174,7 @@ def _held_out_split(folder: Path) -> Split:
 
 
 def _require_held_out(data: SourcesConfig, train: list[TokenStore], held_out: list[TokenStore], report: Report) -> None:
-    """Raises ValueError where a share was to be held out and no document fell into it."""
+    """Raises ValueError if a share was to be held out and no document fell into it."""
     empty = [index for index, store in enumerate(held_out) if not store.num_tokens]
     if held_out and len(empty) == len(held_out):
         num_documents = sum(store.num_documents for store in train)
