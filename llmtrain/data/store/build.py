@@ -46,7 +46,7 @@ class StoreKind:
     masked: bool = True  # tokens come with whether they are targets of the loss
     values: tuple[str, ...] = ()  # names of the numbers that each document carries
     about: Mapping[str, Any] = field(default_factory=dict)  # written to store.json in place of `content`, by key
-    resumes: bool = False  # an interrupted build goes on where it stopped, else it starts again
+    resumes: bool = False  # an interrupted build resumes where it stopped, else it starts again
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _build(spec: StoreSpec, report: Report) -> None:
             discard_unfinished(spec.folder, kind.values)
         if not is_disk_full(error):
             raise
-        later = ", then start again: the build goes on from its last whole unit" if kind.resumes else ""
+        later = ", then start again: the build resumes from its last whole unit" if kind.resumes else ""
         raise disk_full(spec.folder, f"free some space or move data.cache_dir{later}") from None
 
 

@@ -1,4 +1,4 @@
-"""Plain text -> token stores: read, clean, split, tokenize, write; an interrupted build goes on where it stopped."""
+"""Plain text -> token stores: read, clean, split, tokenize, write; an interrupted build resumes where it stopped."""
 
 from __future__ import annotations
 
