@@ -26,12 +26,12 @@ DEMO = Path("runs/demo")
 RUN = DEMO / "pretrain"
 CORPUS = DEMO / "corpus"
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
-STOPPED = "stopped; `make demo` goes on from the last checkpoint"
+STOPPED = "stopped; `make demo` continues from the last checkpoint"
 PROMPT = "def __init__(self"
 
 
 def main() -> None:
-    """Run the steps from the repository's root; a finished demo starts afresh, a stopped one goes on."""
+    """Run the steps from the repository's root; a finished demo starts afresh, a stopped one continues."""
     os.chdir(ROOT)
     os.environ["HF_HUB_OFFLINE"] = "1"
     if (RUN / "model").exists():

@@ -69,7 +69,7 @@ class SourceLedger:
         self.dropped.setdefault(step, Tally()).add(num_bytes)
 
     def check(self) -> None:
-        """Raises AssertionError where documents, bytes or tokens do not add up."""
+        """Raises AssertionError if documents, bytes or tokens do not add up."""
         parts = [*self.bad_rows.values(), *self.dropped.values(), *self.kept.values()]
         for unit, read, found in (
             ("documents", self.read.documents, sum(part.documents for part in parts)),
@@ -113,10 +113,10 @@ class Ledger:
     """The accounts of all sources of a run."""
 
     train: Sequence[SourceLedger]
-    eval: Sequence[SourceLedger]  # empty where the held-out documents are a split of `train`
+    eval: Sequence[SourceLedger]  # empty if the held-out documents are a split of `train`
 
     def check(self) -> None:
-        """Raises AssertionError where a source's account does not add up."""
+        """Raises AssertionError if a source's account does not add up."""
         for source in (*self.train, *self.eval):
             source.check()
 

@@ -45,7 +45,7 @@ class Piece:
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer in a folder or on the hub.
 
-    Raises ValueError where there is none, or none that the `tokenizers` library runs.
+    Raises ValueError if there is none, or none that the `tokenizers` library runs.
     """
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     local = Path(path).expanduser()
@@ -163,7 +163,7 @@ def batch_chars() -> int:
 def _around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that a tokenizer puts before and after a text.
 
-    Raises ValueError where what it puts there depends on the text.
+    Raises ValueError if what it puts there depends on the text.
     """
     texts = (backend.decode([token_id]) for token_id in sorted(backend.get_vocab(with_added_tokens=False).values()))
     probe = next((text for text in texts if text and _ids_or_none(backend, text)), None)
@@ -177,7 +177,7 @@ def _around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _ids_or_none(backend: Tokenizer, text: str) -> list[int] | None:
-    """The ids of a text; None where the tokenizer fails on it."""
+    """The ids of a text; None if the tokenizer fails on it."""
     try:
         return list(backend.encode(text, add_special_tokens=False).ids)
     except Exception:  # the library raises no narrower class

@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
     num_segments: int
     length: int  # tokens of each
-    prefix: int | None = None  # number of the run, of one segment, that these go on from
+    prefix: int | None = None  # number of the run, of one segment, that these continue
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Segments:
     runs: tuple[Run, ...]
     max_length: int
     cu_seqlens: Int32[Tensor, " segments+1"] | None = None  # for varlen
-    mask: Bool[Tensor, "tokens tokens"] | None = None  # for mask; True where a query sees a key
+    mask: Bool[Tensor, "tokens tokens"] | None = None  # for mask; True if a query sees a key
     positions: Int64[Tensor, " tokens"] | None = None  # for mask; of each token in its document
 
 
@@ -91,7 +91,7 @@ def _runs(lengths: Sequence[int], prefix_lengths: Sequence[int]) -> tuple[Run, .
 
 def _mask(runs: Sequence[Run], device: torch.device) -> tuple[Bool[Tensor, "tokens tokens"], Int64[Tensor, " tokens"]]:
     """Which key a query sees, and each token's position in its document."""
-    segments: list[tuple[int, int, int]] = []  # (length, number of the prefix that it goes on from, that one's length)
+    segments: list[tuple[int, int, int]] = []  # (length, number of the prefix that it continues, that one's length)
     firsts: list[int] = []  # number of the first segment of each run
     for run in runs:
         firsts.append(len(segments))

@@ -195,7 +195,7 @@ def _make_rows(model: PreTrainedModel, new_token_ids: Sequence[int]) -> None:
 
 
 def _set_dropout(shape: PreTrainedConfig, dropout: float | None) -> None:
-    """Write the dropout that was asked for into every field that means it. Raises ValueError where there is none."""
+    """Write the dropout that was asked for into every field that means it. Raises ValueError if there is none."""
     if dropout is None:
         return
     present = [name for name in DROPOUT_FIELDS if name in shape.to_dict()]

@@ -56,7 +56,7 @@ def split_pattern(split_digits: bool) -> str:
 def special_token_list(config: TokenizerTrainConfig) -> list[str]:
     """Every special token, in the order of its id.
 
-    Raises ValueError where two are equal, where text could be merged into one, or where bytes and special
+    Raises ValueError if two are equal, if text could be merged into one, or if bytes and special
     tokens alone are more than the vocabulary.
     """
     named = config.special_tokens.model_dump(exclude={"reserved"})

@@ -146,7 +146,7 @@ def _check(config: TokenizerTrainConfig) -> None:
 def _holds_this(folder: Path, config: TokenizerTrainConfig) -> bool:
     """Whether the folder is there and was trained from the same configuration.
 
-    Raises ValueError where it holds anything else.
+    Raises ValueError if it holds anything else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False

@@ -95,7 +95,7 @@ class Loop(Generic[BatchType]):
         return at_start if step == 0 else step == self.num_steps or (every is not None and step % every == 0)
 
     def _step(self) -> Outcome | None:
-        """One optimizer step; None if the run goes on."""
+        """One optimizer step; None if the run continues."""
         started, progress = time.perf_counter(), self.progress
         try:
             microbatches = self.source.next_step()

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """What a resumed run goes on from. Seconds count over restarts."""
+    """What a resumed run continues from. Seconds count over restarts."""
 
     step: int = 0
     tokens: int = 0  # trained, over all ranks
@@ -63,6 +63,6 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; the clock goes on from this process's last `tick`."""
+        """Take over a saved state; the clock continues from this process's last `tick`."""
         for name, value in state.items():
             setattr(self, name, value)

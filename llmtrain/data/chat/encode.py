@@ -279,7 +279,7 @@ def _is_token(tokenizer: PreTrainedTokenizerFast, text: str) -> bool:
 
 
 def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
-    """The tokenizer's template, tried. Raises ValueError where it has none, or one that cannot be used."""
+    """The tokenizer's template, tried. Raises ValueError if it has none, or one that cannot be used."""
     source = tokenizer.chat_template
     if not isinstance(source, str):
         raise ValueError(

@@ -262,7 +262,7 @@ class ChatTemplate:
         return tuple(dict.fromkeys(token for text in written for token in self._added_token.findall(text)))
 
     def _probe(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str | None:
-        """The text of these messages; None where the template refuses them, as it will refuse rows like them."""
+        """The text of these messages; None if the template refuses them, as it will refuse rows like them."""
         try:
             return self._rendered(messages, tools, is_prompt=False)[0]
         except FAULTS:
@@ -276,7 +276,7 @@ class ChatTemplate:
         return (found[-1].group(),) if found and not text[found[-1].end() :].strip() else ()
 
     def _require_generated(self, trial: Trial) -> None:
-        """Raises ValueError where generation would begin an answer at another place than the template writes it."""
+        """Raises ValueError if generation would begin an answer at another place than the template writes it."""
         before_answer = trial.answer.rpartition(PROBE)[0][len(trial.prompt) :]
         if self._opening:
             self._require_opened(trial.prompt)
@@ -287,7 +287,7 @@ class ChatTemplate:
             )
 
     def _require_opened(self, prompt: str) -> None:
-        """Raises ValueError where no answer, not even one that begins with a thought, would follow the prompt."""
+        """Raises ValueError if no answer, not even one that begins with a thought, would follow the prompt."""
         answers: tuple[Message, ...] = (
             {**ANSWER, "content": self._opening + PROBE},
             {**ANSWER, "content": f"<think>\n{PROBE}\n</think>\n\n{PROBE}"},
@@ -338,7 +338,7 @@ def _trained(marks: Spans, start: int, end: int) -> Spans:
 def _after_opening(message: Message, opening: str, written: str) -> str | None:
     r"""What a model writes after an opening that its prompt has: the message's text after its own opening.
 
-    `Easy.\n</think>\n\n4` of `<think>\nEasy.\n</think>\n\n4`. None where the text does not begin with the
+    `Easy.\n</think>\n\n4` of `<think>\nEasy.\n</think>\n\n4`. None if the text does not begin with the
     opening, or does not end with what the template wrote of it, here `4`.
     """
     content = message.get("content")

@@ -96,7 +96,7 @@ def iter_examples(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger, re
 
 
 def check_canonical(fields: Mapping[str, str], path: str) -> None:
-    """Raises ValueError where a source's `fields` maps a name that no format has."""
+    """Raises ValueError if a source's `fields` maps a name that no format has."""
     for name in fields:
         if name not in CANONICAL:
             raise ValueError(

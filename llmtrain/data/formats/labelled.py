@@ -1,4 +1,4 @@
-"""Labelled rows: an instruction row and a field that is true where its last answer is desirable (KTO).
+"""Labelled rows: an instruction row and a field that is true if its last answer is desirable (KTO).
 
 The conversation is read in any format of `instructions`, without the label (Ethayarajh et al. 2024).
 """
@@ -82,7 +82,7 @@ def _label_field(row: Row, source: Source) -> str | None:
 
 
 def _without_label(row: Row, source: Source) -> tuple[bool | None, Row]:
-    """A row's label, None where it has none, and the row without it."""
+    """A row's label, None if it has none, and the row without it."""
     name = _label_field(row, source)
     rest = {field: value for field, value in row.fields.items() if field != name}
     return None if name is None else bool(row.fields[name]), Row(rest, row.where)

@@ -101,7 +101,7 @@ def first_question(messages: Sequence[Message]) -> str:
 def text_message(role: str, content: Any, place: str) -> Message:
     """One message of text.
 
-    Raises UnfitRow where the content is not text, or an assistant's is empty.
+    Raises UnfitRow if the content is not text, or an assistant's is empty.
     """
     return _message(role, content, {}, place)
 

@@ -167,7 +167,7 @@ def _described(found: PreferenceFormat, first: Preference) -> str:
 
 
 def check_preference_fields(fields: Mapping[str, str], path: str) -> None:
-    """Raises ValueError where a source's `fields` maps a name that no format has."""
+    """Raises ValueError if a source's `fields` maps a name that no format has."""
     for name in fields:
         if name not in CANONICAL:
             raise ValueError(
@@ -302,14 +302,14 @@ class _Answers:
 
 
 def _require_choice(fields: Fields) -> None:
-    """Raises UnfitRow where one of a pair's answers is null."""
+    """Raises UnfitRow if one of a pair's answers is null."""
     for name in sorted(CHOICE & fields.keys()):
         if fields[name] is None:
             raise UnfitRow("no preference", f"{name!r} is missing or null, so the row prefers nothing")
 
 
 def _base(row: Row) -> str | None:
-    """The field that holds the prompt; None: there is none. Raises ValueError where there are several."""
+    """The field that holds the prompt; None: there is none. Raises ValueError if there are several."""
     bases = [name for name in CHOICE_BASES if name in row.fields]
     if len(bases) > 1:
         raise ValueError(

@@ -94,7 +94,7 @@ def read_examples(
 def iter_rows(source: Source, ledger: SourceLedger | None = None) -> Rows:
     """Every row and bad row of a source, in order; its files are entered in the ledger.
 
-    Raises ValueError where there are no files of rows, or one cannot be read.
+    Raises ValueError if there are no files of rows, or one cannot be read.
     """
     location = resolve_rows(source)
     if isinstance(location, HubDataset):

@@ -96,7 +96,7 @@ def plan_data(
     """Fix the order and the number of steps of a run, one packing per source.
 
     `eval_bytes` are the UTF-8 bytes of the held-out text, where every token of it is a target; None: bits per byte
-    would mean nothing. Raises ValueError where a step has fewer packs than there are ranks.
+    would mean nothing. Raises ValueError if a step has fewer packs than there are ranks.
     """
     data, train, world_size = config.data, config.train, process.world_size
     num_packs = [packing.num_packs for packing in train_packs]

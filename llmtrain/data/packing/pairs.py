@@ -75,7 +75,7 @@ class PairLayout:
             both, trained = read_document(self.store, 2 * pair, num_documents=2)
             target = next_token_labels(both, trained)  # a document's first token is never a target
             start, middle = (int(offset) for offset in self.store.document_offsets[2 * pair : 2 * pair + 2])
-            rejected = middle - start + int(self._prefix_lengths[pair])  # where the rejected side goes on
+            rejected = middle - start + int(self._prefix_lengths[pair])  # where the rejected side continues
             ids += [both[: middle - start], both[rejected:]]
             labels += [target[: middle - start], target[rejected:]]
         prefix_lengths = self._prefix_lengths[groups]

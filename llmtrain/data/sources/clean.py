@@ -44,7 +44,7 @@ class Cleaner:
         """The documents of source number `index` that every step lets through.
 
         Sources before it that were not cleaned in this process, because their stores were found, are read first.
-        Raises ValueError where `datasketch` is missing or an evaluation file cannot be read.
+        Raises ValueError if `datasketch` is missing or an evaluation file cannot be read.
         """
         if self._steps is None:
             self._steps = _steps(self._config)

@@ -45,7 +45,7 @@ class HubDataset:
 def resolve(source: Source) -> Files | HubDataset:
     """The files or the hub dataset that a source names.
 
-    Raises ValueError where there is none, or none that can be read.
+    Raises ValueError if there is none, or none that can be read.
     """
     path = Path(source.path).expanduser()
     if path.is_dir():

@@ -161,7 +161,7 @@ def read_rows(path: Path, kind: str, part: Slice) -> Rows:
 
 
 def read_hub(source: Source, name: str, commit: str) -> Rows:
-    """The rows of a hub dataset, streamed, or a part of them. Raises ValueError where the hub does not give them."""
+    """The rows of a hub dataset, streamed, or a part of them. Raises ValueError if the hub does not give them."""
     yield from _rows_within(partial(_hub_rows, source, name, commit), parse_slice(source.slice))
 
 

@@ -46,7 +46,7 @@ class StoreKind:
     masked: bool = True  # tokens come with whether they are targets of the loss
     values: tuple[str, ...] = ()  # names of the numbers that each document carries
     about: Mapping[str, Any] = field(default_factory=dict)  # written to store.json in place of `content`, by key
-    resumes: bool = False  # an interrupted build goes on where it stopped, else it starts again
+    resumes: bool = False  # an interrupted build resumes where it stopped, else it starts again
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Stores:
     """The stores of a run, one per source, in the order of the configuration, and the account of all."""
 
     train: list[TokenStore]
-    eval: list[TokenStore]  # empty where nothing is held out
+    eval: list[TokenStore]  # empty if nothing is held out
     ledger: Ledger
 
     @property
@@ -144,7 +144,7 @@ def _build(spec: StoreSpec, report: Report) -> None:
             discard_unfinished(spec.folder, kind.values)
         if not is_disk_full(error):
             raise
-        later = ", then start again: the build goes on from its last whole unit" if kind.resumes else ""
+        later = ", then start again: the build resumes from its last whole unit" if kind.resumes else ""
         raise disk_full(spec.folder, f"free some space or move data.cache_dir{later}") from None
 
 
@@ -174,7 +174,7 @@ def _held_out_split(folder: Path) -> Split:
 
 
 def _require_held_out(data: SourcesConfig, train: list[TokenStore], held_out: list[TokenStore], report: Report) -> None:
-    """Raises ValueError where a share was to be held out and no document fell into it."""
+    """Raises ValueError if a share was to be held out and no document fell into it."""
     empty = [index for index, store in enumerate(held_out) if not store.num_tokens]
     if held_out and len(empty) == len(held_out):
         num_documents = sum(store.num_documents for store in train)

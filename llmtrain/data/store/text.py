@@ -1,4 +1,4 @@
-"""Plain text -> token stores: read, clean, split, tokenize, write; an interrupted build goes on where it stopped."""
+"""Plain text -> token stores: read, clean, split, tokenize, write; an interrupted build resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _require_usable(key: str, source: Source, meta: Mapping[str, Any], data: Dat
 
 
 def _require_some_to_hold_out(data: DataConfig) -> None:
-    """Raises ValueError, before anything is tokenized, where no document's hash falls into the held-out share.
+    """Raises ValueError, before anything is tokenized, if no document's hash falls into the held-out share.
 
     Reads no further than the first document that does: some 1 / eval_fraction documents.
     """

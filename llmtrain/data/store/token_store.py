@@ -58,7 +58,7 @@ def is_store(path: str | Path) -> bool:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """What `store.json` holds. Raises ValueError where it is not that of a store, or of another format."""
+    """What `store.json` holds. Raises ValueError if it is not that of a store, or of another format."""
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
         found = meta["format"]
@@ -73,7 +73,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 def open_store(path: Path, split: Split) -> TokenStore:
     """One split of a finished store; no data is read, only the files' sizes are checked.
 
-    Raises ValueError where a file is cut off.
+    Raises ValueError if a file is cut off.
     """
     meta = read_meta(path)
     sizes, dtype = meta["splits"][split], np.dtype(meta["dtype"])

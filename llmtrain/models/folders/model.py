@@ -105,7 +105,7 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def push_model(folder: Path, repo_id: str) -> str:
-    """Upload an exported folder; the address of the commit. Raises ValueError where the hub refuses."""
+    """Upload an exported folder; the address of the commit. Raises ValueError if the hub refuses."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -240,7 +240,7 @@ def _whole_weights(engine: Any, module: nn.Module) -> Iterator[None]:
     DeepSpeed gathers a module's weights around that module's own call, which every rank has to make in the same order.
     Ranks whose responses end at different lengths do not, and would wait for each other without end. So all weights
     are gathered at once, and until they are sharded again DeepSpeed's hooks are out of the way: they would gather and
-    free weights at each call, and compare the calls of all ranks. The hooks go back as they were, and training goes on.
+    free weights at each call, and compare the calls of all ranks. Then the hooks are put back, and training continues.
     """
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
