@@ -77,8 +77,8 @@ def test_what_cannot_run_is_one_line_and_exit_code_2(
     [
         ("run:\n", "error: run is a section: give its keys, as in run: {...}, not None"),
         ("run: 3\n", "error: run is a section: give its keys, as in run: {...}, not 3"),
-        ("", "error: config.yaml: holds no sections\n"),
-        ("- run\n", "error: config.yaml: holds no sections\n"),
+        ("", "error: config.yaml: not a mapping of sections\n"),
+        ("- run\n", "error: config.yaml: not a mapping of sections\n"),
     ],
 )
 def test_a_file_without_sections_is_not_taken_for_another_recipes(
