@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llmtrain.data.loader.batches import microbatches
+from llmtrain.data.loader.batches import collate, rank_batches
 from llmtrain.data.loader.plan import DataPlan
 from llmtrain.protocols import Ranks
 
@@ -35,7 +35,9 @@ class HeldOut:
         num_predicted = num_tokens = 0
         plan, ranks = self.plan, self.ranks
         packs = range(plan.num_eval_packs)
-        for batch in microbatches(packs, plan.eval_pack, plan.packs_per_microbatch, ranks.rank, ranks.world_size):
+        for batch in rank_batches(
+            packs, plan.eval_pack, plan.packs_per_microbatch, ranks.rank, ranks.world_size, collate
+        ):
             if should_stop():
                 return None
             total_loss += model(batch.to(ranks.device)).cross_entropy.cpu().double()

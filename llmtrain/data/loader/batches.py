@@ -58,13 +58,6 @@ def collate(packs: Sequence[tuple[int, Pack]]) -> PackedTokens:
     )
 
 
-def microbatches(
-    sample_ids: Sequence[int], fetch: Callable[[int], Pack], packs_per_microbatch: int, rank: int, world_size: int
-) -> Iterator[PackedTokens]:
-    """This rank's microbatches of the given samples; every rank yields equally many, empty ones at the end."""
-    return rank_batches(sample_ids, fetch, packs_per_microbatch, rank, world_size, collate)
-
-
 def rank_batches(
     sample_ids: Sequence[int],
     fetch: Callable[[int], Pack],
@@ -73,7 +66,7 @@ def rank_batches(
     world_size: int,
     collate: Collate[BatchType],
 ) -> Iterator[BatchType]:
-    """`microbatches` of whatever `collate` makes of packs."""
+    """This rank's microbatches of the given samples; every rank yields equally many, empty ones at the end."""
     per_rank = -(-len(sample_ids) // world_size)
     mine = sample_ids[rank::world_size]
     for start in range(0, per_rank, packs_per_microbatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmtrain.batch import IGNORE_INDEX
-from llmtrain.data.loader.batches import SingleProcess, StoredBatches, collate, microbatches
+from llmtrain.data.loader.batches import SingleProcess, StoredBatches, collate, rank_batches
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.data.packing.documents import Pack, StreamPacking, best_fit, pack_documents
 
@@ -69,7 +69,11 @@ def test_collate_restarts_positions_with_each_segment() -> None:
 def test_ranks_share_a_step_and_stay_in_step(world_size: int, packs_per_microbatch: int) -> None:
     store = store_of([50])
     shares = [
-        list(microbatches(range(5), lambda i: stream_pack(store, i, 8, True), packs_per_microbatch, rank, world_size))
+        list(
+            rank_batches(
+                range(5), lambda i: stream_pack(store, i, 8, True), packs_per_microbatch, rank, world_size, collate
+            )
+        )
         for rank in range(world_size)
     ]
     assert len({len(share) for share in shares}) == 1
