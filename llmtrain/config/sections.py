@@ -49,11 +49,13 @@ class Source(Section):
     fields: dict[str, str] = {}
     """Fields of instruction rows under other names: `{prompt: question, completion: answer}`; {}: recognised."""
     split: str = "train"
-    """Split of a hub dataset."""
+    """Split of a hub dataset, or of a folder that has splits (`test/`, `test-00000-of-00001.parquet`); `all`: each."""
     subset: str | None = None
-    """Configuration of a hub dataset."""
+    """Configuration of a hub dataset, or of a folder: one that its README.md names, or a folder in it."""
     revision: str | None = None
     """Commit, tag or branch of a hub dataset; the commit it resolves to is recorded."""
+    exclude: list[str] = []
+    """Files of a folder or glob to leave out, by name or pattern: `valid.jsonl`, `drafts/*`; counted."""
     slice: Annotated[str, Field(pattern=r"^\d{1,3}(\.\d+)?%:\d{1,3}(\.\d+)?%$")] | None = None
     """Part of the source to use, as `0%:90%`: of the characters of each text file, of the rows of anything else."""
 

@@ -50,7 +50,7 @@ class SourceLedger:
 
     path: str
     files: int = 0
-    files_not_read: dict[str, int] = field(default_factory=dict)  # suffix -> files passed over in a folder
+    files_not_read: dict[str, int] = field(default_factory=dict)  # why or of what suffix -> files passed over
     text_field: str | None = None  # the field of rows that holds the text; None: text files
     row_format: str | None = None  # the format of instruction rows; None: documents
     read: Tally = field(default_factory=Tally)  # everything below together
@@ -139,7 +139,7 @@ def text_summary(ledger: SourceLedger) -> str:
         parts.append(f"text from field {ledger.text_field!r}")
     parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
     parts += [f"{tally.documents:,} dropped: {step}" for step, tally in ledger.dropped.items()]
-    parts += [f"{count:,} {suffix} files not read" for suffix, count in ledger.files_not_read.items()]
+    parts += files_not_read(ledger)
     unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
     if unknown:
         parts.append(f"{unknown:,} unknown tokens")
@@ -181,4 +181,15 @@ def answer_summary(ledger: SourceLedger, units: str, cut: str) -> str:
 def _left_out(ledger: SourceLedger, units: str) -> list[str]:
     """What is reported of rows that are not in a store, by reason."""
     parts = [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
-    return parts + [f"{tally.documents:,} {units} dropped: {reason}" for reason, tally in ledger.dropped.items()]
+    parts += [f"{tally.documents:,} {units} dropped: {reason}" for reason, tally in ledger.dropped.items()]
+    return parts + files_not_read(ledger)
+
+
+def files_not_read(ledger: SourceLedger) -> list[str]:
+    """What is reported of files that are passed over: one part of a line, or none."""
+    return [f"files not read: {not_read_summary(ledger.files_not_read)}"] if ledger.files_not_read else []
+
+
+def not_read_summary(counts: Mapping[str, int]) -> str:
+    """`2 .png, 1 of split test`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())

@@ -21,9 +21,10 @@ from llmtrain.data.formats.instructions import Example, iter_examples
 from llmtrain.data.formats.labelled import Labelled, has_labels, iter_labelled
 from llmtrain.data.formats.preferences import EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger, Split, TokenTally, answer_summary, chat_summary
+from llmtrain.data.sources.files import resolve_rows
 from llmtrain.data.split import split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
-from llmtrain.data.store.token_store import StoreWriter, TokenStore, is_store
+from llmtrain.data.store.token_store import StoreWriter, TokenStore
 from llmtrain.protocols import Report
 
 BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores
@@ -44,7 +45,8 @@ def build_chat_stores(data: ChatDataConfig, encoder: ChatEncoder, *, report: Rep
     def kind_of(source: Source, eval_fraction: float) -> StoreKind:
         return StoreKind(
             unit="row",
-            content=_content(data, encoder, eval_fraction),
+            resolve=resolve_rows,
+            content={"kind": "chats", **_content(data, encoder, eval_fraction)},
             dtype=encoder.dtype,
             fill=partial(_fill_chats, data, encoder, eval_fraction, report),
             summary=chat_summary,
@@ -89,13 +91,8 @@ def answers_per_prompt(store: TokenStore) -> int:
 
 def _build(data: RowData, kind_of: Callable[[Source, float], StoreKind], report: Report) -> Stores:
     def specs(name: str, sources: Sequence[Source], eval_fraction: float) -> list[StoreSpec]:
-        for index, source in enumerate(sources):
-            if is_store(source.path):
-                raise ValueError(
-                    f"data.{name}[{index}]={source.path}: a token store holds no rows; give the rows it was made of"
-                )
         return [
-            store_spec(f"data.{name}[{index}]", source, kind_of(source, eval_fraction), data.cache_dir)
+            store_spec(f"data.{name}[{index}]", source, kind_of(source, eval_fraction), data.cache_dir, report)
             for index, source in enumerate(sources)
         ]
 
@@ -117,7 +114,8 @@ def _content(data: RowData, encoder: ChatEncoder, eval_fraction: float) -> dict[
 def _pairs(data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: float, report: Report) -> StoreKind:
     return StoreKind(
         unit="pair",
-        content={"kind": "preferences", **_content(data, encoder, eval_fraction)},
+        resolve=resolve_rows,
+        content={"kind": "preference pairs", **_content(data, encoder, eval_fraction)},
         dtype=encoder.dtype,
         fill=partial(_fill_pairs, data, encoder, eval_fraction, report),
         summary=partial(answer_summary, units="pairs", cut="pairs cut short by {} tokens of prompts"),
@@ -128,7 +126,8 @@ def _pairs(data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: floa
 def _labelled(data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: float, report: Report) -> StoreKind:
     return StoreKind(
         unit="answer",
-        content={"kind": "judged", **_content(data, encoder, eval_fraction)},
+        resolve=resolve_rows,
+        content={"kind": "labelled answers", **_content(data, encoder, eval_fraction)},
         dtype=encoder.dtype,
         fill=partial(_fill_labelled, data, encoder, eval_fraction, report),
         summary=partial(answer_summary, units="answers", cut="prompts cut short by {} tokens"),

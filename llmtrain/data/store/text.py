@@ -17,7 +17,7 @@ from llmtrain.config.sections import CleanConfig, DataConfig, Source
 from llmtrain.data.ledger import SPLITS, SourceLedger, TokenTally, text_summary
 from llmtrain.data.sources.clean import Cleaner
 from llmtrain.data.sources.documents import iter_documents
-from llmtrain.data.sources.files import source_fingerprint
+from llmtrain.data.sources.files import content_of, resolve
 from llmtrain.data.sources.text import Document
 from llmtrain.data.split import eval_share, split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
@@ -58,17 +58,22 @@ def build_text_stores(data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, r
 
 def _train_specs(data: DataConfig, eval_fraction: float, binding: _Tokenizer, report: Report) -> list[StoreSpec]:
     cleaner = Cleaner(data.clean, data.train, data.on_bad_row)
+
+    def read(source: Source) -> str:
+        return content_of(source, resolve(source), data.cache_dir, report).fingerprint
+
+    evaluated = sorted(read(Source(path=path, split="all")) for path in data.clean.decontaminate)
     specs = []
     for index, source in enumerate(data.train):
         content = {
-            "earlier": [source_fingerprint(each) for each in data.train[:index]] if cleaner.spans_sources else [],
-            "clean": data.clean.model_dump(),
-            "decontaminate": [source_fingerprint(Source(path=path)) for path in data.clean.decontaminate],
+            "earlier": [read(each) for each in data.train[:index]] if cleaner.spans_sources else [],
+            "clean": data.clean.model_dump(exclude={"decontaminate"}),
+            "decontaminate": evaluated,
             "eval_fraction": eval_fraction,
             "on_bad_row": data.on_bad_row,
         }
         kind = _text_kind(content, partial(_read_cleaned, cleaner, index, data), binding, report)
-        specs.append(_spec(f"data.train[{index}]", source, kind, data, binding))
+        specs.append(_spec(f"data.train[{index}]", source, kind, data, binding, report))
     return specs
 
 
@@ -76,13 +81,16 @@ def _eval_specs(data: DataConfig, binding: _Tokenizer, report: Report) -> list[S
     """The stores of held-out sources, which are read as they are, without cleaning."""
     content = {
         "earlier": [],
-        "clean": CleanConfig().model_dump(),
+        "clean": CleanConfig().model_dump(exclude={"decontaminate"}),
         "decontaminate": [],
         "eval_fraction": 0.0,
         "on_bad_row": data.on_bad_row,
     }
     kind = _text_kind(content, partial(_read, data), binding, report)
-    return [_spec(f"data.eval[{index}]", source, kind, data, binding) for index, source in enumerate(data.eval or ())]
+    return [
+        _spec(f"data.eval[{index}]", source, kind, data, binding, report)
+        for index, source in enumerate(data.eval or ())
+    ]
 
 
 def _read(data: DataConfig, source: Source, ledger: SourceLedger) -> Iterator[Document]:
@@ -99,7 +107,7 @@ def _text_kind(content: Mapping[str, Any], read: Read, binding: _Tokenizer, repo
     """Documents of plain text; `content` is what decides a store besides source and tokenizer."""
     return StoreKind(
         unit="document",
-        content={"tokenizer": binding.fingerprint, **content},
+        content={"kind": "text", "tokenizer": binding.fingerprint, **content},
         about={"tokenizer": {"name": binding.name, "fingerprint": binding.fingerprint}},
         dtype=binding.encoder.dtype,
         fill=partial(_fill, read, binding.encoder, content["eval_fraction"], report),
@@ -109,18 +117,23 @@ def _text_kind(content: Mapping[str, Any], read: Read, binding: _Tokenizer, repo
     )
 
 
-def _spec(key: str, source: Source, kind: StoreKind, data: DataConfig, binding: _Tokenizer) -> StoreSpec:
+def _spec(
+    key: str, source: Source, kind: StoreKind, data: DataConfig, binding: _Tokenizer, report: Report
+) -> StoreSpec:
     """The store of a source in the cache, or the finished store that the configuration itself names."""
     if not is_store(source.path):
-        return store_spec(key, source, kind, data.cache_dir)
+        return store_spec(key, source, kind, data.cache_dir, report)
     folder = Path(source.path).expanduser()
     _require_usable(key, source, read_meta(folder), data, binding)
-    return StoreSpec(key, source, kind, folder, source_fingerprint="", meta={})
+    return StoreSpec(key, source, kind, folder, read=None, meta={})
 
 
 def _require_usable(key: str, source: Source, meta: Mapping[str, Any], data: DataConfig, binding: _Tokenizer) -> None:
-    """Raises ValueError for a store of another tokenizer, and where options ask for what only a build can do."""
-    path, built_for = Path(source.path).expanduser(), meta["tokenizer"]
+    """Raises ValueError for a store of another kind or tokenizer, and options that only a build can follow."""
+    path = Path(source.path).expanduser()
+    if meta["kind"] != "text":
+        raise ValueError(f"{key}={path}: a store of {meta['kind']}, not of text; give the text or rows to train on")
+    built_for = meta["tokenizer"]
     if built_for["fingerprint"] != binding.fingerprint:
         raise ValueError(
             f"{key}={path}: a store of the tokenizer {built_for['name']} ({built_for['fingerprint'][:8]}), "

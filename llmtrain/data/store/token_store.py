@@ -23,9 +23,11 @@ from llmtrain.data.ledger import SPLITS, Split
 from llmtrain.protocols import Array
 from llmtrain.system.files import sync_folder
 
-FORMAT = 1
+FORMAT = 2  # 2: named by content
 META = "store.json"
 JOURNAL = "journal"
+REQUIRED = ("name", "kind", "dtype", "splits", "ledger")
+"""What every `store.json` says: what identifies its content, what its documents are, their layout and account."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class TokenStore:
     num_bytes: int  # UTF-8 bytes of all documents
     trained: Array | None = None  # (num_tokens,) uint8, memory-mapped: 1 where a token is a target; None: all are
     values: Mapping[str, Array] = field(default_factory=dict)  # name -> (num_documents,) float32, memory-mapped
+    name: str = ""  # what identifies its content, wherever it is
 
     @property
     def num_tokens(self) -> int:
@@ -58,7 +61,7 @@ def is_store(path: str | Path) -> bool:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """What `store.json` holds. Raises ValueError if it is not that of a store, or of another format."""
+    """What `store.json` holds. Raises ValueError if it is not that of a store, damaged, or of another format."""
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
         found = meta["format"]
@@ -67,6 +70,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise ValueError(f"{path}: a store of format {found}, this version reads format {FORMAT}; rebuild it")
     assert isinstance(meta, dict)
+    missing = [name for name in REQUIRED if name not in meta]
+    if missing:
+        raise ValueError(f"{path / META}: damaged, it lacks {', '.join(missing)}; delete the folder to rebuild")
     return meta
 
 
@@ -89,6 +95,7 @@ def open_store(path: Path, split: Split) -> TokenStore:
             name: _map(path / f"{split}.{name}", np.dtype(np.float32), sizes["documents"])
             for name in meta.get("values", ())
         },
+        name=meta["name"],
     )
 
 
