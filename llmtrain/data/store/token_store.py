@@ -19,15 +19,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llmtrain.data.ledger import SPLITS, Split
+from llmtrain.data.ledger import SPLITS, SourceLedger, Split
 from llmtrain.protocols import Array
 from llmtrain.system.files import sync_folder
 
 FORMAT = 2  # 2: named by content
 META = "store.json"
 JOURNAL = "journal"
-REQUIRED = ("name", "kind", "dtype", "splits", "ledger")
-"""What every `store.json` says: what identifies its content, what its documents are, their layout and account."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,25 @@ def is_store(path: str | Path) -> bool:
 
 def read_meta(path: Path) -> dict[str, Any]:
     """What `store.json` holds. Raises ValueError if it is not that of a store, damaged, or of another format."""
+    fault = f"{path / META}: not the description of a token store; delete the folder to rebuild"
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
         found = meta["format"]
     except (OSError, ValueError, TypeError, KeyError):
-        raise ValueError(f"{path / META}: not the description of a token store; delete the folder to rebuild") from None
+        raise ValueError(fault) from None
     if found != FORMAT:
         raise ValueError(f"{path}: a store of format {found}, this version reads format {FORMAT}; rebuild it")
+    try:
+        is_whole = isinstance(meta["name"], str) and isinstance(meta["kind"], str)
+        SourceLedger.from_dict(meta["ledger"])
+        np.dtype(meta["dtype"])
+        for split in SPLITS:
+            is_whole &= all(type(meta["splits"][split][unit]) is int for unit in ("tokens", "documents", "bytes"))
+    except (TypeError, KeyError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(fault)
     assert isinstance(meta, dict)
-    missing = [name for name in REQUIRED if name not in meta]
-    if missing:
-        raise ValueError(f"{path / META}: damaged, it lacks {', '.join(missing)}; delete the folder to rebuild")
     return meta
 
 

@@ -17,6 +17,7 @@ import pytest
 from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
 
 from llmtrain.config.sections import CleanConfig, DataConfig
+from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.text import FileText
 from llmtrain.data.split import eval_share
 from llmtrain.data.store import text as text_store
@@ -426,8 +427,14 @@ def test_a_torn_store_is_refused(tmp_path: Path, name: str):
 def test_opening_a_store_reads_none_of_its_data(tmp_path: Path):
     num_tokens = 1_000_000_000  # a sparse file: 2 GB in size, nothing on the disk
     sizes = {"tokens": num_tokens, "documents": 0, "bytes": 0}
-    meta = {"format": store.FORMAT, "name": "x", "kind": "text", "dtype": "uint16", "ledger": {}}
-    meta["splits"] = {"train": sizes}
+    meta = {
+        "format": store.FORMAT,
+        "name": "x",
+        "kind": "text",
+        "dtype": "uint16",
+        "ledger": SourceLedger("x").to_dict(),
+    }
+    meta["splits"] = {"train": sizes, "eval": dict.fromkeys(sizes, 0)}
     (tmp_path / store.META).write_text(json.dumps(meta))
     for name, size in (("train.tokens", 2 * num_tokens), ("train.offsets", 8), ("train.bytes", 0)):
         (tmp_path / name).touch()
