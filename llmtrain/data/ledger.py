@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Split = Literal["train", "eval"]
 SPLITS: tuple[Split, ...] = ("train", "eval")
@@ -44,6 +44,14 @@ class TokenTally:
     rows_unrolled: int = 0  # conversations that became a document a turn, as their template demands
 
 
+Sum = TypeVar("Sum", Tally, TokenTally)
+
+
+def _sum(one: Sum, other: Sum) -> Sum:
+    counts = asdict(other)
+    return type(one)(**{name: count + counts[name] for name, count in asdict(one).items()})
+
+
 @dataclass
 class SourceLedger:
     """The account of one source."""
@@ -67,6 +75,15 @@ class SourceLedger:
     def drop(self, step: str, num_bytes: int) -> None:
         """Account for a document, read before, that a step leaves out."""
         self.dropped.setdefault(step, Tally()).add(num_bytes)
+
+    def add(self, other: SourceLedger) -> None:
+        """Enter what another account of the same source has of bad rows, dropped and kept documents, and tokens."""
+        for reason, tally in other.bad_rows.items():
+            self.bad_rows[reason] = _sum(self.bad_rows.get(reason, Tally()), tally)
+        for step, tally in other.dropped.items():
+            self.dropped[step] = _sum(self.dropped.get(step, Tally()), tally)
+        self.kept = {split: _sum(self.kept[split], other.kept[split]) for split in SPLITS}
+        self.tokens = {split: _sum(self.tokens[split], other.tokens[split]) for split in SPLITS}
 
     def check(self) -> None:
         """Raises AssertionError if documents, bytes or tokens do not add up."""

@@ -18,20 +18,16 @@ from llmtrain.config.sections import Source, SourcesConfig
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
 from llmtrain.data.sources.files import Content, Files, HubDataset, content_of, fingerprint, resolve
 from llmtrain.data.sources.overlap import Read, require_disjoint
-from llmtrain.data.store.token_store import (
-    FORMAT,
-    StoreWriter,
-    TokenStore,
-    discard_unfinished,
-    is_store,
-    open_store,
-    read_meta,
-)
+from llmtrain.data.store.token_store import FORMAT, TokenStore, is_store, open_store, read_meta
+from llmtrain.data.store.writer import Layout, StoreWriter
 from llmtrain.protocols import Report
 from llmtrain.system.files import cache_root, disk_full, exclusive, is_disk_full
 
-Fill = Callable[[Source, SourceLedger, StoreWriter], int]
-"""Writes all documents of a source, entered in its ledger; returns how many pieces of the source that were."""
+Fill = Callable[[Source, SourceLedger, StoreWriter], None]
+"""Writes all documents of a source, entered in its ledger, and makes them durable."""
+
+READING = frozenset({"earlier", "clean", "decontaminate"})
+"""What of a kind's `content` decides which items there are, not what is made of one."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,15 @@ class StoreKind:
     masked: bool = True  # tokens come with whether they are targets of the loss
     values: tuple[str, ...] = ()  # names of the numbers that each document carries
     about: Mapping[str, Any] = field(default_factory=dict)  # written to store.json in place of `content`, by key
-    resumes: bool = False  # an interrupted build resumes where it stopped, else it starts again
+
+    @property
+    def layout(self) -> Layout:
+        made = {name: value for name, value in self.content.items() if name not in READING}
+        own, strict = (
+            fingerprint({"format": FORMAT, **made, "on_bad_row": on}) for on in (made["on_bad_row"], "error")
+        )
+        # What was built while bad rows were errors has none, so it is the same where they are skipped.
+        return Layout(self.dtype, self.masked, self.values, tokens_of=own, goes_on_from=(own, strict))
 
 
 @dataclass(frozen=True)
@@ -131,37 +135,23 @@ def find_or_build(
 def _build(spec: StoreSpec, cache_dir: str | None, report: Report) -> None:
     """Build a store in its folder, whose lock the caller holds.
 
-    Raises ValueError for bad input, after deleting what it wrote, and for a full disk, keeping what a later build goes
-    on from.
+    Raises ValueError for bad input and for a full disk, and keeps what a later build goes on from.
     """
-    kind = spec.kind
-    if not kind.resumes:
-        discard_unfinished(spec.folder, kind.values)
+    kind, ledger = spec.kind, SourceLedger(path=spec.source.path)
     try:
-        _fill(spec, cache_dir, report)
-    except ValueError:
-        discard_unfinished(spec.folder, kind.values)
-        raise
+        with StoreWriter(spec.folder, kind.layout) as writer:
+            report(f"{spec.named}: tokenizing in {spec.folder}")
+            kind.fill(spec.source, ledger, writer)
+            ledger.check()
+            now = content_of(spec.source, kind.resolve(spec.source), cache_dir, report)
+            if spec.read is None or now.fingerprint != spec.read.fingerprint:
+                raise ValueError(f"{spec.named}: its files changed while they were read; start again")
+            writer.finish({**spec.meta, "ledger": ledger.to_dict()})
     except OSError as error:
-        if not kind.resumes:
-            discard_unfinished(spec.folder, kind.values)
         if not is_disk_full(error):
             raise
-        later = ", then start again: the build resumes from its last whole unit" if kind.resumes else ""
-        raise disk_full(spec.folder, f"free some space or move data.cache_dir{later}") from None
-
-
-def _fill(spec: StoreSpec, cache_dir: str | None, report: Report) -> None:
-    kind, ledger = spec.kind, SourceLedger(path=spec.source.path)
-    with StoreWriter(spec.folder, kind.dtype, masked=kind.masked, values=kind.values) as writer:
-        goes_on = "going on with an interrupted build" if writer.progress.pieces else "tokenizing"
-        report(f"{spec.named}: {goes_on} in {spec.folder}")
-        writer.flush(kind.fill(spec.source, ledger, writer))
-        ledger.check()
-        now = content_of(spec.source, kind.resolve(spec.source), cache_dir, report)
-        if spec.read is None or now.fingerprint != spec.read.fingerprint:
-            raise ValueError(f"{spec.named}: its files changed while they were read; start again")
-        writer.finish({**spec.meta, "ledger": ledger.to_dict()})
+        later = "free some space or move data.cache_dir, then start again: the build goes on with its last whole unit"
+        raise disk_full(spec.folder, later) from None
 
 
 def _opened(spec: StoreSpec, split: Split) -> TokenStore:

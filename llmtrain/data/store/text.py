@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from llmtrain.data.sources.files import content_of, resolve
 from llmtrain.data.sources.text import Document
 from llmtrain.data.split import eval_share, split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
-from llmtrain.data.store.token_store import StoreWriter, is_store, read_meta
+from llmtrain.data.store.token_store import is_store, read_meta
+from llmtrain.data.store.units import Units
+from llmtrain.data.store.writer import StoreWriter
 from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars, tokenizer_fingerprint
 from llmtrain.protocols import Report
 
-UNIT_BYTES = 64 << 20
-"""Text after which a build makes what it has durable: what a kill may cost."""
 REPORT_SECONDS = 10.0
 
 Read = Callable[[Source, SourceLedger], Iterator[Document]]
@@ -113,7 +112,6 @@ def _text_kind(content: Mapping[str, Any], read: Read, binding: _Tokenizer, repo
         fill=partial(_fill, read, binding.encoder, content["eval_fraction"], report),
         summary=text_summary,
         masked=False,
-        resumes=True,
     )
 
 
@@ -183,28 +181,24 @@ def _fill(
     source: Source,
     ledger: SourceLedger,
     writer: StoreWriter,
-) -> int:
-    """Write the documents of a source.
-
-    What was made durable before a kill is not tokenized again; reading and cleaning are repeated, since their account
-    and the duplicates seen are not stored.
-    """
-    pieces = _pieces(read(source, ledger), encoder, eval_fraction, ledger, report)
-    num_pieces = writer.progress.pieces
+) -> None:
+    """Write the documents of a source; a build that goes on repeats reading and cleaning, but not tokenizing."""
     clock = _Clock(source.path, report)
-    unit_bytes = 0
-    for batch, ids_of_batch in encoder.encode_ahead(_batches(islice(pieces, num_pieces, None))):
-        for piece, ids in zip(batch, ids_of_batch, strict=True):
-            _write_piece(writer, encoder, piece, ids)
-        batch_bytes = sum(len(piece.text.encode()) for piece in batch)
-        num_pieces += len(batch)
-        unit_bytes += batch_bytes
-        clock.add(batch_bytes)
-        if unit_bytes >= UNIT_BYTES:
-            writer.flush(num_pieces)
-            unit_bytes = 0
+    with Units(writer, _content, report) as units:
+        pieces = units.remaining(_pieces(read(source, ledger), encoder, eval_fraction, ledger, report))
+        for batch, ids_of_batch in encoder.encode_ahead(_batches(pieces)):
+            for piece, ids in zip(batch, ids_of_batch, strict=True):
+                _write_piece(writer, encoder, piece, ids)
+                units.done(piece, len(piece.text))
+            clock.add(sum(len(piece.text.encode()) for piece in batch))
     _account(writer, encoder, ledger)
-    return num_pieces
+
+
+def _content(piece: Piece) -> bytes:
+    """All of a piece that decides what is stored of it."""
+    return (
+        b"%d %d %d %d " % (piece.split == "eval", piece.first, piece.last, piece.document_bytes) + piece.text.encode()
+    )
 
 
 def _pieces(
@@ -262,7 +256,7 @@ def _write_piece(writer: StoreWriter, encoder: TextEncoder, piece: Piece, ids: I
 def _account(writer: StoreWriter, encoder: TextEncoder, ledger: SourceLedger) -> None:
     """Enter the stored tokens into the ledger; raises AssertionError where they disagree with what was read."""
     for split in SPLITS:
-        written, kept = writer.progress.splits[split], ledger.kept[split]
+        written, kept = writer.written(split), ledger.kept[split]
         assert (written.documents, written.bytes) == (kept.documents, kept.bytes), (split, written, kept)
         ledger.tokens[split] = TokenTally(
             tokens=written.tokens,

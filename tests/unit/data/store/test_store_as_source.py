@@ -32,9 +32,8 @@ def test_a_store_is_used_by_its_own_kind_of_run_or_refused_by_name(tmp_path: Pat
     if (kind, use) == ("text", "text"):
         assert KINDS[use](data, silent).train[0].path == folder
         return
-    with pytest.raises(
-        ValueError, match="a store of .*, not of text|a token store holds no text and no rows"
-    ) as raised:
+    refusal = r"a store of .*, not of text|a token store holds no text and no rows"
+    with pytest.raises(ValueError, match=refusal) as raised:
         KINDS[use](data, silent)
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
 
