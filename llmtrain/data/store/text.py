@@ -56,7 +56,7 @@ def build_text_stores(data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, r
 
 
 def _train_specs(data: DataConfig, eval_fraction: float, binding: _Tokenizer, report: Report) -> list[StoreSpec]:
-    cleaner = Cleaner(data.clean, data.train, data.on_bad_row)
+    cleaner = Cleaner(data.clean, data.train, data.on_bad_row, data.cache_dir)
 
     def read(source: Source) -> str:
         return content_of(source, resolve(source), data.cache_dir, report).fingerprint
