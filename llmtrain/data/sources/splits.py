@@ -60,14 +60,19 @@ def splits_of(folder: Folder, subset: str | None) -> Splits | None:
     if (folder.root / DICT).is_file():
         if subset is not None:
             raise ValueError(f"{folder.root}: subset={subset} does nothing here: {DICT} names no subsets")
-        names = _json_object(folder.root / DICT).get("splits", [])
-        return {name: folder.below(name).files for name in names}
+        names = _json_object(folder.root / DICT).get("splits")
+        if not isinstance(names, list) or not names:
+            raise ValueError(f"{folder.root / DICT}: names no splits")
+        return {str(name): folder.below(str(name)).files for name in names}
     configs = _configs(folder.root / CARD)
     config = _config(folder.root, configs, subset)
     if config is not None:
-        below = folder.below(config["data_dir"]) if config.get("data_dir") else folder
+        data_dir = config.get("data_dir")
+        below = folder if data_dir is None else folder.below(str(data_dir))
         named = _named_by_card(below, config.get("data_files"))
-        return _named_by_files(below) if named is None else named
+        if named is None:
+            named = _named_by_files(below)
+        return {"train": below.files} if named is None and data_dir is not None else named
     if subset is not None:
         below = folder.below(subset)
         if not below.files:

@@ -55,11 +55,13 @@ configs:
   data_files: "german/*.jsonl"
 - config_name: fr
   data_dir: french
+- config_name: it
+  data_dir: italian
 ---
 # A card
 """
 CARD_FILES = ["english/part-1.jsonl", "english/part-2.jsonl", "english/held.jsonl", "more/x/y.jsonl", "german/a.jsonl"]
-CARD_FILES += ["french/train.jsonl", "french/test.jsonl"]
+CARD_FILES += ["french/train.jsonl", "french/test.jsonl", "italian/a.jsonl"]
 
 
 def write(root: Path, names: list[str], card: str = "# A card\n") -> Path:
@@ -103,7 +105,7 @@ def test_each_split_of_a_folder_is_what_datasets_finds(tmp_path: Path, layout: s
             read(root, split="nosuch")
 
 
-@pytest.mark.parametrize("subset", ["en", "de", "fr", None])
+@pytest.mark.parametrize("subset", ["en", "de", "fr", "it", None])
 def test_a_card_names_subsets_and_their_splits_as_datasets_reads_it(tmp_path: Path, subset: str | None):
     root = write(tmp_path, ["README.md", *CARD_FILES], CARD)
     for split, names in reference(root, subset).items():
@@ -112,7 +114,7 @@ def test_a_card_names_subsets_and_their_splits_as_datasets_reads_it(tmp_path: Pa
 
 def test_a_card_of_several_subsets_without_a_default_asks_which(tmp_path: Path):
     root = write(tmp_path, ["README.md", *CARD_FILES], CARD.replace("  default: true\n", ""))
-    with pytest.raises(ValueError, match="names several subsets; set subset to one of en, de, fr"):
+    with pytest.raises(ValueError, match="names several subsets; set subset to one of en, de, fr, it"):
         read(root)
 
 
@@ -180,6 +182,14 @@ def test_a_saved_dataset_dict_is_read_by_its_splits(tmp_path: Path):
     assert texts(tmp_path / "saved", split="test") == ["test 0", "test 1", "test 2"]
     with pytest.raises(ValueError, match=r"has no split validation, only train \(1 files\), test \(1 files\)"):
         texts(tmp_path / "saved", split="validation")
+
+
+@pytest.mark.parametrize("text", ['{"spl', "[]", "{}", '{"splits": 3}'])
+def test_a_damaged_dataset_dict_is_one_clear_line(tmp_path: Path, text: str):
+    write(tmp_path, ["train/a.jsonl"])
+    (tmp_path / "dataset_dict.json").write_text(text)
+    with pytest.raises(ValueError, match=r"dataset_dict\.json: (names no splits|cannot be read)"):
+        texts(tmp_path)
 
 
 def test_a_saved_dataset_is_read_without_its_metadata_and_caches(tmp_path: Path):
