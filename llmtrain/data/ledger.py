@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Split = Literal["train", "eval"]
 SPLITS: tuple[Split, ...] = ("train", "eval")
@@ -44,13 +44,21 @@ class TokenTally:
     rows_unrolled: int = 0  # conversations that became a document a turn, as their template demands
 
 
+Sum = TypeVar("Sum", Tally, TokenTally)
+
+
+def _sum(one: Sum, other: Sum) -> Sum:
+    counts = asdict(other)
+    return type(one)(**{name: count + counts[name] for name, count in asdict(one).items()})
+
+
 @dataclass
 class SourceLedger:
     """The account of one source."""
 
     path: str
     files: int = 0
-    files_not_read: dict[str, int] = field(default_factory=dict)  # suffix -> files passed over in a folder
+    files_not_read: dict[str, int] = field(default_factory=dict)  # why or of what suffix -> files passed over
     text_field: str | None = None  # the field of rows that holds the text; None: text files
     row_format: str | None = None  # the format of instruction rows; None: documents
     read: Tally = field(default_factory=Tally)  # everything below together
@@ -67,6 +75,15 @@ class SourceLedger:
     def drop(self, step: str, num_bytes: int) -> None:
         """Account for a document, read before, that a step leaves out."""
         self.dropped.setdefault(step, Tally()).add(num_bytes)
+
+    def add(self, other: SourceLedger) -> None:
+        """Enter what another account of the same source has of bad rows, dropped and kept documents, and tokens."""
+        for reason, tally in other.bad_rows.items():
+            self.bad_rows[reason] = _sum(self.bad_rows.get(reason, Tally()), tally)
+        for step, tally in other.dropped.items():
+            self.dropped[step] = _sum(self.dropped.get(step, Tally()), tally)
+        self.kept = {split: _sum(self.kept[split], other.kept[split]) for split in SPLITS}
+        self.tokens = {split: _sum(self.tokens[split], other.tokens[split]) for split in SPLITS}
 
     def check(self) -> None:
         """Raises AssertionError if documents, bytes or tokens do not add up."""
@@ -139,7 +156,7 @@ def text_summary(ledger: SourceLedger) -> str:
         parts.append(f"text from field {ledger.text_field!r}")
     parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
     parts += [f"{tally.documents:,} dropped: {step}" for step, tally in ledger.dropped.items()]
-    parts += [f"{count:,} {suffix} files not read" for suffix, count in ledger.files_not_read.items()]
+    parts += files_not_read(ledger)
     unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
     if unknown:
         parts.append(f"{unknown:,} unknown tokens")
@@ -181,4 +198,15 @@ def answer_summary(ledger: SourceLedger, units: str, cut: str) -> str:
 def _left_out(ledger: SourceLedger, units: str) -> list[str]:
     """What is reported of rows that are not in a store, by reason."""
     parts = [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
-    return parts + [f"{tally.documents:,} {units} dropped: {reason}" for reason, tally in ledger.dropped.items()]
+    parts += [f"{tally.documents:,} {units} dropped: {reason}" for reason, tally in ledger.dropped.items()]
+    return parts + files_not_read(ledger)
+
+
+def files_not_read(ledger: SourceLedger) -> list[str]:
+    """What is reported of files that are passed over: one part of a line, or none."""
+    return [f"files not read: {not_read_summary(ledger.files_not_read)}"] if ledger.files_not_read else []
+
+
+def not_read_summary(counts: Mapping[str, int]) -> str:
+    """`2 .png, 1 of split test`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())

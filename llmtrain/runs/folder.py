@@ -135,6 +135,9 @@ def package_versions() -> Iterator[tuple[str, str]]:
 def _first_difference(there: Any, here: Any, leave_out: Sequence[str], key: str = "") -> tuple[str, Any, Any] | None:
     if key in leave_out or there == here:
         return None
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        differences = (_first_difference(*items, leave_out, key) for items in zip(there, here, strict=True))
+        return next((difference for difference in differences if difference is not None), None)
     if not (isinstance(there, dict) and isinstance(here, dict)):
         return key, there, here
     for name in [*here, *(name for name in there if name not in here)]:

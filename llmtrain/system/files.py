@@ -74,6 +74,23 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
+def exclusive_if_free(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock if no process has it, and give whether it is held; False also for one without a lock."""
+    try:
+        file = (folder / LOCK).open("r+")
+    except OSError:
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
 def exclusive(folder: Path, report: Callable[[str], None], key: str = "data.cache_dir") -> Iterator[None]:
     """Hold a folder's lock; a second process waits here, and the system frees the lock of a process that dies.
 

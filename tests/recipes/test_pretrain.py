@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -94,6 +96,22 @@ def test_a_finished_run_goes_on_when_given_more_steps(config: Path) -> None:
     ended = ran(config, "train.steps=14")
     assert "resumed at step 10" in ended.out
     assert [row["step"] for row in metrics(config.parent / "run") if "loss" in row] == list(range(1, 15))
+
+
+def test_a_run_goes_on_when_its_data_was_moved_renamed_and_touched_but_not_when_it_was_edited(config: Path) -> None:
+    given = yaml.safe_load(config.read_text())["data"]["train"]
+    path = Path(given[0]["path"] if isinstance(given[0], dict) else given[0])
+    first, moved = config.parent / "first.jsonl", config.parent / "data" / "renamed.jsonl"
+    moved.parent.mkdir()
+    shutil.copy(path, first)
+    ran(config, f"data.train={first}")
+    first.rename(moved)
+    os.utime(moved, (5, 5))
+    ended = ran(config, f"data.train={moved}", "train.steps=12")
+    assert "resumed at step 10" in ended.out and "tokenizing" not in ended.out
+    moved.write_text("".join(reversed(moved.read_text().splitlines(keepends=True))))
+    ended = run_here(config, f"data.train={moved}", "train.steps=14")
+    assert ended.code == 2 and "stores was" in ended.err and ended.err.count("\n") == 1
 
 
 def test_the_average_is_exported_where_one_is_kept(config: Path) -> None:

@@ -38,7 +38,7 @@ MAY_IMPORT = {
 }
 """What each package may import of llmtrain, besides itself."""
 
-ONLY_IN = {"accelerate": "train/", "deepspeed": "train/", "datasets": "data/", "datasketch": "data/"}
+ONLY_IN = {"accelerate": "train/", "deepspeed": "train/", "datasets": "data/", "rensa": "data/"}
 """Third parties and the room that alone imports them."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

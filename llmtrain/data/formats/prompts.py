@@ -35,7 +35,9 @@ from llmtrain.data.formats.messages import (
     turn_messages,
 )
 from llmtrain.data.formats.read import FormatReader, read_examples
-from llmtrain.data.ledger import Ledger, SourceLedger, Split
+from llmtrain.data.ledger import Ledger, SourceLedger, Split, files_not_read
+from llmtrain.data.sources.files import content_of, resolve_rows
+from llmtrain.data.sources.overlap import Read, require_disjoint
 from llmtrain.data.sources.readers import Fields, Row
 from llmtrain.data.split import split_of
 from llmtrain.protocols import Report
@@ -92,6 +94,14 @@ def load_prompts(
         report(f"{key} ({source.path}): {_account(ledger)}")
         return kept, ledger
 
+    def read(key: str, source: Source) -> Read:
+        return Read(key, source, content_of(source, resolve_rows(source), data.cache_dir, report))
+
+    if data.eval is not None:
+        require_disjoint(
+            [read(f"data.train[{i}]", source) for i, source in enumerate(data.train)],
+            [read(f"data.eval[{i}]", source) for i, source in enumerate(data.eval)],
+        )
     fraction = data.eval_fraction if data.eval is None else 0.0
     train = [loaded(f"data.train[{i}]", source, fraction) for i, source in enumerate(data.train)]
     held_out = [loaded(f"data.eval[{i}]", source, 0.0) for i, source in enumerate(data.eval or ())]
@@ -205,4 +215,4 @@ def _account(ledger: SourceLedger) -> str:
     parts = [f"{tally.documents:,} {split} prompts" for split, tally in ledger.kept.items() if tally.documents]
     parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
     parts += [f"{tally.documents:,} dropped: {reason}" for reason, tally in ledger.dropped.items()]
-    return "; ".join(parts) or "no rows"
+    return "; ".join(parts + files_not_read(ledger)) or "no rows"

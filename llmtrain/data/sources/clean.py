@@ -8,30 +8,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 
 from llmtrain.config.sections import CleanConfig, OnBadRow, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents, iter_texts
+from llmtrain.data.sources.near_duplicates import NearDuplicates
 from llmtrain.data.sources.ngrams import Hashes, WordHashes, ngram_hashes
 from llmtrain.data.sources.text import PIECE_CHARS, Document, cut_pieces
 
 Drops = Callable[[Document], bool]
 """Whether a step drops a document."""
 
-NUM_PERMUTATIONS = 128
-"""Hashes of a MinHash signature (datasketch's default); the standard error of the estimate is at most 0.045."""
-SHINGLE_WORDS = 5
-"""Words of a shingle, of which documents are compared as sets (GPT-3, appendix A, and most since use 5)."""
-
 
 class Cleaner:
     """Cleans a run's sources in order; a duplicate is one of any document of this source or one before it."""
 
-    def __init__(self, config: CleanConfig, sources: Sequence[Source], on_bad_row: OnBadRow) -> None:
-        self._config, self._sources, self._on_bad_row = config, sources, on_bad_row
+    def __init__(
+        self, config: CleanConfig, sources: Sequence[Source], on_bad_row: OnBadRow, cache_dir: str | None = None
+    ) -> None:
+        self._config, self._sources, self._on_bad_row, self._cache_dir = config, sources, on_bad_row, cache_dir
         self._num_seen = 0  # sources whose documents went through the steps
         self._steps: dict[str, Drops] | None = None  # made on first use: a run that finds its stores needs none
 
@@ -44,10 +41,10 @@ class Cleaner:
         """The documents of source number `index` that every step lets through.
 
         Sources before it that were not cleaned in this process, because their stores were found, are read first.
-        Raises ValueError if `datasketch` is missing or an evaluation file cannot be read.
+        Raises ValueError if `rensa` is missing or an evaluation file cannot be read.
         """
         if self._steps is None:
-            self._steps = _steps(self._config)
+            self._steps = _steps(self._config, self._cache_dir)
         if self.spans_sources:
             for source in self._sources[self._num_seen : index]:
                 unused = SourceLedger(path=source.path)
@@ -65,7 +62,7 @@ def _kept(documents: Iterator[Document], steps: dict[str, Drops], ledger: Source
             ledger.drop(dropped_by, document.num_bytes)
 
 
-def _steps(config: CleanConfig) -> dict[str, Drops]:
+def _steps(config: CleanConfig, cache_dir: str | None) -> dict[str, Drops]:
     """The steps that are on, by the name of their option, in the configuration's order."""
     steps: dict[str, Drops] = {}
     max_chars = config.max_chars
@@ -81,7 +78,7 @@ def _steps(config: CleanConfig) -> dict[str, Drops]:
     if config.exact_dedup:
         steps["exact_dedup"] = ExactDuplicates()
     if config.near_dedup is not None:
-        steps["near_dedup"] = NearDuplicates(config.near_dedup)
+        steps["near_dedup"] = NearDuplicates(config.near_dedup, cache_dir)
     if config.decontaminate:
         steps["decontaminate"] = Contaminated(config.decontaminate, config.decontaminate_ngram)
     return steps
@@ -131,41 +128,6 @@ class ExactDuplicates:
         if digest in self._seen:
             return True
         self._seen.add(digest)
-        return False
-
-
-class NearDuplicates:
-    """Drops a document whose shingles' estimated Jaccard similarity to an earlier one reaches a threshold.
-
-    MinHash signatures, looked up by locality-sensitive hashing (Broder 1997; Leskovec et al., chapter 3).
-    About 3 KB of memory for each document kept.
-    """
-
-    def __init__(self, threshold: float) -> None:
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError:
-            raise ValueError("data.clean.near_dedup needs datasketch: pip install 'llmtrain[clean]'") from None
-        self._threshold = threshold
-        # The shingles are hashed already, so that MinHash has to take their low 32 bits as they are.
-        self._empty = MinHash(num_perm=NUM_PERMUTATIONS, seed=1, hashfunc=int)
-        self._index = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS)
-        self._signatures: list[Any] = []
-        self._words = WordHashes()
-
-    def __call__(self, document: Document) -> bool:
-        signature = self._empty.copy()
-        has_shingles = False
-        for shingles in ngram_hashes(document.pieces(), SHINGLE_WORDS, self._words):
-            signature.update_batch((np.unique(shingles) >> np.uint64(32)).tolist())
-            has_shingles = True
-        if not has_shingles:
-            return False  # too short to compare: exact_dedup is for those
-        similar = (self._signatures[key] for key in self._index.query(signature))
-        if any(signature.jaccard(earlier) >= self._threshold for earlier in similar):
-            return True
-        self._index.insert(len(self._signatures), signature)
-        self._signatures.append(signature)
         return False
 
 

@@ -66,7 +66,7 @@ def iter_texts(path: str) -> Iterator[str]:
 
     Raises ValueError as `iter_documents` does; bad rows are errors.
     """
-    source = Source(path=path)
+    source = Source(path=path, split="all")
     for item in iter_items(source, resolve(source)):
         if isinstance(item, BadRow):
             raise ValueError(item.message)

@@ -169,7 +169,9 @@ def _hub_rows(source: Source, name: str, commit: str) -> Rows:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(name, source.subset, split=source.split, revision=commit, streaming=True)
+        split = None if source.split == "all" else source.split
+        loaded = load_dataset(name, source.subset, split=split, revision=commit, streaming=True)
+        rows = itertools.chain.from_iterable(loaded.values()) if split is None else loaded
         for number, fields in enumerate(rows):
             yield Row(fields, f"{name} row {number}")
     except Exception as error:  # the hub's clients raise several libraries' errors

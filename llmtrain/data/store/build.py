@@ -7,7 +7,6 @@ rows of chats, pairs and labelled answers, `text` for plain text.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +16,18 @@ import numpy as np
 
 from llmtrain.config.sections import Source, SourcesConfig
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
-from llmtrain.data.sources.files import fingerprint, resolved_revision, source_fingerprint
-from llmtrain.data.store.token_store import (
-    FORMAT,
-    StoreWriter,
-    TokenStore,
-    discard_unfinished,
-    is_store,
-    open_store,
-    read_meta,
-)
+from llmtrain.data.sources.files import Content, Files, HubDataset, content_of, fingerprint, resolve
+from llmtrain.data.sources.overlap import Read, require_disjoint
+from llmtrain.data.store.token_store import FORMAT, TokenStore, is_store, open_store, read_meta
+from llmtrain.data.store.writer import Layout, StoreWriter
 from llmtrain.protocols import Report
 from llmtrain.system.files import cache_root, disk_full, exclusive, is_disk_full
 
-Fill = Callable[[Source, SourceLedger, StoreWriter], int]
-"""Writes all documents of a source, entered in its ledger; returns how many pieces of the source that were."""
+Fill = Callable[[Source, SourceLedger, StoreWriter], None]
+"""Writes all documents of a source, entered in its ledger, and makes them durable."""
+
+READING = frozenset({"earlier", "clean", "decontaminate"})
+"""What of a kind's `content` decides which items there are, not what is made of one."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,19 @@ class StoreKind:
     dtype: np.dtype[Any]  # of token ids
     fill: Fill  # raises ValueError, one line, for bad input
     summary: Callable[[SourceLedger], str]  # the account in one line
+    resolve: Callable[[Source], Files | HubDataset] = resolve  # the files of a source that are read
     masked: bool = True  # tokens come with whether they are targets of the loss
     values: tuple[str, ...] = ()  # names of the numbers that each document carries
     about: Mapping[str, Any] = field(default_factory=dict)  # written to store.json in place of `content`, by key
-    resumes: bool = False  # an interrupted build resumes where it stopped, else it starts again
+
+    @property
+    def layout(self) -> Layout:
+        made = {name: value for name, value in self.content.items() if name not in READING}
+        own, strict = (
+            fingerprint({"format": FORMAT, **made, "on_bad_row": on}) for on in (made["on_bad_row"], "error")
+        )
+        # What was built while bad rows were errors has none, so it is the same where they are skipped.
+        return Layout(self.dtype, self.masked, self.values, tokens_of=own, goes_on_from=(own, strict))
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class StoreSpec:
     source: Source
     kind: StoreKind
     folder: Path
-    source_fingerprint: str
+    read: Content | None  # what is read; None: the source is a finished store
     meta: Mapping[str, Any]  # written to store.json
 
     @property
@@ -76,24 +81,25 @@ class Stores:
 
     @property
     def names(self) -> list[str]:
-        """The folders' names, which identify their content."""
-        return [store.path.name for store in (*self.train, *self.eval)]
+        """What identifies their content, wherever they and their sources are."""
+        return [store.name for store in (*self.train, *self.eval)]
 
 
-def store_spec(key: str, source: Source, kind: StoreKind, cache_dir: str | None) -> StoreSpec:
+def store_spec(key: str, source: Source, kind: StoreKind, cache_dir: str | None, report: Report) -> StoreSpec:
     """The store of a source of this kind, in the cache. Raises ValueError for a source that is not there."""
-    read = source_fingerprint(source)
-    name = fingerprint({"format": FORMAT, "source": read, **kind.content})
+    read = content_of(source, kind.resolve(source), cache_dir, report)
+    name = fingerprint({"format": FORMAT, "source": read.fingerprint, **kind.content})
     return StoreSpec(
         key=key,
         source=source,
         kind=kind,
-        folder=cache_root(cache_dir) / f"{_slug(source.path)}-{name}",
-        source_fingerprint=read,
+        folder=cache_root(cache_dir) / name,
+        read=read,
         meta={
+            "name": name,
             "source": source.model_dump(),
-            "source_fingerprint": read,
-            "revision": resolved_revision(source),
+            "source_fingerprint": read.fingerprint,
+            "revision": read.location.commit if isinstance(read.location, HubDataset) else None,
             **kind.content,
             **kind.about,
         },
@@ -108,62 +114,50 @@ def find_or_build(
     `held_out` are those of `data.eval`; without it, a split of `train` is held out. Raises ValueError, one line, for
     bad input, a source of which nothing is left, or a full disk.
     """
+    require_disjoint(*([Read(spec.key, spec.source, spec.read) for spec in specs] for specs in (train, held_out)))
     for spec in (*train, *held_out):
         if not is_store(spec.folder):
             with exclusive(spec.folder, report):
                 if not is_store(spec.folder):
-                    _build(spec, report)
-        report(f"{spec.named}: {spec.kind.summary(_read_ledger(spec.folder))}")
+                    _build(spec, data.cache_dir, report)
+        report(f"{spec.named}: {spec.kind.summary(_ledger(spec))}")
     train_stores = [_opened(spec, "train") for spec in train]
     if data.eval is None:
         eval_stores = [open_store(spec.folder, "eval") for spec in train] if data.eval_fraction else []
         _require_held_out(data, train_stores, eval_stores, report)
     else:
         eval_stores = [_opened(spec, _held_out_split(spec.folder)) for spec in held_out]
-    ledger = Ledger(*([_read_ledger(spec.folder) for spec in specs] for specs in (train, held_out)))
+    ledger = Ledger(*([_ledger(spec) for spec in specs] for specs in (train, held_out)))
     ledger.check()
     return Stores(train_stores, eval_stores, ledger)
 
 
-def _build(spec: StoreSpec, report: Report) -> None:
+def _build(spec: StoreSpec, cache_dir: str | None, report: Report) -> None:
     """Build a store in its folder, whose lock the caller holds.
 
-    Raises ValueError for bad input, after deleting what it wrote, and for a full disk, keeping what a later build goes
-    on from.
+    Raises ValueError for bad input and for a full disk, and keeps what a later build goes on from.
     """
-    kind = spec.kind
-    if not kind.resumes:
-        discard_unfinished(spec.folder, kind.values)
+    kind, ledger = spec.kind, SourceLedger(path=spec.source.path)
     try:
-        _fill(spec, report)
-    except ValueError:
-        discard_unfinished(spec.folder, kind.values)
-        raise
+        with StoreWriter(spec.folder, kind.layout) as writer:
+            report(f"{spec.named}: tokenizing in {spec.folder}")
+            kind.fill(spec.source, ledger, writer)
+            ledger.check()
+            now = content_of(spec.source, kind.resolve(spec.source), cache_dir, report)
+            if spec.read is None or now.fingerprint != spec.read.fingerprint:
+                raise ValueError(f"{spec.named}: its files changed while they were read; start again")
+            writer.finish({**spec.meta, "ledger": ledger.to_dict()})
     except OSError as error:
-        if not kind.resumes:
-            discard_unfinished(spec.folder, kind.values)
         if not is_disk_full(error):
             raise
-        later = ", then start again: the build resumes from its last whole unit" if kind.resumes else ""
-        raise disk_full(spec.folder, f"free some space or move data.cache_dir{later}") from None
-
-
-def _fill(spec: StoreSpec, report: Report) -> None:
-    kind, ledger = spec.kind, SourceLedger(path=spec.source.path)
-    with StoreWriter(spec.folder, kind.dtype, masked=kind.masked, values=kind.values) as writer:
-        goes_on = "going on with an interrupted build" if writer.progress.pieces else "tokenizing"
-        report(f"{spec.named}: {goes_on} in {spec.folder}")
-        writer.flush(kind.fill(spec.source, ledger, writer))
-        ledger.check()
-        if source_fingerprint(spec.source) != spec.source_fingerprint:
-            raise ValueError(f"{spec.named}: its files changed while they were read; start again")
-        writer.finish({**spec.meta, "ledger": ledger.to_dict()})
+        later = "free some space or move data.cache_dir, then start again: the build goes on with its last whole unit"
+        raise disk_full(spec.folder, later) from None
 
 
 def _opened(spec: StoreSpec, split: Split) -> TokenStore:
     store = open_store(spec.folder, split)
     if not store.num_tokens:
-        account = spec.kind.summary(_read_ledger(spec.folder))
+        account = spec.kind.summary(_ledger(spec))
         raise ValueError(f"{spec.key}={spec.source.path}: no {spec.kind.unit} is left to train on ({account})")
     return store
 
@@ -186,11 +180,11 @@ def _require_held_out(data: SourcesConfig, train: list[TokenStore], held_out: li
         report(f"data.train[{index}] ({data.train[index].path}): no document of it is held out")
 
 
-def _read_ledger(folder: Path) -> SourceLedger:
-    return SourceLedger.from_dict(read_meta(folder)["ledger"])
-
-
-def _slug(path: str) -> str:
-    """A readable start for a folder's name: `my-rows-jsonl` of `data/My rows.jsonl`."""
-    words = re.findall(r"[A-Za-z0-9]+", Path(path).name) or ["store"]
-    return "-".join(words)[:40].lower()
+def _ledger(spec: StoreSpec) -> SourceLedger:
+    """The account of a store, with the name and the files that its source has now."""
+    ledger = SourceLedger.from_dict(read_meta(spec.folder)["ledger"])
+    if spec.read is not None:
+        ledger.path = spec.source.path
+        if isinstance(spec.read.location, Files):
+            ledger.files_not_read = dict(spec.read.location.not_read)
+    return ledger

@@ -7,23 +7,27 @@ pair i, document 2 i + 1 the rejected one; both carry the pair's margin (NaN whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.config.sections import ChatDataConfig, OnBadRow, Source
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
-from llmtrain.data.formats.instructions import Example, iter_examples
+from llmtrain.data.formats.instructions import Example, PlainText, iter_examples
 from llmtrain.data.formats.labelled import Labelled, has_labels, iter_labelled
 from llmtrain.data.formats.preferences import EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger, Split, TokenTally, answer_summary, chat_summary
+from llmtrain.data.sources.files import resolve_rows
 from llmtrain.data.split import split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
-from llmtrain.data.store.token_store import StoreWriter, TokenStore, is_store
+from llmtrain.data.store.token_store import TokenStore
+from llmtrain.data.store.units import Units
+from llmtrain.data.store.writer import StoreWriter
 from llmtrain.protocols import Report
 
 BATCH_ROWS = 512  # rendered and tokenized at a time, on all cores
@@ -44,9 +48,10 @@ def build_chat_stores(data: ChatDataConfig, encoder: ChatEncoder, *, report: Rep
     def kind_of(source: Source, eval_fraction: float) -> StoreKind:
         return StoreKind(
             unit="row",
-            content=_content(data, encoder, eval_fraction),
+            resolve=resolve_rows,
+            content={"kind": "chats", **_content(data, encoder, eval_fraction)},
             dtype=encoder.dtype,
-            fill=partial(_fill_chats, data, encoder, eval_fraction, report),
+            fill=partial(_fill, _chats(encoder), data, eval_fraction, report),
             summary=chat_summary,
         )
 
@@ -89,13 +94,8 @@ def answers_per_prompt(store: TokenStore) -> int:
 
 def _build(data: RowData, kind_of: Callable[[Source, float], StoreKind], report: Report) -> Stores:
     def specs(name: str, sources: Sequence[Source], eval_fraction: float) -> list[StoreSpec]:
-        for index, source in enumerate(sources):
-            if is_store(source.path):
-                raise ValueError(
-                    f"data.{name}[{index}]={source.path}: a token store holds no rows; give the rows it was made of"
-                )
         return [
-            store_spec(f"data.{name}[{index}]", source, kind_of(source, eval_fraction), data.cache_dir)
+            store_spec(f"data.{name}[{index}]", source, kind_of(source, eval_fraction), data.cache_dir, report)
             for index, source in enumerate(sources)
         ]
 
@@ -117,9 +117,10 @@ def _content(data: RowData, encoder: ChatEncoder, eval_fraction: float) -> dict[
 def _pairs(data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: float, report: Report) -> StoreKind:
     return StoreKind(
         unit="pair",
-        content={"kind": "preferences", **_content(data, encoder, eval_fraction)},
+        resolve=resolve_rows,
+        content={"kind": "preference pairs", **_content(data, encoder, eval_fraction)},
         dtype=encoder.dtype,
-        fill=partial(_fill_pairs, data, encoder, eval_fraction, report),
+        fill=partial(_fill, _preferences(encoder), data, eval_fraction, report),
         summary=partial(answer_summary, units="pairs", cut="pairs cut short by {} tokens of prompts"),
         values=("margin", "weight"),
     )
@@ -128,9 +129,10 @@ def _pairs(data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: floa
 def _labelled(data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: float, report: Report) -> StoreKind:
     return StoreKind(
         unit="answer",
-        content={"kind": "judged", **_content(data, encoder, eval_fraction)},
+        resolve=resolve_rows,
+        content={"kind": "labelled answers", **_content(data, encoder, eval_fraction)},
         dtype=encoder.dtype,
-        fill=partial(_fill_labelled, data, encoder, eval_fraction, report),
+        fill=partial(_fill, _labelled_answers(encoder), data, eval_fraction, report),
         summary=partial(answer_summary, units="answers", cut="prompts cut short by {} tokens"),
         values=("desirable", "weight"),
     )
@@ -141,34 +143,81 @@ def _batches(rows: Iterator[RowType]) -> Iterator[list[RowType]]:
         yield batch
 
 
-def _fill_chats(
-    data: ChatDataConfig,
-    encoder: ChatEncoder,
+@dataclass(frozen=True)
+class _Rows(Generic[RowType]):
+    """How rows of one kind are read and stored."""
+
+    read: Callable[[Source, OnBadRow, SourceLedger, Report], Iterator[RowType]]
+    content: Callable[[RowType], object]  # all of a row that decides what is stored of it, printed in full by `repr`
+    encode: Callable[[Sequence[RowType]], Iterable[Any]]  # of each row what `write` takes, or a BadExample
+    write: Callable[..., None]  # (writer, split, row, what `encode` gave, data, ledger)
+
+
+def _fill(
+    rows: _Rows[Any],
+    data: RowData,
     eval_fraction: float,
     report: Report,
     source: Source,
     ledger: SourceLedger,
     writer: StoreWriter,
-) -> int:
-    """Write the conversations and texts of a source; raises ValueError, one line, for bad input."""
-    for batch in _batches(iter_examples(source, data.on_bad_row, ledger, report)):
-        for example, documents in zip(batch, encoder.encode(batch), strict=True):
-            if isinstance(documents, BadExample):
-                _leave_out(documents, data.on_bad_row, ledger, example.num_bytes)
-            else:
-                split = split_of(example, eval_fraction)
-                _write_chat(writer, split, example, documents, data, ledger, encoder.unknown_id)
-    return ledger.read.documents
+) -> None:
+    """Write the rows of a source; raises ValueError, one line, for bad input."""
+
+    def content(row: Any) -> bytes:
+        return repr(rows.content(row)).encode(errors="surrogatepass")
+
+    with Units(writer, content, report) as units:
+        for batch in _batches(units.remaining(rows.read(source, data.on_bad_row, ledger, report))):
+            for row, encoded in zip(batch, rows.encode(batch), strict=True):
+                if isinstance(encoded, BadExample):
+                    _leave_out(encoded, data.on_bad_row, units.made, row.num_bytes)
+                else:
+                    rows.write(writer, split_of(row, eval_fraction), row, encoded, data, units.made)
+                units.done(row, row.num_bytes)
+    ledger.add(units.made)
+
+
+def _chats(encoder: ChatEncoder) -> _Rows[Example]:
+    return _Rows(iter_examples, _said, encoder.encode, partial(_write_chat, encoder.unknown_id))
+
+
+def _preferences(encoder: ChatEncoder) -> _Rows[Preference]:
+    def encode(batch: Sequence[Preference]) -> Iterator[list[Encoded] | BadExample]:
+        sides = encoder.encode([side for preference in batch for side in (preference.chosen, preference.rejected)])
+        return map(_pair, batch, sides[::2], sides[1::2])
+
+    def content(row: Preference) -> object:
+        return _said(row.chosen), _said(row.rejected), row.margin, row.weight, row.group
+
+    return _Rows(iter_preferences, content, encode, _write_pair)
+
+
+def _labelled_answers(encoder: ChatEncoder) -> _Rows[Labelled]:
+    def encode(batch: Sequence[Labelled]) -> list[list[Encoded] | BadExample]:
+        return encoder.encode([labelled.conversation for labelled in batch])
+
+    def content(row: Labelled) -> object:
+        return _said(row.conversation), row.desirable, row.group
+
+    return _Rows(iter_labelled, content, encode, _write_labelled)
+
+
+def _said(example: Example) -> object:
+    """What an example holds besides its place."""
+    if isinstance(example, PlainText):
+        return example.text
+    return example.messages, example.num_prompt, example.tools, example.num_bytes
 
 
 def _write_chat(
+    unknown_id: int | None,
     writer: StoreWriter,
     split: Split,
     example: Example,
     documents: Sequence[Encoded],
     data: ChatDataConfig,
     ledger: SourceLedger,
-    unknown_id: int | None,
 ) -> None:
     """Write what is left of a row's documents, and account for all of it."""
     tally = ledger.tokens[split]
@@ -189,27 +238,6 @@ def _write_chat(
         num_unknown = int(np.count_nonzero(piece.input_ids == unknown_id)) if unknown_id is not None else 0
         num_bytes = example.num_bytes if i == 0 else 0  # a row's bytes count once
         _write_document(writer, split, piece, tally, num_bytes, num_unknown=num_unknown)
-
-
-def _fill_pairs(
-    data: PreferenceDataConfig,
-    encoder: ChatEncoder,
-    eval_fraction: float,
-    report: Report,
-    source: Source,
-    ledger: SourceLedger,
-    writer: StoreWriter,
-) -> int:
-    """Write the pairs of a source; raises ValueError, one line, for bad input."""
-    for batch in _batches(iter_preferences(source, data.on_bad_row, ledger, report)):
-        sides = encoder.encode([side for preference in batch for side in (preference.chosen, preference.rejected)])
-        for preference, chosen, rejected in zip(batch, sides[::2], sides[1::2], strict=True):
-            pair = _pair(preference, chosen, rejected)
-            if isinstance(pair, BadExample):
-                _leave_out(pair, data.on_bad_row, ledger, preference.num_bytes)
-            else:
-                _write_pair(writer, split_of(preference, eval_fraction), preference, pair, data, ledger)
-    return ledger.read.documents
 
 
 def _pair(
@@ -246,26 +274,6 @@ def _write_pair(
     values = (float("nan") if preference.margin is None else preference.margin, preference.weight)
     for conversation, side in zip((preference.chosen, preference.rejected), fitted, strict=False):
         _write_document(writer, split, side, ledger.tokens[split], conversation.num_bytes, values)
-
-
-def _fill_labelled(
-    data: PreferenceDataConfig,
-    encoder: ChatEncoder,
-    eval_fraction: float,
-    report: Report,
-    source: Source,
-    ledger: SourceLedger,
-    writer: StoreWriter,
-) -> int:
-    """Write the labelled answers of a source; raises ValueError, one line, for bad input."""
-    for batch in _batches(iter_labelled(source, data.on_bad_row, ledger, report)):
-        encoded = encoder.encode([labelled.conversation for labelled in batch])
-        for labelled, documents in zip(batch, encoded, strict=True):
-            if isinstance(documents, BadExample):
-                _leave_out(documents, data.on_bad_row, ledger, labelled.num_bytes)
-            else:
-                _write_labelled(writer, split_of(labelled, eval_fraction), labelled, documents, data, ledger)
-    return ledger.read.documents
 
 
 def _write_labelled(

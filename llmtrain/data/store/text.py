@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,16 @@ from llmtrain.config.sections import CleanConfig, DataConfig, Source
 from llmtrain.data.ledger import SPLITS, SourceLedger, TokenTally, text_summary
 from llmtrain.data.sources.clean import Cleaner
 from llmtrain.data.sources.documents import iter_documents
-from llmtrain.data.sources.files import source_fingerprint
+from llmtrain.data.sources.files import content_of, resolve
 from llmtrain.data.sources.text import Document
 from llmtrain.data.split import eval_share, split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
-from llmtrain.data.store.token_store import StoreWriter, is_store, read_meta
+from llmtrain.data.store.token_store import is_store, read_meta
+from llmtrain.data.store.units import Units
+from llmtrain.data.store.writer import StoreWriter
 from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars, tokenizer_fingerprint
 from llmtrain.protocols import Report
 
-UNIT_BYTES = 64 << 20
-"""Text after which a build makes what it has durable: what a kill may cost."""
 REPORT_SECONDS = 10.0
 
 Read = Callable[[Source, SourceLedger], Iterator[Document]]
@@ -57,18 +56,23 @@ def build_text_stores(data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, r
 
 
 def _train_specs(data: DataConfig, eval_fraction: float, binding: _Tokenizer, report: Report) -> list[StoreSpec]:
-    cleaner = Cleaner(data.clean, data.train, data.on_bad_row)
+    cleaner = Cleaner(data.clean, data.train, data.on_bad_row, data.cache_dir)
+
+    def read(source: Source) -> str:
+        return content_of(source, resolve(source), data.cache_dir, report).fingerprint
+
+    evaluated = sorted(read(Source(path=path, split="all")) for path in data.clean.decontaminate)
     specs = []
     for index, source in enumerate(data.train):
         content = {
-            "earlier": [source_fingerprint(each) for each in data.train[:index]] if cleaner.spans_sources else [],
-            "clean": data.clean.model_dump(),
-            "decontaminate": [source_fingerprint(Source(path=path)) for path in data.clean.decontaminate],
+            "earlier": [read(each) for each in data.train[:index]] if cleaner.spans_sources else [],
+            "clean": data.clean.model_dump(exclude={"decontaminate"}),
+            "decontaminate": evaluated,
             "eval_fraction": eval_fraction,
             "on_bad_row": data.on_bad_row,
         }
         kind = _text_kind(content, partial(_read_cleaned, cleaner, index, data), binding, report)
-        specs.append(_spec(f"data.train[{index}]", source, kind, data, binding))
+        specs.append(_spec(f"data.train[{index}]", source, kind, data, binding, report))
     return specs
 
 
@@ -76,13 +80,16 @@ def _eval_specs(data: DataConfig, binding: _Tokenizer, report: Report) -> list[S
     """The stores of held-out sources, which are read as they are, without cleaning."""
     content = {
         "earlier": [],
-        "clean": CleanConfig().model_dump(),
+        "clean": CleanConfig().model_dump(exclude={"decontaminate"}),
         "decontaminate": [],
         "eval_fraction": 0.0,
         "on_bad_row": data.on_bad_row,
     }
     kind = _text_kind(content, partial(_read, data), binding, report)
-    return [_spec(f"data.eval[{index}]", source, kind, data, binding) for index, source in enumerate(data.eval or ())]
+    return [
+        _spec(f"data.eval[{index}]", source, kind, data, binding, report)
+        for index, source in enumerate(data.eval or ())
+    ]
 
 
 def _read(data: DataConfig, source: Source, ledger: SourceLedger) -> Iterator[Document]:
@@ -99,28 +106,32 @@ def _text_kind(content: Mapping[str, Any], read: Read, binding: _Tokenizer, repo
     """Documents of plain text; `content` is what decides a store besides source and tokenizer."""
     return StoreKind(
         unit="document",
-        content={"tokenizer": binding.fingerprint, **content},
+        content={"kind": "text", "tokenizer": binding.fingerprint, **content},
         about={"tokenizer": {"name": binding.name, "fingerprint": binding.fingerprint}},
         dtype=binding.encoder.dtype,
         fill=partial(_fill, read, binding.encoder, content["eval_fraction"], report),
         summary=text_summary,
         masked=False,
-        resumes=True,
     )
 
 
-def _spec(key: str, source: Source, kind: StoreKind, data: DataConfig, binding: _Tokenizer) -> StoreSpec:
+def _spec(
+    key: str, source: Source, kind: StoreKind, data: DataConfig, binding: _Tokenizer, report: Report
+) -> StoreSpec:
     """The store of a source in the cache, or the finished store that the configuration itself names."""
     if not is_store(source.path):
-        return store_spec(key, source, kind, data.cache_dir)
+        return store_spec(key, source, kind, data.cache_dir, report)
     folder = Path(source.path).expanduser()
     _require_usable(key, source, read_meta(folder), data, binding)
-    return StoreSpec(key, source, kind, folder, source_fingerprint="", meta={})
+    return StoreSpec(key, source, kind, folder, read=None, meta={})
 
 
 def _require_usable(key: str, source: Source, meta: Mapping[str, Any], data: DataConfig, binding: _Tokenizer) -> None:
-    """Raises ValueError for a store of another tokenizer, and where options ask for what only a build can do."""
-    path, built_for = Path(source.path).expanduser(), meta["tokenizer"]
+    """Raises ValueError for a store of another kind or tokenizer, and options that only a build can follow."""
+    path = Path(source.path).expanduser()
+    if meta["kind"] != "text":
+        raise ValueError(f"{key}={path}: a store of {meta['kind']}, not of text; give the text or rows to train on")
+    built_for = meta["tokenizer"]
     if built_for["fingerprint"] != binding.fingerprint:
         raise ValueError(
             f"{key}={path}: a store of the tokenizer {built_for['name']} ({built_for['fingerprint'][:8]}), "
@@ -170,28 +181,24 @@ def _fill(
     source: Source,
     ledger: SourceLedger,
     writer: StoreWriter,
-) -> int:
-    """Write the documents of a source.
-
-    What was made durable before a kill is not tokenized again; reading and cleaning are repeated, since their account
-    and the duplicates seen are not stored.
-    """
-    pieces = _pieces(read(source, ledger), encoder, eval_fraction, ledger, report)
-    num_pieces = writer.progress.pieces
+) -> None:
+    """Write the documents of a source; a build that goes on repeats reading and cleaning, but not tokenizing."""
     clock = _Clock(source.path, report)
-    unit_bytes = 0
-    for batch, ids_of_batch in encoder.encode_ahead(_batches(islice(pieces, num_pieces, None))):
-        for piece, ids in zip(batch, ids_of_batch, strict=True):
-            _write_piece(writer, encoder, piece, ids)
-        batch_bytes = sum(len(piece.text.encode()) for piece in batch)
-        num_pieces += len(batch)
-        unit_bytes += batch_bytes
-        clock.add(batch_bytes)
-        if unit_bytes >= UNIT_BYTES:
-            writer.flush(num_pieces)
-            unit_bytes = 0
+    with Units(writer, _content, report) as units:
+        pieces = units.remaining(_pieces(read(source, ledger), encoder, eval_fraction, ledger, report))
+        for batch, ids_of_batch in encoder.encode_ahead(_batches(pieces)):
+            for piece, ids in zip(batch, ids_of_batch, strict=True):
+                _write_piece(writer, encoder, piece, ids)
+                units.done(piece, len(piece.text))
+            clock.add(sum(len(piece.text.encode()) for piece in batch))
     _account(writer, encoder, ledger)
-    return num_pieces
+
+
+def _content(piece: Piece) -> bytes:
+    """All of a piece that decides what is stored of it."""
+    return (
+        b"%d %d %d %d " % (piece.split == "eval", piece.first, piece.last, piece.document_bytes) + piece.text.encode()
+    )
 
 
 def _pieces(
@@ -249,7 +256,7 @@ def _write_piece(writer: StoreWriter, encoder: TextEncoder, piece: Piece, ids: I
 def _account(writer: StoreWriter, encoder: TextEncoder, ledger: SourceLedger) -> None:
     """Enter the stored tokens into the ledger; raises AssertionError where they disagree with what was read."""
     for split in SPLITS:
-        written, kept = writer.progress.splits[split], ledger.kept[split]
+        written, kept = writer.written(split), ledger.kept[split]
         assert (written.documents, written.bytes) == (kept.documents, kept.bytes), (split, written, kept)
         ledger.tokens[split] = TokenTally(
             tokens=written.tokens,

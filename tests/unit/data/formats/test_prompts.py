@@ -93,7 +93,7 @@ def test_a_readme_beside_the_rows_of_a_folder_is_left_out(tokenizer: PreTrainedT
     (tmp_path / "README.md").write_text("# About these prompts")
     prompts = loaded(tmp_path, tokenizer)
     assert len(prompts.train[0]) == 1
-    assert prompts.ledger.train[0].files_not_read == {".md": 1}
+    assert prompts.ledger.train[0].files_not_read == {"README.md": 1}
 
 
 def test_a_text_file_holds_no_prompts(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_texts_beside_the_rows_of_a_folder_are_passed_over_and_counted(tmp_path:
     write(tmp_path, {"prompt": "2 + 2?", "completion": "4"})
     (tmp_path / "README.md").write_text("About these rows.")
     examples, ledger = read(tmp_path)
-    assert (len(examples), ledger.files, ledger.files_not_read) == (1, 1, {".md": 1})
+    assert (len(examples), ledger.files, ledger.files_not_read) == (1, 1, {"README.md": 1})
 
 
 def test_a_source_of_texts_alone_is_refused(tmp_path: Path):

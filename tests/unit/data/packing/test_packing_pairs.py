@@ -312,13 +312,6 @@ def test_a_finished_store_is_found_again(tokenizer: PreTrainedTokenizerFast, tmp
     assert built(tokenizer, tmp_path, ROWS, lines, max_seq_len=512).names != first.names
 
 
-def test_a_failed_build_leaves_no_files(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"rows\.jsonl:2: "):
-        built(tokenizer, tmp_path, [ROWS[0], {"prompt": "q", "chosen": "a", "rejected": None}])
-    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    assert [path.name for path in folder.iterdir()] == ["lock"]
-
-
 def test_a_source_of_which_nothing_is_left_is_an_error(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no pair is left to train on"):
         built(tokenizer, tmp_path, [LONG], max_seq_len=64)

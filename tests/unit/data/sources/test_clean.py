@@ -78,7 +78,7 @@ def test_texts_too_short_for_a_shingle_are_no_near_duplicates():
 
 
 def test_near_dedup_without_its_library_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasketch", None)
+    monkeypatch.setitem(sys.modules, "rensa", None)
     with pytest.raises(ValueError, match=r"pip install 'llmtrain\[clean\]'"):
         clean(["a"], near_dedup=0.8)
 

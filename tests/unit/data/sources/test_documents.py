@@ -15,7 +15,6 @@ from llmtrain.config.sections import Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources import text
 from llmtrain.data.sources.documents import iter_documents, iter_texts
-from llmtrain.data.sources.files import source_fingerprint
 from llmtrain.data.sources.text import Document, FileText, cut_pieces
 
 ROWS = [{"id": "1", "text": "first"}, {"id": "2", "text": "zweite, größer"}, {"id": "3", "text": "third\nline"}]
@@ -111,7 +110,7 @@ def test_a_folder_is_read_recursively_in_order_and_what_is_not_read_is_counted(t
         (tmp_path / name).write_text(name)
     texts, ledger = read(tmp_path)
     assert texts == ["a/c.txt", "a/z.rst", "b.md"]
-    assert ledger.files_not_read == {".png": 1, "LICENSE": 1}
+    assert ledger.files_not_read == {".png": 1, "LICENSE": 1, "hidden": 1}
 
 
 def test_a_glob_takes_the_files_that_match(tmp_path: Path):
@@ -122,7 +121,7 @@ def test_a_glob_takes_the_files_that_match(tmp_path: Path):
 
 def test_a_dataset_saved_to_disk_is_read_without_its_metadata(tmp_path: Path):
     write_arrow_stream(tmp_path / "data-00000-of-00001.arrow")
-    (tmp_path / "state.json").write_text('{"_fingerprint": "x"}')
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
     (tmp_path / "dataset_info.json").write_text('{"description": "x"}')
     assert read(tmp_path)[0] == TEXTS
 
@@ -329,15 +328,3 @@ def test_documents_compare_by_their_text():
 def test_every_string_of_an_evaluation_file_is_given(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "choices": ["a", {"b": "c"}], "answer": 3}\n')
     assert list(iter_texts(str(tmp_path / "a.jsonl"))) == ["q", "a", "c"]
-
-
-def test_a_fingerprint_changes_with_the_files_and_how_they_are_read(tmp_path: Path):
-    path = tmp_path / "a.txt"
-    path.write_text("one")
-    source = Source(path=str(tmp_path))
-    first = source_fingerprint(source)
-    assert source_fingerprint(source) == first
-    assert source_fingerprint(Source(path=str(tmp_path), weight=2)) == first
-    assert source_fingerprint(Source(path=str(tmp_path), slice="0%:50%")) != first
-    path.write_text("longer")
-    assert source_fingerprint(source) != first

@@ -95,7 +95,7 @@ def test_a_bad_row_stops_the_build_or_is_counted(encoder: ChatEncoder, tmp_path:
     rows = [row("ab", "cd"), {"messages": [{"role": "judge", "content": "x"}]}]
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: .*judge.*on_bad_row=skip"):
         built(encoder, tmp_path, rows)
-    assert not list((tmp_path / "cache").glob("*/train.tokens"))
+    assert not list((tmp_path / "cache").glob("*/store.json"))
     (ledger,) = built(encoder, tmp_path, rows, on_bad_row="skip").ledger.train
     assert sum(tally.documents for tally in ledger.bad_rows.values()) == 1
     assert ledger.kept["train"].documents == 1
@@ -109,27 +109,6 @@ def test_a_store_is_shared_until_what_decides_it_changes(encoder: ChatEncoder, t
     ]
     assert names[0] == names[1]
     assert len({tuple(name) for name in names}) == 4
-
-
-def test_a_build_that_was_cut_off_starts_again(
-    encoder: ChatEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", seed=1, num_rows=30)
-    (whole,) = built(encoder, tmp_path / "whole", rows, cache_dir=str(tmp_path / "whole")).train
-
-    class Killed(BaseException):
-        """Simulates a kill: nothing handles it."""
-
-    def die(*_: object, **__: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr("llmtrain.data.store.token_store.StoreWriter.finish", die)
-        with pytest.raises(Killed):
-            built(encoder, tmp_path, rows)
-    (again,) = built(encoder, tmp_path, rows).train
-    np.testing.assert_array_equal(again.tokens, whole.tokens)
-    np.testing.assert_array_equal(again.trained, whole.trained)
 
 
 def test_a_row_is_held_out_by_its_content(encoder: ChatEncoder, tmp_path: Path) -> None:
