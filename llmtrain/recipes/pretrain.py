@@ -15,7 +15,7 @@ from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.flops import flops_per_token
+from llmtrain.models.flops import training_flops
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import load_model
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
@@ -52,15 +52,18 @@ def run_pretrain(config: PretrainConfig) -> None:
     )
     source = plan.batches(collate, runtime)
 
+    for line in plan.report():
+        runtime.say(line)
+
     training = Training(
         module=module,
         objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
         source=source,
         num_steps=plan.num_steps,
         evaluate=HeldOut(plan, runtime) if plan.num_eval_packs else None,
-        flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
+        flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
-        account=lambda progress: plan.account(progress.step, progress.tokens, source.num_skipped),
+        account=lambda progress: plan.account(progress.step, progress.tokens, source),
         facts=pinned_facts(model, tokenizer, stores=stores),
         state_without_step=source.state_without_step,
     )
