@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(totals(stores.ledger))
     targets = sum(packing.num_targets for packing in packed)
     console.print(
-        f"{targets:,} tokens are trained in one pass over all sources, of "
+        f"{targets:,} tokens are trained in an epoch over all sources, of "
         f"{sum(packing.num_packs for packing in packed):,} packs"
     )
     for said in plan.report():

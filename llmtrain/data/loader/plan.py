@@ -165,7 +165,7 @@ def plan_data(
         )
     for index, (source, packing) in enumerate(zip(data.train, train_packs, strict=True)):
         if not packing.num_targets:
-            raise ValueError(f"data.train[{index}]={source.path}: {NO_TARGETS}: leave it out")
+            raise ValueError(f"data.train[{index}]={source.path}: no tokens to train on: {NO_TARGETS}; leave it out")
     weights = None
     if all(source.weight is not None for source in data.train):
         train_packs = [_in_enough_passes(packing, data.max_seq_len) for packing in train_packs]
@@ -192,11 +192,11 @@ def plan_data(
         eval_bytes_per_token=eval_bytes / eval_tokens if eval_bytes and eval_tokens else None,
     )
     if num_eval_packs and not any(np.any(plan.eval_pack(i).labels != IGNORE_INDEX) for i in range(num_eval_packs)):
-        raise ValueError(f"nothing can be evaluated: in what is held out {NO_TARGETS}: {EVAL_FIX}")
+        raise ValueError(f"no held-out tokens to evaluate on: {NO_TARGETS}; {EVAL_FIX}")
     return plan
 
 
-NO_TARGETS = "every document is one token, and nothing before it predicts it"
+NO_TARGETS = "every document is one token, which nothing before it predicts"
 EVAL_FIX = "give data.eval, raise data.eval_fraction or eval.tokens, or set data.eval_fraction=0"
 
 
