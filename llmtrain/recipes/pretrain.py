@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from llmtrain.config.recipes import PretrainConfig
+from llmtrain.data.ledger import lost_summary
 from llmtrain.data.loader.batches import collate
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking
@@ -43,12 +44,15 @@ def run_pretrain(config: PretrainConfig) -> None:
 
     stores = build_text_stores(data, tokenizer, report=runtime.say)
     packed = partial(StreamPacking, max_seq_len=data.max_seq_len, isolate_documents=data.isolate_documents)
+    lost = lost_summary(stores.held_out)
+    if lost is not None:
+        runtime.say(f"warning: no eval_bits_per_byte: the tokenizer (tokenizer.path) loses held-out text: {lost}")
     plan = plan_data(
         config,
         [packed(store) for store in stores.train],
         [packed(store) for store in stores.eval],
         runtime,
-        eval_bytes=sum(store.num_bytes for store in stores.eval),
+        eval_bytes=None if lost else sum(store.num_bytes for store in stores.eval),
     )
     source = plan.batches(collate, runtime)
 
