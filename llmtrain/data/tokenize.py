@@ -128,7 +128,7 @@ class TextEncoder:
         r"""The characters that its ids do not give back, with how often: unknown, normalised, stripped.
 
         Of `Été\n` an uncased tokenizer loses `É`, and one that splits at white space the line end. Spaces that decoding
-        adds are no loss, nor is the one space at the start of a text that tokenizers like SentencePiece's add themselves.
+        adds are no loss, nor is the one space at the start of a text that SentencePiece's tokenizers add.
         """
         ids = _ids_or_none(self.backend, text)
         if ids is None:
