@@ -17,9 +17,9 @@ from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config.rl import PreferenceDataConfig
 from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.packing.answers import collate_answers, desirable_answers, pack_answers
-from llmtrain.data.packing.mismatch import mismatched_documents
 from llmtrain.data.store.build import Stores
 from llmtrain.data.store.kinds import build_answer_stores
+from llmtrain.data.store.token_store import TokenStore
 
 
 @pytest.fixture(scope="module")
@@ -101,23 +101,29 @@ def test_a_mismatched_prompt_has_the_answer_to_another(
             assert ids[document][first:].tolist() != other_ids[document][other_first:].tolist()
 
 
+def mismatched_answers(tokenizer: PreTrainedTokenizerFast, store: TokenStore) -> dict[int, int]:
+    """Document -> the one whose answer its prompt is given, where all answers are `answer NUMBER`."""
+    packs, found = pack_answers(store, 192, mismatched=True), {}
+    for index in range(packs.num_packs):
+        batch = collate_answers([(index, packs.pack(index))])
+        answers = batch.labels[batch.labels != IGNORE_INDEX].split(batch.answer_lengths)
+        for document, ids in zip(packs.documents(index), answers, strict=True):
+            found[document] = int(tokenizer.decode(ids).removeprefix("answer ").removesuffix("<|im_end|>"))
+    return found
+
+
 @pytest.mark.parametrize("prompts", ORDERS.values(), ids=ORDERS)
 def test_a_mismatched_answer_is_never_to_the_same_prompt(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, prompts: list[str]
 ) -> None:
     rows = [answer(prompt, number) for number, prompt in enumerate(prompts)]
     (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", rows), max_seq_len=192).train
-    mismatched = pack_answers(store, 192, mismatched=True)
-    used = []
-    for index in range(mismatched.num_packs):
-        batch = collate_answers([(index, mismatched.pack(index))])
-        answers = batch.labels[batch.labels != IGNORE_INDEX].split(batch.answer_lengths)
-        for document, ids in zip(mismatched.documents(index), answers, strict=True):
-            other = int(tokenizer.decode(ids).removeprefix("answer ").removesuffix("<|im_end|>"))
-            assert prompts[other] != prompts[document], (other, document)
-            used.append(other)
+    others = mismatched_answers(tokenizer, store)
+    assert all(prompts[document] != prompts[other] for document, other in others.items()), others
     if 2 * max(prompts.count(prompt) for prompt in prompts) <= len(prompts):
-        assert sorted(used) == list(range(len(prompts)))  # every answer once: the mean is over the same answers
+        assert sorted(others.values()) == list(
+            range(len(prompts))
+        )  # every answer once: the mean is over the same answers
 
 
 def test_both_answers_of_many_pairs_of_few_prompts_are_mismatched(
@@ -125,10 +131,9 @@ def test_both_answers_of_many_pairs_of_few_prompts_are_mismatched(
 ) -> None:
     pairs = [{"prompt": f"p{i % 3}", "chosen": f"answer {2 * i}", "rejected": f"answer {2 * i + 1}"} for i in range(9)]
     (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "pairs.jsonl", pairs), max_seq_len=192).train
-    others = mismatched_documents(store)
-    prompts = [i // 2 % 3 for i in range(18)]
-    assert all(prompts[document] != prompts[other] for document, other in enumerate(others))
-    assert sorted(others) == list(range(18))
+    others = mismatched_answers(tokenizer, store)
+    assert all(document // 2 % 3 != other // 2 % 3 for document, other in others.items())
+    assert sorted(others.values()) == list(range(18))
 
 
 def test_a_mismatched_answer_is_cut_at_the_longest_document(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
