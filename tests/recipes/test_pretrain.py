@@ -6,6 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -196,3 +197,26 @@ def test_weighted_sources_are_said_and_accounted_for_in_tokens(config: Path, tmp
     assert first["tokens"] + second["tokens"] == pytest.approx(60 * 256, rel=0.05)
     assert f"data.train[0] ({small}): 5" in ended.out or f"data.train[0] ({small}): 4" in ended.out
     assert f"read {first['times_read']:.4g} times" in ended.out
+
+
+@pytest.mark.parametrize("lengths", [[200] + [1] * 60, [20] * 20, [250, 3, 3, 90]], ids=str)
+def test_mfu_counts_the_tokens_that_each_token_attends_to(tmp_path: Path, lengths: list[int]) -> None:
+    """All packs in one step; by the mean length, a token of a long document would count as one of a short one."""
+    corpus = tmp_path / "a.jsonl"
+    corpus.write_text("".join(f"{json.dumps({'text': 'x' * length})}\n" for length in lengths))
+    settings = {"data": {"max_seq_len": 256, "eval_fraction": 0}, "eval": {"every": None}}
+    train = {"steps": None, "epochs": 1, "global_batch_tokens": 256 * 8, "microbatch_tokens": 256 * 8}
+    config = write_config(
+        tmp_path / "given", write_tokenizer(tmp_path / "tokenizer"), [corpus], train=train, **settings
+    )
+    ran(config)
+    (row,) = (row for row in metrics(tmp_path / "given" / "run") if "loss" in row)
+    peak = json.loads((tmp_path / "given" / "run" / "environment.json").read_text())["peak_flops"]
+    flops_per_token = row["mfu"] * peak / row["tokens_per_second"]
+    ends = np.cumsum([length + 1 for length in lengths])  # EOS
+    total = int(ends[-1])
+    bounds = sorted({0, *ends.tolist(), *range(0, total, 256)})
+    attended = sum(length * (length + 1) / 2 for length in np.diff(bounds).tolist())
+    head, body = 320 * 32, 3 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 96) + 7 * 32
+    trained = total - len(lengths)
+    assert flops_per_token == pytest.approx((6 * (body * total + head * trained) + 12 * 3 * 32 * attended) / total)
