@@ -67,6 +67,10 @@ class AnswerLayout:
         return np.diff(np.asarray(self.store.document_offsets))
 
     @property
+    def num_tokens(self) -> int:
+        return len(self.store.tokens)
+
+    @property
     def num_targets(self) -> int:
         """The tokens of the answers."""
         assert self.store.trained is not None

@@ -132,6 +132,8 @@ class Layout(Protocol):
     @property
     def lengths(self) -> Array: ...  # (groups,) int64: tokens that each group takes
     @property
+    def num_tokens(self) -> int: ...  # of all groups
+    @property
     def num_targets(self) -> int: ...  # tokens that a pass trains on
     def pack(self, groups: Sequence[int], ref_logprobs: Array | None) -> Pack: ...  # (documents,) float32
 
@@ -151,9 +153,9 @@ class BestFitPacking:
     def num_packs(self) -> int:
         return len(self.bins)
 
-    @cached_property
+    @property
     def num_tokens(self) -> int:
-        return self.num_passes * int(self.layout.lengths.sum())
+        return self.num_passes * self.layout.num_tokens
 
     @cached_property
     def num_targets(self) -> int:
@@ -209,6 +211,10 @@ class DocumentLayout:
     @property
     def lengths(self) -> Array:
         return np.diff(np.asarray(self.store.document_offsets))
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.store.tokens)
 
     @property
     def num_targets(self) -> int:

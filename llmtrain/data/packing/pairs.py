@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -21,9 +21,9 @@ from llmtrain.data.store.derived import derived
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.protocols import Array, Report
 
-SHARED_LENGTHS = "shared-prompts-1"
 TOKENS_AT_ONCE = 1 << 20
 LEAST_SHARED = 8  # tokens of a prompt; one more call of attention costs the smallest models as much as these
+SHARED = f"shared-prompts-{LEAST_SHARED}-1"  # the name and version of what is shared
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def pack_pairs(
     """
     shared = None
     if share_prompts:
-        lengths = derived(store, SHARED_LENGTHS, partial(shared_lengths, store), report)
-        shared = np.where(lengths < LEAST_SHARED, 0, lengths)
+        shared = derived(store, SHARED, partial(_worth_sharing, store), report)
     return best_fit_packing(store, PairLayout(store, shared, answers_only), max_seq_len, report)
 
 
@@ -70,16 +69,20 @@ class PairLayout:
     def name(self) -> str:
         return "pairs" if self.shared_lengths is None else f"pairs-sharing-{LEAST_SHARED}"
 
-    @cached_property
+    @property
     def lengths(self) -> Array:
         both = np.diff(np.asarray(self.store.document_offsets)).reshape(-1, 2).sum(axis=1)
         return both if self.shared_lengths is None else both - self.shared_lengths
 
     @property
+    def num_tokens(self) -> int:
+        return len(self.store.tokens) - (0 if self.shared_lengths is None else int(self.shared_lengths.sum()))
+
+    @property
     def num_targets(self) -> int:
         """Every token, since a score is of all that is read; with `answers_only` those of the answers."""
         if not self.answers_only:
-            return int(self.lengths.sum())
+            return self.num_tokens
         trained = self.store.trained
         assert trained is not None
         return int(np.count_nonzero(trained)) - int(np.count_nonzero(trained[self.store.document_offsets[:-1]]))
@@ -109,6 +112,12 @@ class PairLayout:
             margins=margins,
             ref_logprobs=None if ref_logprobs is None else ref_logprobs[np.stack([chosen, chosen + 1], 1).ravel()],
         )
+
+
+def _worth_sharing(store: TokenStore) -> Array:
+    """`shared_lengths`, or 0 where they are fewer than LEAST_SHARED."""
+    lengths = shared_lengths(store)
+    return np.where(lengths < LEAST_SHARED, 0, lengths)
 
 
 def shared_lengths(store: TokenStore) -> Array:

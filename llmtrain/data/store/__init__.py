@@ -1,5 +1,6 @@
 """Token ids on disk: built once per content, memory-mapped, shared by runs.
 
 `token_store` is the file format, `build` finds or builds a store under its lock, `kinds` writes chats, pairs and
-labelled answers, `text` plain text. May import data.formats, data.chat and data.sources.
+labelled answers, `text` plain text; `derived` keeps arrays that follow from a store. May
+import data.formats, data.chat and data.sources.
 """

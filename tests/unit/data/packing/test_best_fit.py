@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,9 +15,10 @@ import numpy as np
 import pytest
 
 from llmtrain.data.packing import documents
-from llmtrain.data.packing.best_fit import best_fit
+from llmtrain.data.packing.best_fit import Bins, best_fit
 from llmtrain.data.packing.documents import pack_documents
 from llmtrain.data.store.token_store import TokenStore
+from llmtrain.protocols import Array
 
 
 def one_by_one(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -77,6 +81,25 @@ def test_the_packs_of_a_store_are_chosen_once_and_then_mapped(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "train.packs-16-documents-1.npy"]
     other = pack_documents(store, 20)  # another capacity: other packs
     assert other.num_packs < first.num_packs
+
+
+def test_of_several_processes_one_chooses_and_the_others_wait(tmp_path: Path) -> None:
+    store, calls, said = store_in(tmp_path, [5, 3, 9, 1, 14]), [], []
+    everyone = threading.Barrier(4)
+
+    def slow(lengths: Array, capacity: int) -> Bins:
+        calls.append(capacity)
+        while len(said) < 3:  # all others wait for this one
+            time.sleep(0.001)
+        return best_fit(lengths, capacity)
+
+    def start(_: int) -> int:
+        everyone.wait()
+        return pack_documents(store, 16, said.append).num_packs
+
+    with patch.object(documents, "best_fit", slow), ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(start, range(4)))) == 1
+    assert calls == [16] and all("another process builds this" in line for line in said)
 
 
 def test_a_store_that_cannot_be_written_is_packed_in_memory(tmp_path: Path) -> None:
