@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-
-from llmtrain.batch import IGNORE_INDEX
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.data.loader.batches import Collate, PacksOfRun, Process, StoredBatches
 from llmtrain.data.loader.order import SampleOrder, permuted_index
@@ -181,7 +178,9 @@ def plan_data(
     if config.eval.tokens is not None:
         num_eval_packs = min(num_eval_packs, math.ceil(config.eval.tokens / data.max_seq_len))
     eval_tokens = sum(packing.num_tokens for packing in eval_packs)
-    plan = DataPlan(
+    if eval_packs and not any(packing.num_targets for packing in eval_packs):
+        raise ValueError(f"no held-out tokens to evaluate on: {NO_TARGETS}; {EVAL_FIX}")
+    return DataPlan(
         config=config,
         train=train_packs,
         eval=eval_packs,
@@ -191,13 +190,10 @@ def plan_data(
         num_eval_packs=num_eval_packs,
         eval_bytes_per_token=eval_bytes / eval_tokens if eval_bytes and eval_tokens else None,
     )
-    if num_eval_packs and not any(np.any(plan.eval_pack(i).labels != IGNORE_INDEX) for i in range(num_eval_packs)):
-        raise ValueError(f"no held-out tokens to evaluate on: {NO_TARGETS}; {EVAL_FIX}")
-    return plan
 
 
 NO_TARGETS = "every document is one token, which nothing before it predicts"
-EVAL_FIX = "give data.eval, raise data.eval_fraction or eval.tokens, or set data.eval_fraction=0"
+EVAL_FIX = "give data.eval, raise data.eval_fraction, or set data.eval_fraction=0"
 
 
 def _in_enough_passes(packing: Packing, max_seq_len: int) -> Packing:

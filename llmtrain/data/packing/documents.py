@@ -56,7 +56,8 @@ class StreamPacking:
     """The documents of a store end to end, cut every `max_seq_len` tokens; the last pack may be shorter.
 
     With `isolate_documents` each document's stretch is a separate segment and its last token has no
-    label; without, the whole pack is one segment and only the very last token of all has none.
+    label; without, the whole pack is one segment and only the very last token of all has none. Stretches without a
+    label, in which every document is one token, are no packs: a step of them would train on nothing.
     """
 
     store: TokenStore
@@ -66,11 +67,11 @@ class StreamPacking:
 
     @property
     def num_packs(self) -> int:
-        return max(1, -(-(self._end - 1) // self.max_seq_len))  # the last token of all predicts nothing
+        return self._num_stretches - len(self._idle)
 
     @property
     def num_tokens(self) -> int:
-        return min(self._end, self.num_packs * self.max_seq_len)
+        return self._end - sum(end - start for start, end in map(self._span, self._idle.tolist()))
 
     @property
     def num_targets(self) -> int:
@@ -85,8 +86,8 @@ class StreamPacking:
         return replace(self, num_passes=num_passes)
 
     def pack(self, index: int) -> Pack:
-        start = index * self.max_seq_len
-        end = min(start + self.max_seq_len, self._end)
+        before = np.searchsorted(self._idle - np.arange(len(self._idle)), index, side="right")
+        start, end = self._span(index + int(before))
         assert start < end, (index, self._end)
         window = self._tokens(start, min(end + 1, self._end))
         input_ids = window[: end - start]
@@ -98,6 +99,38 @@ class StreamPacking:
         labels[bounds - 1] = IGNORE_INDEX
         edges = np.concatenate([[0], bounds[bounds < end - start], [end - start]])
         return Pack(input_ids, labels, tuple(int(length) for length in np.diff(edges)))
+
+    @property
+    def _num_stretches(self) -> int:
+        return -(-self._end // self.max_seq_len)
+
+    def _span(self, stretch: int) -> tuple[int, int]:
+        """Where the tokens of a stretch are, among those of all passes."""
+        start = stretch * self.max_seq_len
+        return start, min(start + self.max_seq_len, self._end)
+
+    @cached_property
+    def _idle(self) -> Array:
+        """The stretches without a label, in order.
+
+        A full one is as many documents of one token, so that of every half as many documents some are all in it: only
+        every so many offsets are read.
+        """
+        if not self._end:
+            return np.zeros(0, dtype=np.int64)
+        if self.num_passes > 1:
+            suspects = np.arange(self._num_stretches)
+        else:
+            half = self.max_seq_len // 2
+            starts = np.asarray(self.store.document_offsets[::half])
+            found = starts[:-1][np.diff(starts) == half]
+            last = self._num_stretches - 1
+            suspects = np.unique([*(found // self.max_seq_len), *((found + half - 1) // self.max_seq_len), last])
+        return np.array([each for each in suspects.tolist() if not self._has_labels(*self._span(each))], dtype=np.int64)
+
+    def _has_labels(self, start: int, end: int) -> bool:
+        num_unlabelled = len(self._document_ends(start, end)) if self.isolate_documents else int(end == self._end)
+        return num_unlabelled < end - start
 
     def _passes(self, start: int, end: int) -> range:
         """The passes over the store in which the tokens [start, end) of all passes are."""

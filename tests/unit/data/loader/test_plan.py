@@ -17,6 +17,7 @@ from llmtrain.data.store.token_store import TokenStore
 
 
 def store_of(lengths: list[int]) -> TokenStore:
+    """Documents of so many tokens, three bytes each."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = np.arange(offsets[-1], dtype=np.uint16)
     return TokenStore(Path("store"), "train", tokens, offsets, np.array(lengths, dtype=np.int64) * 3, sum(lengths) * 3)
@@ -214,7 +215,9 @@ def test_held_out_documents_without_a_token_to_predict_are_refused(
 
 
 def test_a_held_out_token_to_predict_is_enough() -> None:
-    assert plan([store_of([64])], [store_of([1] * 20 + [2])]).num_eval_packs == 3
+    made = plan([store_of([64])], [store_of([1] * 20 + [2]), store_of([])])
+    assert made.num_eval_packs == 1  # of three stretches of 8 tokens two have nothing to predict
+    assert (made.eval_pack(0).labels != IGNORE_INDEX).sum() == 1
 
 
 def test_fewer_tokens_to_evaluate_than_a_pack_are_one_pack() -> None:

@@ -35,7 +35,10 @@ def stream_pack(store: FakeStore, index: int, max_seq_len: int, isolate_document
     return StreamPacking(store, max_seq_len, isolate_documents).pack(index)
 
 
-@pytest.mark.parametrize("lengths", [[5, 3, 9, 1, 14], [8, 8], [1, 1, 1], [30], [4, 4, 4, 4]])
+@pytest.mark.parametrize(
+    "lengths",
+    [[5, 3, 9, 1, 14], [8, 8], [30], [4, 4, 4, 4], [1] * 20 + [3] + [1] * 9, [1] * 8 + [9] + [1] * 16],
+)
 @pytest.mark.parametrize("max_seq_len", [2, 4, 8, 64])
 def test_every_token_but_the_first_of_each_document_is_predicted_once(lengths: list[int], max_seq_len: int) -> None:
     store = store_of(lengths)
@@ -43,13 +46,34 @@ def test_every_token_but_the_first_of_each_document_is_predicted_once(lengths: l
     packs = [packing.pack(i) for i in range(packing.num_packs)]
     inputs = np.concatenate([pack.input_ids for pack in packs])
     assert packing.num_tokens == len(inputs)
-    np.testing.assert_array_equal(np.append(inputs, store.tokens[len(inputs) :]), store.tokens)
-    assert len(store.tokens) - len(inputs) in (0, 1)  # the last token predicts nothing: no pack holds it alone
-    assert all((pack.labels != IGNORE_INDEX).any() for pack in packs) or 1 in lengths
+    assert all((pack.labels != IGNORE_INDEX).any() for pack in packs)
+    assert set(inputs) <= set(store.tokens)
+    left_out = set(store.tokens) - set(inputs)  # stretches of documents of one token
+    assert len(inputs) + len(left_out) == len(store.tokens)
+    assert not left_out & {token for token in store.tokens.tolist() if token + 1 in store.tokens}
     labels = np.concatenate([pack.labels for pack in packs])
     trained = labels[labels != IGNORE_INDEX]
     assert sorted(trained) == sorted(token for token in store.tokens.tolist() if token % 100 != 0)
     np.testing.assert_array_equal(inputs[labels != IGNORE_INDEX] + 1, trained)  # each label follows its own token
+
+
+@pytest.mark.parametrize("max_seq_len", [2, 3, 4, 5, 8, 16])
+@pytest.mark.parametrize("isolate", [True, False])
+def test_packs_without_a_label_are_no_packs(max_seq_len: int, isolate: bool) -> None:
+    """Against every stretch looked at, where stretches of one token per document start and end anywhere."""
+    drawn = np.random.default_rng(max_seq_len)
+    for _ in range(60):
+        lengths: list[int] = []
+        for _ in range(drawn.integers(1, 6)):
+            lengths += [1] * drawn.integers(0, 4 * max_seq_len) + [int(drawn.integers(1, 3 * max_seq_len))]
+        store = store_of(lengths)
+        packing = StreamPacking(store, max_seq_len, isolate)
+        size, ends = len(store.tokens), set(store.document_offsets[1:].tolist()) if isolate else {len(store.tokens)}
+        stretches = [range(start, min(start + max_seq_len, size)) for start in range(0, size, max_seq_len)]
+        labelled = [each for each in stretches if not {token + 1 for token in each} <= ends]
+        found = [packing.pack(index).input_ids.tolist() for index in range(packing.num_packs)]
+        assert found == [store.tokens[each.start : each.stop].tolist() for each in labelled]
+        assert packing.num_tokens == sum(map(len, labelled))
 
 
 def test_segments_end_where_documents_or_the_pack_end() -> None:
@@ -62,7 +86,8 @@ def test_without_isolation_a_pack_is_one_segment_and_crosses_documents() -> None
     pack = stream_pack(store, 0, 8, False)
     assert pack.segment_lengths == (8,)
     assert pack.labels.tolist() == [1, 2, 3, 4, 100, 101, 102, 200]
-    assert stream_pack(store, 2, 8, False).labels.tolist() == [IGNORE_INDEX]
+    assert StreamPacking(store, 8, False).num_packs == 2  # the last token of all is alone, and predicts nothing
+    assert stream_pack(store_of([5, 3, 10]), 2, 8, False).labels.tolist() == [209, IGNORE_INDEX]
 
 
 def test_collate_restarts_positions_with_each_segment() -> None:
