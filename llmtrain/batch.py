@@ -86,6 +86,11 @@ class PackedTokens:
         """Tokens of samples."""
         return self.input_ids.numel() if self.sample_ids else 0
 
+    @property
+    def num_attended(self) -> int:
+        """The tokens that each token of samples attends to, summed."""
+        return attended_tokens(self.segment_lengths) if self.sample_ids else 0
+
     def to(self, device: torch.device) -> PackedTokens:
         """The same batch on another device, copied without waiting if the memory allows it."""
         return replace(
@@ -95,6 +100,18 @@ class PackedTokens:
             position_ids=self.position_ids.to(device, non_blocking=True),
             sampling_mask=None if self.sampling_mask is None else self.sampling_mask.to(device),
         )
+
+
+def attended_tokens(segment_lengths: Sequence[int], prefix_lengths: Sequence[int] = ()) -> int:
+    """Summed over tokens, the tokens that each attends to, itself included: 1 + 2 + 3 of a segment of 3.
+
+    Segments that share a prefix attend to it too: equally many segments per prefix, in order.
+    """
+    alone = sum(length * (length + 1) // 2 for length in (*segment_lengths, *prefix_lengths))
+    per_prefix = len(segment_lengths) // max(len(prefix_lengths), 1)
+    return alone + sum(
+        length * prefix_lengths[i // per_prefix] for i, length in enumerate(segment_lengths) if prefix_lengths
+    )
 
 
 def segment_ends(batch: PackedTokens | PreferencePairs) -> Int[Tensor, " segments"]:
@@ -147,6 +164,11 @@ class PreferencePairs:
     def num_tokens(self) -> int:
         """Tokens of samples."""
         return self.input_ids.numel() if self.num_pairs else 0
+
+    @property
+    def num_attended(self) -> int:
+        """The tokens that each token of samples attends to, summed."""
+        return attended_tokens(self.segment_lengths, self.prefix_lengths) if self.num_pairs else 0
 
     def to(self, device: torch.device) -> PreferencePairs:
         """The same batch on another device, copied without waiting if the memory allows it."""
@@ -202,6 +224,11 @@ class LabelledAnswers:
     def num_tokens(self) -> int:
         """Tokens of samples."""
         return self.input_ids.numel() if self.sample_ids else 0
+
+    @property
+    def num_attended(self) -> int:
+        """The tokens that each token of samples attends to, summed."""
+        return attended_tokens(self.segment_lengths) if self.sample_ids else 0
 
     def to(self, device: torch.device) -> LabelledAnswers:
         """The same batch on another device, copied without waiting if the memory allows it."""
@@ -262,6 +289,11 @@ class Experience:
     def num_tokens(self) -> int:
         """Tokens of samples."""
         return self.input_ids.numel() if self.sample_ids else 0
+
+    @property
+    def num_attended(self) -> int:
+        """The tokens that each token of samples attends to, summed."""
+        return attended_tokens(self.segment_lengths) if self.sample_ids else 0
 
     def split_critic(self) -> tuple[Experience, Experience]:
         """The same as two microbatches, for the policy and for its critic; the second counts no sample again."""

@@ -42,6 +42,8 @@ class StepBatch(Protocol):
     def sample_ids(self) -> tuple[int, ...]: ...
     @property
     def num_tokens(self) -> int: ...  # input tokens of samples; 0 in an empty microbatch
+    @property
+    def num_attended(self) -> int: ...  # the tokens that each of them attends to, summed
     def to(self, device: torch.device) -> Any: ...
 
 

@@ -49,10 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
         chat_template=config.data.chat_template,
         loss_on=config.data.loss_on,
     )
-    stores = build_chat_stores(config.data, chat.encoder, report=partial(console.print, markup=False))
-    packed = [pack_documents(store, config.data.max_seq_len) for store in stores.train]
+    report = partial(console.print, markup=False)
+    stores = build_chat_stores(config.data, chat.encoder, report=report)
+    packed = [pack_documents(store, config.data.max_seq_len, report) for store in stores.train]
     plan = plan_data(config, packed, [], SingleProcess())
-    for number in range(min(arguments.packs, plan.num_steps * plan.packs_per_step)):
+    for number in range(min(arguments.packs, plan.num_packs)):
         source, _ = plan.order(number)
         pack = plan.train_pack(number)
         console.print(Rule(Text(f"pack {number}: {len(pack.input_ids)} tokens, {config.data.train[source].path}")))
@@ -64,9 +65,11 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(totals(stores.ledger))
     targets = sum(packing.num_targets for packing in packed)
     console.print(
-        f"{targets:,} tokens are trained in an epoch of {plan.order.epoch_size:,} packs; "
-        f"{plan.num_steps:,} steps of {plan.packs_per_step:,} packs"
+        f"{targets:,} tokens are trained in an epoch over all sources, of "
+        f"{sum(packing.num_packs for packing in packed):,} packs"
     )
+    for said in plan.report():
+        report(said)
 
 
 def shown(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:

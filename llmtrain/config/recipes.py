@@ -63,7 +63,7 @@ class RecipeConfig(Section):
         if (train.steps is None) == (train.epochs is None):
             raise ValueError("give exactly one of train.steps and train.epochs")
         if train.epochs is not None and any(source.weight is not None for source in data.train):
-            raise ValueError("train.epochs is ambiguous with weighted sources: give train.steps")
+            raise ValueError("train.epochs is ambiguous with weighted sources, each ends its own: give train.steps")
         self._check_batch()
         if train.microbatch_tokens < data.max_seq_len:
             raise ValueError(

@@ -43,7 +43,8 @@ class Source(Section):
     path: Annotated[str, MAY_CHANGE]
     """A file, glob or folder, a store built before, or a hub dataset id."""
     weight: Annotated[float, Field(gt=0)] | None = None
-    """Share of the training mixture, relative to the other sources'; None: by size, every token once per epoch."""
+    """Share of the tokens that are trained on (of policy runs: of the prompts), relative to the other sources'; a
+    source too small for its share is repeated. None: by size, every token once per epoch."""
     text_field: str | None = None
     """Field that holds the text; None: recognised (`text`, `content`, ...)."""
     fields: dict[str, str] = {}
@@ -210,7 +211,7 @@ class TrainConfig(Section):
     steps: Annotated[Positive | None, MAY_CHANGE] = None
     """Optimizer steps of the run; exactly one of `steps` and `epochs` is given."""
     epochs: Annotated[Annotated[float, Field(gt=0)] | None, MAY_CHANGE] = None
-    """Passes over the training packs, in place of `steps`."""
+    """Passes over the training packs, in place of `steps`: to the nearest pack, the last step being shorter."""
     global_batch_tokens: Positive = 65536
     """Tokens of one optimizer step over all ranks; a multiple of `data.max_seq_len`."""
     microbatch_tokens: Annotated[Positive, MAY_CHANGE] = 16384
@@ -279,7 +280,7 @@ class EvalConfig(Section):
     every: Annotated[Positive | None, MAY_CHANGE] = 500
     """Steps between evaluations, which also run at the start and the end; None: only there."""
     tokens: Positive | None = None
-    """Held-out tokens of an evaluation; None: all."""
+    """Held-out tokens of an evaluation, in whole packs; None: all."""
     patience: Annotated[Positive | None, MAY_CHANGE] = None
     """Stop after this many evaluations without a lower held-out loss, and export the best checkpoint; None: off."""
 

@@ -6,12 +6,14 @@ step, or kept in a split; `check` compares the two sides.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 Split = Literal["train", "eval"]
 SPLITS: tuple[Split, ...] = ("train", "eval")
+SHOWN_CHARACTERS = 5
 
 
 @dataclass
@@ -66,6 +68,8 @@ class SourceLedger:
     dropped: dict[str, Tally] = field(default_factory=dict)  # step -> documents dropped
     kept: dict[Split, Tally] = field(default_factory=lambda: {split: Tally() for split in SPLITS})
     tokens: dict[Split, TokenTally] = field(default_factory=lambda: {split: TokenTally() for split in SPLITS})
+    lost_characters: dict[Split, dict[str, int]] = field(default_factory=lambda: {split: {} for split in SPLITS})
+    """Of plain text, the characters that ids do not give back, with how often, in a sample of each split."""
 
     def bad_row(self, reason: str, num_bytes: int) -> None:
         """Account for a row that could not be read."""
@@ -122,6 +126,7 @@ class SourceLedger:
             dropped={step: Tally(**tally) for step, tally in tree["dropped"].items()},
             kept={split: Tally(**tree["kept"][split]) for split in SPLITS},
             tokens={split: TokenTally(**tree["tokens"][split]) for split in SPLITS},
+            lost_characters={split: dict(tree["lost_characters"][split]) for split in SPLITS},
         )
 
 
@@ -143,6 +148,18 @@ class Ledger:
             "train": [source.to_dict() for source in self.train],
             "eval": [source.to_dict() for source in self.eval],
         }
+
+
+def lost_summary(splits: Sequence[tuple[SourceLedger, Split]]) -> str | None:
+    """Which text of some splits their tokenizer loses, in a few words; None: none that was seen."""
+    lost: Counter[str] = Counter()
+    for ledger, split in splits:
+        lost.update(ledger.lost_characters[split])
+    unknown = sum(ledger.tokens[split].unknown_tokens for ledger, split in splits)
+    parts = [f"{char!r} (U+{ord(char):04X}, {count:,} times)" for char, count in lost.most_common(SHOWN_CHARACTERS)]
+    parts += [f"{len(lost) - SHOWN_CHARACTERS} other characters"] if len(lost) > SHOWN_CHARACTERS else []
+    parts += [f"what became {unknown:,} unknown tokens"] if unknown else []
+    return ", ".join(parts) or None
 
 
 def text_summary(ledger: SourceLedger) -> str:

@@ -6,7 +6,7 @@ EOS at the end where there is one. Text that spells a special token stays text.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -123,6 +123,21 @@ class TextEncoder:
             while waiting:
                 done, future = waiting.popleft()
                 yield done, future.result()
+
+    def lost(self, text: str) -> Counter[str]:
+        r"""The characters that its ids do not give back, with how often: unknown, normalised, stripped.
+
+        Of `Été\n` an uncased tokenizer loses `É`, and one that splits at white space the line end. Spaces that decoding
+        adds are no loss, nor is the one space at the start of a text that SentencePiece's tokenizers add.
+        """
+        ids = _ids_or_none(self.backend, text)
+        if ids is None:
+            return Counter()  # `encode` refuses it
+        decoded = self.backend.decode(ids, skip_special_tokens=True)
+        spelled = "".join(self.backend.id_to_token(each) or "" for each in ids)
+        if text in (decoded, spelled) or text == f" {decoded}":
+            return Counter()
+        return Counter(text) - Counter(decoded)
 
     def can_cut(self, sample: str) -> bool:
         """Whether texts may be encoded in pieces: tried at every line cut of a sample, and at many space cuts.

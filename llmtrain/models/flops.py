@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmtrain.models.adapters.quantized import num_weights
+from llmtrain.protocols import Counts
 
 
-def attention_flops_per_token(shape: PreTrainedConfig, context: float) -> float:
-    """Forward and backward FLOPs of causal attention for one token, 12 * layers * width * context / 2.
+@dataclass(frozen=True)
+class TrainingFlops:
+    """FLOPs of forward and backward, by what they grow with."""
 
-    `context` is the mean length of a segment in tokens; each token sees half of its segment on average
-    (PaLM, appendix B, counts all of it).
-    """
-    width = _field(shape, "num_attention_heads") * head_dim(shape)
-    return 12 * _field(shape, "num_hidden_layers") * width * context / 2
+    per_token: float  # of the weights that every token is multiplied by
+    per_trained_token: float  # of the output head, which runs where there is a label
+    per_attended_token: float  # of attention
+
+    def of_step(self, totals: Counts) -> float:
+        """FLOPs of a step, by its `input_tokens`, its trained `tokens` and `batch.attended_tokens`."""
+        return (
+            self.per_token * totals["input_tokens"]
+            + self.per_trained_token * totals["tokens"]
+            + self.per_attended_token * totals["attended_tokens"]
+        )
 
 
-def flops_per_token(model: PreTrainedModel, context: float, trained_share: float = 1.0) -> float:
-    """FLOPs that training on one token needs: 6 per weight that multiplies it, plus attention (PaLM, appendix B).
+def training_flops(model: PreTrainedModel) -> TrainingFlops:
+    """6 per weight that multiplies a token, plus attention: 12 * layers * width per token that a token attends to.
 
-    A frozen weight has no gradient, and counts 4: forward, and backward to its input. An embedding is a
-    look-up and counts nothing, unless its weight is also the output head's, which runs at the `trained_share` of the
-    tokens.
+    PaLM, appendix B, has a token attend to all of its sequence; here it attends to what is before it, and to itself. A
+    frozen weight has no gradient, and counts 4: forward, and backward to its input. An embedding is a look-up and
+    counts nothing, unless its weight is also the output head's.
     """
     head = model.get_output_embeddings()
     multiplying = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
     weights = {id(weight): weight for module in multiplying for weight in module.parameters(recurse=False)}
-    flops = attention_flops_per_token(model.config, context)
-    for weight in weights.values():
-        share = trained_share if head is not None and weight is head.weight else 1.0
-        flops += share * (6 if weight.requires_grad else 4) * num_weights(weight)
-    return flops
+    flops = {
+        identity: float((6 if weight.requires_grad else 4) * num_weights(weight))
+        for identity, weight in weights.items()
+    }
+    of_head = 0.0 if head is None else flops.pop(id(head.weight))
+    width = _field(model.config, "num_attention_heads") * head_dim(model.config)
+    return TrainingFlops(
+        per_token=sum(flops.values()),
+        per_trained_token=of_head,
+        per_attended_token=12.0 * _field(model.config, "num_hidden_layers") * width,
+    )
 
 
 def head_dim(shape: PreTrainedConfig) -> int:

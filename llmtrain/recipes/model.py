@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmtrain.config.recipes import TuningConfig
 from llmtrain.config.sections import TunedModelConfig
 from llmtrain.data.chat.tokenizer import ChatTokenizer
+from llmtrain.data.loader.order import ORDER_VERSION
 from llmtrain.data.store.build import Stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.models.adapters.lora import adapter_report, add_adapter
@@ -42,13 +43,14 @@ def pinned_facts(
     stores: Stores | None = None,
     shared_prompts: bool | None = None,
 ) -> dict[str, Any]:
-    """What a resumed run must find again: `fingerprint` of the base, tokenizer, stores, how pairs are packed."""
+    """What a resumed run must find again: `fingerprint` of the base, tokenizer, stores, their packs, their order."""
     facts = {
         "model_revision": hub_commit(model.config),
         "base_fingerprint": fingerprint,
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "stores": None if stores is None else stores.names,
         "shared_prompts": shared_prompts,
+        "sample_order": ORDER_VERSION,
     }
     return {name: fact for name, fact in facts.items() if fact is not None}
 

@@ -22,7 +22,7 @@ from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.eval.generation import HeldOutScore
 from llmtrain.models.adapters.lora import base_fingerprint
-from llmtrain.models.flops import flops_per_token
+from llmtrain.models.flops import training_flops
 from llmtrain.models.load import load_pretrained, resolve_model
 from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
@@ -118,7 +118,7 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
         source=source,
         num_steps=config.train.steps,
         evaluate=HeldOutScore(held_out, generator, sampler.score, sampler.sampling, runtime) if held_out else None,
-        flops_per_token=flops_per_token(model, rollout.max_new_tokens),
+        flops=training_flops(model),
         ledger=prompts.ledger.to_dict(),
         account=lambda progress: {"steps": progress.step, "tokens_trained": progress.tokens},
         facts=pinned_facts(model, chat.tokenizer, fingerprint),

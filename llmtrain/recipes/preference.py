@@ -22,6 +22,7 @@ from llmtrain.data.loader.batches import StoredBatches
 from llmtrain.data.loader.plan import DataPlan, plan_data
 from llmtrain.data.packing.answers import collate_answers, desirable_answers, pack_answers
 from llmtrain.data.packing.documents import BestFitPacking
+from llmtrain.data.packing.mismatch import MISMATCH
 from llmtrain.data.packing.pairs import collate_pairs, pack_pairs
 from llmtrain.data.store.build import Stores
 from llmtrain.data.store.kinds import build_answer_stores, build_pair_stores
@@ -30,7 +31,7 @@ from llmtrain.eval.implied_rewards import HeldOutPreferences
 from llmtrain.eval.kto import HeldOutAnswers
 from llmtrain.eval.reference_logprobs import Reference
 from llmtrain.models.adapters.lora import base_fingerprint
-from llmtrain.models.flops import flops_per_token
+from llmtrain.models.flops import training_flops
 from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.checks import shares_prompts
@@ -74,15 +75,18 @@ def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
         learned = from_answers(run, stores, reference)
     plan, batches = learned.plan, learned.batches
 
+    for line in plan.report():
+        runtime.say(line)
+
     training = Training(
         module=module,
         objective=learned.objective,
         source=learned.source,
         num_steps=plan.num_steps,
         evaluate=learned.evaluate if plan.num_eval_packs else None,
-        flops_per_token=flops_per_token(model, plan.mean_segment_tokens, plan.trained_share),
+        flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
-        account=lambda progress: plan.account(progress.step, progress.tokens, batches.num_skipped),
+        account=lambda progress: plan.account(progress.step, progress.tokens, batches),
         facts=pinned_facts(model, chat.tokenizer, fingerprint, stores, shared),
         state_without_step=batches.state_without_step,
     )
@@ -108,7 +112,7 @@ def from_pairs(run: Run[PreferenceStageConfig], stores: Stores, reference: Refer
     objective = PairwisePreference(preference.loss, PreferenceOptions(**preference.options()))
 
     def packed(store: TokenStore) -> BestFitPacking:
-        packs = pack_pairs(store, run.config.data.max_seq_len, share_prompts=shared, answers_only=True)
+        packs = pack_pairs(store, run.config.data.max_seq_len, run.runtime.say, share_prompts=shared, answers_only=True)
         if not PREFERENCE_LOSSES[preference.loss].needs_reference:
             return packs
         return replace(packs, ref_logprobs=reference.logprobs(packs, collate_pairs, reads="answers"))
@@ -124,8 +128,8 @@ def from_answers(run: Run[PreferenceStageConfig], stores: Stores, reference: Ref
     objective = KtoObjective(**run.config.preference.options())
 
     def packed(store: TokenStore, *, mismatched: bool = False) -> BestFitPacking:
-        packs = pack_answers(store, run.config.data.max_seq_len, mismatched=mismatched)
-        reads = "mismatched answers" if mismatched else "single answers"
+        packs = pack_answers(store, run.config.data.max_seq_len, run.runtime.say, mismatched=mismatched)
+        reads = MISMATCH if mismatched else "single answers"
         return replace(packs, ref_logprobs=reference.logprobs(packs, collate_answers, reads=reads))
 
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
@@ -133,6 +137,7 @@ def from_answers(run: Run[PreferenceStageConfig], stores: Stores, reference: Ref
         [packed(store, mismatched=True) for store in split] for split in (stores.train, stores.eval)
     )
     plan = plan_data(run.config, train_packs, eval_packs, run.runtime)
+    train_others = [others.repeated(packs.num_passes) for others, packs in zip(train_others, plan.train, strict=True)]
 
     def mismatch_train(batch: LabelledAnswers) -> LabelledAnswers:
         places = [(sample_id, *plan.order(sample_id)) for sample_id in batch.sample_ids]

@@ -9,13 +9,14 @@ from __future__ import annotations
 from functools import partial
 
 from llmtrain.config.recipes import PretrainConfig
+from llmtrain.data.ledger import lost_summary
 from llmtrain.data.loader.batches import collate
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.flops import flops_per_token
+from llmtrain.models.flops import training_flops
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import load_model
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
@@ -43,14 +44,20 @@ def run_pretrain(config: PretrainConfig) -> None:
 
     stores = build_text_stores(data, tokenizer, report=runtime.say)
     packed = partial(StreamPacking, max_seq_len=data.max_seq_len, isolate_documents=data.isolate_documents)
+    lost = lost_summary(stores.held_out)
+    if lost is not None:
+        runtime.say(f"warning: no eval_bits_per_byte: the tokenizer (tokenizer.path) loses held-out text: {lost}")
     plan = plan_data(
         config,
         [packed(store) for store in stores.train],
         [packed(store) for store in stores.eval],
         runtime,
-        eval_bytes=sum(store.num_bytes for store in stores.eval),
+        eval_bytes=None if lost else sum(store.num_bytes for store in stores.eval),
     )
     source = plan.batches(collate, runtime)
+
+    for line in plan.report():
+        runtime.say(line)
 
     training = Training(
         module=module,
@@ -58,9 +65,9 @@ def run_pretrain(config: PretrainConfig) -> None:
         source=source,
         num_steps=plan.num_steps,
         evaluate=HeldOut(plan, runtime) if plan.num_eval_packs else None,
-        flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
+        flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
-        account=lambda progress: plan.account(progress.step, progress.tokens, source.num_skipped),
+        account=lambda progress: plan.account(progress.step, progress.tokens, source),
         facts=pinned_facts(model, tokenizer, stores=stores),
         state_without_step=source.state_without_step,
     )

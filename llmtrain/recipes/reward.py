@@ -15,7 +15,7 @@ from llmtrain.data.packing.pairs import collate_pairs, has_margins, pack_pairs
 from llmtrain.data.store.kinds import build_pair_stores
 from llmtrain.eval.pairs import HeldOutPairs, reward_card
 from llmtrain.models.adapters.lora import base_fingerprint
-from llmtrain.models.flops import flops_per_token
+from llmtrain.models.flops import training_flops
 from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.reward import card_verdict
@@ -51,10 +51,13 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
     module = prepare_reward_model(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
     shared = shares_prompts(model, module.kernel, data.max_seq_len, runtime.device, runtime.say)
-    packed = partial(pack_pairs, max_seq_len=data.max_seq_len, share_prompts=shared)
+    packed = partial(pack_pairs, max_seq_len=data.max_seq_len, report=runtime.say, share_prompts=shared)
     train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
     plan = plan_data(config, train_packs, eval_packs, runtime)
     batches = plan.batches(collate_pairs, runtime)
+
+    for line in plan.report():
+        runtime.say(line)
 
     training = Training(
         module=module,
@@ -62,9 +65,9 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
         source=batches,
         num_steps=plan.num_steps,
         evaluate=HeldOutPairs(plan, runtime) if plan.num_eval_packs else None,
-        flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
+        flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
-        account=lambda progress: plan.account(progress.step, progress.tokens, batches.num_skipped),
+        account=lambda progress: plan.account(progress.step, progress.tokens, batches),
         facts=pinned_facts(model, chat.tokenizer, fingerprint, stores, shared),
         state_without_step=batches.state_without_step,
     )

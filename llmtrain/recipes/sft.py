@@ -18,7 +18,7 @@ from llmtrain.data.packing.documents import pack_documents
 from llmtrain.data.store.kinds import build_chat_stores
 from llmtrain.eval.next_token import HeldOut
 from llmtrain.models.adapters.lora import base_fingerprint
-from llmtrain.models.flops import flops_per_token
+from llmtrain.models.flops import training_flops
 from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
@@ -46,11 +46,14 @@ def run_sft(config: SftConfig) -> None:
 
     plan = plan_data(
         config,
-        [pack_documents(store, data.max_seq_len) for store in stores.train],
-        [pack_documents(store, data.max_seq_len) for store in stores.eval],
+        [pack_documents(store, data.max_seq_len, runtime.say) for store in stores.train],
+        [pack_documents(store, data.max_seq_len, runtime.say) for store in stores.eval],
         runtime,
     )
     source = plan.batches(collate, runtime)
+
+    for line in plan.report():
+        runtime.say(line)
 
     training = Training(
         module=module,
@@ -58,9 +61,9 @@ def run_sft(config: SftConfig) -> None:
         source=source,
         num_steps=plan.num_steps,
         evaluate=HeldOut(plan, runtime) if plan.num_eval_packs else None,
-        flops_per_token=flops_per_token(model, plan.mean_segment_tokens, plan.trained_share),
+        flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
-        account=lambda progress: plan.account(progress.step, progress.tokens, source.num_skipped),
+        account=lambda progress: plan.account(progress.step, progress.tokens, source),
         facts=pinned_facts(model, chat.tokenizer, fingerprint, stores),
         state_without_step=source.state_without_step,
     )

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.models.attention import compile_model
+from llmtrain.models.flops import TrainingFlops
 from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, StateWithoutStep, TrainedModule
 from llmtrain.runs.folder import check_folder, mark_finished, record_ledger, record_run
 from llmtrain.system.device import peak_flops, peak_memory_bytes
@@ -53,9 +54,9 @@ class Training(Generic[BatchType]):
     source: BatchSource[BatchType]
     num_steps: int
     evaluate: Evaluate | None  # None: nothing is held out
-    flops_per_token: float
+    flops: TrainingFlops
     ledger: Mapping[str, Any]  # what became of every row and token of the data
-    account: Callable[[Progress], Mapping[str, float | int]]  # what was trained on, for `ledger.json`
+    account: Callable[[Progress], Mapping[str, Any]]  # what was trained on, for `ledger.json`
     facts: Mapping[str, Any]  # of model and data, for `environment.json`; a resumed run must find them again
     state_without_step: StateWithoutStep | None = None  # of stored batches, for a roll-back after a loss spike
     stop: StopSignal | None = None  # given if the source looks at it too
@@ -118,7 +119,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
         folder,
         is_main=runtime.is_main,
         num_steps=training.num_steps,
-        flops_per_token=training.flops_per_token,
+        flops=training.flops.of_step,
         peak_flops=peak * runtime.world_size,
         track=runtime.track,
         memory_bytes=lambda: peak_memory_bytes(runtime.device),

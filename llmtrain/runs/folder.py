@@ -24,7 +24,7 @@ FINISHED = "finished.yaml"  # the configuration of a run that came to its end
 UNFINISHED = f"{CONFIG}.partial"  # all that a run leaves if it is stopped while it makes its folder
 
 # Facts that a continued run must find unchanged.
-PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts")
+PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts", "sample_order")
 PACKAGES = (
     "llmtrain",
     "torch",

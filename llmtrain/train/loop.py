@@ -106,7 +106,14 @@ class Loop(Generic[BatchType]):
         self.runtime.seed_step(progress.step)
         factor = self.schedule(progress.step)
         self.runtime.set_lr(self.optimizer, [factor * group["peak_lr"] for group in self.optimizer.param_groups])
-        counts = [{"input_tokens": batch.num_tokens, **self.objective.counts(batch)} for batch in microbatches]
+        counts = [
+            {
+                "input_tokens": batch.num_tokens,
+                "attended_tokens": batch.num_attended,
+                **self.objective.counts(batch),
+            }
+            for batch in microbatches
+        ]
         totals, stop = self.runtime.sum_counts(counts, self.stop.requested is not None)
         if stop:  # the same on every rank; the source has not advanced, so a resumed run gets this step again
             self.log.say(f"{self.stop.requested or 'a signal on another rank'}: stopping after {progress.step} steps")
@@ -134,7 +141,7 @@ class Loop(Generic[BatchType]):
             self._roll_back(values["loss"])
             return None
         self.source.advance()
-        self.log.count_step(totals["input_tokens"], seconds)
+        self.log.count_step(totals, seconds)
         if progress.step % self.log_config.every == 0 or progress.step == self.num_steps:
             self._log_step(values, result.grad_norm)
         return None

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 
+from llmtrain.protocols import Counts
 from llmtrain.system.files import write_json
 
 METRICS_FILE = "metrics.jsonl"
@@ -35,20 +36,20 @@ class RunLog:
         *,
         is_main: bool,
         num_steps: int,
-        flops_per_token: float,
+        flops: Callable[[Counts], float],
         peak_flops: float,
         track: Callable[[Row, int], None],
         memory_bytes: Callable[[], int],
     ) -> None:
-        """`peak_flops` is that of all devices together, in FLOP/s."""
+        """`flops` of a step follow from its totals; `peak_flops` is that of all devices together, in FLOP/s."""
         self._is_main, self._num_steps = is_main, num_steps
-        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._flops, self._peak_flops = flops, peak_flops
         self._track, self._memory_bytes = track, memory_bytes
         self._folder = folder
         self._metrics_path, self._log_path = folder / METRICS_FILE, folder / LOG_FILE
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar: ProgressBar | None = None
-        self._window_tokens, self._window_seconds = 0.0, 0.0  # since the last training row
+        self._window_tokens = self._window_flops = self._window_seconds = 0.0  # since the last training row
 
     def __enter__(self) -> RunLog:
         if self._is_main and self._console.is_terminal:
@@ -83,18 +84,20 @@ class RunLog:
         with self._log_path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def count_step(self, tokens: float, seconds: float) -> None:
-        """Add a step's input tokens and time to what the next training row takes its speed from."""
-        self._window_tokens += tokens
+    def count_step(self, totals: Counts, seconds: float) -> None:
+        """Add a step's totals and time to what the next training row takes its speed from."""
+        self._window_tokens += totals["input_tokens"]
+        self._window_flops += self._flops(totals)
         self._window_seconds += seconds
 
     def train_row(self, row: dict[str, float | int]) -> None:
         """A training row: `row` with speed and MFU over the steps since the last one."""
         if not self._is_main:
             return
-        speed = self._window_tokens / max(self._window_seconds, 1e-9)
-        self._window_tokens, self._window_seconds = 0.0, 0.0
-        row = {**row, "tokens_per_second": speed, "mfu": speed * self._flops_per_token / self._peak_flops}
+        seconds = max(self._window_seconds, 1e-9)
+        speed = self._window_tokens / seconds
+        row = {**row, "tokens_per_second": speed, "mfu": self._window_flops / seconds / self._peak_flops}
+        self._window_tokens = self._window_flops = self._window_seconds = 0.0
         row["memory_bytes"] = self._memory_bytes()
         self._write(row)
         step = int(row["step"])

@@ -22,12 +22,15 @@ Weights = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents of one byte, on which nothing can be trained, between long ones; no token is put around them."""
+    """Documents of one byte, on which nothing can be trained, between long ones; no token is put around them.
+
+    One of two bytes every so often, since a stretch of tokens without any to train on is no pack.
+    """
     folder = tmp_path_factory.mktemp("unequal")
     tokenizer = write_tokenizer(folder / "tokenizer", special_tokens=())
     texts: list[str] = []
     for number in range(100):
-        texts += [LONG[number % 20 :]] * 3 + ["abcde"[number % 5]] * 120
+        texts += [LONG[number % 20 :]] * 3 + [*(["abcde"[number % 5]] * 26), "xy"] * 5
     corpus = folder / "corpus.jsonl"
     corpus.write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts), encoding="utf-8")
     return write_config(

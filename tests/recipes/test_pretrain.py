@@ -8,10 +8,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_run import Ended, command, environment, metrics, run, run_here
+from tiny_run import Ended, command, environment, metrics, run, run_here, write_config, write_tokenizer
+from tokenizers import Regex, Tokenizer, normalizers
 
 from llmtrain.train.checkpoint import Checkpoint
 
@@ -158,3 +161,80 @@ def test_epochs_pass_over_every_token_once(config: Path) -> None:
     training = json.loads((config.parent / "run" / "ledger.json").read_text())["training"]
     assert training["epochs"] >= 1
     assert training["tokens_trained"] >= training["tokens_per_epoch"]
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text", "lost"),
+    [
+        (None, "Alpha\n\nbeta  É", None),
+        (normalizers.Lowercase(), "Alpha beta", "'A' (U+0041, "),
+        (normalizers.NFD(), "caf\u00e9 beta", "'é' (U+00E9, "),
+        (normalizers.Replace(Regex(r"\s+"), " "), "a\n\nb", r"'\n' (U+000A, "),
+    ],
+    ids=["lossless", "lower case", "decomposed", "white space"],
+)
+def test_bits_per_byte_are_left_out_if_the_tokenizer_loses_text(
+    tmp_path: Path, normalizer: normalizers.Normalizer | None, text: str, lost: str | None
+) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    backend = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.save(str(tokenizer / "tokenizer.json"))
+    corpus = tmp_path / "a.jsonl"
+    corpus.write_text("".join(f"{json.dumps({'text': f'{text} {i}'})}\n" for i in range(200)))
+    config = write_config(tmp_path / "given", tokenizer, [corpus], train={"steps": 1})
+    for _ in range(2):  # a store that is found says the same
+        ended = ran(config, "run.resume=auto", f"run.dir={tmp_path / f'run{_}'}")
+        evaluated = [row for row in metrics(tmp_path / f"run{_}") if "eval_loss" in row]
+        assert all(("eval_bits_per_byte" in row) == (lost is None) for row in evaluated) and evaluated
+        assert ("no eval_bits_per_byte" in ended.out) == (lost is not None)
+        assert lost is None or lost in ended.out
+
+
+@pytest.mark.parametrize(("epochs", "batch"), [(1, 256), (1, 4096), (2.5, 256)])
+def test_a_run_trains_its_epochs_and_reports_them(config: Path, epochs: float, batch: int) -> None:
+    ran(config, "train.steps=null", f"train.epochs={epochs}", f"train.global_batch_tokens={batch}", "eval.every=null")
+    training = json.loads((config.parent / "run" / "ledger.json").read_text())["training"]
+    assert training["epochs"] == pytest.approx(epochs, abs=0.5 / training["packs_per_epoch"])
+    assert training["packs"] == round(epochs * training["packs_per_epoch"])
+    rows = [row for row in metrics(config.parent / "run") if "loss" in row]
+    assert rows[-1]["epochs"] == training["epochs"]
+    if isinstance(epochs, int):
+        assert training["tokens_trained"] == epochs * training["tokens_per_epoch"]
+
+
+def test_weighted_sources_are_said_and_accounted_for_in_tokens(config: Path, tmp_path: Path) -> None:
+    small, tree = tmp_path / "small.jsonl", yaml.safe_load(config.read_text())
+    small.write_text('{"text": "a b"}\n' * 3)
+    tree["data"] |= {"train": [{"path": str(small), "weight": 1}, {"path": tree["data"]["train"][0], "weight": 1}]}
+    config.write_text(yaml.safe_dump(tree))
+    ended = ran(config, "train.steps=60", "data.eval_fraction=0", "eval.every=null")
+    first, second = json.loads((config.parent / "run" / "ledger.json").read_text())["training"]["sources"]
+    assert first["tokens"] == pytest.approx(second["tokens"], rel=0.05)
+    assert first["tokens"] + second["tokens"] == pytest.approx(60 * 256, rel=0.05)
+    assert f"data.train[0] ({small}): 5" in ended.out or f"data.train[0] ({small}): 4" in ended.out
+    assert f"read {first['times_read']:.4g} times" in ended.out
+
+
+@pytest.mark.parametrize("lengths", [[200] + [1] * 60, [20] * 20, [250, 3, 3, 90]], ids=str)
+def test_mfu_counts_the_tokens_that_each_token_attends_to(tmp_path: Path, lengths: list[int]) -> None:
+    """All packs in one step; by the mean length, a token of a long document would count as one of a short one."""
+    corpus = tmp_path / "a.jsonl"
+    corpus.write_text("".join(f"{json.dumps({'text': 'x' * length})}\n" for length in lengths))
+    settings = {"data": {"max_seq_len": 256, "eval_fraction": 0}, "eval": {"every": None}}
+    train = {"steps": None, "epochs": 1, "global_batch_tokens": 256 * 8, "microbatch_tokens": 256 * 8}
+    config = write_config(
+        tmp_path / "given", write_tokenizer(tmp_path / "tokenizer"), [corpus], train=train, **settings
+    )
+    ran(config)
+    (row,) = (row for row in metrics(tmp_path / "given" / "run") if "loss" in row)
+    peak = json.loads((tmp_path / "given" / "run" / "environment.json").read_text())["peak_flops"]
+    flops_per_token = row["mfu"] * peak / row["tokens_per_second"]
+    ends = np.cumsum([length + 1 for length in lengths])  # EOS
+    total = int(ends[-1])
+    bounds = sorted({0, *ends.tolist(), *range(0, total, 256)})
+    attended = sum(length * (length + 1) / 2 for length in np.diff(bounds).tolist())
+    head, body = 320 * 32, 3 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 96) + 7 * 32
+    trained = total - len(lengths)
+    assert flops_per_token == pytest.approx((6 * (body * total + head * trained) + 12 * 3 * 32 * attended) / total)

@@ -226,7 +226,7 @@ def test_documents_of_one_token_cannot_be_trained_on(config: Path, tmp_path: Pat
     bare = write_tokenizer(tmp_path / "bare", special_tokens=())
     corpus = given(tmp_path / "a.jsonl", '{"text": "x"}\n' * 1000)
     overrides = (f"tokenizer.path={bare}", f"data.train={corpus}", "data.eval_fraction=0")
-    assert "tokens to train on" in refusal(config, *overrides)
+    assert "no tokens to train on" in refusal(config, *overrides)
 
 
 def test_a_damaged_checkpoint_is_skipped_and_reported(config: Path) -> None:

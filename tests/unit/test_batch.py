@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import pytest
 import torch
 
 from llmtrain.batch import (
@@ -13,6 +14,7 @@ from llmtrain.batch import (
     PER_TOKEN,
     Experience,
     SamplingMask,
+    attended_tokens,
 )
 
 MASK = SamplingMask(torch.tensor([3, 8, 8, 1, 2], dtype=torch.int32), (2, 1, 2))  # {3, 8}, {8}, {1, 2}
@@ -49,3 +51,24 @@ def test_excluded_tokens_have_no_probability() -> None:
 def test_every_field_of_experience_that_a_checkpoint_cuts_has_its_kind() -> None:
     kinds = [name for kind in (PER_EPISODE, PER_TOKEN, PER_RESPONSE_TOKEN) for name in Experience.field_names(kind)]
     assert sorted([*kinds, "sampling_mask", "trains"]) == sorted(field.name for field in fields(Experience))
+
+
+@pytest.mark.parametrize(
+    ("segments", "prefixes"),
+    [((5,), ()), ((1, 1, 6), ()), ((1000, 1, 1, 1), ()), ((2, 3), (4,)), ((2, 3, 1, 5), (4, 0)), ((7, 7), (0,))],
+)
+def test_attended_tokens_are_those_that_a_mask_lets_through(
+    segments: tuple[int, ...], prefixes: tuple[int, ...]
+) -> None:
+    """Each token sees itself, what is before it in its segment, and all of the prefix that it shares."""
+    places = []  # of each token: (its prefix, its segment or None in the prefix), in the order of a batch
+    per_prefix = len(segments) // max(len(prefixes), 1)
+    for i, length in enumerate(segments):
+        if prefixes and i % per_prefix == 0:
+            places += [(i // per_prefix, None)] * prefixes[i // per_prefix]
+        places += [(i // per_prefix if prefixes else None, i)] * length
+    seen = 0
+    for at, (prefix, segment) in enumerate(places):
+        for other_prefix, other_segment in places[: at + 1]:
+            seen += other_segment == segment if other_segment is not None else other_prefix == prefix
+    assert attended_tokens(segments, prefixes) == seen

@@ -1,7 +1,8 @@
 """Packs -> this rank's microbatches of a step: the batch source of stored data.
 
-Step s takes the positions [s * packs_per_step, (s + 1) * packs_per_step) of the sample order; rank r takes
-every world_size-th of them and fills microbatches with whole packs.
+Each step takes the next `packs_per_step` positions of the sample order; rank r takes every world_size-th of them and
+fills microbatches with whole packs. The last step takes what is left. The state of a source counts packs, not steps, so
+that a run of one epoch that goes on for a second takes up where its short last step ended.
 """
 
 from __future__ import annotations
@@ -74,23 +75,27 @@ def rank_batches(
         yield collate([(sample_id, fetch(sample_id)) for sample_id in chosen])
 
 
-class StoredBatches(Generic[BatchType]):
-    """The batch source of stored packs: `num_steps` steps of `packs_per_step` packs each."""
+@dataclass(frozen=True)
+class PacksOfRun:
+    """How many packs a run takes, and how they become steps.
 
-    def __init__(
-        self,
-        fetch: FetchPack,
-        collate: Collate[BatchType],
-        process: Process,
-        *,
-        num_steps: int,
-        packs_per_step: int,
-        packs_per_microbatch: int,
-    ) -> None:
-        self._fetch, self._collate, self._process = fetch, collate, process
-        self._num_steps, self._packs_per_step = num_steps, packs_per_step
-        self._packs_per_microbatch = packs_per_microbatch
-        self._step = 0
+    With `replaces_skipped` samples on the skip-list are replaced by the ones that follow, so that the run takes
+    `num_packs` packs; without, it takes the samples before `num_packs` that are left, none of them twice.
+    """
+
+    num_packs: int
+    per_step: int
+    per_microbatch: int
+    per_epoch: int | None  # None: each source has its own epochs
+    replaces_skipped: bool
+
+
+class StoredBatches(Generic[BatchType]):
+    """The batch source of stored packs: steps of equally many packs, the last one perhaps of fewer."""
+
+    def __init__(self, fetch: FetchPack, collate: Collate[BatchType], process: Process, packs: PacksOfRun) -> None:
+        self._fetch, self._collate, self._process, self._packs = fetch, collate, process, packs
+        self._num_taken = 0
         self._skip_list: list[int] = []
 
     @property
@@ -98,15 +103,21 @@ class StoredBatches(Generic[BatchType]):
         """Samples on the skip-list."""
         return len(self._skip_list)
 
+    @property
+    def num_taken(self) -> int:
+        """Packs of all steps so far."""
+        return self._num_taken
+
     def next_step(self) -> list[BatchType] | None:
         """This rank's microbatches of the present step; None after the last."""
-        if self._step >= self._num_steps:
+        sample_ids = self._sample_ids()
+        if not sample_ids:
             return None
         return list(
             rank_batches(
-                self._sample_ids(self._step),
+                sample_ids,
                 self._fetch,
-                self._packs_per_microbatch,
+                self._packs.per_microbatch,
                 self._process.rank,
                 self._process.world_size,
                 self._collate,
@@ -114,23 +125,25 @@ class StoredBatches(Generic[BatchType]):
         )
 
     def advance(self) -> None:
-        self._step += 1
+        self._num_taken += len(self._sample_ids())
 
     def metrics(self) -> dict[str, float]:
-        """Nothing: stored data is the same all the time."""
-        return {}
+        """The epochs so far, the present step included if it is done."""
+        return {} if self._packs.per_epoch is None else {"epochs": self._num_taken / self._packs.per_epoch}
 
     def state_without_step(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
         """`earlier`, a state of this source, with the present step's samples, and all skipped since, skipped."""
-        skipped = {*earlier["skip_list"], *self._skip_list, *self._sample_ids(self._step)}
+        skipped = {*earlier["skip_list"], *self._skip_list, *self._sample_ids()}
         return {**earlier, "skip_list": sorted(skipped)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self._step, "skip_list": list(self._skip_list)}
+        return {"taken": self._num_taken, "skip_list": list(self._skip_list)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._step, self._skip_list = int(state["step"]), [int(position) for position in state["skip_list"]]
+        self._num_taken, self._skip_list = int(state["taken"]), [int(position) for position in state["skip_list"]]
 
-    def _sample_ids(self, step: int) -> list[int]:
-        first = step * self._packs_per_step
-        return [skipped_position(first + i, self._skip_list) for i in range(self._packs_per_step)]
+    def _sample_ids(self) -> list[int]:
+        """The samples of the present step, of all ranks."""
+        end = min(self._num_taken + self._packs.per_step, self._packs.num_packs)
+        sample_ids = [skipped_position(position, self._skip_list) for position in range(self._num_taken, end)]
+        return [each for each in sample_ids if self._packs.replaces_skipped or each < self._packs.num_packs]

@@ -2,24 +2,32 @@
 
 They come from rows with a label, or from both sides of preference pairs: the chosen answer of a pair is desirable, the
 rejected one is not. Each document also has a *mismatched* form, its prompt with the answer to another prompt of the
-store, from which the KL of a policy is estimated (Ethayarajh 2024, section 4.1).
+store (`mismatch`), from which the KL of a policy is estimated (Ethayarajh 2024, section 4.1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 
 from llmtrain.batch import IGNORE_INDEX, LabelledAnswers, empty_answers
-from llmtrain.data.packing.documents import BestFitPacking, Pack, best_fit_packing, next_token_labels, read_document
-from llmtrain.data.store.kinds import answers_per_prompt
+from llmtrain.data.packing.documents import (
+    BestFitPacking,
+    DocumentLayout,
+    Pack,
+    best_fit_packing,
+    next_token_labels,
+    read_document,
+)
+from llmtrain.data.packing.mismatch import MISMATCH, mismatched_documents
+from llmtrain.data.store.derived import derived
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.protocols import Array
+from llmtrain.protocols import Array, Report
 
 
 @dataclass(frozen=True)
@@ -32,12 +40,16 @@ class AnswerPack(Pack):
     ref_logprobs: Array | None  # float32; None: not known yet
 
 
-def pack_answers(store: TokenStore, max_seq_len: int, *, mismatched: bool = False) -> BestFitPacking:
+def pack_answers(
+    store: TokenStore, max_seq_len: int, report: Report = print, *, mismatched: bool = False
+) -> BestFitPacking:
     """The packs of a store of labelled answers or of pairs.
 
-    `mismatched` packs hold the same documents in the same order, each with the answer of another one.
+    `mismatched` packs hold the same documents in the same order, each with the answer to another prompt; raises
+    ValueError if the store has answers to one prompt only.
     """
-    return best_fit_packing(store, AnswerLayout(store, max_seq_len, mismatched), max_seq_len)
+    others = derived(store, MISMATCH, partial(mismatched_documents, store), report) if mismatched else None
+    return best_fit_packing(store, AnswerLayout(store, max_seq_len, others), max_seq_len, report)
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,17 @@ class AnswerLayout:
 
     store: TokenStore
     max_seq_len: int
-    mismatched: bool
+    others: Array | None  # (documents,) int64: of mismatched documents, the one whose answer each has; None: its own
+    name: ClassVar[str] = DocumentLayout.name
     group_size: ClassVar[int] = 1
 
     @property
     def lengths(self) -> Array:
         return np.diff(np.asarray(self.store.document_offsets))
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.store.tokens)
 
     @property
     def num_targets(self) -> int:
@@ -61,8 +78,7 @@ class AnswerLayout:
 
     def pack(self, groups: Sequence[int], ref_logprobs: Array | None) -> AnswerPack:
         """A pack of these documents. A label is the answer's next token, and there is none elsewhere."""
-        read = self._mismatch if self.mismatched else self._document
-        parts = [read(document) for document in groups]
+        parts = [self._document(document) for document in groups]
         labels = [next_token_labels(ids, trained) for ids, trained in parts]
         documents = list(groups)
         return AnswerPack(
@@ -80,18 +96,14 @@ class AnswerLayout:
         return desirable_answers(self.store)
 
     def _document(self, document: int) -> tuple[Array, Array]:
-        return read_document(self.store, document)
-
-    def _mismatch(self, document: int) -> tuple[Array, Array]:
-        """A document's prompt with the answer of the one half the store away, cut to `max_seq_len`.
+        """A document, or its prompt with the answer of another one, cut to `max_seq_len`.
 
         Of `why? yes` and `how? so` the first becomes `why? so`.
         """
-        stride = answers_per_prompt(self.store)
-        num_away = stride * (self.store.num_documents // stride // 2)
-        assert num_away, "the store has answers to one prompt only"
-        ids, trained = self._document(document)
-        other_ids, other_trained = self._document((document + num_away) % self.store.num_documents)
+        ids, trained = read_document(self.store, document)
+        if self.others is None:
+            return ids, trained
+        other_ids, other_trained = read_document(self.store, int(self.others[document]))
         prompt, answer = ids[: int(trained.argmax())], slice(int(other_trained.argmax()), None)
         whole = np.concatenate([prompt, other_ids[answer]])[: self.max_seq_len]
         mask = np.concatenate([np.zeros(len(prompt), dtype=bool), other_trained[answer]])

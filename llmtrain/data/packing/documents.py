@@ -5,22 +5,26 @@ No token is padded, dropped or repeated, and a pack is found by arithmetic. A la
 end of its pack, so in every epoch each token but the first of each document is predicted exactly once.
 
 Tuning packs by *best fit*: whole documents, none cut, as many to a pack as fit. A *layout* puts them
-into a pack: one by one here, in pairs in `pairs`, as labelled answers in `answers`.
+into a pack: one by one here, in pairs in `pairs`, as labelled answers in `answers`. The packs of a store are chosen
+once and kept beside its tokens.
+
+A store of less than a few packs can be *repeated*: several passes over it packed together, so that its packs are full.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from llmtrain.batch import IGNORE_INDEX
+from llmtrain.data.packing.best_fit import ALGORITHM_VERSION, Bins, best_fit
+from llmtrain.data.store.derived import derived, is_derived
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.protocols import Array
+from llmtrain.protocols import Array, Report
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,18 @@ class Pack:
 
 
 class Packing(Protocol):
-    """The packs of a store."""
+    """The packs of one or more passes over a store."""
 
     @property
     def num_packs(self) -> int: ...
     @property
-    def num_segments(self) -> int: ...  # stretches of one document within one pack, over all packs
+    def num_passes(self) -> int: ...  # over the store
     @property
-    def num_tokens(self) -> int: ...
+    def num_tokens(self) -> int: ...  # of all packs
     @property
-    def num_targets(self) -> int: ...  # tokens that an epoch trains on
+    def num_targets(self) -> int: ...  # tokens that an epoch over the packs trains on
     def pack(self, index: int) -> Pack: ...
+    def repeated(self, num_passes: int) -> Packing: ...  # the packs of so many passes, packed together
 
 
 @dataclass(frozen=True)
@@ -51,63 +56,118 @@ class StreamPacking:
     """The documents of a store end to end, cut every `max_seq_len` tokens; the last pack may be shorter.
 
     With `isolate_documents` each document's stretch is a separate segment and its last token has no
-    label; without, the whole pack is one segment and only the very last token of the store has none.
+    label; without, the whole pack is one segment and only the very last token of all has none. Stretches without a
+    label, in which every document is one token, are no packs: a step of them would train on nothing.
     """
 
     store: TokenStore
     max_seq_len: int
     isolate_documents: bool
+    num_passes: int = 1
 
     @property
     def num_packs(self) -> int:
-        return -(-self.num_tokens // self.max_seq_len)
-
-    @property
-    def num_segments(self) -> int:
-        """An upper bound, since a document may end where a pack does."""
-        return self.num_packs + self._num_documents * self.isolate_documents
+        return self._num_stretches - len(self._idle)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.store.tokens)
+        return self._end - sum(end - start for start, end in map(self._span, self._idle.tolist()))
 
     @property
     def num_targets(self) -> int:
-        return self.num_tokens - (self._num_documents if self.isolate_documents else 1)
+        num_documents = len(self.store.document_offsets) - 1
+        return self._end - (self.num_passes * num_documents if self.isolate_documents else 1)
 
     @property
-    def _num_documents(self) -> int:
-        return len(self.store.document_offsets) - 1
+    def _end(self) -> int:
+        return self.num_passes * len(self.store.tokens)
+
+    def repeated(self, num_passes: int) -> StreamPacking:
+        return replace(self, num_passes=num_passes)
 
     def pack(self, index: int) -> Pack:
-        offsets = self.store.document_offsets
-        total = int(offsets[-1])
-        start = index * self.max_seq_len
-        end = min(start + self.max_seq_len, total)
-        assert start < end, (index, total)
-        window = np.asarray(self.store.tokens[start : min(end + 1, total)], dtype=np.int64)
+        before = np.searchsorted(self._idle - np.arange(len(self._idle)), index, side="right")
+        start, end = self._span(index + int(before))
+        assert start < end, (index, self._end)
+        window = self._tokens(start, min(end + 1, self._end))
         input_ids = window[: end - start]
         labels = np.full(end - start, IGNORE_INDEX, dtype=np.int64)
         labels[: len(window) - 1] = window[1:]
         if not self.isolate_documents:
             return Pack(input_ids, labels, (end - start,))
-        first = int(np.searchsorted(offsets, start, side="right"))
-        last = int(np.searchsorted(offsets, end, side="right"))
-        bounds = np.asarray(offsets[first:last], dtype=np.int64) - start  # ends of documents within (start, end]
+        bounds = self._document_ends(start, end) - start
         labels[bounds - 1] = IGNORE_INDEX
         edges = np.concatenate([[0], bounds[bounds < end - start], [end - start]])
         return Pack(input_ids, labels, tuple(int(length) for length in np.diff(edges)))
+
+    @property
+    def _num_stretches(self) -> int:
+        return -(-self._end // self.max_seq_len)
+
+    def _span(self, stretch: int) -> tuple[int, int]:
+        """Where the tokens of a stretch are, among those of all passes."""
+        start = stretch * self.max_seq_len
+        return start, min(start + self.max_seq_len, self._end)
+
+    @cached_property
+    def _idle(self) -> Array:
+        """The stretches without a label, in order.
+
+        A full one is as many documents of one token, so that of every half as many documents some are all in it: only
+        every so many offsets are read.
+        """
+        if not self._end:
+            return np.zeros(0, dtype=np.int64)
+        if self.num_passes > 1:
+            suspects = np.arange(self._num_stretches)
+        else:
+            half = self.max_seq_len // 2
+            starts = np.asarray(self.store.document_offsets[::half])
+            found = starts[:-1][np.diff(starts) == half]
+            last = self._num_stretches - 1
+            suspects = np.unique([*(found // self.max_seq_len), *((found + half - 1) // self.max_seq_len), last])
+        return np.array([each for each in suspects.tolist() if not self._has_labels(*self._span(each))], dtype=np.int64)
+
+    def _has_labels(self, start: int, end: int) -> bool:
+        num_unlabelled = len(self._document_ends(start, end)) if self.isolate_documents else int(end == self._end)
+        return num_unlabelled < end - start
+
+    def _passes(self, start: int, end: int) -> range:
+        """The passes over the store in which the tokens [start, end) of all passes are."""
+        return range(start // len(self.store.tokens), (end - 1) // len(self.store.tokens) + 1)
+
+    def _tokens(self, start: int, end: int) -> Array:
+        """Tokens [start, end) of all passes, (tokens,) int64."""
+        size = len(self.store.tokens)
+        parts = [
+            self.store.tokens[max(start - number * size, 0) : end - number * size]
+            for number in self._passes(start, end)
+        ]
+        return np.concatenate(parts).astype(np.int64)
+
+    def _document_ends(self, start: int, end: int) -> Array:
+        """Where documents end within (start, end] of all passes, (documents,) int64."""
+        size, ends = len(self.store.tokens), self.store.document_offsets[1:]
+        parts = []
+        for number in self._passes(start, end):
+            first, last = np.searchsorted(ends, [start - number * size, end - number * size], side="right")
+            parts.append(np.asarray(ends[first:last], dtype=np.int64) + number * size)
+        return np.concatenate(parts)
 
 
 class Layout(Protocol):
     """How the documents of a store are put into packs: one by one, or in groups that stay together."""
 
     @property
+    def name(self) -> str: ...  # what decides `lengths`, besides the store
+    @property
     def group_size(self) -> int: ...  # documents of a group
     @property
     def lengths(self) -> Array: ...  # (groups,) int64: tokens that each group takes
     @property
-    def num_targets(self) -> int: ...  # tokens that an epoch trains on
+    def num_tokens(self) -> int: ...  # of all groups
+    @property
+    def num_targets(self) -> int: ...  # tokens that a pass trains on
     def pack(self, groups: Sequence[int], ref_logprobs: Array | None) -> Pack: ...  # (documents,) float32
 
 
@@ -117,7 +177,9 @@ class BestFitPacking:
 
     store: TokenStore
     layout: Layout
-    bins: Sequence[Sequence[int]]  # the groups of each pack
+    max_seq_len: int
+    bins: Bins  # the groups of each pack, numbered on from pass to pass
+    num_passes: int = 1
     ref_logprobs: Array | None = None  # (documents,) float32: of each document's answer under the reference
 
     @property
@@ -125,36 +187,50 @@ class BestFitPacking:
         return len(self.bins)
 
     @property
-    def num_segments(self) -> int:
-        return len(self.store.document_offsets) - 1
-
-    @cached_property
     def num_tokens(self) -> int:
-        """Tokens of all packs."""
-        return int(self.layout.lengths.sum())
+        return self.num_passes * self.layout.num_tokens
 
     @cached_property
     def num_targets(self) -> int:
-        return self.layout.num_targets
+        return self.num_passes * self.layout.num_targets
+
+    def repeated(self, num_passes: int) -> BestFitPacking:
+        if num_passes == self.num_passes:
+            return self
+        bins = best_fit(np.tile(self.layout.lengths, num_passes), self.max_seq_len)
+        return replace(self, bins=bins, num_passes=num_passes)
 
     def documents(self, index: int) -> list[int]:
         """Numbers of the documents of pack `index`, in the order of its segments."""
         size = self.layout.group_size
-        return [size * group + i for group in self.bins[index] for i in range(size)]
+        return [size * group + i for group in self._groups(index) for i in range(size)]
 
     def pack(self, index: int) -> Pack:
         """Pack number `index`."""
-        return self.layout.pack(self.bins[index], self.ref_logprobs)
+        return self.layout.pack(self._groups(index), self.ref_logprobs)
+
+    def _groups(self, index: int) -> list[int]:
+        num_groups = self.store.num_documents // self.layout.group_size
+        return [group % num_groups for group in self.bins[index]]
 
 
-def best_fit_packing(store: TokenStore, layout: Layout, max_seq_len: int) -> BestFitPacking:
+def best_fit_packing(store: TokenStore, layout: Layout, max_seq_len: int, report: Report = print) -> BestFitPacking:
     """The packs of a store, each of at most `max_seq_len` tokens; no group of documents is longer."""
-    return BestFitPacking(store, layout, best_fit(layout.lengths.tolist(), max_seq_len))
+    name = f"packs-{max_seq_len}-{layout.name}-{ALGORITHM_VERSION}"
+    num_groups = store.num_documents // layout.group_size
+    lengths = None if is_derived(store, name) else layout.lengths
+
+    def compute() -> Array:
+        return best_fit(layout.lengths if lengths is None else lengths, max_seq_len).to_array()
+
+    return BestFitPacking(
+        store, layout, max_seq_len, Bins.from_array(derived(store, name, compute, report), num_groups)
+    )
 
 
-def pack_documents(store: TokenStore, max_seq_len: int) -> BestFitPacking:
+def pack_documents(store: TokenStore, max_seq_len: int, report: Report = print) -> BestFitPacking:
     """The packs of a store, its documents one by one."""
-    return best_fit_packing(store, DocumentLayout(store), max_seq_len)
+    return best_fit_packing(store, DocumentLayout(store), max_seq_len, report)
 
 
 @dataclass(frozen=True)
@@ -162,11 +238,16 @@ class DocumentLayout:
     """Documents one by one."""
 
     store: TokenStore
+    name: ClassVar[str] = "documents"
     group_size: ClassVar[int] = 1
 
     @property
     def lengths(self) -> Array:
         return np.diff(np.asarray(self.store.document_offsets))
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.store.tokens)
 
     @property
     def num_targets(self) -> int:
@@ -200,34 +281,3 @@ def next_token_labels(ids: Array, trained: Array) -> Array:
     labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
     labels[:-1] = np.where(trained[1:], ids[1:], IGNORE_INDEX)
     return labels
-
-
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing bin packing: the indices of each bin, no bin over `capacity` (Johnson 1973).
-
-    The longest comes first, and goes where it leaves the least room; bins hold at most 11/9 of the fewest possible.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    bins: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}  # room left -> bins
-    rooms: list[int] = []  # the keys of `with_room` that have bins, in order
-    for index in order:
-        length = lengths[index]
-        assert 0 < length <= capacity, (length, capacity)
-        place = bisect_left(rooms, length)
-        if place == len(rooms):
-            chosen, room = len(bins), capacity
-            bins.append([])
-        else:
-            room = rooms[place]
-            chosen = with_room[room].pop()
-            if not with_room[room]:
-                del rooms[place], with_room[room]
-        bins[chosen].append(index)
-        left = room - length
-        if left:
-            if left not in with_room:
-                with_room[left] = []
-                insort(rooms, left)
-            with_room[left].append(chosen)
-    return bins

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,10 +17,13 @@ import torch
 
 from llmtrain.batch import IGNORE_INDEX, PreferencePairs, empty_pairs
 from llmtrain.data.packing.documents import BestFitPacking, Pack, best_fit_packing, next_token_labels, read_document
+from llmtrain.data.store.derived import derived
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.protocols import Array
+from llmtrain.protocols import Array, Report
 
+TOKENS_AT_ONCE = 1 << 20
 LEAST_SHARED = 8  # tokens of a prompt; one more call of attention costs the smallest models as much as these
+SHARED = f"shared-prompts-{LEAST_SHARED}-1"  # the name and version of what is shared
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,22 @@ class PairPack(Pack):
 
 
 def pack_pairs(
-    store: TokenStore, max_seq_len: int, *, share_prompts: bool = False, answers_only: bool = False
+    store: TokenStore,
+    max_seq_len: int,
+    report: Report = print,
+    *,
+    share_prompts: bool = False,
+    answers_only: bool = False,
 ) -> BestFitPacking:
     """The packs of a store of pairs.
 
     `share_prompts`: the `shared_lengths` tokens of a pair are in a pack once, where they are at least LEAST_SHARED;
     `answers_only`: the loss is over the answers' tokens, not over all that is read.
     """
-    return best_fit_packing(store, PairLayout(store, share_prompts, answers_only), max_seq_len)
+    shared = None
+    if share_prompts:
+        shared = derived(store, SHARED, partial(_worth_sharing, store), report)
+    return best_fit_packing(store, PairLayout(store, shared, answers_only), max_seq_len, report)
 
 
 @dataclass(frozen=True)
@@ -50,20 +61,28 @@ class PairLayout:
     """Documents in pairs, with or without their prompt shared."""
 
     store: TokenStore
-    share_prompts: bool
+    shared_lengths: Array | None  # (pairs,) int64: tokens of each pair that are in a pack once; None: none are
     answers_only: bool
     group_size: ClassVar[int] = 2
 
-    @cached_property
+    @property
+    def name(self) -> str:
+        return "pairs" if self.shared_lengths is None else f"pairs-sharing-{LEAST_SHARED}"
+
+    @property
     def lengths(self) -> Array:
         both = np.diff(np.asarray(self.store.document_offsets)).reshape(-1, 2).sum(axis=1)
-        return both - self._prefix_lengths
+        return both if self.shared_lengths is None else both - self.shared_lengths
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.store.tokens) - (0 if self.shared_lengths is None else int(self.shared_lengths.sum()))
 
     @property
     def num_targets(self) -> int:
         """Every token, since a score is of all that is read; with `answers_only` those of the answers."""
         if not self.answers_only:
-            return int(self.lengths.sum())
+            return self.num_tokens
         trained = self.store.trained
         assert trained is not None
         return int(np.count_nonzero(trained)) - int(np.count_nonzero(trained[self.store.document_offsets[:-1]]))
@@ -71,14 +90,14 @@ class PairLayout:
     def pack(self, groups: Sequence[int], ref_logprobs: Array | None) -> PairPack:
         """A pack of these pairs. A label is the answer's next token, and there is none elsewhere."""
         ids, labels = [], []
-        for pair in groups:
+        prefix_lengths = np.zeros(len(groups), np.int64) if self.shared_lengths is None else self.shared_lengths[groups]
+        for pair, prefix_length in zip(groups, prefix_lengths.tolist(), strict=True):
             both, trained = read_document(self.store, 2 * pair, num_documents=2)
             target = next_token_labels(both, trained)  # a document's first token is never a target
             start, middle = (int(offset) for offset in self.store.document_offsets[2 * pair : 2 * pair + 2])
-            rejected = middle - start + int(self._prefix_lengths[pair])  # where the rejected side continues
+            rejected = middle - start + prefix_length  # where the rejected side continues
             ids += [both[: middle - start], both[rejected:]]
             labels += [target[: middle - start], target[rejected:]]
-        prefix_lengths = self._prefix_lengths[groups]
         lengths = np.array([len(side) for side in ids])
         lengths[::2] -= prefix_lengths
         chosen = 2 * np.array(groups)
@@ -94,13 +113,11 @@ class PairLayout:
             ref_logprobs=None if ref_logprobs is None else ref_logprobs[np.stack([chosen, chosen + 1], 1).ravel()],
         )
 
-    @cached_property
-    def _prefix_lengths(self) -> Array:
-        """Tokens of each pair that are in a pack once, (pairs,) int64."""
-        if not self.share_prompts:
-            return np.zeros(self.store.num_documents // 2, dtype=np.int64)
-        lengths = shared_lengths(self.store)
-        return np.where(lengths < LEAST_SHARED, 0, lengths)
+
+def _worth_sharing(store: TokenStore) -> Array:
+    """`shared_lengths`, or 0 where they are fewer than LEAST_SHARED."""
+    lengths = shared_lengths(store)
+    return np.where(lengths < LEAST_SHARED, 0, lengths)
 
 
 def shared_lengths(store: TokenStore) -> Array:
@@ -110,15 +127,30 @@ def shared_lengths(store: TokenStore) -> Array:
     predicts an answer's first: each document keeps a token, and its labels, for itself.
     """
     assert store.trained is not None
-    tokens, trained, offsets = (np.asarray(array) for array in (store.tokens, store.trained, store.document_offsets))
-    lengths = np.empty(store.num_documents // 2, dtype=np.int64)
-    for pair in range(len(lengths)):
-        start, middle, end = offsets[2 * pair : 2 * pair + 3]
-        num_both = min(middle - start, end - middle)
-        chosen, rejected = slice(start, start + num_both), slice(middle, middle + num_both)
-        own = (tokens[chosen] != tokens[rejected]) | (trained[chosen] != 0) | (trained[rejected] != 0)
-        lengths[pair] = max((int(own.argmax()) if own.any() else num_both) - 1, 0)
-    return lengths
+    offsets = np.asarray(store.document_offsets)
+    parts = [np.zeros(0, dtype=np.int64)]
+    first, num_pairs = 0, store.num_documents // 2
+    while first < num_pairs:
+        last = int(np.searchsorted(offsets, offsets[2 * first] + TOKENS_AT_ONCE, side="right")) // 2
+        last = min(max(last, first + 1), num_pairs)
+        base = int(offsets[2 * first])
+        span = slice(base, int(offsets[2 * last]))
+        parts.append(_shared(store.tokens[span], store.trained[span], offsets[2 * first : 2 * last + 1] - base))
+        first = last
+    return np.concatenate(parts)
+
+
+def _shared(tokens: Array, trained: Array, offsets: Array) -> Array:
+    """The same of some pairs that follow each other: their tokens, targets, and bounds (2 pairs + 1,)."""
+    starts, middles, ends = offsets[:-1:2], offsets[1::2], offsets[2::2]
+    num_both = np.minimum(middles - starts, ends - middles)
+    firsts = np.cumsum(num_both) - num_both  # of each pair, among the places that both documents have
+    place = np.arange(int(num_both.sum())) - np.repeat(firsts, num_both)
+    chosen, rejected = place + np.repeat(starts, num_both), place + np.repeat(middles, num_both)
+    own = (tokens[chosen] != tokens[rejected]) | (trained[chosen] != 0) | (trained[rejected] != 0)
+    before_own = np.minimum.reduceat(np.where(own, place, np.iinfo(np.int64).max), firsts)
+    shared: Array = np.maximum(np.minimum(before_own, num_both) - 1, 0)
+    return shared
 
 
 def has_margins(store: TokenStore) -> bool:

@@ -80,6 +80,11 @@ class Stores:
     ledger: Ledger
 
     @property
+    def held_out(self) -> list[tuple[SourceLedger, Split]]:
+        """The account of each held-out source, and which split of it is held out."""
+        return list(zip(self.ledger.eval or self.ledger.train, [store.split for store in self.eval], strict=False))
+
+    @property
     def names(self) -> list[str]:
         """What identifies their content, wherever they and their sources are."""
         return [store.name for store in (*self.train, *self.eval)]

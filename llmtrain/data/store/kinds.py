@@ -25,7 +25,6 @@ from llmtrain.data.ledger import SourceLedger, Split, TokenTally, answer_summary
 from llmtrain.data.sources.files import resolve_rows
 from llmtrain.data.split import split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
-from llmtrain.data.store.token_store import TokenStore
 from llmtrain.data.store.units import Units
 from llmtrain.data.store.writer import StoreWriter
 from llmtrain.protocols import Report
@@ -70,26 +69,14 @@ def build_pair_stores(data: PreferenceDataConfig, encoder: ChatEncoder, *, repor
 def build_answer_stores(data: PreferenceDataConfig, encoder: ChatEncoder, *, report: Report) -> Stores:
     """The stores of a run's labelled answers, of rows with labels or of pairs, as each source has them.
 
-    `encoder` trains completions. Raises as `build_chat_stores` does, and for a split with answers to one prompt only.
+    `encoder` trains completions. Raises as `build_chat_stores` does.
     """
 
     def kind_of(source: Source, eval_fraction: float) -> StoreKind:
         kind = _labelled if has_labels(source) else _pairs
         return kind(data, encoder, eval_fraction, report)
 
-    stores = _build(data, kind_of, report)
-    for store in (*stores.train, *stores.eval):
-        if 0 < store.num_documents < 2 * answers_per_prompt(store):
-            raise ValueError(
-                f"{store.path}: its {store.split} split has answers to one prompt only, and preference.loss=kto needs "
-                "those of another to measure the KL by: give more rows"
-            )
-    return stores
-
-
-def answers_per_prompt(store: TokenStore) -> int:
-    """Documents of a store that follow each other and are to one prompt: both sides of a pair, or a single answer."""
-    return 1 if "desirable" in store.values else 2
+    return _build(data, kind_of, report)
 
 
 def _build(data: RowData, kind_of: Callable[[Source, float], StoreKind], report: Report) -> Stores:

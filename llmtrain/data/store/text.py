@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,8 @@ from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars, tokeniz
 from llmtrain.protocols import Report
 
 REPORT_SECONDS = 10.0
+SAMPLE_CHARS = 1 << 18
+"""Text of each split that is decoded again, to see what the tokenizer loses."""
 
 Read = Callable[[Source, SourceLedger], Iterator[Document]]
 """The documents of a source that are kept; everything else is entered in the ledger."""
@@ -206,11 +209,15 @@ def _pieces(
 ) -> Iterator[Piece]:
     """Documents -> what is encoded in one go: whole, or cut where the tokenizer is shown to allow it."""
     can_cut: bool | None = None
+    num_sampled = dict.fromkeys(SPLITS, 0)
     for document in documents:
         split = split_of(document, eval_fraction)
         ledger.kept[split].add(document.num_bytes)
         texts = document.pieces()
         text = next(texts)
+        if num_sampled[split] < SAMPLE_CHARS:
+            num_sampled[split] += len(text)
+            ledger.lost_characters[split] = dict(Counter(ledger.lost_characters[split]) + encoder.lost(text))
         following = next(texts, None)
         if following is not None and can_cut is None:
             can_cut = encoder.can_cut(text)

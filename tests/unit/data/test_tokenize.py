@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from llmtrain.data.sources.text import cut_pieces
@@ -179,3 +179,45 @@ def test_a_sample_with_lines_only_still_tells_whether_spaces_can_be_cut():
         ["word word word"], trainers.BpeTrainer(vocab_size=300, show_progress=False)
     )
     assert not TextEncoder(across_spaces).can_cut("word\n" * 100)
+
+
+def whitespace_words() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "été": 1, "a": 2, "<eos>": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
+
+
+def without_decoder() -> PreTrainedTokenizerFast:
+    """Every character is a token; decoding puts spaces between them, as the library does without a decoder."""
+    backend = Tokenizer(models.WordLevel({char: i for i, char in enumerate("Étéa \n")}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def normalising(normalizer: normalizers.Normalizer) -> PreTrainedTokenizerFast:
+    tokenizer = byte_level_bpe()
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "lost"),
+    [
+        (byte_level_bpe(), "Été \n\n  日本 \x00 a <eos> e\u0301", {}),
+        (metaspace_bpe(), f" {WORDS}", {}),
+        (metaspace_bpe(), WORDS, {}),
+        (without_decoder(), "Été a\n", {}),
+        (normalising(normalizers.Lowercase()), "Été É", {"É": 2}),
+        (normalising(normalizers.NFC()), "e\u0301t", {"e": 1, "\u0301": 1}),
+        (normalising(normalizers.Strip()), "  a \n", {" ": 3, "\n": 1}),
+        (whitespace_words(), "été\n\na", {"\n": 2}),
+        (whitespace_words(), "été 日 a", {"日": 1}),
+    ],
+)
+def test_text_that_ids_do_not_give_back_is_lost(
+    tokenizer: PreTrainedTokenizerFast, text: str, lost: dict[str, int]
+) -> None:
+    found = TextEncoder(tokenizer).lost(text)
+    if text == "été 日 a":  # decoding leaves out the space beside the unknown word, too
+        found.pop(" ", None)
+    assert dict(found) == lost

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import AdapterConfig, ModelConfig
 from llmtrain.models.adapters.lora import add_adapter
-from llmtrain.models.flops import flops_per_token
+from llmtrain.models.flops import training_flops
 from llmtrain.models.load import load_model
 
 NEW_IDS = (259, 260)  # after the 259 tokens of the tiny tokenizer, among the 320 rows of the tiny model
@@ -27,24 +27,26 @@ def tiny(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]) -> PreTrain
 
 
 def test_flops_count_what_multiplies_a_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    layers, width, vocabulary, context = 3, 32, 320, 16.0
-    matrices = layers * (width * (32 + 16 + 16 + 32) + 3 * width * 96) + vocabulary * width
+    layers, width, vocabulary = 3, 32, 320
+    matrices = layers * (width * (32 + 16 + 16 + 32) + 3 * width * 96)
     vectors = layers * 2 * width + width
-    attention = 12 * layers * width * context / 2
     for tied in (True, False):
         model = tiny(tokenizer, {**MODEL, "tie_word_embeddings": tied})
-        assert flops_per_token(model, context) == 6 * (matrices + vectors) + attention
+        flops = training_flops(model)
+        assert flops.per_token == 6 * (matrices + vectors)
+        assert flops.per_trained_token == 6 * vocabulary * width
+        assert flops.per_attended_token == 12 * layers * width
 
 
 @pytest.mark.parametrize("config", [MODEL, UNTIED], ids=["tied", "untied"])
 def test_flops_count_frozen_weights_without_their_gradient(
     tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]
 ) -> None:
-    layers, width, context, rank = 3, 32, 16.0, 4
+    layers, width, rank = 3, 32, 4
     shapes = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 96), (32, 96), (96, 32)]
     body, head = layers * sum(a * b for a, b in shapes) + (2 * layers + 1) * width, 320 * width
     adapter, rows = layers * rank * sum(a + b for a, b in shapes), len(NEW_IDS) * width
     model = tiny(tokenizer, config)
     add_adapter(model, AdapterConfig(kind="lora", rank=rank), NEW_IDS, 0)
-    expected = 4 * (body + head) + 6 * (adapter + rows) + 12 * layers * width * context / 2
-    assert flops_per_token(model, context) == expected
+    step = {"input_tokens": 1, "tokens": 1, "attended_tokens": 0}
+    assert training_flops(model).of_step(step) == 4 * (body + head) + 6 * (adapter + rows)

@@ -19,6 +19,7 @@ from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.packing.answers import collate_answers, desirable_answers, pack_answers
 from llmtrain.data.store.build import Stores
 from llmtrain.data.store.kinds import build_answer_stores
+from llmtrain.data.store.token_store import TokenStore
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,21 @@ def written(path: Path, rows: Sequence[Any]) -> Path:
 
 def row(number: int, label: bool | None = True) -> dict[str, Any]:
     return {"prompt": f"question {number}", "completion": "no" * (number + 1), "label": label}
+
+
+def answer(prompt: str, number: int) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": f"answer {number}", "label": number % 2 == 0}
+
+
+ORDERS = {
+    "all chosen, then all rejected": [f"p{i}" for i in range(8)] * 2,  # as TRL's unpair_preference_dataset gives them
+    "chosen and rejected in turns": [f"p{i // 2}" for i in range(16)],
+    "four answers each, far from each other": [f"p{i % 4}" for i in range(16)],
+    "one prompt with half of the answers": ["p0"] * 8 + [f"p{i}" for i in range(1, 9)],
+    "one prompt with most of the answers": ["p0"] * 6 + ["p1", "p0", "p2"] + ["p0"] * 4,
+    "two prompts": ["p0", "p1", "p1", "p0"],
+    "all different": [f"p{i}" for i in range(9)],
+}
 
 
 def stores_of(tokenizer: PreTrainedTokenizerFast, folder: Path, path: Path, **settings: Any) -> Stores:
@@ -85,6 +101,41 @@ def test_a_mismatched_prompt_has_the_answer_to_another(
             assert ids[document][first:].tolist() != other_ids[document][other_first:].tolist()
 
 
+def mismatched_answers(tokenizer: PreTrainedTokenizerFast, store: TokenStore) -> dict[int, int]:
+    """Document -> the one whose answer its prompt is given, where all answers are `answer NUMBER`."""
+    packs, found = pack_answers(store, 192, mismatched=True), {}
+    for index in range(packs.num_packs):
+        batch = collate_answers([(index, packs.pack(index))])
+        answers = batch.labels[batch.labels != IGNORE_INDEX].split(batch.answer_lengths)
+        for document, ids in zip(packs.documents(index), answers, strict=True):
+            found[document] = int(tokenizer.decode(ids).removeprefix("answer ").removesuffix("<|im_end|>"))
+    return found
+
+
+@pytest.mark.parametrize("prompts", ORDERS.values(), ids=ORDERS)
+def test_a_mismatched_answer_is_never_to_the_same_prompt(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, prompts: list[str]
+) -> None:
+    rows = [answer(prompt, number) for number, prompt in enumerate(prompts)]
+    (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", rows), max_seq_len=192).train
+    others = mismatched_answers(tokenizer, store)
+    assert all(prompts[document] != prompts[other] for document, other in others.items()), others
+    if 2 * max(prompts.count(prompt) for prompt in prompts) <= len(prompts):
+        assert sorted(others.values()) == list(
+            range(len(prompts))
+        )  # every answer once: the mean is over the same answers
+
+
+def test_both_answers_of_many_pairs_of_few_prompts_are_mismatched(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    pairs = [{"prompt": f"p{i % 3}", "chosen": f"answer {2 * i}", "rejected": f"answer {2 * i + 1}"} for i in range(9)]
+    (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "pairs.jsonl", pairs), max_seq_len=192).train
+    others = mismatched_answers(tokenizer, store)
+    assert all(document // 2 % 3 != other // 2 % 3 for document, other in others.items())
+    assert sorted(others.values()) == list(range(18))
+
+
 def test_a_mismatched_answer_is_cut_at_the_longest_document(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [
         {"prompt": "p" * 40, "completion": "a", "label": True},
@@ -96,9 +147,13 @@ def test_a_mismatched_answer_is_cut_at_the_longest_document(tokenizer: PreTraine
     assert sorted(length for pack in lengths for length in pack)[-1] == 96
 
 
-def test_answers_to_a_single_prompt_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [[row(0)], [row(0), row(0)], [answer("same", number) for number in range(5)]], ids=len)
+def test_answers_to_a_single_prompt_are_refused(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    (store,) = stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", rows)).train
     with pytest.raises(ValueError, match="train split has answers to one prompt only"):
-        stores_of(tokenizer, tmp_path, written(tmp_path / "rows.jsonl", [row(0)]))
+        pack_answers(store, 96, mismatched=True)
 
 
 @pytest.mark.parametrize(("on_long_row", "kept"), [("drop", 1), ("truncate", 2)])

@@ -1,0 +1,60 @@
+"""Arrays that follow from a store and are slow to compute: computed once, by one process, and kept beside the tokens.
+
+A run of many processes, and later runs, open them memory-mapped. An array's name holds all that decides it besides the
+store: `train.packs-1024-documents-1.npy`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from llmtrain.data.store.token_store import TokenStore
+from llmtrain.protocols import Array, Report
+from llmtrain.system.files import disk_full, exclusive, is_disk_full, sync_folder
+
+
+def is_derived(store: TokenStore, name: str) -> bool:
+    """Whether an array is kept."""
+    return _path(store, name).is_file()
+
+
+def derived(store: TokenStore, name: str, compute: Callable[[], Array], report: Report) -> Array:
+    """The array of this name, memory-mapped; if it is not kept yet, computed while other processes wait for it.
+
+    `compute` must not call `derived`, which holds the store's lock. Every process computes for itself if the store's
+    folder cannot be written. Raises ValueError for a full disk.
+    """
+    path = _path(store, name)
+    if not path.is_file():
+        if not os.access(store.path, os.W_OK):
+            return compute()
+        with exclusive(store.path, report):
+            if not path.is_file():
+                _write(path, compute())
+    array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _path(store: TokenStore, name: str) -> Path:
+    return store.path / f"{store.split}.{name}.npy"
+
+
+def _write(path: Path, array: Array) -> None:
+    """Write an array whole or not at all, so that it survives a crash of the machine."""
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if not is_disk_full(error):
+            raise
+        raise disk_full(path) from None
+    partial.rename(path)
+    sync_folder(path.parent)
