@@ -286,7 +286,7 @@ class CheckpointConfig(Section):
     """How many of the newest checkpoints are kept; the best one is kept as well if `best` is on."""
     best: Annotated[bool, Feature("best checkpoint")] = False
     """Also keep the checkpoint with the lowest held-out loss; saved at each evaluation that improves."""
-    export_best: bool = False
+    export_best: Annotated[bool, MAY_CHANGE] = False
     """Export the best checkpoint's weights to `model/` instead of the last; needs `best`."""
 
 

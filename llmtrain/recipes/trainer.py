@@ -110,9 +110,10 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             trunk.activation_checkpointing_enable({"use_reentrant": False})
         if config.train.compile:
             compile_model(trunk)
-    ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
     optimizer = make_optimizer(training.module.parameters_by_kind(), config.optim, training.critic_lr)
     prepared, optimizer = runtime.prepare(training.module, optimizer)
+    # After `prepare`, which may move or shard the parameters: an average made before is of what no longer trains.
+    ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
     log = RunLog(
         folder,
@@ -152,6 +153,11 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     if outcome == "interrupted":
         return Trained(outcome, loop.progress, None)
     checkpoint = checkpoints.best(runtime) if config.exports_best else checkpoints.latest(runtime)
+    if checkpoint is None:
+        raise ValueError(
+            "no held-out loss of this run was finite, so no checkpoint is the best: to export the last one, start the "
+            "same command again with checkpoint.export_best=false and eval.patience=null"
+        )
     return Trained(outcome, loop.progress, checkpoint)
 
 

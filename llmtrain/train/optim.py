@@ -58,10 +58,13 @@ def make_optimizer(
 
 
 def make_state(optimizer: Optimizer) -> None:
-    """Make the state of AdamW or Muon, zeros, as their first step would; other optimizers make their own."""
-    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.AdamW | Muon) else ():
-        for parameter in group["params"]:
-            if group.get("muon"):
+    """Make the state of every parameter, zeros, as the first step would of those with a gradient."""
+    is_ours = isinstance(optimizer, torch.optim.AdamW | Muon)
+    for number, group in enumerate(optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            if not is_ours:
+                optimizer.init_state(group, parameter, number, place)  # type: ignore[attr-defined]  # bitsandbytes'
+            elif group.get("muon"):
                 make_momentum(optimizer, parameter)
             else:
                 make_moments(optimizer, parameter, group)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 WORKER = Path(__file__).with_name("worker.py")
-CONFIGS = {"single": None, "ddp": "cpu", "zero1": "zero1", "zero2": "cpu_zero2", "zero3": "cpu_zero3"}
+CONFIGS = {"single": None, "ddp": "cpu", "zero1": "zero1", "zero2": "cpu_zero2", "zero3": "cpu_zero3", "fsdp2": "fsdp2"}
 FEATURES = {engine: ["--checkpointing"] for engine in ("zero1", "zero2", "zero3")}
-RESUMED_FROM = {"ddp": "single", "zero3": "ddp", "zero2": "zero3", "zero1": "zero2"}
+RESUMED_FROM = {"ddp": "single", "zero3": "ddp", "zero2": "zero3", "zero1": "zero2", "fsdp2": "ddp"}
 DISTRIBUTED = list(RESUMED_FROM)
 TOLERANCE = 1e-6
 
@@ -61,7 +61,8 @@ def difference(one: Path, other: Path, *, only: str = "") -> float:
 def test_the_engine_is_the_one_that_was_asked_for(runs: Runs, engine: str) -> None:
     run = seen(runs(engine))
     assert (run["engine"], run["world_size"]) == (engine, 2)
-    assert run["model_class"] == ("DistributedDataParallel" if engine == "ddp" else "DeepSpeedEngine")
+    names = {"ddp": "DistributedDataParallel", "fsdp2": "FSDPCausalLMLoss"}
+    assert run["model_class"] == names.get(engine, "DeepSpeedEngine")
     if engine == "ddp":
         assert run["num_parameters_here"] == run["num_parameters"]
     else:

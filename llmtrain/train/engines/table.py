@@ -13,7 +13,6 @@ from accelerate.utils import DistributedType
 
 from llmtrain.train.engines.base import MakeEngine
 from llmtrain.train.engines.deepspeed import DeepSpeedEngine
-from llmtrain.train.engines.fsdp import FsdpEngine
 from llmtrain.train.engines.plain import PlainEngine
 
 FEATURES = (
@@ -110,7 +109,7 @@ ENGINES: dict[str, EngineRow] = {
         _ZERO | {"ema": _SHARDED, "compile": _UNTESTED, "dora": "its norms need whole weights"},
     ),
     "fsdp2": EngineRow(
-        FsdpEngine,
+        PlainEngine,
         _is_fsdp,
         _ANY_ENGINE,
         dict.fromkeys(("muon", "l1", "ema", "rollouts"), _SHARDED)
