@@ -140,3 +140,23 @@ def test_epochs_pass_over_every_token_once(config: Path) -> None:
     training = json.loads((config.parent / "run" / "ledger.json").read_text())["training"]
     assert training["epochs"] >= 1
     assert training["tokens_trained"] >= training["tokens_per_epoch"]
+
+
+def test_muon_moves_each_matrix_of_a_gpt2_by_its_own_orthogonal_update(config: Path) -> None:
+    """Of Conv1D, whose weights are (in, out), and of query, key and value, which lie side by side in one."""
+    model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "n_positions": 512}
+    tree = yaml.safe_load(config.read_text())
+    tree["model"] = {"architecture": "gpt2", "config": model}
+    config.write_text(yaml.safe_dump(tree))
+    ran(config, "optim.name=muon", "optim.weight_decay=0", "checkpoint.every=1", "checkpoint.keep=3", "train.steps=2")
+    folder = config.parent / "run"
+    before, after = saved(folder, 1), saved(folder, 2)
+    (lr,) = (row["lr"] for row in metrics(folder) if row["step"] == 2 and "lr" in row)
+    moved = {n.split(".h.0.")[1]: (after[n] - before[n]).T for n in after if ".h.0." in n and after[n].ndim == 2}
+    for part in moved.pop("attn.c_attn.weight").chunk(3):
+        values = torch.linalg.svdvals(part) / lr
+        assert values.median() > 0.6 and values.max() < 1.3  # a gradient may lack a direction
+    assert len(moved) == 3
+    for update in moved.values():
+        values = torch.linalg.svdvals(update) / lr / max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+        assert values.median() > 0.6 and values.max() < 1.3  # a gradient may lack a direction

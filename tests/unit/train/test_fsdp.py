@@ -108,3 +108,18 @@ def test_going_back_is_exact_to_the_bit() -> None:
 def test_ranks_that_do_not_write_get_names_only() -> None:
     engine, _ = prepared(PlainEngine, shards=True)
     assert [tensors for _, tensors in engine.named_state(is_main=False)] == [{}] * 4
+
+
+def test_state_is_whole_after_a_forward_without_a_backward_and_can_be_set_then() -> None:
+    engine, model = prepared(PlainEngine, shards=True)
+    train(engine, model, 0, 2)
+    wanted = full_state(engine)
+    model(torch.ones(3, 6))
+    assert not isinstance(next(model.parameters()), DTensor)  # what an evaluation leaves
+    found = full_state(engine)
+    assert {name: set(found[name]) for name in found} == {name: set(wanted[name]) for name in wanted}
+    train(engine, model, 2, 4)
+    model(torch.ones(3, 6))
+    engine.load_named_state(lambda name: dict(wanted[name]))
+    restored = full_state(engine)
+    assert all(torch.equal(restored[name][key], wanted[name][key]) for name in wanted for key in wanted[name])
