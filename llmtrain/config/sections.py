@@ -18,6 +18,7 @@ from llmtrain.config.marks import IMMATERIAL, MAY_CHANGE, Feature, Needs, OnResu
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+WARMUP_FRACTION, MAX_DEFAULT_WARMUP_STEPS = 0.05, 2000
 OnBadRow = Literal["error", "skip"]
 """What is done about a bad row: it stops the run, or is skipped and counted."""
 
@@ -268,6 +269,15 @@ class OptimConfig(Section):
         float, Field(ge=0, le=1), Needs("a schedule that decays", lambda optim: optim.schedule != "constant")
     ] = 0.1
     """Learning rate at the end over its peak (GPT-3: 0.1)."""
+
+    def warmup(self, num_steps: int) -> int:
+        """Warm-up steps of a run of so many. Raises ValueError if nothing is left of it."""
+        warmup = self.warmup_steps
+        if warmup is None:
+            warmup = min(int(WARMUP_FRACTION * num_steps), MAX_DEFAULT_WARMUP_STEPS)
+        if warmup >= num_steps:
+            raise ValueError(f"optim.warmup_steps={warmup} leaves nothing of the run's {num_steps} steps")
+        return warmup
 
 
 class EvalConfig(Section):

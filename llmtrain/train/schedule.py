@@ -30,9 +30,6 @@ def _wsd(progress: float, config: OptimConfig) -> float:
     return 1.0 - (1.0 - config.min_lr_ratio) * decayed
 
 
-WARMUP_FRACTION = 0.05
-MAX_DEFAULT_WARMUP_STEPS = 2000
-
 SHAPES = {"constant": _constant, "linear": _linear, "cosine": _cosine, "wsd": _wsd}
 
 
@@ -42,11 +39,7 @@ def make_schedule(config: OptimConfig, num_steps: int) -> Schedule:
     `wsd`'s decay is a fraction of all steps; the other shapes run from the end of the warm-up. Raises ValueError if
     the warm-up is as long as the run.
     """
-    shape, warmup = SHAPES[config.schedule], config.warmup_steps
-    if warmup is None:
-        warmup = min(int(WARMUP_FRACTION * num_steps), MAX_DEFAULT_WARMUP_STEPS)
-    if warmup >= num_steps:
-        raise ValueError(f"optim.warmup_steps={warmup} leaves nothing of the run's {num_steps} steps")
+    shape, warmup = SHAPES[config.schedule], config.warmup(num_steps)
     start = 0 if config.schedule == "wsd" else warmup
 
     def schedule(step: int) -> float:

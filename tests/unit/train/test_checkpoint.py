@@ -168,18 +168,21 @@ def test_ranks_agree_on_a_state_that_cannot_be_saved_before_any_of_them_raises(
     checkpoints, runtime, model, optimizer, monkeypatch
 ) -> None:
     agreed: list[bool] = []
+    of_any_rank = iter([True, False, True, False, True, True])  # whether it failed, and by the disk
 
     def any_rank(flag: bool) -> bool:
         agreed.append(flag)
-        return True
+        return next(of_any_rank)
 
     monkeypatch.setattr(runtime, "any", any_rank)
     with pytest.raises(TypeError, match="keys must be strings"):
         checkpoints.save(runtime, 1, {"source": {3: "x"}}, extra={})
     monkeypatch.setattr(runtime, "is_main", False)
-    with pytest.raises(CheckpointError, match="see the main process"):
+    with pytest.raises(CheckpointError, match=r"see the main process$"):
         checkpoints.save(runtime, 1, {"source": {3: "x"}}, extra={})
-    assert agreed == [True, False]
+    with pytest.raises(CheckpointError, match=r"see the main process; .* free space on the disk"):
+        checkpoints.save(runtime, 1, {}, extra={})
+    assert agreed == [True, False, False, False, False, False]
 
 
 def test_further_kinds_are_read_by_name(checkpoints, runtime, model, optimizer) -> None:
