@@ -129,11 +129,12 @@ def save_named(runtime: Runtime, folder: Path, name: str, tensors: dict[str, Ten
 
 
 @torch.no_grad()
-def evaluate(runtime: Runtime, model: nn.Module) -> None:
-    """A forward without a backward, as an evaluation leaves the model before a save."""
+def evaluate(runtime: Runtime, model: nn.Module) -> Tensor:
+    """The loss of a forward without a backward, as an evaluation leaves the model before a save."""
     model.eval()
-    model(next(microbatches(0, runtime.rank, runtime.world_size))[0])
+    loss: Tensor = model(next(microbatches(0, runtime.rank, runtime.world_size))[0]).objective
     model.train()
+    return loss
 
 
 def full_state(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -251,6 +252,7 @@ def main() -> None:
         "restored_to_the_bit": same(before_saving, restored),
         "rolled_back_to_the_bit": same(final, rolled_back),
         "gathered": runtime.gather_floats([runtime.rank, 0.5]),
+        "loss_has_all_digits": float(loss := evaluate(runtime, model)) != float(loss.bfloat16()),
         "any": runtime.any(runtime.rank == runtime.world_size - 1),
     }
     if refusal("muon", runtime.engine, arguments.precision) is None:

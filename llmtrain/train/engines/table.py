@@ -111,9 +111,9 @@ ENGINES: dict[str, EngineRow] = {
     "fsdp2": EngineRow(
         PlainEngine,
         _is_fsdp,
-        _ANY_ENGINE,
+        _ANY_ENGINE | {"activation_checkpointing", "bf16"},
         dict.fromkeys(("muon", "l1", "ema", "rollouts"), _SHARDED)
-        | dict.fromkeys(("compile", "activation_checkpointing", "bf16", "adapter", "dora"), _UNTESTED)
+        | dict.fromkeys(("compile", "adapter", "dora"), _UNTESTED)
         | _CUDA_ONLY,
     ),
 }
