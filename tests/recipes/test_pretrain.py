@@ -6,11 +6,13 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from tiny_run import Ended, command, environment, metrics, run, run_here
 
+from llmtrain.eval.next_token import HeldOut
 from llmtrain.train.checkpoint import Checkpoint
 
 
@@ -160,3 +162,15 @@ def test_muon_moves_each_matrix_of_a_gpt2_by_its_own_orthogonal_update(config: P
     for update in moved.values():
         values = torch.linalg.svdvals(update) / lr / max(1.0, update.shape[0] / update.shape[1]) ** 0.5
         assert values.median() > 0.6 and values.max() < 1.3  # a gradient may lack a direction
+
+
+def test_a_run_without_a_finite_held_out_loss_has_no_best_and_can_still_export_its_last(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(HeldOut, "__call__", lambda held_out, model, should_stop: {"eval_loss": float("nan")})
+        ended = run_here(config, "checkpoint.best=true", "checkpoint.export_best=true")
+    assert ended.code == 2 and "no held-out loss of this run was finite" in ended.err
+    assert not (config.parent / "run" / "model").exists()
+    ran(config, "checkpoint.best=true", "checkpoint.export_best=false")
+    assert_equal_weights(exported(config.parent / "run"), saved(config.parent / "run", 10))
