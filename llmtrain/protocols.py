@@ -31,6 +31,28 @@ ParamKind = Literal["hidden", "head", "embedding", "vector", "critic"]
 """What a parameter does, by which its optimizer is chosen: a matrix between hidden states, the output head, an input
 embedding, a norm or bias; any parameter that only the critic has."""
 
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """How a parameter holds the matrices that a model multiplies by; as it is: one, (out, in).
+
+    The output rows are `groups` times the rows of all parts: with 2 groups of parts (3, 1), of one matrix rows 0 to 2
+    and 4 to 6, of another rows 3 and 7.
+    """
+
+    transposed: bool = False  # (in, out)
+    stacked: bool = False  # (matrices, out, in)
+    groups: int = 1
+    parts: tuple[int, ...] = ()  # output rows of each matrix in a group; empty: all are of one
+
+
+class Matrices(NamedTuple):
+    """What is known of a model's trained matrices."""
+
+    layouts: Mapping[nn.Parameter, MatrixLayout]  # of the parameters that are not one matrix, (out, in)
+    unknown: Sequence[str]  # names of modules that seem to hold several, nobody knows how
+
+
 Metrics = Mapping[str, Tensor]
 """Shares (scalar, detached) whose sum over the microbatches and ranks of a step is the step's value."""
 

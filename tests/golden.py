@@ -33,7 +33,7 @@ REWARD = """
 def share_good(prompts, responses, rows):
     return [sum(letter in "abcd" for letter in response) / (len(response) + 1) for response in responses]
 """
-OLD_KEYS: dict[str, str] = {"rollout.ppo_epochs": "rollout.epochs"}
+OLD_KEYS: dict[str, str] = {}
 """Keys of configurations -> what they were called at the revision that is compared with."""
 
 

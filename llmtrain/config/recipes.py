@@ -80,6 +80,8 @@ class RecipeConfig(Section):
             raise ValueError("checkpoint.export_best and eval.patience need checkpoint.best=true")
         if train.spike_factor is not None and self.checkpoint.every is None:
             raise ValueError("train.spike_factor rolls back to a checkpoint: give checkpoint.every")
+        if train.steps is not None:
+            self.optim.warmup(train.steps)
         self._refuse_idle_keys()
         if self.log.profile is not None and not 1 <= self.log.profile[0] <= self.log.profile[1]:
             raise ValueError(f"log.profile={self.log.profile}: give the first and the last step, from 1")

@@ -18,6 +18,7 @@ from llmtrain.config.marks import IMMATERIAL, MAY_CHANGE, Feature, Needs, OnResu
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+WARMUP_FRACTION, MAX_DEFAULT_WARMUP_STEPS = 0.05, 2000
 OnBadRow = Literal["error", "skip"]
 """What is done about a bad row: it stops the run, or is skipped and counted."""
 
@@ -275,6 +276,15 @@ class OptimConfig(Section):
     ] = 0.1
     """Learning rate at the end over its peak (GPT-3: 0.1)."""
 
+    def warmup(self, num_steps: int) -> int:
+        """Warm-up steps of a run of so many. Raises ValueError if nothing is left of it."""
+        warmup = self.warmup_steps
+        if warmup is None:
+            warmup = min(int(WARMUP_FRACTION * num_steps), MAX_DEFAULT_WARMUP_STEPS)
+        if warmup >= num_steps:
+            raise ValueError(f"optim.warmup_steps={warmup} leaves nothing of the run's {num_steps} steps")
+        return warmup
+
 
 class EvalConfig(Section):
     every: Annotated[Positive | None, MAY_CHANGE] = 500
@@ -292,7 +302,7 @@ class CheckpointConfig(Section):
     """How many of the newest checkpoints are kept; the best one is kept as well if `best` is on."""
     best: Annotated[bool, Feature("best checkpoint")] = False
     """Also keep the checkpoint with the lowest held-out loss; saved at each evaluation that improves."""
-    export_best: bool = False
+    export_best: Annotated[bool, MAY_CHANGE] = False
     """Export the best checkpoint's weights to `model/` instead of the last; needs `best`."""
 
 

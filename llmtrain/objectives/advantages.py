@@ -86,14 +86,14 @@ def group_mean(scores: Float[Tensor, " samples"], group_size: int, normalise: bo
     advantages = grouped - grouped.mean(1, keepdim=True)
     if normalise:
         advantages = advantages / (grouped.std(1, keepdim=True) + GROUP_EPSILON)
-    return advantages.flatten()
+    return advantages.flatten().to(scores)
 
 
 def leave_one_out(scores: Float[Tensor, " samples"], group_size: int) -> Float[Tensor, " samples"]:
     """The score minus the mean of the other scores of its group (RLOO: Ahmadian 2024)."""
     grouped = _grouped(scores, group_size)
     others = (grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)
-    return (grouped - others).flatten()
+    return (grouped - others).flatten().to(scores)
 
 
 def reinforce_plus_plus(
@@ -200,9 +200,10 @@ def _by_group(episodes: Episodes, advantages: Float[Tensor, " samples"]) -> Esti
 
 
 def _grouped(scores: Float[Tensor, " samples"], group_size: int) -> Float[Tensor, "groups group"]:
+    """In float64, in which the mean of equal scores is that score: rounded, it would be a signal of its own."""
     if group_size < 2:
         raise ValueError(f"this advantage compares the samples of a prompt: {group_size} is too few, use two or more")
-    return scores.unflatten(0, (-1, group_size))
+    return scores.cpu().double().unflatten(0, (-1, group_size))
 
 
 def _last_tokens(response_lengths: Sequence[int], device: torch.device) -> Tensor:

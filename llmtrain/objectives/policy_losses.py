@@ -19,6 +19,8 @@ from torch import Tensor
 from llmtrain.config.rl import AggregationName, KlEstimator, PolicyLossName
 from llmtrain.protocols import Counts
 
+MAX_LOG_RATIO = 80.0  # exp(88.8) overflows in fp32
+
 
 class PolicyTokens(NamedTuple):
     """The response tokens of a microbatch as a loss form sees them."""
@@ -31,7 +33,7 @@ class PolicyTokens(NamedTuple):
     @property
     def ratios(self) -> Float[Tensor, " tokens"]:
         """p(token) / p_old(token)."""
-        return (self.logprobs - self.old_logprobs).exp()
+        return _ratios(self.logprobs - self.old_logprobs)
 
 
 class PolicyTerms(NamedTuple):
@@ -85,7 +87,7 @@ def gspo(tokens: PolicyTokens, clip_low: float, clip_high: float) -> PolicyTerms
     """
     lengths = tokens.logprobs.new_tensor(tokens.response_lengths)
     mean_log_ratios = per_sample(tokens.logprobs - tokens.old_logprobs, tokens.response_lengths) / lengths
-    ratios = per_token(mean_log_ratios.exp(), tokens.response_lengths)
+    ratios = per_token(_ratios(mean_log_ratios), tokens.response_lengths)
     return _clipped_surrogate(ratios, tokens.advantages, clip_low, clip_high)
 
 
@@ -210,6 +212,11 @@ def entropy_bonus(
     """The share of -entropy_coef * mean entropy (Schulman 2017, equation 9); metric `entropy`, nats per token."""
     share = entropies.sum() / totals["tokens"]
     return -entropy_coef * share, {"entropy": share.detach()}
+
+
+def _ratios(log_ratios: Float[Tensor, " any"]) -> Float[Tensor, " any"]:
+    """exp, bounded: an infinite ratio, though clipped, has the gradient 0 * inf, which makes the whole step NaN."""
+    return log_ratios.clamp(max=MAX_LOG_RATIO).exp()
 
 
 def _clipped_surrogate(

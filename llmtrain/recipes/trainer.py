@@ -14,10 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from torch import nn
+
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.models.attention import compile_model
 from llmtrain.models.flops import TrainingFlops
-from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, StateWithoutStep, TrainedModule
+from llmtrain.models.matrices import matrices_of
+from llmtrain.protocols import (
+    BatchSource,
+    BatchType,
+    Evaluate,
+    MatrixLayout,
+    Objective,
+    Report,
+    StateWithoutStep,
+    TrainedModule,
+)
 from llmtrain.runs.folder import check_folder, mark_finished, record_ledger, record_run
 from llmtrain.system.device import peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
@@ -111,9 +123,11 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             trunk.activation_checkpointing_enable({"use_reentrant": False})
         if config.train.compile:
             compile_model(trunk)
-    ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
-    optimizer = make_optimizer(training.module.parameters_by_kind(), config.optim, training.critic_lr)
+    layouts = {} if config.optim.name != "muon" else _matrix_layouts(training.module, runtime.say)
+    optimizer = make_optimizer(training.module.parameters_by_kind(), config.optim, training.critic_lr, layouts)
     prepared, optimizer = runtime.prepare(training.module, optimizer)
+    # After `prepare`, which may move or shard the parameters: an average made before is of what no longer trains.
+    ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
     log = RunLog(
         folder,
@@ -153,7 +167,23 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     if outcome == "interrupted":
         return Trained(outcome, loop.progress, None)
     checkpoint = checkpoints.best(runtime) if config.exports_best else checkpoints.latest(runtime)
+    if checkpoint is None:
+        raise ValueError(
+            "no held-out loss of this run was finite, so no checkpoint is the best: to export the last one, start the "
+            "same command again with checkpoint.export_best=false and eval.patience=null"
+        )
     return Trained(outcome, loop.progress, checkpoint)
+
+
+def _matrix_layouts(module: TrainedModule, say: Report) -> dict[nn.Parameter, MatrixLayout]:
+    """How the trained parameters hold matrices; a line for those of which that is not known."""
+    known = [matrices_of(trunk) for trunk in module.trunks()]
+    if unknown := sorted({name for matrices in known for name in matrices.unknown}):
+        say(
+            f"optim.name=muon updates {', '.join(unknown)} as one matrix each: it looks like several side by side, but "
+            "how is not known for this model; optim.name=adamw makes no difference between the two"
+        )
+    return {parameter: layout for matrices in known for parameter, layout in matrices.layouts.items()}
 
 
 def close(run: Run[Config], trained: Trained, export: Callable[[Checkpoint], str], *, last: bool = True) -> None:

@@ -77,8 +77,11 @@ class Checkpoints:
         for _ in named_state:  # reading the state is collective: also after an error every rank iterates over all of it
             pass
         if runtime.any(error is not None):
+            by_disk = runtime.any(isinstance(error, OSError))
             if error is not None and not isinstance(error, OSError):
                 raise error  # not the disk's fault, so the advice below would mislead
+            if not by_disk:
+                raise CheckpointError(f"cannot write the checkpoint {final}: see the main process")
             raise CheckpointError(
                 f"cannot write the checkpoint {final}: {error or 'see the main process'}; the last good one is "
                 "untouched: free space on the disk, or move run.dir"

@@ -6,6 +6,7 @@ owes is that a step is the same however it is split, and that a run resumes as i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -164,6 +165,8 @@ class Loop(Generic[BatchType]):
         is_best = self.progress.is_best(values["eval_loss"])
         self.progress.record_evaluation(values["eval_loss"])
         self.log.eval_row(self.progress.row | values)
+        if not math.isfinite(values["eval_loss"]):
+            self.log.say(f"step {self.progress.step}: eval_loss is {values['eval_loss']}: it never counts as the best")
         if is_best and self.checkpoint_config.best:
             self._save(best=True)
         return True

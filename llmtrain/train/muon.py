@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
+from llmtrain.protocols import MatrixLayout
+
 # Quintic Newton-Schulz coefficients of Jordan et al. 2024, "Muon: An optimizer for hidden layers".
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -22,8 +24,9 @@ class Muon(Optimizer):
 
         m = momentum * m + (1 - momentum) * g;  update = orthogonalise((1 - momentum) * g + momentum * m)
 
-    The update is scaled by sqrt(max(1, rows / columns)) (Jordan et al. 2024). Matrices of equal shape are
-    orthogonalised as one batch, in bf16 on GPUs and in fp32 on CPUs, which multiply bf16 several times slower.
+    The update of a matrix is scaled by sqrt(max(1, rows / columns)) (Jordan et al. 2024), its outputs by its inputs;
+    `layout` of a group says how its parameters hold matrices. Those of equal shape are orthogonalised as one batch, in
+    bf16 on GPUs and in fp32 on CPUs, which multiply bf16 several times slower.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Muon(Optimizer):
     ) -> None:
         # `fused` also makes Optimizer.load_state_dict put `step` on the parameter's device.
         defaults = {"lr": 0.0, "betas": betas, "eps": eps, "momentum": momentum, "muon": False}
+        defaults["layout"] = MatrixLayout()
         super().__init__(groups, defaults | {"fused": has_fused(groups[0]["params"][0])})
 
     @torch.no_grad()
@@ -49,16 +53,19 @@ class Muon(Optimizer):
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         by_shape = sorted(parameters, key=lambda parameter: tuple(parameter.shape))
-        for shape, same in groupby(by_shape, key=lambda parameter: parameter.shape):
+        for _, same in groupby(by_shape, key=lambda parameter: parameter.shape):
             batch = list(same)
             grads = [_grad(parameter) for parameter in batch]
             buffers = [make_momentum(self, parameter) for parameter in batch]
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             nesterov = torch._foreach_lerp(grads, buffers, momentum)
-            updates = orthogonalise(torch.stack(nesterov).flatten(2))
             torch._foreach_mul_(batch, 1 - lr * group["weight_decay"])
-            scale = max(1.0, shape[0] / shape[1:].numel()) ** 0.5
-            torch._foreach_add_(batch, [update.view(shape) for update in updates], alpha=-lr * scale)
+            layouts = [[matrices(tensor, group["layout"]) for tensor in tensors] for tensors in (batch, nesterov)]
+            for targets, sources in zip(*(zip(*each, strict=True) for each in layouts), strict=True):
+                updates = orthogonalise(torch.cat([source.flatten(1, 2) for source in sources]))
+                scale = max(1.0, updates.shape[1] / updates.shape[2]) ** 0.5
+                added = [part.view(targets[0].shape) for part in updates.split(len(targets[0]))]
+                torch._foreach_add_(list(targets), added, alpha=-lr * scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         states = [make_moments(self, parameter, group) for parameter in parameters]
@@ -79,6 +86,14 @@ class Muon(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def matrices(tensor: Tensor, layout: MatrixLayout) -> list[Float[Tensor, "stack groups rows columns"]]:
+    """Views of the matrices that a parameter holds; groups times rows are the outputs of one, columns its inputs."""
+    stack = tensor if layout.stacked else tensor.flatten(1)[None]
+    stack = stack.mT if layout.transposed else stack
+    parts = layout.parts or (stack.shape[1],)
+    return list(stack.unflatten(1, (layout.groups, -1)).split(list(parts), dim=2))
 
 
 def orthogonalise(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,39 +11,52 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from llmtrain.config.sections import OptimConfig
-from llmtrain.protocols import ParamKind
+from llmtrain.protocols import MatrixLayout, ParamKind
 from llmtrain.train.muon import Muon, has_fused, make_moments, make_momentum
+
+NO_LAYOUTS: Mapping[nn.Parameter, MatrixLayout] = MappingProxyType({})
+"""Every parameter is one matrix, (out, in)."""
 
 OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "paged_adamw8bit": 2}
 """State per trained weight: two fp32 moments, one, or two of a byte each."""
 
 
 def param_groups(
-    parameters: Mapping[ParamKind, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
+    parameters: Mapping[ParamKind, Sequence[nn.Parameter]],
+    config: OptimConfig,
+    critic_lr: float | None = None,
+    layouts: Mapping[nn.Parameter, MatrixLayout] = NO_LAYOUTS,
 ) -> list[dict[str, Any]]:
     """One parameter group per role: hidden matrices and an untied head are decayed, the others are not.
 
-    With Muon the hidden matrices get `muon_lr`, the rest `lr` with AdamW; a critic gets `critic_lr`, if it is given.
+    With Muon the hidden matrices get `muon_lr`, the rest `lr` with AdamW; `layouts` are Muon's, a group for each. A
+    critic gets `critic_lr`, if it is given.
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
     for role, members in parameters.items():
         muon, decayed = role == "hidden" and config.name == "muon", role in ("hidden", "head")
         lr, weight_decay = config.muon_lr if muon else config.lr, config.weight_decay if decayed else 0.0
         if role == "critic" and critic_lr is not None:
             lr = critic_lr
-        group = {"params": list(members), "lr": lr, "peak_lr": lr, "weight_decay": weight_decay}
-        groups.append(group | {"decayed": decayed, "muon": muon})
-    return [group for group in groups if group["params"]]
+        settings = {"lr": lr, "peak_lr": lr, "weight_decay": weight_decay, "decayed": decayed, "muon": muon}
+        by_layout: dict[MatrixLayout, list[nn.Parameter]] = {}
+        for member in members:
+            by_layout.setdefault(layouts.get(member, MatrixLayout()), []).append(member)
+        groups += [{"params": same, "layout": layout, **settings} for layout, same in by_layout.items()]
+    return groups
 
 
 def make_optimizer(
-    parameters: Mapping[ParamKind, Sequence[nn.Parameter]], config: OptimConfig, critic_lr: float | None = None
+    parameters: Mapping[ParamKind, Sequence[nn.Parameter]],
+    config: OptimConfig,
+    critic_lr: float | None = None,
+    layouts: Mapping[nn.Parameter, MatrixLayout] = NO_LAYOUTS,
 ) -> Optimizer:
     """The configured optimizer over `param_groups`; AdamW is torch's fused one if the device has it.
 
     Raises ValueError if an 8-bit optimizer is asked for and bitsandbytes is not installed.
     """
-    groups = param_groups(parameters, config, critic_lr)
+    groups = param_groups(parameters, config, critic_lr, layouts)
     betas = (config.beta1, config.beta2)
     if config.name in ("adamw8bit", "paged_adamw8bit"):
         try:
@@ -58,10 +72,13 @@ def make_optimizer(
 
 
 def make_state(optimizer: Optimizer) -> None:
-    """Make the state of AdamW or Muon, zeros, as their first step would; other optimizers make their own."""
-    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.AdamW | Muon) else ():
-        for parameter in group["params"]:
-            if group.get("muon"):
+    """Make the state of every parameter, zeros, as the first step would of those with a gradient."""
+    is_ours = isinstance(optimizer, torch.optim.AdamW | Muon)
+    for number, group in enumerate(optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            if not is_ours:
+                optimizer.init_state(group, parameter, number, place)  # type: ignore[attr-defined]  # bitsandbytes'
+            elif group.get("muon"):
                 make_momentum(optimizer, parameter)
             else:
                 make_moments(optimizer, parameter, group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -45,8 +46,8 @@ class Progress:
         return {"elapsed_seconds": self.elapsed_seconds, "train_seconds": self.train_seconds}
 
     def is_best(self, loss: float) -> bool:
-        """Whether an evaluation's loss is lower than all before."""
-        return self.best_loss is None or loss < self.best_loss
+        """Whether an evaluation's loss is lower than all finite ones before; one that is not finite never is."""
+        return math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
 
     def is_out_of(self, patience: int | None) -> bool:
         """Whether so many evaluations in a row were no better than the best before; None: never."""
@@ -66,3 +67,5 @@ class Progress:
         """Take over a saved state; the clock continues from this process's last `tick`."""
         for name, value in state.items():
             setattr(self, name, value)
+        if self.best_loss is not None and not math.isfinite(self.best_loss):  # saved by an earlier version
+            self.best_loss = None

@@ -25,6 +25,7 @@ from llmtrain.protocols import Counts, Metrics
 from llmtrain.system.precision import DTYPES
 from llmtrain.train.engines.base import Engine, EngineSettings, NamedState, Precision, ReadState, StepResult
 from llmtrain.train.engines.launch import check_environment, check_outcome, cpu_threads, start_accelerator
+from llmtrain.train.engines.state import checked_read, checked_state, trained_parameters
 from llmtrain.train.engines.table import ENGINES, check_features, launched_engine
 from llmtrain.train.engines.watchdog import Watchdog
 from llmtrain.train.tracking import check_trackers, configure_trackers
@@ -104,10 +105,11 @@ class Runtime:
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Hand the model (one module that holds everything trainable) and its optimizer to the engine. Collective."""
         self._arrive("prepare")
+        self._trained = frozenset(name for name, _ in trained_parameters(model))
         return self._engine.prepare(model, optimizer)
 
     def make_state(self) -> None:
-        """Make the optimizer's state before the first step, if that saves memory."""
+        """Make the optimizer's state, as if before the first step: a checkpoint without it is refused."""
         self._engine.make_state()
 
     def seed_step(self, step: int) -> None:
@@ -203,15 +205,20 @@ class Runtime:
         """Every trained parameter and persistent buffer by name: `param`, and its optimizer state. Collective.
 
         Full tensors on the CPU on the main process, weights and their state in fp32. The other ranks get empty
-        dictionaries: they iterate only to join the collectives.
+        dictionaries: they iterate only to join the collectives. Raises ValueError, at the end of the iteration, if a
+        trained parameter has no optimizer state.
         """
         self._arrive("named_state")
-        return self._engine.named_state(is_main=self.is_main)
+        named = self._engine.named_state(is_main=self.is_main)
+        return checked_state(named, self._trained) if self.is_main else named
 
     def load_named_state(self, read: ReadState) -> None:
-        """Set trained parameters, buffers and optimizer state to what `read(name)` returns, to the bit. Collective."""
+        """Set trained parameters, buffers and optimizer state to what `read(name)` returns, to the bit. Collective.
+
+        Raises ValueError if it returns no optimizer state of a trained parameter.
+        """
         self._arrive("load_named_state")
-        self._engine.load_named_state(read)
+        self._engine.load_named_state(checked_read(read, self._trained))
         self.barrier()
 
     def scaler_state(self) -> dict[str, Any] | None:

@@ -24,34 +24,22 @@ def _cosine(progress: float, config: OptimConfig) -> float:
     return config.min_lr_ratio + (1.0 - config.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def _wsd(progress: float, config: OptimConfig) -> float:
-    """Warm-up, stable, decay (Hu et al. 2024): level, then linear over the last `decay_fraction` of the steps."""
-    decayed = max(0.0, progress - (1.0 - config.decay_fraction)) / config.decay_fraction
-    return 1.0 - (1.0 - config.min_lr_ratio) * decayed
-
-
-WARMUP_FRACTION = 0.05
-MAX_DEFAULT_WARMUP_STEPS = 2000
-
-SHAPES = {"constant": _constant, "linear": _linear, "cosine": _cosine, "wsd": _wsd}
+SHAPES = {"constant": _constant, "linear": _linear, "cosine": _cosine, "wsd": _linear}
 
 
 def make_schedule(config: OptimConfig, num_steps: int) -> Schedule:
     """Linear warm-up, then the configured shape, which ends one step after the last.
 
-    `wsd`'s decay is a fraction of all steps; the other shapes run from the end of the warm-up. Raises ValueError if
-    the warm-up is as long as the run.
+    The shapes run from the end of the warm-up; `wsd` (warm-up, stable, decay: Hu et al. 2024) is level before its
+    decay, which is a fraction of all steps, or what the warm-up leaves. Raises ValueError if the warm-up is as long as
+    the run.
     """
-    shape, warmup = SHAPES[config.schedule], config.warmup_steps
-    if warmup is None:
-        warmup = min(int(WARMUP_FRACTION * num_steps), MAX_DEFAULT_WARMUP_STEPS)
-    if warmup >= num_steps:
-        raise ValueError(f"optim.warmup_steps={warmup} leaves nothing of the run's {num_steps} steps")
-    start = 0 if config.schedule == "wsd" else warmup
+    shape, warmup = SHAPES[config.schedule], config.warmup(num_steps)
+    start = max(warmup, (1 - config.decay_fraction) * num_steps) if config.schedule == "wsd" else warmup
 
     def schedule(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        return shape(min(1.0, (step - start) / (num_steps - start)), config)
+        return shape(min(1.0, max(0.0, (step - start) / (num_steps - start))), config)
 
     return schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,15 +41,15 @@ class StepGuard:
         return line
 
     def is_spike(self, loss: float) -> bool:
-        """Whether the loss of an applied step is a spike."""
+        """Whether the loss of an applied step is a spike; one that is not finite is."""
         if self.spike_factor is None or self.steps < SPIKE_HISTORY_STEPS:
             return False
-        return loss > self.spike_factor * self.mean / self.weight
+        return not loss <= self.spike_factor * self.mean / self.weight
 
     def accept(self, loss: float) -> None:
         """Count an applied step that is not a spike: it ends a row of skipped ones, and its loss joins the mean."""
         self.nonfinite_in_row = 0
-        if self.spike_factor is not None:
+        if self.spike_factor is not None and math.isfinite(loss):  # the mean would be NaN from then on
             self.mean = SPIKE_MEAN_DECAY * self.mean + (1 - SPIKE_MEAN_DECAY) * loss
             self.weight = SPIKE_MEAN_DECAY * self.weight + (1 - SPIKE_MEAN_DECAY)
             self.steps += 1

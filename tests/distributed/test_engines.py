@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 WORKER = Path(__file__).with_name("worker.py")
-CONFIGS = {"single": None, "ddp": "cpu", "zero1": "zero1", "zero2": "cpu_zero2", "zero3": "cpu_zero3"}
-FEATURES = {engine: ["--checkpointing"] for engine in ("zero1", "zero2", "zero3")}
-RESUMED_FROM = {"ddp": "single", "zero3": "ddp", "zero2": "zero3", "zero1": "zero2"}
+CONFIGS = {"single": None, "ddp": "cpu", "zero1": "zero1", "zero2": "cpu_zero2", "zero3": "cpu_zero3", "fsdp2": "fsdp2"}
+FEATURES = {engine: ["--checkpointing"] for engine in ("zero1", "zero2", "zero3", "fsdp2")}
+RESUMED_FROM = {"ddp": "single", "zero3": "ddp", "zero2": "zero3", "zero1": "zero2", "fsdp2": "ddp"}
 DISTRIBUTED = list(RESUMED_FROM)
 TOLERANCE = 1e-6
 
@@ -61,7 +61,8 @@ def difference(one: Path, other: Path, *, only: str = "") -> float:
 def test_the_engine_is_the_one_that_was_asked_for(runs: Runs, engine: str) -> None:
     run = seen(runs(engine))
     assert (run["engine"], run["world_size"]) == (engine, 2)
-    assert run["model_class"] == ("DistributedDataParallel" if engine == "ddp" else "DeepSpeedEngine")
+    names = {"ddp": "DistributedDataParallel", "fsdp2": "FSDPCausalLMLoss"}
+    assert run["model_class"] == names.get(engine, "DeepSpeedEngine")
     if engine == "ddp":
         assert run["num_parameters_here"] == run["num_parameters"]
     else:
@@ -126,7 +127,9 @@ def test_a_checkpoint_of_another_engine_is_resumed(runs: Runs, engine: str) -> N
     assert difference(runs(engine) / "resumed.safetensors", runs("single") / "final.safetensors") < TOLERANCE
 
 
-@pytest.mark.parametrize("engine", ["zero2", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ddp", "zero3"))])
+@pytest.mark.parametrize(
+    "engine", ["fsdp2", "zero2", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ddp", "zero3"))]
+)
 def test_a_new_process_of_the_same_engine_resumes_to_the_bit(runs: Runs, tmp_path: Path, engine: str) -> None:
     options = ["--resume", str(runs(engine)), "--only-resume", *FEATURES.get(engine, [])]
     resumed = work(engine, tmp_path / "resumed", *options)
@@ -155,13 +158,15 @@ def test_ranks_exchange_numbers(runs: Runs, engine: str) -> None:
     assert run["any"]
 
 
-@pytest.mark.parametrize("engine", ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero2", "zero3"))])
+@pytest.mark.parametrize(
+    "engine", ["ddp", "fsdp2", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero2", "zero3"))]
+)
 def test_in_bf16_weights_follow_those_in_fp32_and_bad_steps_are_skipped(
     runs: Runs, tmp_path: Path, engine: str
 ) -> None:
     run = work(engine, tmp_path / "run", "--precision", "bf16")
     assert [step for step, was_applied in enumerate(seen(run)["applied"]) if not was_applied] == [4, 13]
-    assert seen(run)["rolled_back_to_the_bit"]
+    assert seen(run)["rolled_back_to_the_bit"] and seen(run)["loss_has_all_digits"]
     start = weights(runs("single") / "checkpoints" / "step-00000000" / "model-00001.safetensors")
     exact, rounded = weights(runs("single") / "final.safetensors"), weights(run / "final.safetensors")
     moved = sum(float((exact[name] - start[name]).abs().sum()) for name in start)

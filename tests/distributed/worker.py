@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsdp_on_cpu
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -126,8 +128,18 @@ def save_named(runtime: Runtime, folder: Path, name: str, tensors: dict[str, Ten
         save_file(tensors, folder / f"{name}.safetensors")
 
 
+@torch.no_grad()
+def evaluate(runtime: Runtime, model: nn.Module) -> Tensor:
+    """The loss of a forward without a backward, as an evaluation leaves the model before a save."""
+    model.eval()
+    loss: Tensor = model(next(microbatches(0, runtime.rank, runtime.world_size))[0]).objective
+    model.train()
+    return loss
+
+
 def full_state(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Weights and optimizer state by name, on the main process."""
+    """Weights and optimizer state by name, on the main process, after an evaluation."""
+    evaluate(runtime, model)
     state = runtime.named_state()
     return {f"{name}/{key}": value.clone() for name, tensors in state for key, value in tensors.items()}
 
@@ -136,7 +148,8 @@ def local_parameters(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -
     """How many parameters this rank's optimizer updates."""
     if runtime.engine == "zero3":
         return sum(p.ds_tensor.numel() for p in model.parameters() if p.requires_grad)
-    return sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -177,6 +190,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder: Path = arguments.folder
 
+    fsdp_on_cpu.allow()
     runtime = Runtime(
         precision=arguments.precision, max_grad_norm=MAX_GRAD_NORM, seed=1, timeout_minutes=TIMEOUT_MINUTES
     )
@@ -192,6 +206,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     checkpoints = Checkpoints(folder / "checkpoints", keep=2, keep_best=False)
+    runtime.make_state()
+    evaluate(runtime, model)
     start = checkpoints.save(runtime, 0, {}, extra={})
     if arguments.resume is not None:
         latest = Checkpoints(arguments.resume / "checkpoints", keep=2, keep_best=False).latest(runtime)
@@ -206,6 +222,7 @@ def main() -> None:
 
     applied = train(runtime, model, optimizer, 0, SAVED_STEP, arguments.mean_of_means, ema)
     before_saving = full_state(runtime, model, optimizer)
+    evaluate(runtime, model)
     checkpoints.save(runtime, SAVED_STEP, {"step": SAVED_STEP}, extra={})
     applied += train(runtime, model, optimizer, SAVED_STEP, STEPS, arguments.mean_of_means, ema)
     final = full_state(runtime, model, optimizer)
@@ -218,6 +235,7 @@ def main() -> None:
 
     latest = checkpoints.latest(runtime)
     assert latest is not None
+    evaluate(runtime, model)
     runtime.load_named_state(latest.read_parameter)
     restored = full_state(runtime, model, optimizer)
     train(runtime, model, optimizer, SAVED_STEP, STEPS, arguments.mean_of_means)
@@ -234,6 +252,7 @@ def main() -> None:
         "restored_to_the_bit": same(before_saving, restored),
         "rolled_back_to_the_bit": same(final, rolled_back),
         "gathered": runtime.gather_floats([runtime.rank, 0.5]),
+        "loss_has_all_digits": float(loss := evaluate(runtime, model)) != float(loss.bfloat16()),
         "any": runtime.any(runtime.rank == runtime.world_size - 1),
     }
     if refusal("muon", runtime.engine, arguments.precision) is None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_run import Ended, command, environment, metrics, run, run_here, write_config, write_tokenizer
 from tokenizers import Regex, Tokenizer, normalizers
 
+from llmtrain.eval.next_token import HeldOut
 from llmtrain.train.checkpoint import Checkpoint
 
 
@@ -238,3 +239,35 @@ def test_mfu_counts_the_tokens_that_each_token_attends_to(tmp_path: Path, length
     head, body = 320 * 32, 3 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 96) + 7 * 32
     trained = total - len(lengths)
     assert flops_per_token == pytest.approx((6 * (body * total + head * trained) + 12 * 3 * 32 * attended) / total)
+
+
+def test_muon_moves_each_matrix_of_a_gpt2_by_its_own_orthogonal_update(config: Path) -> None:
+    """Of Conv1D, whose weights are (in, out), and of query, key and value, which lie side by side in one."""
+    model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "n_positions": 512}
+    tree = yaml.safe_load(config.read_text())
+    tree["model"] = {"architecture": "gpt2", "config": model}
+    config.write_text(yaml.safe_dump(tree))
+    ran(config, "optim.name=muon", "optim.weight_decay=0", "checkpoint.every=1", "checkpoint.keep=3", "train.steps=2")
+    folder = config.parent / "run"
+    before, after = saved(folder, 1), saved(folder, 2)
+    (lr,) = (row["lr"] for row in metrics(folder) if row["step"] == 2 and "lr" in row)
+    moved = {n.split(".h.0.")[1]: (after[n] - before[n]).T for n in after if ".h.0." in n and after[n].ndim == 2}
+    for part in moved.pop("attn.c_attn.weight").chunk(3):
+        values = torch.linalg.svdvals(part) / lr
+        assert values.median() > 0.6 and values.max() < 1.3  # a gradient may lack a direction
+    assert len(moved) == 3
+    for update in moved.values():
+        values = torch.linalg.svdvals(update) / lr / max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+        assert values.median() > 0.6 and values.max() < 1.3  # a gradient may lack a direction
+
+
+def test_a_run_without_a_finite_held_out_loss_has_no_best_and_can_still_export_its_last(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(HeldOut, "__call__", lambda held_out, model, should_stop: {"eval_loss": float("nan")})
+        ended = run_here(config, "checkpoint.best=true", "checkpoint.export_best=true")
+    assert ended.code == 2 and "no held-out loss of this run was finite" in ended.err
+    assert not (config.parent / "run" / "model").exists()
+    ran(config, "checkpoint.best=true", "checkpoint.export_best=false")
+    assert_equal_weights(exported(config.parent / "run"), saved(config.parent / "run", 10))

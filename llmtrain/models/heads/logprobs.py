@@ -1,6 +1,9 @@
 """Hidden states -> the logprob of each label and the entropy there, never holding all logits.
 
-    logprob = z[label] - log sum exp z,   entropy = log sum exp z - sum p z,   z = logits / temperature
+    logprob = log p[label],   entropy = -sum p log p,   log p = z - log sum exp z,   z = logits / temperature
+
+log p is taken from z minus its maximum: entropy as `log sum exp z - sum p z` would lose, of logits far from zero, the
+digits that both have in common.
 
 A token that was drawn among some of the vocabulary only (top-p, top-k) has its logprob and entropy among the same:
 the sums are over those, whatever the weights are by now. Chosen again under other weights, they could exclude the
@@ -78,27 +81,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
         options: LogprobOptions,
         needed: bool,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-        logprobs, entropies, log_z = (hidden.new_zeros(labels.shape, dtype=torch.float32) for _ in range(3))
+        logprobs, entropies = (hidden.new_zeros(labels.shape, dtype=torch.float32) for _ in range(2))
         need_hidden, need_weight, need_bias = (needed and need for need in ctx.needs_input_grad[:3])
         slopes: list[Tensor | None] = [None, None]  # of logprobs and entropies along the hidden states
         if need_hidden and not need_weight and not need_bias:
             empty = partial(torch.empty_like, hidden, dtype=torch.float32)
             slopes = [empty(), empty() if options.trains_entropy else None]
         for chunk in chunks(hidden, weight):
-            logits = _logits(hidden[chunk], weight, bias, options, chunk)
-            z = logits.logsumexp(-1)
-            log_z[chunk] = z
-            logprobs[chunk] = logits.gather(-1, labels[chunk, None])[:, 0] - z
-            probs = (logits - z[:, None]).exp_()
-            entropies[chunk] = z - torch.linalg.vecdot(probs, logits)
+            log_probs = _log_probs(hidden[chunk], weight, bias, options, chunk)
+            logprobs[chunk] = log_probs.gather(-1, labels[chunk, None])[:, 0]
+            probs = log_probs.exp()
+            entropies[chunk] = torch.linalg.vecdot(probs, log_probs).neg_()
             if slopes[1] is not None:
-                by_entropy = logits.sub_(z[:, None]).add_(entropies[chunk, None]).mul_(probs)
+                by_entropy = log_probs.add_(entropies[chunk, None]).mul_(probs)
                 slopes[1][chunk] = _along_hidden(by_entropy, weight, hidden.dtype).div_(-options.temperature)
             if slopes[0] is not None:
-                probs.scatter_add_(-1, labels[chunk, None], probs.new_full((len(z), 1), -1.0))
+                probs.scatter_add_(-1, labels[chunk, None], probs.new_full((len(probs), 1), -1.0))
                 slopes[0][chunk] = _along_hidden(probs, weight, hidden.dtype).div_(-options.temperature)
         if slopes[0] is None:
-            ctx.save_for_backward(hidden, weight, bias, labels, log_z, entropies)
+            ctx.save_for_backward(hidden, weight, bias, labels, entropies)
         else:
             ctx.save_for_backward(*slopes)
         ctx.options, ctx.has_slopes, ctx.dtype = options, slopes[0] is not None, hidden.dtype
@@ -121,15 +122,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 
 def _backward_through_logits(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> Any:
-    hidden, weight, bias, labels, log_z, entropies = ctx.saved_tensors
+    hidden, weight, bias, labels, entropies = ctx.saved_tensors
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
     grad_hidden = torch.empty_like(hidden) if need_hidden else None
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
     grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
     with torch.autocast(*ctx.autocast):
         for chunk in chunks(hidden, weight):
-            logits = _logits(hidden[chunk], weight, bias, ctx.options, chunk)
-            log_probs = logits.sub_(log_z[chunk, None])
+            log_probs = _log_probs(hidden[chunk], weight, bias, ctx.options, chunk)
             grad = log_probs.exp()  # the probabilities
             # d entropy / d z_k = -p_k (log p_k + entropy);  d logprob / d z_k = [k is the label] - p_k
             if ctx.options.trains_entropy:
@@ -158,13 +158,14 @@ def _along_hidden(
         return narrow @ weight.to(narrow.dtype)
 
 
-def _logits(
+def _log_probs(
     hidden: Float[Tensor, "tokens hidden"],
     weight: Float[Tensor, "vocab hidden"],
     bias: Float[Tensor, " vocab"] | None,
     options: LogprobOptions,
     chunk: slice,
 ) -> Float[Tensor, "tokens vocab"]:
-    """The scaled logits of a chunk, to be written over."""
+    """The logprobs of a chunk at the sampling temperature, to be written over."""
     logits = nn.functional.linear(hidden, weight, bias).float().div_(options.temperature)
-    return logits if options.sampling_mask is None else options.sampling_mask.part(chunk).apply(logits)
+    logits = logits if options.sampling_mask is None else options.sampling_mask.part(chunk).apply(logits)
+    return logits.log_softmax(-1)

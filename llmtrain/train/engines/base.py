@@ -59,7 +59,7 @@ class Engine(Protocol):
         ...
 
     def make_state(self) -> None:
-        """Make the optimizer's state before the first step, if that saves memory."""
+        """Make the optimizer's state before the first step: of every trained parameter, whether it gets gradients."""
         ...
 
     def backward(self, share: Tensor, *, last: bool) -> None:

@@ -27,6 +27,14 @@ from torch.utils.hooks import RemovableHandle
 from llmtrain.train.engines.base import EngineSettings, NamedState, ReadState, StepResult
 from llmtrain.train.engines.state import check_shape, load_buffers, named_buffers, trained_parameters
 
+FIRST_STATE = {
+    "param": torch.zeros(1),
+    "step": torch.zeros(()),
+    "exp_avg": torch.zeros(1),
+    "exp_avg_sq": torch.zeros(1),
+}
+"""What `ReadState` gives of a parameter that AdamW has not stepped yet, but for its shape."""
+
 
 class DeepSpeedEngine:
     """The engine of processes that shard the optimizer's state (ZeRO-1), gradients too (-2), weights too (-3)."""
@@ -47,7 +55,7 @@ class DeepSpeedEngine:
         return prepared, wrapped
 
     def make_state(self) -> None:
-        """DeepSpeed makes it, with its partitions."""
+        _partitions(self._engine).make_state(lambda name: dict(FIRST_STATE))
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -212,12 +220,13 @@ class _Flats:
 
     def __init__(self, engine: Any, groups: list[list[nn.Parameter]], flats: list[Tensor]) -> None:
         self._state = engine.optimizer.optimizer.state
+        self._is_fused = bool(engine.optimizer.optimizer.param_groups[0]["fused"])
         self._names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
         self._groups = list(zip(groups, flats, strict=True))
         self._flat_of = {id(parameter): flat for group, flat in self._groups for parameter in group}
 
     def have_state(self) -> bool:
-        """False before the first step, and after loading a checkpoint of step 0."""
+        """False until `make_state`, or the first step."""
         return all(self._state.get(flat) for _, flat in self._groups)
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -229,8 +238,11 @@ class _Flats:
         for group, flat in self._groups:
             saved = read(self._names[id(group[0])])
             del saved["param"]
-            if saved:
-                self._state[flat] = {k: torch.zeros_like(flat) if v.dim() else v.clone() for k, v in saved.items()}
+            self._state[flat] = {k: torch.zeros_like(flat) if v.dim() else self._count(v) for k, v in saved.items()}
+
+    def _count(self, saved: Tensor) -> Tensor:
+        """A step count, where the optimizer keeps it."""
+        return saved.to(self._groups[0][1].device if self._is_fused else "cpu", copy=True)
 
 
 @contextmanager

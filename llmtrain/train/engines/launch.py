@@ -10,8 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llmtrain.system.device import share_of_cores
@@ -98,11 +100,16 @@ def start_accelerator(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
     if uses_deepspeed:
         os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false")
+    fsdp = FullyShardedDataParallelPlugin() if is_on(os.environ, "ACCELERATE_USE_FSDP") else None
+    if fsdp is not None and settings.precision == "bf16":
+        # accelerate's own also rounds outputs: a summed loss of 50,123.4 would come back as 50,176.
+        fsdp.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     on_cpu_group = not has_accelerator and "LOCAL_RANK" in os.environ
     accelerator = Accelerator(
         cpu=not has_accelerator and not uses_deepspeed,
         mixed_precision=_as_accelerate(settings.precision),
         gradient_accumulation_steps=1,
+        fsdp_plugin=fsdp,
         log_with=list(trackers) or None,
         project_dir=run_dir,
         kwargs_handlers=[

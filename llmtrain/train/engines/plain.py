@@ -1,4 +1,4 @@
-"""One process, and DDP: every rank holds whole weights, and gradients lie in `parameter.grad`."""
+"""One process, DDP and FSDP2: gradients are in `parameter.grad`, whole or as a rank's shard of a DTensor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -17,16 +19,15 @@ from llmtrain.train.optim import make_state
 
 
 class PlainEngine:
-    """The engine of one process, and of several that each hold the whole model."""
-
-    shards_parameters = False
+    """The engine of one process, and of several that each hold the whole model, or a shard by torch's `fully_shard`."""
 
     def __init__(self, accelerator: Accelerator, settings: EngineSettings) -> None:
         self._accelerator, self._max_grad_norm = accelerator, settings.max_grad_norm
+        self.shards_parameters = accelerator.distributed_type == DistributedType.FSDP
 
     @property
     def supports_partial_backward(self) -> bool:
-        return self._accelerator.num_processes == 1  # DDP waits for every gradient
+        return self._accelerator.num_processes == 1  # else every gradient is waited for
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         self._model, self._optimizer = model, optimizer
@@ -45,14 +46,27 @@ class PlainEngine:
         return clip_and_step(self._accelerator, self._optimizer, self._wrapped, self._max_grad_norm, is_finite)
 
     def named_state(self, *, is_main: bool) -> NamedState:
+        reshard(self._model)
         return state.named_state(self._model, self._wrapped, is_main)
 
     def load_named_state(self, read: ReadState) -> None:
+        reshard(self._model)
         with separate_allocations():
             state.load_named_state(self._model, self._wrapped, read)
 
     def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
-        return nullcontext()
+        return nullcontext()  # rollouts, which ask for whole weights, are refused under FSDP2
+
+
+def reshard(model: nn.Module) -> None:
+    """Let the parameters of a model be the shards that the optimizer has.
+
+    FSDP2 leaves those of the root whole after a forward without a backward. `parameters()` then gives other tensors,
+    of which the optimizer has no state, and what is written into them is lost.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def add_gradients(accelerator: Accelerator, prepared: nn.Module, share: Tensor, *, last: bool) -> None:

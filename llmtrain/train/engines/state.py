@@ -5,7 +5,7 @@ Frozen parameters are not part of it: a run makes them again, as they were when 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,37 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, read: ReadState) ->
             }
     load_buffers(model, read)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def checked_state(named: NamedState, trained: Collection[str]) -> NamedState:
+    """The same state; at its end ValueError if one of the trained parameters came without optimizer state."""
+    without = set(trained)
+    for name, tensors in named:
+        if len(tensors) > 1:
+            without.discard(name)
+        yield name, tensors
+    if without:
+        raise ValueError(f"the optimizer has no state of {_some(without)}: a checkpoint would lose it; report this")
+
+
+def checked_read(read: ReadState, trained: Collection[str]) -> ReadState:
+    """The same reader; it raises ValueError if it finds no optimizer state of one of the trained parameters."""
+
+    def complete(name: str) -> dict[str, Tensor]:
+        tensors = read(name)
+        if name in trained and len(tensors) == 1:
+            raise ValueError(
+                f"the checkpoint has no optimizer state of {name}, which is trained: it was lost before it was saved; "
+                "remove this checkpoint to continue from the one before"
+            )
+        return tensors
+
+    return complete
+
+
+def _some(names: Collection[str]) -> str:
+    first = sorted(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - len(first)} more parameters" if len(names) > len(first) else "")
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -13,7 +13,6 @@ from accelerate.utils import DistributedType
 
 from llmtrain.train.engines.base import MakeEngine
 from llmtrain.train.engines.deepspeed import DeepSpeedEngine
-from llmtrain.train.engines.fsdp import FsdpEngine
 from llmtrain.train.engines.plain import PlainEngine
 
 FEATURES = (
@@ -110,11 +109,11 @@ ENGINES: dict[str, EngineRow] = {
         _ZERO | {"ema": _SHARDED, "compile": _UNTESTED, "dora": "its norms need whole weights"},
     ),
     "fsdp2": EngineRow(
-        FsdpEngine,
+        PlainEngine,
         _is_fsdp,
-        _ANY_ENGINE,
+        _ANY_ENGINE | {"activation_checkpointing", "bf16"},
         dict.fromkeys(("muon", "l1", "ema", "rollouts"), _SHARDED)
-        | dict.fromkeys(("compile", "activation_checkpointing", "bf16", "adapter", "dora"), _UNTESTED)
+        | dict.fromkeys(("compile", "adapter", "dora"), _UNTESTED)
         | _CUDA_ONLY,
     ),
 }

@@ -44,6 +44,15 @@ def test_what_is_required_is_enough(least: str) -> None:
     assert config.train.steps == 1000
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(1000, 1000), (1000, 5000), (1, 1)])
+def test_a_warm_up_that_leaves_nothing_of_the_run_is_refused_before_anything_is_loaded(
+    least: str, steps: int, warmup: int
+) -> None:
+    with pytest.raises(ValueError, match=rf"optim.warmup_steps={warmup} leaves nothing of the run's {steps} steps"):
+        load_config(PretrainConfig, [least, f"train.steps={steps}", f"optim.warmup_steps={warmup}"])
+    assert load_config(PretrainConfig, [least, "train.steps=1", "optim.warmup_steps=0"]).train.steps == 1
+
+
 def test_overrides_are_parsed_by_key_and_type(least: str) -> None:
     overrides = [
         "optim.lr=1e-4",

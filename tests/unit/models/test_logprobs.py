@@ -153,3 +153,37 @@ def test_without_gradients_no_slope_is_computed(monkeypatch: pytest.MonkeyPatch)
     head = Head(4, 16, bias=False).requires_grad_(False)
     with torch.no_grad():
         head.logprobs(torch.randn(3, 4, requires_grad=True), torch.tensor([0, 5, 15]))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "offset"), [*((torch.float32, x) for x in (0.0, 100.0, 1e4, -1e4)), (torch.bfloat16, -1e3)]
+)
+def test_logits_far_from_zero_lose_no_digits(dtype: torch.dtype, offset: float, frozen: bool, masked: bool) -> None:
+    """Against float64 on the same logits; only the rounding of the logits themselves is forgiven."""
+    torch.manual_seed(0)
+    head = Head(16, 40).to(dtype).requires_grad_(not frozen)
+    head.bias.data.fill_(offset)
+    hidden = (8 * torch.randn(30, 16)).to(dtype).requires_grad_()
+    labels, weights = torch.randint(40, (30,)), torch.randn(2, 30)
+    mask = some_mask(30, 40, labels) if masked else None
+
+    logits = head(hidden).detach().double().requires_grad_()
+    among = logits if mask is None else mask.apply(logits.clone())
+    log_probs = among.log_softmax(-1)
+    wanted = [log_probs[torch.arange(30), labels], -(log_probs.exp() * log_probs).sum(-1)]
+    (of_logits,) = torch.autograd.grad(wanted[1], logits, weights[1].double(), retain_graph=True)
+    entropy_gradient = of_logits @ head.weight.detach().double()
+    (of_logits,) = torch.autograd.grad(wanted[0], logits, weights[0].double())
+    logprob_gradient = of_logits @ head.weight.detach().double()
+
+    found = head.logprobs(hidden, labels, LogprobOptions(sampling_mask=mask))
+    plain = logits_logprobs(logits.detach().float(), labels, LogprobOptions(sampling_mask=mask))
+    for said in (found, plain):
+        for one, other in zip(said, wanted, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-6)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.01
+    for said, weight, expected in zip(found, weights, (logprob_gradient, entropy_gradient), strict=True):
+        (gradient,) = torch.autograd.grad(said, hidden, weight, retain_graph=True)
+        assert float((gradient - expected).norm()) <= tolerance * float(expected.norm())

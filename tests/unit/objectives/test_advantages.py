@@ -103,6 +103,18 @@ def test_a_group_of_equal_scores_has_no_advantage() -> None:
     assert group_mean(torch.tensor([0.5, 0.5]), 2, normalise=True).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("score", [0.1, 1234.567, -30000.0 / 7])
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_equal_scores_give_no_advantage_whatever_their_size(score: float, size: int) -> None:
+    scores = torch.full((2 * size,), score)
+    for advantages in (
+        group_mean(scores, size, normalise=True),
+        group_mean(scores, size, normalise=False),
+        leave_one_out(scores, size),
+    ):
+        assert not advantages.any() and advantages.dtype == scores.dtype
+
+
 def test_leave_one_out_compares_each_with_the_mean_of_the_others() -> None:
     advantages = leave_one_out(torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0]), 3)
     assert advantages.tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0 - 1.5, 0 - 1.5, 3 - 0])

@@ -273,3 +273,15 @@ def test_the_configuration_and_the_losses_agree() -> None:
         assert bool(narrow.clipped.any()) == facts.clips
         moved = loss(tokens._replace(old_logprobs=tokens.old_logprobs - 0.1), 0.9, 9.0)
         assert torch.equal(moved.losses, wide.losses) != facts.is_off_policy
+
+
+@pytest.mark.parametrize("loss", ["ppo", "gspo", "cispo"])
+@pytest.mark.parametrize("log_ratio", [50.0, 100.0, 1000.0])
+def test_a_ratio_without_bound_that_is_clipped_changes_no_other(loss: PolicyLossName, log_ratio: float) -> None:
+    old = torch.tensor([-1.0, -1.0 - log_ratio, -2.0])
+    logprobs = torch.tensor([-1.1, -1.0, -2.0], requires_grad=True)
+    tokens = PolicyTokens(logprobs, old, torch.ones(3), (1, 1, 1))
+    POLICY_LOSS_FUNCTIONS[loss](tokens, 0.2, 0.2).losses.sum().backward()
+    gradient = logprobs.grad
+    assert gradient is not None and bool(gradient.isfinite().all())
+    assert gradient.tolist() == pytest.approx([-math.exp(-0.1), -1.2 if loss == "cispo" else 0.0, -1.0])

@@ -80,18 +80,59 @@ def test_weights_buffers_and_optimizer_state_come_back_to_the_bit(checkpoints, r
     assert all(torch.equal(went_on[key], wanted[key]) for key in wanted)
 
 
-def test_a_checkpoint_of_before_the_first_step_takes_the_optimizer_state_away(runtime, tmp_path) -> None:
+def test_a_checkpoint_of_before_the_first_step_takes_the_optimizer_state_back_to_zero(runtime, tmp_path) -> None:
     model = nn.Linear(2, 2)
     _, optimizer = runtime.prepare(model, AdamW(model.parameters()))
+    runtime.make_state()
     checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
     checkpoints.save(runtime, 0, {}, extra={})
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    assert optimizer.state
+    assert all(tensor.any() for state in optimizer.state.values() for tensor in state.values())
 
     runtime.load_named_state(checkpoints.latest(runtime).read_parameter)
 
-    assert not optimizer.state
+    assert len(optimizer.state) == 2
+    assert not any(tensor.any() for state in optimizer.state.values() for tensor in state.values())
+
+
+@pytest.mark.parametrize("lost", [["0.weight"], ["2.bias", "1.weight"], None], ids=["one", "two", "all"])
+def test_a_checkpoint_that_would_lose_optimizer_state_is_not_written(
+    checkpoints, runtime, model, optimizer, lost
+) -> None:
+    checkpoints.save(runtime, 3, {}, extra={})
+    for name, parameter in model.named_parameters():
+        if lost is None or name in lost:
+            del optimizer.state[parameter]
+    with pytest.raises(ValueError, match=f"the optimizer has no state of {min(lost) if lost else '0.bias'}"):
+        checkpoints.save(runtime, 4, {}, extra={})
+    assert checkpoints.latest(runtime).step == 3
+
+
+@pytest.mark.parametrize("lost", [["0.weight"], ["2.bias"], None], ids=["first", "last", "all"])
+def test_a_checkpoint_that_lost_optimizer_state_is_not_continued(checkpoints, runtime, lost) -> None:
+    checkpoint = Checkpoint(checkpoints.save(runtime, 3, {}, extra={}))
+
+    def read(name: str) -> dict[str, Tensor]:
+        tensors = checkpoint.read_parameter(name)
+        return {"param": tensors["param"]} if lost is None or name in lost else tensors
+
+    with pytest.raises(ValueError, match=f"no optimizer state of {lost[0] if lost else '0.weight'}, which is trained"):
+        runtime.load_named_state(read)
+
+
+def test_a_parameter_that_never_got_a_gradient_is_saved_and_continued(runtime, tmp_path) -> None:
+    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    _, optimizer = runtime.prepare(model, AdamW(model.parameters()))
+    runtime.make_state()
+    model[0](torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
+    checkpoints.save(runtime, 1, {}, extra={})
+    saved = snapshot(runtime, model, optimizer)
+    runtime.load_named_state(checkpoints.latest(runtime).read_parameter)
+    restored = snapshot(runtime, model, optimizer)
+    assert all(torch.equal(restored[key], saved[key]) for key in saved) and not saved["1.weight/step"]
 
 
 def test_state_keeps_plain_values_and_tensors_at_any_depth(checkpoints, runtime, model, optimizer) -> None:
@@ -127,18 +168,21 @@ def test_ranks_agree_on_a_state_that_cannot_be_saved_before_any_of_them_raises(
     checkpoints, runtime, model, optimizer, monkeypatch
 ) -> None:
     agreed: list[bool] = []
+    of_any_rank = iter([True, False, True, False, True, True])  # whether it failed, and by the disk
 
     def any_rank(flag: bool) -> bool:
         agreed.append(flag)
-        return True
+        return next(of_any_rank)
 
     monkeypatch.setattr(runtime, "any", any_rank)
     with pytest.raises(TypeError, match="keys must be strings"):
         checkpoints.save(runtime, 1, {"source": {3: "x"}}, extra={})
     monkeypatch.setattr(runtime, "is_main", False)
-    with pytest.raises(CheckpointError, match="see the main process"):
+    with pytest.raises(CheckpointError, match=r"see the main process$"):
         checkpoints.save(runtime, 1, {"source": {3: "x"}}, extra={})
-    assert agreed == [True, False]
+    with pytest.raises(CheckpointError, match=r"see the main process; .* free space on the disk"):
+        checkpoints.save(runtime, 1, {}, extra={})
+    assert agreed == [True, False, False, False, False, False]
 
 
 def test_further_kinds_are_read_by_name(checkpoints, runtime, model, optimizer) -> None:
@@ -347,6 +391,7 @@ from llmtrain.train.runtime import Runtime
 runtime = Runtime(precision="fp32", max_grad_norm=None, seed=0, timeout_minutes=1)
 model = torch.nn.Linear(512, 512)
 model, optimizer = runtime.prepare(model, torch.optim.AdamW(model.parameters()))
+runtime.make_state()
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=2, keep_best=False)
 latest = checkpoints.latest(runtime)
 step = latest.step if latest else 0

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,7 +21,6 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from llmtrain.train.engines.base import Engine, EngineSettings
-from llmtrain.train.engines.fsdp import FsdpEngine
 from llmtrain.train.engines.plain import PlainEngine
 
 SETTINGS = EngineSettings(precision="fp32", max_grad_norm=0.5, timeout=timedelta(seconds=60))
@@ -33,6 +33,7 @@ class StandIn:
 
     def __init__(self, shards: bool) -> None:
         self._shards = shards
+        self.distributed_type = DistributedType.FSDP if shards else DistributedType.NO
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         if self._shards:
@@ -80,7 +81,7 @@ def full_state(engine: Engine) -> dict[str, dict[str, Tensor]]:
 
 
 def test_it_trains_what_the_plain_engine_trains_and_skips_what_it_skips() -> None:
-    (sharded, model), (plain, reference) = prepared(FsdpEngine, shards=True), prepared(PlainEngine, shards=False)
+    (sharded, model), (plain, reference) = prepared(PlainEngine, shards=True), prepared(PlainEngine, shards=False)
     assert isinstance(next(model.parameters()), DTensor) and sharded.shards_parameters and not plain.shards_parameters
     assert train(sharded, model, 0, 5, bad=3) == train(plain, reference, 0, 5, bad=3) == [True, True, True, False, True]
     found, wanted = full_state(sharded), full_state(plain)
@@ -91,7 +92,7 @@ def test_it_trains_what_the_plain_engine_trains_and_skips_what_it_skips() -> Non
 
 
 def test_going_back_is_exact_to_the_bit() -> None:
-    engine, model = prepared(FsdpEngine, shards=True)
+    engine, model = prepared(PlainEngine, shards=True)
     train(engine, model, 0, 2)
     saved = full_state(engine)
     train(engine, model, 2, 4)
@@ -105,5 +106,20 @@ def test_going_back_is_exact_to_the_bit() -> None:
 
 
 def test_ranks_that_do_not_write_get_names_only() -> None:
-    engine, _ = prepared(FsdpEngine, shards=True)
+    engine, _ = prepared(PlainEngine, shards=True)
     assert [tensors for _, tensors in engine.named_state(is_main=False)] == [{}] * 4
+
+
+def test_state_is_whole_after_a_forward_without_a_backward_and_can_be_set_then() -> None:
+    engine, model = prepared(PlainEngine, shards=True)
+    train(engine, model, 0, 2)
+    wanted = full_state(engine)
+    model(torch.ones(3, 6))
+    assert not isinstance(next(model.parameters()), DTensor)  # what an evaluation leaves
+    found = full_state(engine)
+    assert {name: set(found[name]) for name in found} == {name: set(wanted[name]) for name in wanted}
+    train(engine, model, 2, 4)
+    model(torch.ones(3, 6))
+    engine.load_named_state(lambda name: dict(wanted[name]))
+    restored = full_state(engine)
+    assert all(torch.equal(restored[name][key], wanted[name][key]) for name in wanted for key in wanted[name])

@@ -29,6 +29,13 @@ SAMPLES_PER_STEP = 4
 LR = 0.1
 
 
+class Descent(torch.optim.SGD):
+    """Plain gradient descent, with state that is saved and not used."""
+
+    def init_state(self, group: Mapping[str, Any], parameter: Tensor, number: int, place: int) -> None:
+        self.state[parameter]["unused"] = torch.zeros_like(parameter)
+
+
 @dataclass(frozen=True)
 class Samples:
     """A microbatch: sample i pulls the weights towards `target(i)`."""
@@ -150,7 +157,7 @@ class Run:
         nn.init.zeros_(model.weight)
         ema = None if self.ema_decay is None else Ema(model, self.ema_decay)
         groups = [{"params": list(model.parameters()), "lr": LR, "peak_lr": LR, "decayed": True}]
-        prepared, optimizer = self.runtime.prepare(model, torch.optim.SGD(groups))
+        prepared, optimizer = self.runtime.prepare(model, Descent(groups))
         source = NumberedSamples(self.num_steps)
         train_config = TrainConfig(steps=self.num_steps, **self.train)
         return Loop(
@@ -343,6 +350,16 @@ def test_patience_stops_the_run_and_the_best_checkpoint_stays(new_run: NewRun) -
     assert latest is not None and latest.step == 10
     assert run.run() == "stopped early"
     assert run.trained_steps == list(range(1, 11))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_evaluation_that_is_not_finite_is_reported_and_the_best_found_after_it(new_run: NewRun, bad: float) -> None:
+    run = new_run(num_steps=6, eval={"every": 2}, checkpoint={"every": 2, "keep": 1, "best": True})
+    run.evaluate = scripted({0: bad, 2: 5.0, 4: 3.0, 6: bad}, run)
+    run.run()
+    best = run.checkpoints.best(run.runtime)
+    assert best is not None and best.step == 4
+    assert run.log.count("it never counts as the best") == 2
 
 
 def test_the_average_is_what_is_evaluated_and_training_goes_on_from_the_weights(new_run: NewRun) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from llmtrain.config.sections import OptimConfig
+from llmtrain.protocols import MatrixLayout
 from llmtrain.train.muon import Muon, orthogonalise
 from llmtrain.train.optim import make_optimizer
 
@@ -65,3 +66,46 @@ def test_muon_runs_adamw_on_the_rest() -> None:
         optimizer.step()
         reference.step()
     torch.testing.assert_close(ours, theirs)
+
+
+def one_update(weight: torch.Tensor, grad: torch.Tensor, layout: MatrixLayout) -> torch.Tensor:
+    """What two steps of Muon add to a weight."""
+    trained = nn.Parameter(weight.clone())
+    config = OptimConfig(name="muon", muon_lr=0.1, weight_decay=0.1)
+    optimizer = make_optimizer({"hidden": [trained]}, config, layouts={trained: layout})
+    for factor in (1.0, -2.0):
+        trained.grad = grad + factor * weight
+        optimizer.step()
+    return trained.detach() - weight
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (4, 12), (6, 6)])
+def test_a_transposed_matrix_gets_the_update_of_the_matrix(shape: tuple[int, int]) -> None:
+    weight, grad = torch.randn(2, *shape)
+    plain = one_update(weight, grad, MatrixLayout())
+    assert torch.equal(one_update(weight.T.contiguous(), grad.T.contiguous(), MatrixLayout(transposed=True)).T, plain)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("groups", "parts"), [(1, (6, 6, 6)), (1, (6, 2, 2)), (3, (2, 2, 2)), (2, (6, 1, 1)), (5, (1, 1))]
+)
+def test_matrices_side_by_side_get_the_updates_of_separate_ones(
+    groups: int, parts: tuple[int, ...], transposed: bool
+) -> None:
+    torch.manual_seed(0)
+    fused = torch.randn(2, groups, sum(parts), 5)  # weight and gradient
+    separate = [part.flatten(1, 2) for part in fused.split(parts, dim=2)]
+    updates = [one_update(weight, grad, MatrixLayout()).unflatten(0, (groups, -1)) for weight, grad in separate]
+    wanted = torch.cat(updates, dim=1).flatten(0, 1)
+    weight, grad = (half.T.contiguous() if transposed else half for half in fused.flatten(1, 2))
+    found = one_update(weight, grad, MatrixLayout(transposed, groups=groups, parts=parts))
+    torch.testing.assert_close(found.T if transposed else found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stacked_matrices_get_the_updates_of_separate_ones(transposed: bool) -> None:
+    torch.manual_seed(0)
+    weight, grad = torch.randn(2, 3, 8, 5)
+    wanted = torch.stack([one_update(w, g, MatrixLayout(transposed)) for w, g in zip(weight, grad, strict=True)])
+    torch.testing.assert_close(one_update(weight, grad, MatrixLayout(transposed, stacked=True)), wanted)

@@ -37,3 +37,13 @@ def test_wsd_is_level_until_its_decay() -> None:
 
 def test_one_step_is_a_schedule_too() -> None:
     assert make_schedule(OptimConfig(warmup_steps=0), 1)(0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("shape", ["wsd", "cosine", "linear"])
+@pytest.mark.parametrize(("warmup", "decay"), [(8, 0.5), (5, 1.0), (90, 0.2), (60, 0.4)])
+def test_the_rate_has_no_jump_where_the_warm_up_ends(shape: str, warmup: int, decay: float) -> None:
+    num_steps = 100 if warmup > 10 else 10
+    config = OptimConfig(schedule=shape, warmup_steps=warmup, decay_fraction=decay)
+    rates = [make_schedule(config, num_steps)(step) for step in range(num_steps)]
+    assert rates[warmup] == pytest.approx(1.0) and max(rates) == rates[warmup]
+    assert sorted(rates[warmup:], reverse=True) == rates[warmup:]

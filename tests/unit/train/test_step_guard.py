@@ -35,6 +35,15 @@ def test_a_loss_spikes_above_so_many_times_the_running_mean() -> None:
     assert not counted.is_spike(1.999 * mean)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_does_not_end_the_search_for_spikes(bad: float) -> None:
+    counted = guard(spike_factor=2.0)
+    counted.accept(bad)
+    for _ in range(SPIKE_HISTORY_STEPS):
+        counted.accept(1.0)
+    assert counted.is_spike(2.1) and not counted.is_spike(1.9)
+
+
 def test_a_spike_does_not_join_the_mean() -> None:
     counted = guard(spike_factor=2.0)
     for _ in range(SPIKE_HISTORY_STEPS):
