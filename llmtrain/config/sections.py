@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
-from llmtrain.config.marks import IMMATERIAL, MAY_CHANGE, Feature, Needs, OnResume
+from llmtrain.config.marks import BY_CONTENT, IMMATERIAL, MAY_CHANGE, Feature, Needs, OnResume
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -40,7 +40,7 @@ class Section(BaseModel):
 class Source(Section):
     """One source of text: where it is, how much of the mixture it makes, how to read it."""
 
-    path: str
+    path: Annotated[str, BY_CONTENT]
     """A file, glob or folder, a store built before, or a hub dataset id."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of the training mixture, relative to the other sources'; None: by size, every token once per epoch."""
@@ -52,14 +52,14 @@ class Source(Section):
     """Split of a hub dataset."""
     subset: str | None = None
     """Configuration of a hub dataset."""
-    revision: str | None = None
+    revision: Annotated[str | None, BY_CONTENT] = None
     """Commit, tag or branch of a hub dataset; the commit it resolves to is recorded."""
     slice: Annotated[str, Field(pattern=r"^\d{1,3}(\.\d+)?%:\d{1,3}(\.\d+)?%$")] | None = None
     """Part of the source to use, as `0%:90%`: of the characters of each text file, of the rows of anything else."""
 
 
 class RunConfig(Section):
-    dir: str
+    dir: Annotated[str, IMMATERIAL]
     """Folder of the run: configuration, metrics, checkpoints and the final model go here."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of initialisation, sample order and dropout."""
@@ -72,9 +72,11 @@ class RunConfig(Section):
 
 
 class PretrainedModelConfig(Section):
-    path: str
+    path: Annotated[str, BY_CONTENT]
     """Folder, hub id, `.gguf` file, or `PACKAGE:FILE.gguf` of an installed Python package, of the model to train."""
-    revision: Annotated[str | None, Needs("model.path on the hub", lambda model: is_on_hub(model.path))] = None
+    revision: Annotated[str | None, BY_CONTENT, Needs("model.path on the hub", lambda model: is_on_hub(model.path))] = (
+        None
+    )
     """Commit, tag or branch of the hub model; the commit it resolves to is recorded."""
     dropout: Fraction | None = None
     """Dropout of every kind the architecture has, an error if it has none; None: as its configuration says."""
@@ -85,7 +87,7 @@ class PretrainedModelConfig(Section):
 
 
 class ModelConfig(PretrainedModelConfig):
-    path: str | None = None  # type: ignore[assignment]
+    path: Annotated[str | None, BY_CONTENT] = None  # type: ignore[assignment]
     """Folder, hub id or `.gguf` file of a model to continue from; None: a new model from `preset` or `config`."""
     preset: str | None = None
     """Size preset of a new model: `1m`, `3m`, `10m`, `60m`, `125m`, `350m`, `1b`, `3b`, `7b` (Llama shapes)."""
@@ -120,11 +122,11 @@ class AdapterConfig(Section):
 
 
 class TokenizerConfig(Section):
-    path: str | None = None
+    path: Annotated[str | None, BY_CONTENT] = None
     """Folder or hub id of the tokenizer; None: that of `model.path`."""
-    revision: Annotated[str | None, Needs("tokenizer.path on the hub", lambda tokenizer: is_on_hub(tokenizer.path))] = (
-        None
-    )
+    revision: Annotated[
+        str | None, BY_CONTENT, Needs("tokenizer.path on the hub", lambda tokenizer: is_on_hub(tokenizer.path))
+    ] = None
     """Commit, tag or branch of the hub tokenizer."""
 
 
@@ -143,7 +145,7 @@ class CleanConfig(Section):
     """Drop documents whose text was seen before in any source."""
     near_dedup: Annotated[float, Field(gt=0, le=1)] | None = None
     """Drop documents at least this similar to an earlier one (estimated Jaccard; 0.8 is usual); None: off."""
-    decontaminate: list[str] = []
+    decontaminate: Annotated[list[str], BY_CONTENT] = []
     """Evaluation files: a document that shares an n-gram of words with any of them is dropped."""
     decontaminate_ngram: Annotated[
         Positive, Needs("data.clean.decontaminate", lambda clean: bool(clean.decontaminate))
@@ -190,7 +192,7 @@ class DataConfig(SourcesConfig):
 
 
 class TemplatedSourcesConfig(SourcesConfig):
-    chat_template: str = "auto"
+    chat_template: Annotated[str, BY_CONTENT] = "auto"
     """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and answer unchanged; or a Jinja file."""
 
 
@@ -356,11 +358,22 @@ def section_of(field: FieldInfo) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
+def elements_of(field: FieldInfo) -> type[Section] | None:
+    """The schema of the elements of a field that is a list of sections; None: it is none."""
+    for annotation in (field.annotation, *get_args(field.annotation)):
+        for element in get_args(annotation) if get_origin(annotation) is list else ():
+            if isinstance(element, type) and issubclass(element, Section):
+                return element
+    return None
+
+
 def marks_on_resume(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, OnResume]]:
-    """Every dotted key, or whole section, that may differ when a run is continued."""
+    """Every dotted key, or whole section, that may differ when a run is continued; `data.train[].path` in a list."""
     for name, field in schema.model_fields.items():
         marks = [mark for mark in field.metadata if isinstance(mark, OnResume)]
-        inner = section_of(field)
+        inner, element = section_of(field), elements_of(field)
         yield from ((f"{prefix}{name}", mark) for mark in marks)
         if inner is not None and not marks:
             yield from marks_on_resume(inner, f"{prefix}{name}.")
+        if element is not None and not marks:
+            yield from marks_on_resume(element, f"{prefix}{name}[].")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtrain.config.recipes import TuningConfig
+from llmtrain.config.recipes import RecipeConfig, TuningConfig
 from llmtrain.config.sections import TunedModelConfig
 from llmtrain.data.chat.tokenizer import ChatTokenizer
+from llmtrain.data.formats.prompts import Prompts
+from llmtrain.data.sources.files import fingerprint
 from llmtrain.data.store.build import Stores
 from llmtrain.data.tokenize import tokenizer_fingerprint
 from llmtrain.models.adapters.lora import adapter_report, add_adapter
@@ -17,6 +20,7 @@ from llmtrain.models.folders.kind import LANGUAGE, ModelKind
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import hub_commit, load_pretrained
 from llmtrain.recipes.trainer import Run
+from llmtrain.runs.facts import Facts
 from llmtrain.system.precision import export_dtype
 from llmtrain.train.optim import OPTIMIZER_BYTES
 
@@ -36,21 +40,44 @@ def trained_report(run: Run[TuningConfig], module: nn.Module) -> str:
 
 
 def pinned_facts(
+    run: Run[RecipeConfig],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    fingerprint: str | None = None,
-    stores: Stores | None = None,
+    data: Stores | Prompts,
+    *,
+    base: Mapping[str, Any],
     shared_prompts: bool | None = None,
-) -> dict[str, Any]:
-    """What a resumed run must find again: `fingerprint` of the base, tokenizer, stores, how pairs are packed."""
-    facts = {
-        "model_revision": hub_commit(model.config),
-        "base_fingerprint": fingerprint,
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "stores": None if stores is None else stores.names,
-        "shared_prompts": shared_prompts,
+) -> Facts:
+    """What a resumed run must find again, whatever its recipe.
+
+    `base`: facts of the model as it was loaded. `shared_prompts`: whether a pack holds the prompt of a pair once; None:
+    it holds no pairs.
+    """
+    return Facts(
+        base=base,
+        code=hub_commit(model.config) if run.config.model.trust_remote_code else None,
+        tokenizer=tokenizer_facts(tokenizer),
+        data=data_names(data),
+        packing={"shared_prompts": shared_prompts},
+    )
+
+
+def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All of a tokenizer that decides the ids of a row: vocabulary, added tokens, chat template."""
+    template = tokenizer.chat_template
+    return {
+        "vocabulary": tokenizer_fingerprint(tokenizer),
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "chat_template": None if template is None else fingerprint(template),
     }
-    return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def data_names(data: Stores | Prompts) -> dict[str, list[str]]:
+    """What identifies the content of each source, trained on and held out."""
+    if isinstance(data, Prompts):
+        return data.names
+    names, num_train = data.names, len(data.train)
+    return {"train": names[:num_train], "eval": names[num_train:]}
 
 
 def export_spec(

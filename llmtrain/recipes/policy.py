@@ -11,6 +11,7 @@ The loop pulls minibatches from a `RolloutSource`, which samples responses with 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,15 +22,16 @@ from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.eval.generation import HeldOutScore
-from llmtrain.models.adapters.lora import base_fingerprint
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import flops_per_token
+from llmtrain.models.folders.open import model_folder
 from llmtrain.models.load import load_pretrained, resolve_model
 from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.recipes.model import export_spec, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
-from llmtrain.rewards.model import model_reward, reward_model_path
+from llmtrain.rewards.model import model_facts, model_reward, reward_model_path
 from llmtrain.rewards.score import WeightedReward, load_rewards, reward_weight, score_responses, with_unique_names
 from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.experience import Roles
@@ -70,7 +72,7 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
     has_adapter = config.adapter.kind != "none"
     # With an adapter the base stays frozen, so a reward model on the same base shares its weights, unless sharded.
     rewards += reward_models(run, model if has_adapter and not shards else None)
-    fingerprint = base_fingerprint(model)
+    facts = base_facts(model)
 
     stop = StopSignal()
     # Where the sampler's logprobs are trained on, it gives the values too: a value head on the trunk costs nothing.
@@ -121,14 +123,18 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
         flops_per_token=flops_per_token(model, rollout.max_new_tokens),
         ledger=prompts.ledger.to_dict(),
         account=lambda progress: {"steps": progress.step, "tokens_trained": progress.tokens},
-        facts=pinned_facts(model, chat.tokenizer, fingerprint),
+        facts=replace(
+            pinned_facts(run, model, chat.tokenizer, prompts, base=facts),
+            rewards=[reward.facts for reward in rewards],
+            critic=critic_facts(config),
+        ),
         stop=stop,
         critic_lr=config.policy.critic_lr,
     )
     trained = train(run, training)
 
     spec = export_spec(run, model, chat)
-    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, fingerprint), last=last)
+    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, facts), last=last)
 
 
 def computed_rewards(config: PolicyStageConfig) -> list[WeightedReward]:
@@ -162,3 +168,13 @@ def critic_start(config: PolicyStageConfig) -> CriticStart | None:
         return CriticStart(given, 1.0, key)
     ((place, spec),) = config.rollout.reward_models().items()
     return CriticStart(reward_model_path(spec, place), reward_weight(spec, place), key)
+
+
+def critic_facts(config: PolicyStageConfig) -> dict[str, Any] | None:
+    """What the critic starts as, for a resumed run to find it again; None: there is no critic."""
+    if not config.policy.has_critic:
+        return None
+    start = critic_start(config)
+    if start is None or config.policy.critic_init == "reward":  # a reward's own facts are pinned
+        return {"init": config.policy.critic_init}
+    return {"init": "folder", **model_facts(model_folder(start.path))}

@@ -29,7 +29,7 @@ from llmtrain.data.store.token_store import TokenStore
 from llmtrain.eval.implied_rewards import HeldOutPreferences
 from llmtrain.eval.kto import HeldOutAnswers
 from llmtrain.eval.reference_logprobs import Reference
-from llmtrain.models.adapters.lora import base_fingerprint
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import flops_per_token
 from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.actor_critic import ActorCritic
@@ -56,14 +56,14 @@ def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
 
     model = load_with_adapter(run, base, chat)
     runtime.say(trained_report(run, model))
-    fingerprint = base_fingerprint(model)
+    facts = base_facts(model)
     checked = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
     shared = takes_pairs and shares_prompts(model, checked.kernel, data.max_seq_len, runtime.device, runtime.say)
     module = ActorCritic(checked, temperature=1.0, trains_entropy=False)
 
     reference = Reference(
         module,
-        base_fingerprint=fingerprint,
+        base=facts,
         packs_per_microbatch=config.train.microbatch_tokens // data.max_seq_len,
         ranks=runtime,
         report=runtime.say,
@@ -83,13 +83,13 @@ def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens, plan.trained_share),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, batches.num_skipped),
-        facts=pinned_facts(model, chat.tokenizer, fingerprint, stores, shared),
+        facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
         state_without_step=batches.state_without_step,
     )
     trained = train(run, training)
 
     spec = export_spec(run, model, chat)
-    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, fingerprint), last=last)
+    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, facts), last=last)
 
 
 class Learned(NamedTuple):

@@ -15,6 +15,7 @@ from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.eval.next_token import HeldOut
+from llmtrain.models.adapters.base import base_facts, forward_configuration
 from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import load_model
@@ -39,6 +40,9 @@ def run_pretrain(config: PretrainConfig) -> None:
         config.model.trust_remote_code,
     )
     model = load_model(config.model, tokenizer, max_seq_len=data.max_seq_len, seed=config.run.seed)
+    base = (
+        base_facts(model) if config.model.path is not None else {"configuration": forward_configuration(model.config)}
+    )
     module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
     stores = build_text_stores(data, tokenizer, report=runtime.say)
@@ -61,7 +65,7 @@ def run_pretrain(config: PretrainConfig) -> None:
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, source.num_skipped),
-        facts=pinned_facts(model, tokenizer, stores=stores),
+        facts=pinned_facts(run, model, tokenizer, stores, base=base),
         state_without_step=source.state_without_step,
     )
     trained = train(run, training)

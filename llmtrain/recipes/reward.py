@@ -14,7 +14,7 @@ from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.pairs import collate_pairs, has_margins, pack_pairs
 from llmtrain.data.store.kinds import build_pair_stores
 from llmtrain.eval.pairs import HeldOutPairs, reward_card
-from llmtrain.models.adapters.lora import base_fingerprint
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.kind import REWARD
@@ -47,7 +47,7 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
     causal = load_with_adapter(run, base, chat)
     model = score_model(causal, base, pad_token_id=pad_token_id, seed=config.run.seed)
     runtime.say(trained_report(run, model))
-    fingerprint = base_fingerprint(model)
+    facts = base_facts(model)
     module = prepare_reward_model(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
     shared = shares_prompts(model, module.kernel, data.max_seq_len, runtime.device, runtime.say)
@@ -65,7 +65,7 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, batches.num_skipped),
-        facts=pinned_facts(model, chat.tokenizer, fingerprint, stores, shared),
+        facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
         state_without_step=batches.state_without_step,
     )
     trained = train(run, training)
@@ -74,7 +74,7 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
 
     def export(checkpoint: Checkpoint) -> str:
         runtime.say(write_reward_card(run, checkpoint))
-        return export_tuned(run.folder, config, checkpoint, spec, fingerprint)
+        return export_tuned(run.folder, config, checkpoint, spec, facts)
 
     close(run, trained, export, last=last)
 

@@ -17,7 +17,7 @@ from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import pack_documents
 from llmtrain.data.store.kinds import build_chat_stores
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.adapters.lora import base_fingerprint
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import flops_per_token
 from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
@@ -40,7 +40,7 @@ def run_sft(config: SftConfig) -> None:
 
     model = load_with_adapter(run, base, chat)
     runtime.say(trained_report(run, model))
-    fingerprint = base_fingerprint(model)
+    facts = base_facts(model)
     module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
     module.neftune_alpha = config.model.neftune_alpha
 
@@ -61,13 +61,13 @@ def run_sft(config: SftConfig) -> None:
         flops_per_token=flops_per_token(model, plan.mean_segment_tokens, plan.trained_share),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, source.num_skipped),
-        facts=pinned_facts(model, chat.tokenizer, fingerprint, stores),
+        facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts),
         state_without_step=source.state_without_step,
     )
     trained = train(run, training)
 
     spec = export_spec(run, model, chat)
-    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, fingerprint))
+    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, facts))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.models.attention import compile_model
 from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, StateWithoutStep, TrainedModule
-from llmtrain.runs.folder import check_folder, mark_finished, record_ledger, record_run
+from llmtrain.runs.facts import Facts
+from llmtrain.runs.folder import CHECKPOINTS, check_folder, mark_finished, record_ledger, record_run
 from llmtrain.system.device import peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.ema import Ema
@@ -56,7 +57,7 @@ class Training(Generic[BatchType]):
     flops_per_token: float
     ledger: Mapping[str, Any]  # what became of every row and token of the data
     account: Callable[[Progress], Mapping[str, float | int]]  # what was trained on, for `ledger.json`
-    facts: Mapping[str, Any]  # of model and data, for `environment.json`; a resumed run must find them again
+    facts: Facts  # a resumed run must find them again
     state_without_step: StateWithoutStep | None = None  # of stored batches, for a roll-back after a loss spike
     stop: StopSignal | None = None  # given if the source looks at it too
     critic_lr: float | None = None
@@ -102,7 +103,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             "peak_flops": peak,
             "peak_flops_source": peak_source,
         }
-        record_run(folder, config, machine | dict(training.facts))
+        record_run(folder, config, machine, training.facts)
     runtime.start_trackers(config.log.project)
 
     for trunk in training.module.trunks():
@@ -113,7 +114,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
     optimizer = make_optimizer(training.module.parameters_by_kind(), config.optim, training.critic_lr)
     prepared, optimizer = runtime.prepare(training.module, optimizer)
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep, config.checkpoint.best)
     log = RunLog(
         folder,
         is_main=runtime.is_main,

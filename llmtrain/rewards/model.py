@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.formats.messages import Conversation, tool_list
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.weight_sharing import share_equal
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.open import model_folder
 from llmtrain.models.folders.reward import beats_chance, load_reward_model
+from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.protocols import Report
 from llmtrain.rewards.score import WeightedReward, reward_weight
 
@@ -49,7 +52,8 @@ def model_reward(
             raise ValueError(f"{weak}: train a better one, or set rollout.on_weak_reward=warn")
         report(f"warning: {weak}")
     model, tokenizer = load_reward_model(folder)
-    encoder = ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
+    encoder = _encoder(tokenizer)
+    facts = {"code": {"function": "model"}, "weight": weight, **reward_facts(model, encoder)}
     model.to(device)
     prepare_layers(model.model, device)
     saved = 0 if base is None else share_equal(model.model, base)
@@ -68,7 +72,22 @@ def model_reward(
                 found[i] = value
         return found
 
-    return WeightedReward(f"model {spec['path']}", weight, scores)
+    return WeightedReward(f"model {spec['path']}", weight, scores, facts)
+
+
+def reward_facts(model: RewardModel, encoder: ChatEncoder) -> dict[str, Any]:
+    """What decides the scores of a reward model: base, adapter and head, and how it reads conversations."""
+    return {"model": base_facts(model.model, whole=True), "encoder": encoder.fingerprint}
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
+    """What decides the scores of the reward model in a folder. Raises ValueError if there is none."""
+    model, tokenizer = load_reward_model(folder)
+    return reward_facts(model, _encoder(tokenizer))
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast) -> ChatEncoder:
+    return ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
 
 
 def reward_model_path(spec: Mapping[str, Any], place: str) -> str:

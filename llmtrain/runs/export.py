@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -78,11 +80,11 @@ def _last_values(metrics: Path, step: int) -> dict[str, float]:
 
 
 def export_tuned(
-    folder: Path, config: TuningConfig, checkpoint: Checkpoint, spec: ExportSpec, fingerprint: str
+    folder: Path, config: TuningConfig, checkpoint: Checkpoint, spec: ExportSpec, base: Mapping[str, Any]
 ) -> str:
     """Write `model/`, and `merged/` if the run asks for it; returns what was written, for the log.
 
-    `fingerprint` is the base's, compared when the adapter is opened. Raises ValueError as `export_run` and
+    `base`: weights and configuration of the base, compared when the adapter is opened. Raises ValueError as `export_run` and
     `merge_adapter` do.
     """
     adapter = None
@@ -91,7 +93,8 @@ def export_tuned(
             config.adapter,
             base_path=str(spec.shape.name_or_path),
             base_revision=config.model.revision,
-            fingerprint=fingerprint if config.model.quantize is None else None,  # 4 bits cannot be compared
+            # Weights in 4 bits cannot be compared with others.
+            base=base if config.model.quantize is None else {"configuration": base["configuration"]},
         )
     written = str(export_run(folder, config, checkpoint, spec, adapter))
     if config.adapter.merge:

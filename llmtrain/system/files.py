@@ -22,7 +22,10 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def disk_full(place: object, fix: str = "free some space or move data.cache_dir") -> ValueError:
+FREE_CACHE = "free some space or move data.cache_dir"
+
+
+def disk_full(place: object, fix: str = FREE_CACHE) -> ValueError:
     """The error of a full disk, in the words that every room uses: `PLACE: the disk is full; FIX`."""
     return ValueError(f"{place}: the disk is full; {fix}")
 
@@ -46,17 +49,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    partial.rename(path)
+def write_json(path: Path, tree: Mapping[str, Any], fix: str = FREE_CACHE) -> None:
+    """Write a JSON file as `write_bytes` does."""
+    write_bytes(path, (json.dumps(tree, indent=2) + "\n").encode("utf-8"), fix)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, fix: str = FREE_CACHE) -> None:
     """Write a file whole or not at all, so that it survives a crash of the machine; one writer at a time.
 
-    Raises ValueError if the disk is full.
+    Raises ValueError, with the `fix`, if the disk is full.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -68,7 +69,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         if not is_disk_full(error):
             raise
-        raise disk_full(path) from None
+        raise disk_full(path, fix) from None
     partial.rename(path)
     sync_folder(path.parent)
 
