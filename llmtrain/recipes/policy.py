@@ -45,8 +45,12 @@ from llmtrain.train.stop_signal import StopSignal
 
 def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
     """Train a policy on the rewards of its own responses."""
-    run = open_run(config)
-    runtime, data, rollout = run.runtime, config.data, config.rollout
+    with open_run(config) as run:
+        _train(run, last)
+
+
+def _train(run: Run[PolicyStageConfig], last: bool) -> None:
+    config, runtime, data, rollout = run.config, run.runtime, run.config.data, run.config.rollout
 
     rewards = computed_rewards(config)  # first: a wrong name should fail before a model loads
     base = resolve_model(config.model)

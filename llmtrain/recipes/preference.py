@@ -46,8 +46,12 @@ from llmtrain.runs.export import export_tuned
 
 def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
     """Train a policy on preferences; the loss says whether on pairs or on single answers."""
-    run = open_run(config)
-    runtime, data, takes_pairs = run.runtime, config.data, config.preference.loss != "kto"
+    with open_run(config) as run:
+        _train(run, last)
+
+
+def _train(run: Run[PreferenceStageConfig], last: bool) -> None:
+    config, runtime, data, takes_pairs = run.config, run.runtime, run.config.data, run.config.preference.loss != "kto"
 
     base = resolve_model(config.model)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")

@@ -24,15 +24,19 @@ from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
 from llmtrain.recipes.model import pinned_facts
-from llmtrain.recipes.trainer import Training, close, open_run, train
+from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 from llmtrain.runs.export import export_run
 from llmtrain.system.precision import export_dtype
 
 
 def run_pretrain(config: PretrainConfig) -> None:
     """Train a new model, or continue one, on documents packed end to end."""
-    run = open_run(config)
-    runtime, data = run.runtime, config.data
+    with open_run(config) as run:
+        _train(run)
+
+
+def _train(run: Run[PretrainConfig]) -> None:
+    config, runtime, data = run.config, run.runtime, run.config.data
 
     tokenizer = load_tokenizer(
         config.tokenizer.path or config.model.path or "",

@@ -33,8 +33,12 @@ from llmtrain.train.checkpoint import Checkpoint
 
 def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
     """Train a scalar head and its trunk on pairs, so that the chosen answer scores above the rejected one."""
-    run = open_run(config)
-    runtime, data = run.runtime, config.data
+    with open_run(config) as run:
+        _train(run, last)
+
+
+def _train(run: Run[RewardStageConfig], last: bool) -> None:
+    config, runtime, data = run.config, run.runtime, run.config.data
 
     base = resolve_model(config.model)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")

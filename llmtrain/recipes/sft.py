@@ -25,14 +25,18 @@ from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
 from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
-from llmtrain.recipes.trainer import Training, close, open_run, train
+from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 from llmtrain.runs.export import export_tuned
 
 
 def run_sft(config: SftConfig) -> None:
     """Train a model on the answers of conversations."""
-    run = open_run(config)
-    runtime, data = run.runtime, config.data
+    with open_run(config) as run:
+        _train(run)
+
+
+def _train(run: Run[SftConfig]) -> None:
+    config, runtime, data = run.config, run.runtime, run.config.data
 
     base = resolve_model(config.model)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on=data.loss_on)

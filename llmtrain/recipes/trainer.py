@@ -1,15 +1,16 @@
 """What every recipe does the same way: open a run, train what the recipe has built, close the run.
 
-    run = open_run(config)                      # the folder, the processes
-    trained = train(run, Training(...))         # the loop, from the last checkpoint on
-    close(run, trained, export)                 # the model's folder
+    with open_run(config) as run:               # the folder, which no other process may write to, the processes
+        trained = train(run, Training(...))     # the loop, from the last checkpoint on
+        close(run, trained, export)             # the model's folder
 
 A recipe brings what is its own: data, model, objective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,6 +21,7 @@ from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, Stat
 from llmtrain.runs.facts import Facts
 from llmtrain.runs.folder import CHECKPOINTS, check_folder, mark_finished, record_ledger, record_run
 from llmtrain.system.device import peak_flops, peak_memory_bytes
+from llmtrain.system.lease import sole_writer
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.ema import Ema
 from llmtrain.train.loop import Loop
@@ -43,6 +45,7 @@ class Run(Generic[Config_co]):
     config: Config_co
     folder: Path
     runtime: Runtime
+    may_write: Callable[[], bool]  # whether this process writes to the folder; raises LeaseLost if it no longer may
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,12 @@ class Trained:
     checkpoint: Checkpoint | None  # what is exported; None: the run was interrupted
 
 
-def open_run(config: Config) -> Run[Config]:
-    """Check the run's folder and join the other processes. Raises ValueError for what cannot work here."""
+@contextmanager
+def open_run(config: Config) -> Iterator[Run[Config]]:
+    """Check the run's folder, join the other processes, and hold the folder.
+
+    Raises ValueError for what cannot work here, and for a folder that another launch holds.
+    """
     folder = check_folder(config.run, config)
     runtime = Runtime(
         precision=config.train.precision,
@@ -84,7 +91,17 @@ def open_run(config: Config) -> Run[Config]:
         run_dir=folder,
     )
     runtime.require(config.features())
-    return Run(config, folder, runtime)
+    if not runtime.is_main:
+        yield Run(config, folder, runtime, may_write=lambda: False)
+        return
+    with sole_writer(folder, f"run.dir={folder}", runtime.say) as lease:
+        check_folder(config.run, config)  # again: another launch may have made it its own, and ended
+
+        def may_write() -> bool:
+            lease.require()
+            return True
+
+        yield Run(config, folder, runtime, may_write)
 
 
 def train(run: Run[Config], training: Training[BatchType]) -> Trained:
@@ -94,7 +111,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     schedule = make_schedule(config.optim, training.num_steps)
     profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps)
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
-    if runtime.is_main:
+    if run.may_write():
         machine = {
             "device": str(runtime.device),
             "engine": runtime.engine,
@@ -114,10 +131,10 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
     optimizer = make_optimizer(training.module.parameters_by_kind(), config.optim, training.critic_lr)
     prepared, optimizer = runtime.prepare(training.module, optimizer)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep, config.checkpoint.best)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep, config.checkpoint.best, run.may_write)
     log = RunLog(
         folder,
-        is_main=runtime.is_main,
+        may_write=run.may_write,
         num_steps=training.num_steps,
         flops_per_token=training.flops_per_token,
         peak_flops=peak * runtime.world_size,
@@ -148,7 +165,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     with log:
         outcome = loop.run()
     optimizer.state.clear()  # the last checkpoint has it, and an export needs the memory
-    if runtime.is_main:
+    if run.may_write():
         record_ledger(folder, training.ledger, training.account(loop.progress))
     if outcome == "interrupted":
         return Trained(outcome, loop.progress, None)
@@ -163,7 +180,7 @@ def close(run: Run[Config], trained: Trained, export: Callable[[Checkpoint], str
     process.
     """
     runtime = run.runtime
-    if runtime.is_main and trained.checkpoint is not None:
+    if run.may_write() and trained.checkpoint is not None:
         runtime.say(f"{trained.outcome}: {export(trained.checkpoint)}")
         mark_finished(run.folder, run.config)
     runtime.finish(leave=last or trained.checkpoint is None)

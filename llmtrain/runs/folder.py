@@ -16,6 +16,7 @@ from llmtrain.config.load import read_yaml, save_config
 from llmtrain.config.sections import RunConfig, Section, marks_on_resume
 from llmtrain.runs.facts import Facts, first_difference, refuse_changed, without_numbers
 from llmtrain.system.files import one_line, write_json
+from llmtrain.system.lease import LEASE
 
 # Files of a run's folder; those of its log, its checkpoints and its model are named where they are written.
 CONFIG = "config.yaml"  # the whole configuration, defaults included
@@ -71,12 +72,17 @@ def check_folder(run: RunConfig, config: Section) -> Path:
                 f"run.dir={folder} holds another run ({key} is {there!r} there and {here!r} here): "
                 "choose another folder, or remove that one"
             )
-    elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {UNFINISHED}):
+    elif folder.exists() and (not folder.is_dir() or any(_is_foreign(path.name) for path in folder.iterdir())):
         raise ValueError(f"run.dir={folder} is not empty and is not a run: choose another folder")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"run.dir={folder}: {existing} is not a folder that you may write to: choose another one")
     return folder
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a file in a folder without a configuration is nothing that a run leaves before it has one."""
+    return name != UNFINISHED and not LEASE.fullmatch(name)
 
 
 def record_run(folder: Path, config: Section, machine: Mapping[str, Any], facts: Facts) -> None:

@@ -51,8 +51,9 @@ class FormatError(ValueError):
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` of them, and also the best one if `keep_best` is on."""
 
-    def __init__(self, folder: Path, keep: int, keep_best: bool) -> None:
-        self._folder, self._keep, self._keep_best = folder, keep, keep_best
+    def __init__(self, folder: Path, keep: int, keep_best: bool, may_write: Callable[[], bool] = lambda: True) -> None:
+        """`may_write` raises ValueError on the main process if another launch has taken the run over."""
+        self._folder, self._keep, self._keep_best, self._may_write = folder, keep, keep_best, may_write
 
     def save(
         self,
@@ -73,7 +74,7 @@ class Checkpoints:
         named_state = runtime.named_state()
         error: Exception | None = None
         if runtime.is_main:
-            error = _write(final, step, named_state, state, extra, best)
+            error = self._refused() or _write(final, step, named_state, state, extra, best)
         for _ in named_state:  # reading the state is collective: also after an error every rank iterates over all of it
             pass
         if runtime.any(error is not None):
@@ -86,6 +87,14 @@ class Checkpoints:
         if runtime.is_main:
             self._prune(step, runtime.say)
         return final
+
+    def _refused(self) -> Exception | None:
+        """Why this process may no longer write, for all ranks to agree on; None: it may."""
+        try:
+            self._may_write()
+        except ValueError as error:
+            return error
+        return None
 
     def latest(self, runtime: Runtime) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on every rank; a damaged one is reported and skipped.

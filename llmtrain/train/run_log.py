@@ -33,15 +33,18 @@ class RunLog:
         self,
         folder: Path,
         *,
-        is_main: bool,
+        may_write: Callable[[], bool],
         num_steps: int,
         flops_per_token: float,
         peak_flops: float,
         track: Callable[[Row, int], None],
         memory_bytes: Callable[[], int],
     ) -> None:
-        """`peak_flops` is that of all devices together, in FLOP/s."""
-        self._is_main, self._num_steps = is_main, num_steps
+        """`peak_flops` is that of all devices together, in FLOP/s.
+
+        `may_write`: whether this is the main rank; raises ValueError if another launch has taken the run over.
+        """
+        self._may_write, self._num_steps = may_write, num_steps
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._track, self._memory_bytes = track, memory_bytes
         self._folder = folder
@@ -51,7 +54,7 @@ class RunLog:
         self._window_tokens, self._window_seconds = 0.0, 0.0  # since the last training row
 
     def __enter__(self) -> RunLog:
-        if self._is_main and self._console.is_terminal:
+        if self._may_write() and self._console.is_terminal:
             columns = (BarColumn(bar_width=20), TextColumn("{task.fields[status]}"))
             self._bar = ProgressBar(*columns, console=self._console, transient=True)
             self._bar.start()
@@ -66,7 +69,7 @@ class RunLog:
 
     def resume_at(self, step: int, evaluated_step: int) -> None:
         """Drop training rows after `step` and evaluation rows after `evaluated_step`: they will be written again."""
-        if self._is_main and self._metrics_path.exists():
+        if self._may_write() and self._metrics_path.exists():
             lines, partial = self._metrics_path.read_text().splitlines(), self._metrics_path.with_suffix(".partial")
             kept = [line for line in lines if _is_kept(line, step, evaluated_step)]
             partial.write_text("".join(f"{line}\n" for line in kept))
@@ -77,7 +80,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line for the terminal and the log file."""
-        if not self._is_main:
+        if not self._may_write():
             return
         self._console.print(text, markup=False)
         with self._log_path.open("a", encoding="utf-8") as file:
@@ -90,7 +93,7 @@ class RunLog:
 
     def train_row(self, row: dict[str, float | int]) -> None:
         """A training row: `row` with speed and MFU over the steps since the last one."""
-        if not self._is_main:
+        if not self._may_write():
             return
         speed = self._window_tokens / max(self._window_seconds, 1e-9)
         self._window_tokens, self._window_seconds = 0.0, 0.0
@@ -113,7 +116,7 @@ class RunLog:
 
     def eval_row(self, row: Mapping[str, Any]) -> None:
         """An evaluation row, also logged as a line; its `report`, if it has one, goes to `evaluation_path`."""
-        if not self._is_main:
+        if not self._may_write():
             return
         numbers = {name: value for name, value in row.items() if name != "report"}
         if "report" in row:  # before the row, which then never is without it
