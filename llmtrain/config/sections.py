@@ -34,7 +34,7 @@ ADAPTER = Needs("adapter.kind=lora or dora", lambda adapter: adapter.kind != "no
 class Section(BaseModel):
     """One section of a configuration: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 class Source(Section):

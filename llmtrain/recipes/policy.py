@@ -39,7 +39,6 @@ from llmtrain.rollout.local.generator import LocalGenerator
 from llmtrain.rollout.sample import Sampler
 from llmtrain.rollout.sample_log import SAMPLES_FILE, SampleLog, gather_rows, readable
 from llmtrain.rollout.source import RolloutSource
-from llmtrain.runs.export import export_tuned
 from llmtrain.train.stop_signal import StopSignal
 
 
@@ -132,13 +131,12 @@ def _train(run: Run[PolicyStageConfig], last: bool) -> None:
             rewards=[reward.facts for reward in rewards],
             critic=critic_facts(config),
         ),
+        spec=export_spec(run, model, chat),
         stop=stop,
         critic_lr=config.policy.critic_lr,
     )
     trained = train(run, training)
-
-    spec = export_spec(run, model, chat)
-    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, facts), last=last)
+    close(run, training, trained, last=last)
 
 
 def computed_rewards(config: PolicyStageConfig) -> list[WeightedReward]:

@@ -41,7 +41,6 @@ from llmtrain.objectives.preference_losses import PreferenceOptions
 from llmtrain.protocols import BatchSource, Evaluate, Objective
 from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
-from llmtrain.runs.export import export_tuned
 
 
 def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
@@ -88,12 +87,11 @@ def _train(run: Run[PreferenceStageConfig], last: bool) -> None:
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, batches.num_skipped),
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
+        spec=export_spec(run, model, chat),
         state_without_step=batches.state_without_step,
     )
     trained = train(run, training)
-
-    spec = export_spec(run, model, chat)
-    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, facts), last=last)
+    close(run, training, trained, last=last)
 
 
 class Learned(NamedTuple):

@@ -25,7 +25,6 @@ from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
 from llmtrain.recipes.model import pinned_facts
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
-from llmtrain.runs.export import export_run
 from llmtrain.system.precision import export_dtype
 
 
@@ -70,17 +69,16 @@ def _train(run: Run[PretrainConfig]) -> None:
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, source.num_skipped),
         facts=pinned_facts(run, model, tokenizer, stores, base=base),
+        spec=ExportSpec(
+            model.config,
+            tokenizer,
+            dtype=export_dtype(config.train.precision),
+            trust_remote_code=config.model.trust_remote_code,
+        ),
         state_without_step=source.state_without_step,
     )
     trained = train(run, training)
-
-    spec = ExportSpec(
-        model.config,
-        tokenizer,
-        dtype=export_dtype(config.train.precision),
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    close(run, trained, lambda checkpoint: str(export_run(run.folder, config, checkpoint, spec)))
+    close(run, training, trained)
 
 
 if __name__ == "__main__":

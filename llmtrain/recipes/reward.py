@@ -7,6 +7,7 @@ accelerate launch -m llmtrain rlhf my.yaml data.train=pairs.jsonl
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from llmtrain.config.recipes import RewardStageConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
@@ -26,9 +27,8 @@ from llmtrain.models.wrappers.reward_model import pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
-from llmtrain.runs.export import export_tuned
+from llmtrain.runs.folder import MOVE
 from llmtrain.system.files import write_json
-from llmtrain.train.checkpoint import Checkpoint
 
 
 def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
@@ -70,24 +70,21 @@ def _train(run: Run[RewardStageConfig], last: bool) -> None:
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, batches.num_skipped),
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
+        spec=export_spec(run, model, chat, REWARD),
         state_without_step=batches.state_without_step,
     )
     trained = train(run, training)
-
-    spec = export_spec(run, model, chat, REWARD)
-
-    def export(checkpoint: Checkpoint) -> str:
-        runtime.say(write_reward_card(run, checkpoint))
-        return export_tuned(run.folder, config, checkpoint, spec, facts)
-
-    close(run, trained, export, last=last)
+    if trained.checkpoint is not None and run.may_write():
+        runtime.say(write_reward_card(run.folder / REWARD_CARD, run.folder, config, trained.checkpoint.step))
+    close(run, training, trained, last=last)
 
 
-def write_reward_card(run: Run[RewardStageConfig], checkpoint: Checkpoint) -> str:
-    """Write `reward_card.json` from the evaluation of a checkpoint; returns its verdict, one line."""
-    data = run.config.data
-    card = reward_card(run.folder, checkpoint.step, [source.path for source in data.eval or data.train])
+def write_reward_card(path: Path, folder: Path, config: RewardStageConfig, step: int) -> str:
+    """Write the card of a run's reward model from the evaluation of a step; returns its verdict, one line."""
+    card = reward_card(folder, step, [source.path for source in config.data.eval or config.data.train])
     if card is None:
-        return "the reward model is not evaluated: no pairs are held out (data.eval, data.eval_fraction)"
-    write_json(run.folder / REWARD_CARD, card)
+        return (
+            "the reward model is not evaluated at this step, or no pairs are held out (data.eval, data.eval_fraction)"
+        )
+    write_json(path, card, MOVE)
     return card_verdict(card)

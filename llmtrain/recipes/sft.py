@@ -26,7 +26,6 @@ from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
 from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
-from llmtrain.runs.export import export_tuned
 
 
 def run_sft(config: SftConfig) -> None:
@@ -66,12 +65,11 @@ def _train(run: Run[SftConfig]) -> None:
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, source.num_skipped),
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts),
+        spec=export_spec(run, model, chat),
         state_without_step=source.state_without_step,
     )
     trained = train(run, training)
-
-    spec = export_spec(run, model, chat)
-    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, facts))
+    close(run, training, trained)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What every recipe does the same way: open a run, train what the recipe has built, close the run.
 
     with open_run(config) as run:               # the folder, which no other process may write to, the processes
-        trained = train(run, Training(...))     # the loop, from the last checkpoint on
-        close(run, trained, export)             # the model's folder
+        trained = train(run, training)          # the loop, from the last checkpoint on
+        close(run, training, trained)           # the model's folder
 
 A recipe brings what is its own: data, model, objective.
 """
@@ -17,9 +17,12 @@ from typing import Any, Generic, TypeVar
 
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.models.attention import compile_model
+from llmtrain.models.folders.model import ExportSpec
 from llmtrain.protocols import BatchSource, BatchType, Evaluate, Objective, StateWithoutStep, TrainedModule
+from llmtrain.runs.export import export_run
 from llmtrain.runs.facts import Facts
-from llmtrain.runs.folder import CHECKPOINTS, check_folder, mark_finished, record_ledger, record_run
+from llmtrain.runs.folder import CHECKPOINTS, LEDGER, check_folder, mark_finished, record_ledger, record_run
+from llmtrain.runs.outline import outline_of, save_outline
 from llmtrain.system.device import peak_flops, peak_memory_bytes
 from llmtrain.system.lease import sole_writer
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
@@ -61,6 +64,7 @@ class Training(Generic[BatchType]):
     ledger: Mapping[str, Any]  # what became of every row and token of the data
     account: Callable[[Progress], Mapping[str, float | int]]  # what was trained on, for `ledger.json`
     facts: Facts  # a resumed run must find them again
+    spec: ExportSpec  # what the model's folder is made from, besides the weights
     state_without_step: StateWithoutStep | None = None  # of stored batches, for a roll-back after a loss spike
     stop: StopSignal | None = None  # given if the source looks at it too
     critic_lr: float | None = None
@@ -121,6 +125,9 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             "peak_flops_source": peak_source,
         }
         record_run(folder, config, machine, training.facts)
+        save_outline(folder, outline_of(config, training.spec, training.facts))
+        if not (folder / LEDGER).exists():
+            record_ledger(folder, training.ledger)
     runtime.start_trackers(config.log.project)
 
     for trunk in training.module.trunks():
@@ -173,14 +180,14 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     return Trained(outcome, loop.progress, checkpoint)
 
 
-def close(run: Run[Config], trained: Trained, export: Callable[[Checkpoint], str], *, last: bool = True) -> None:
+def close(run: Run[Config], training: Training[BatchType], trained: Trained, *, last: bool = True) -> None:
     """Export the model of a run that came to its end, and leave the other processes.
 
-    `export` writes it from a checkpoint and returns what it wrote, for the log. `last`: no other run follows in this
-    process.
+    `last`: no other run follows in this process.
     """
-    runtime = run.runtime
+    runtime, config = run.runtime, run.config
     if run.may_write() and trained.checkpoint is not None:
-        runtime.say(f"{trained.outcome}: {export(trained.checkpoint)}")
-        mark_finished(run.folder, run.config)
+        outline = outline_of(config, training.spec, training.facts)
+        runtime.say(f"{trained.outcome}: {export_run(run.folder, config, trained.checkpoint, outline)}")
+        mark_finished(run.folder, config)
     runtime.finish(leave=last or trained.checkpoint is None)

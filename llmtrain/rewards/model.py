@@ -25,6 +25,7 @@ from llmtrain.models.folders.reward import beats_chance, load_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.protocols import Report
 from llmtrain.rewards.score import WeightedReward, reward_weight
+from llmtrain.system.files import one_line
 
 
 def model_reward(
@@ -45,8 +46,8 @@ def model_reward(
     if unknown := sorted(set(spec) - {"name", "path", "weight"}):
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only path and weight")
     weight, folder = reward_weight(spec, place), model_folder(reward_model_path(spec, place))
-    card = folder.parent / REWARD_CARD
-    if card.is_file() and not beats_chance(json.loads(card.read_text(encoding="utf-8"))):
+    card = next((place / REWARD_CARD for place in (folder, folder.parent) if (place / REWARD_CARD).is_file()), None)
+    if card is not None and not beats_chance(_read_card(card)):
         weak = f"{place}: {spec['path']} may be no better than chance according to {card}"
         if refuses_weak:
             raise ValueError(f"{weak}: train a better one, or set rollout.on_weak_reward=warn")
@@ -73,6 +74,15 @@ def model_reward(
         return found
 
     return WeightedReward(f"model {spec['path']}", weight, scores, facts)
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        card["accuracy_low"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({one_line(error)}): export the reward model again") from None
+    return card
 
 
 def reward_facts(model: RewardModel, encoder: ChatEncoder) -> dict[str, Any]:

@@ -165,9 +165,9 @@ def _real_paths(value: Any) -> Any:
     return [_real_paths(each) for each in value] if isinstance(value, list) else value
 
 
-def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
-    """Write `ledger.json`: where every byte and token of the data went, and how much of it was trained on."""
-    write_json(folder / LEDGER, {**data, "training": training}, MOVE)
+def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> None:
+    """Write `ledger.json`: where every byte and token of the data went, and how much of it was trained on, once known."""
+    write_json(folder / LEDGER, {**data, **({} if training is None else {"training": training})}, MOVE)
 
 
 def package_versions() -> Iterator[tuple[str, str]]:

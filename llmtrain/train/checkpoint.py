@@ -236,6 +236,31 @@ class Checkpoint:
                     raise ValueError(f"checkpoint {self.path} was changed: {name} does not match its hash")
 
 
+def find_checkpoint(folder: Path, which: str) -> Checkpoint:
+    """The checkpoint `latest`, `best` or of a step's number in a folder, verified; nothing is changed there.
+
+    Raises ValueError naming the steps that there are, or the damage.
+    """
+    paths = _folders(folder, suffix="")
+    steps = [int(path.name.removeprefix("step-")) for path in paths]
+    there = f"{folder} holds {'no checkpoint' if not steps else 'the steps ' + ', '.join(map(str, steps))}"
+    if which == "best":
+        paths = [path for path in paths if _is_best(path)]
+        there += ", of which none was kept as the best" if steps else ""
+    elif which != "latest":
+        if not which.isdecimal():
+            raise ValueError(f"step {which!r}: give a number, latest or best")
+        paths = [path for path, step in zip(paths, steps, strict=True) if step == int(which)]
+    if not paths:
+        raise ValueError(f"no checkpoint {which}: {there}")
+    checkpoint = Checkpoint(paths[-1])
+    try:
+        checkpoint.verify()
+    except ValueError as error:
+        raise ValueError(f"{error}; {there}") from None
+    return checkpoint
+
+
 def _write(
     final: Path,
     step: int,

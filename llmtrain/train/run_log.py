@@ -70,10 +70,13 @@ class RunLog:
     def resume_at(self, step: int, evaluated_step: int) -> None:
         """Drop training rows after `step` and evaluation rows after `evaluated_step`: they will be written again."""
         if self._may_write() and self._metrics_path.exists():
-            lines, partial = self._metrics_path.read_text().splitlines(), self._metrics_path.with_suffix(".partial")
-            kept = [line for line in lines if _is_kept(line, step, evaluated_step)]
-            partial.write_text("".join(f"{line}\n" for line in kept))
+            rows, num_bad = read_rows(self._metrics_path)
+            kept = [row for row in rows if row["step"] <= (evaluated_step if "eval_loss" in row else step)]
+            partial = self._metrics_path.with_suffix(".partial")
+            partial.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
             partial.replace(self._metrics_path)  # atomic: a kill leaves the old rows or the new ones
+            if num_bad:
+                self.say(f"warning: {self._metrics_path}: {num_bad} lines cannot be read and were dropped")
             for path in (self._folder / EVALUATIONS).glob("step-*.json"):
                 if int(path.stem.removeprefix("step-")) > evaluated_step:
                     path.unlink()
@@ -135,12 +138,19 @@ class RunLog:
         self._track(row, int(row["step"]))
 
 
-def _is_kept(line: str, step: int, evaluated_step: int) -> bool:
-    try:
-        row = json.loads(line)
-        return row["step"] <= (evaluated_step if "eval_loss" in row else step)
-    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be incomplete
-        return False
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a `metrics.jsonl`, and how many lines cannot be read, besides a last one that a kill cut short."""
+    rows: list[dict[str, Any]] = []
+    num_bad = 0
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+    for line in lines[:-1]:
+        try:
+            row = json.loads(line)
+            row["step"] + 0
+            rows.append(row)
+        except (ValueError, KeyError, TypeError):
+            num_bad += 1
+    return rows, num_bad
 
 
 def evaluation_path(folder: Path, step: int) -> Path:

@@ -30,7 +30,7 @@ def model_folder(path: str) -> Path:
         if (candidate / MODEL_CONFIG).is_file() or (candidate / ADAPTER_CONFIG).is_file():
             return candidate
     if (folder / "checkpoints").is_dir():
-        raise ValueError(f"{path}: this run has no model yet: start its command again, it ends by writing model/")
+        raise ValueError(f"{path}: this run has no model yet: start its command again, or `llmtrain export {path}`")
     raise ValueError(f"{path}: neither a run's folder nor a model's")
 
 
