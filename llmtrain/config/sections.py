@@ -84,6 +84,8 @@ class PretrainedModelConfig(Section):
     """Attention within documents: SDPA per segment, torch's varlen kernel (CUDA), one block mask; auto: by device."""
     trust_remote_code: bool = False
     """Run model code that the hub repository brings. Off unless you have read it."""
+    config: dict[str, Any] = {}
+    """Other positions for the given model: `rope_parameters`, `max_position_embeddings`, `sliding_window`."""
 
 
 class ModelConfig(PretrainedModelConfig):
@@ -94,7 +96,7 @@ class ModelConfig(PretrainedModelConfig):
     architecture: Annotated[str, Needs("a new model: no model.path", lambda model: model.path is None)] = "llama"
     """`transformers` model type of a new model: llama, qwen3, gemma2, gpt2, ..."""
     config: dict[str, Any] = {}
-    """Fields of the architecture's own configuration, over the preset: `model.config.num_hidden_layers=8`."""
+    """Fields of the architecture's configuration, over the preset; with `path`, only those of its positions."""
 
 
 class TunedModelConfig(PretrainedModelConfig):

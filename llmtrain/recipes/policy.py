@@ -29,7 +29,7 @@ from llmtrain.models.load import load_pretrained, resolve_model
 from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
-from llmtrain.recipes.model import export_spec, pinned_facts, trained_report
+from llmtrain.recipes.model import export_spec, new_tokens, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 from llmtrain.rewards.model import model_facts, model_reward, reward_model_path
 from llmtrain.rewards.score import WeightedReward, load_rewards, reward_weight, score_responses, with_unique_names
@@ -62,14 +62,16 @@ def _train(run: Run[PolicyStageConfig], last: bool) -> None:
         source, index = order(position)
         return prompts.train[source][index]
 
+    new_ids = new_tokens(run, base, chat.tokenizer, chat.new_token_ids)
     model = load_pretrained(
         base.model_copy(update={"dropout": 0.0}),  # or the first ratio would not be 1
         chat.tokenizer,
         max_seq_len=data.max_seq_len,
-        new_token_ids=chat.new_token_ids,
+        new_token_ids=new_ids,
+        report=runtime.say,
     )
     shards = runtime.shards_parameters
-    roles = build_roles(config, model, chat.new_token_ids, critic_start(config), runtime, shards_parameters=shards)
+    roles = build_roles(config, model, new_ids, critic_start(config), runtime, shards_parameters=shards)
     module = roles.module
     runtime.say(f"{roles.description}; {trained_report(run, module)}")
     has_adapter = config.adapter.kind != "none"

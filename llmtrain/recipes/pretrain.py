@@ -18,12 +18,12 @@ from llmtrain.eval.next_token import HeldOut
 from llmtrain.models.adapters.base import base_facts, forward_configuration
 from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.model import ExportSpec
-from llmtrain.models.load import load_model
+from llmtrain.models.load import load_model, resolve_model
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.model import pinned_facts
+from llmtrain.recipes.model import new_tokens, pinned_facts
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 from llmtrain.system.precision import export_dtype
 
@@ -42,7 +42,15 @@ def _train(run: Run[PretrainConfig]) -> None:
         config.tokenizer.revision or config.model.revision,
         config.model.trust_remote_code,
     )
-    model = load_model(config.model, tokenizer, max_seq_len=data.max_seq_len, seed=config.run.seed)
+    given = resolve_model(config.model)
+    model = load_model(
+        given,
+        tokenizer,
+        max_seq_len=data.max_seq_len,
+        seed=config.run.seed,
+        new_token_ids=new_tokens(run, given, tokenizer),
+        report=runtime.say,
+    )
     base = (
         base_facts(model) if config.model.path is not None else {"configuration": forward_configuration(model.config)}
     )
