@@ -26,7 +26,7 @@ from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.folders.card import as_model_card
-from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, GENERATION_CONFIG
+from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, GENERATION_CONFIG, require_readable
 from llmtrain.models.folders.kind import ModelKind, kind_of_adapter, load_options
 from llmtrain.models.folders.model import (
     WRAPPER_PREFIX,
@@ -98,6 +98,7 @@ def merge_adapter(adapter_folder: Path, out_folder: Path, trust_remote_code: boo
         raise ValueError(f"{adapter_folder} is not an adapter: it has no {ADAPTER_CONFIG}")
     if out_folder.exists():
         raise ValueError(f"{out_folder} exists already: choose another folder, or remove that one")
+    require_readable(adapter_folder)
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
     adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code)
     dtype = adapted.get_base_model().dtype
@@ -166,10 +167,7 @@ def _check_base(adapter_folder: Path, config: PeftConfig, base: PreTrainedModel)
     """Raise ValueError if the base is not the one that the adapter was trained on, as far as that was recorded."""
     if not (adapter_folder / ADAPTER_BASE).is_file():
         return  # an adapter from elsewhere
-    try:
-        trained_on = json.loads((adapter_folder / ADAPTER_BASE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{adapter_folder / ADAPTER_BASE} cannot be read ({one_line(error)}): export again") from None
+    trained_on = json.loads((adapter_folder / ADAPTER_BASE).read_text(encoding="utf-8"))
     if "fingerprint" in trained_on:
         raise ValueError(
             f"{adapter_folder / ADAPTER_BASE} was written by a version of llmtrain that did not record the base's "

@@ -228,7 +228,7 @@ def test_names_versions_and_storage_of_a_base_may_change(tmp_path: Path) -> None
     ("content", "said"),
     [
         ('{"fingerprint": "ab12"}', "did not record the base's configuration"),
-        ('{"weights": "ab', "cannot be read .*: export again"),
+        ('{"weights": "ab', "cannot be read .*: export or copy the model again"),
     ],
 )
 def test_a_note_on_the_base_that_cannot_be_judged_is_named(tmp_path: Path, content: str, said: str) -> None:
