@@ -12,17 +12,28 @@ from llmtrain.config.recipes import RecipeConfig, TuningConfig
 from llmtrain.config.sections import PretrainedModelConfig, TunedModelConfig
 from llmtrain.data.chat.tokenizer import ChatTokenizer
 from llmtrain.data.formats.prompts import Prompts
-from llmtrain.data.sources.files import fingerprint
+from llmtrain.data.sources.files import fingerprint, resolve
 from llmtrain.data.store.build import Stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.models.adapters.lora import adapter_report, add_adapter
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
 from llmtrain.models.folders.model import ExportSpec
-from llmtrain.models.load import hub_commit, load_pretrained
+from llmtrain.models.load import hub_commit, load_pretrained, resolve_model
 from llmtrain.recipes.trainer import Run
 from llmtrain.runs.facts import Facts
 from llmtrain.system.precision import export_dtype
 from llmtrain.train.optim import OPTIMIZER_BYTES
+
+
+def given_model(config: TuningConfig) -> TunedModelConfig:
+    """The model section, with a GGUF file converted: once the data is known to be there, as converting takes minutes.
+
+    Raises ValueError for a file or a source that is not there.
+    """
+    if config.model.path.endswith(".gguf"):
+        for source in (*config.data.train, *(config.data.eval or ())):
+            resolve(source)
+    return resolve_model(config.model)
 
 
 def load_with_adapter(run: Run[TuningConfig], base: TunedModelConfig, chat: ChatTokenizer) -> PreTrainedModel:

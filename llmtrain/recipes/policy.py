@@ -25,11 +25,11 @@ from llmtrain.eval.generation import HeldOutScore
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.open import model_folder
-from llmtrain.models.load import load_pretrained, resolve_model
+from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
-from llmtrain.recipes.model import export_spec, new_tokens, pinned_facts, trained_report
+from llmtrain.recipes.model import export_spec, given_model, new_tokens, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 from llmtrain.rewards.model import model_facts, model_reward, reward_model_path
 from llmtrain.rewards.score import WeightedReward, load_rewards, reward_weight, score_responses, with_unique_names
@@ -52,7 +52,7 @@ def _train(run: Run[PolicyStageConfig], last: bool) -> None:
     config, runtime, data, rollout = run.config, run.runtime, run.config.data, run.config.rollout
 
     rewards = computed_rewards(config)  # first: a wrong name should fail before a model loads
-    base = resolve_model(config.model)
+    base = given_model(config)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
     prompts = load_prompts(data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
     weights = [source.weight for source in data.train if source.weight is not None]

@@ -31,7 +31,6 @@ from llmtrain.eval.kto import HeldOutAnswers
 from llmtrain.eval.reference_logprobs import Reference
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import flops_per_token
-from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.checks import shares_prompts
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
@@ -39,7 +38,7 @@ from llmtrain.objectives.kto import KlBatches, KtoObjective
 from llmtrain.objectives.preference import PairwisePreference
 from llmtrain.objectives.preference_losses import PreferenceOptions
 from llmtrain.protocols import BatchSource, Evaluate, Objective
-from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
+from llmtrain.recipes.model import export_spec, given_model, load_with_adapter, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 
 
@@ -52,7 +51,7 @@ def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
 def _train(run: Run[PreferenceStageConfig], last: bool) -> None:
     config, runtime, data, takes_pairs = run.config, run.runtime, run.config.data, run.config.preference.loss != "kto"
 
-    base = resolve_model(config.model)
+    base = given_model(config)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
     build_stores = build_pair_stores if takes_pairs else build_answer_stores
     stores = build_stores(data, chat.encoder, report=runtime.say)

@@ -41,6 +41,7 @@ def _train(run: Run[PretrainConfig]) -> None:
         config.tokenizer.path or config.model.path or "",
         config.tokenizer.revision or config.model.revision,
         config.model.trust_remote_code,
+        key="model.path" if config.tokenizer.path is None else "tokenizer.path",
     )
     given = resolve_model(config.model)
     model = load_model(

@@ -20,12 +20,11 @@ from llmtrain.models.flops import flops_per_token
 from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.reward import card_verdict
-from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.checks import shares_prompts
 from llmtrain.models.wrappers.prepare import prepare_reward_model
 from llmtrain.models.wrappers.reward_model import pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
-from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
+from llmtrain.recipes.model import export_spec, given_model, load_with_adapter, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 from llmtrain.runs.folder import MOVE
 from llmtrain.system.files import write_json
@@ -40,7 +39,7 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
 def _train(run: Run[RewardStageConfig], last: bool) -> None:
     config, runtime, data = run.config, run.runtime, run.config.data
 
-    base = resolve_model(config.model)
+    base = given_model(config)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
     pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
     stores = build_pair_stores(data, chat.encoder, report=runtime.say)

@@ -19,12 +19,11 @@ from llmtrain.data.store.kinds import build_chat_stores
 from llmtrain.eval.next_token import HeldOut
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import flops_per_token
-from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
+from llmtrain.recipes.model import export_spec, given_model, load_with_adapter, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 
 
@@ -37,7 +36,7 @@ def run_sft(config: SftConfig) -> None:
 def _train(run: Run[SftConfig]) -> None:
     config, runtime, data = run.config, run.runtime, run.config.data
 
-    base = resolve_model(config.model)
+    base = given_model(config)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on=data.loss_on)
     stores = build_chat_stores(data, chat.encoder, report=runtime.say)
 

@@ -131,3 +131,23 @@ def test_a_tokenizer_that_lacks_tokens_of_the_model_is_warned_of(inputs: Path, t
     AutoTokenizer.from_pretrained(inputs / "grown").save_pretrained(tmp_path / "base")
     ended = ran(tmp_path, inputs, PRETRAIN, **sections)
     assert ended.code == 0 and "2 tokens of model.path=" in ended.out and "are not in it" in ended.out, ended.err
+
+
+@pytest.mark.parametrize("recipe", [PRETRAIN, SFT], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ["/no/such/folder", "./nothing"])
+def test_a_model_that_is_not_there_is_named_by_its_own_key(
+    inputs: Path, tmp_path: Path, recipe: Path, path: str
+) -> None:
+    ended = ran(tmp_path, inputs, recipe, model={"path": path})
+    assert ended.code == 2 and f"error: model.path={path}: no such folder" in ended.err, ended.err
+    ended = ran(tmp_path, inputs, recipe, tokenizer={"path": path})
+    assert ended.code == 2 and f"error: tokenizer.path={path}: no such folder" in ended.err, ended.err
+
+
+def test_missing_data_is_found_before_a_gguf_file_is_converted(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmtrain.models.load.resolved_path", lambda path: pytest.fail("converts"))
+    data = {"train": str(tmp_path / "nothing.jsonl")}
+    ended = ran(tmp_path, inputs, SFT, model={"path": "model.gguf"}, data=data)
+    assert ended.code == 2 and "nothing.jsonl: no such file or folder" in ended.err, ended.err

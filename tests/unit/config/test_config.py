@@ -140,7 +140,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, mes
 
 @pytest.mark.parametrize("argv", [[], ["optim.lr=1"]])
 def test_a_command_without_a_file_tells_the_usage(argv: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"usage: CONFIG "):
+    with pytest.raises(ValueError, match=r"usage: llmtrain \w+ CONFIG "):
         load_config(PretrainConfig, argv)
 
 
