@@ -19,7 +19,7 @@ from llmtrain.recipes.reward import write_reward_card
 from llmtrain.runs.export import MODEL, export_checkpoint
 from llmtrain.runs.folder import CHECKPOINTS, CONFIG, read_config
 from llmtrain.runs.outline import load_outline
-from llmtrain.system.lease import sole_writer
+from llmtrain.runs.sole_writer import sole_writer
 from llmtrain.train.checkpoint import find_checkpoint
 
 

@@ -23,8 +23,8 @@ from llmtrain.runs.export import export_run
 from llmtrain.runs.facts import Facts
 from llmtrain.runs.folder import CHECKPOINTS, LEDGER, check_folder, mark_finished, record_ledger, record_run
 from llmtrain.runs.outline import outline_of, save_outline
+from llmtrain.runs.sole_writer import sole_writer
 from llmtrain.system.device import peak_flops, peak_memory_bytes
-from llmtrain.system.lease import sole_writer
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.ema import Ema
 from llmtrain.train.loop import Loop

@@ -29,8 +29,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llmtrain.system.files import disk_full, is_disk_full
-
 LEASE = re.compile(r"lease-(\d{6})\.json")
 BEAT_SECONDS = 10.0
 WATCH_SECONDS = 60.0  # without a heartbeat in so many, a holder on another machine is dead
@@ -80,6 +78,8 @@ class Watch:
         if holder is not None and holder.machine == this_process().machine:
             return "alive" if _lives(holder) else "dead"
         before, since = self.seen.get(number, (content, time.monotonic()))
+        if holder is None and _holder(before) is not None:
+            return "unknown"  # it is being rewritten just now
         if before != content:
             self.changed.add(number)
             since = time.monotonic()
@@ -188,42 +188,6 @@ def described(content: bytes) -> str:
     return f"{holder} (last heartbeat {json.loads(content)['heartbeat']})"
 
 
-@contextlib.contextmanager
-def sole_writer(folder: Path, what: str, report: Callable[[str], None], watch: Watch | None = None) -> Iterator[Lease]:
-    """Hold a folder, which is made if it is missing, or raise ValueError naming who holds it.
-
-    A holder on another machine is watched until its heartbeat changes, or has not for a minute. `what`: names the
-    folder in messages.
-    """
-    watch, folder = watch or Watch(), folder.absolute()
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    is_watching = False
-    while isinstance(lease := _tried(folder, watch, what, report), str):
-        if "unknown" not in [watch.verdict(number, content) for number, content in _contents(folder)]:
-            raise ValueError(f"{what} is in use by {lease}: wait for it, stop it, or choose another folder")
-        if not is_watching:
-            report(f"{what}: held by {lease}; watching for up to {watch.seconds:.0f} s whether it still runs")
-            is_watching = True
-        time.sleep(POLL_SECONDS)
-    try:
-        yield lease
-    finally:
-        lease.release()
-        if is_new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # what was refused leaves nothing
-
-
-def _tried(folder: Path, watch: Watch, what: str, report: Callable[[str], None]) -> Lease | str:
-    try:
-        return try_to_take(folder, watch, report)
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(what, "free some space or choose another folder") from None
-        raise ValueError(f"{what}: cannot be written ({error.strerror}); choose another folder") from None
-
-
 def this_process() -> Holder:
     """This process as a holder."""
     return Holder(
@@ -287,7 +251,8 @@ def _numbers(folder: Path) -> list[int]:
     return sorted(int(found[1]) for name in os.listdir(folder) if (found := LEASE.fullmatch(name)))
 
 
-def _contents(folder: Path) -> Iterator[tuple[int, bytes]]:
+def contents(folder: Path) -> Iterator[tuple[int, bytes]]:
+    """(number, content) of each lease of a folder."""
     for number in _numbers(folder):
         with contextlib.suppress(FileNotFoundError):
             yield number, _path(folder, number).read_bytes()

@@ -5,6 +5,7 @@ Other machines are leases with another host name, as a shared file system shows 
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -18,15 +19,17 @@ from typing import Any
 
 import pytest
 
+from llmtrain.runs.sole_writer import sole_writer
 from llmtrain.system import lease as leases
-from llmtrain.system.lease import Lease, LeaseLost, Watch, sole_writer, this_process, try_to_take
+from llmtrain.system.files import exclusive
+from llmtrain.system.lease import Lease, LeaseLost, Watch, this_process, try_to_take
 
 BEAT = 0.02
 QUICK = 0.3  # seconds without a heartbeat after which another machine's holder is dead
 HOLD = """
 import sys, time
 from pathlib import Path
-from llmtrain.system.lease import sole_writer
+from llmtrain.runs.sole_writer import sole_writer
 with sole_writer(Path(sys.argv[1]), "run.dir=" + sys.argv[1], lambda line: print(line, flush=True)):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -247,3 +250,29 @@ def test_an_error_releases_the_folder_and_leaves_none_that_was_not_there(tmp_pat
     with pytest.raises(ZeroDivisionError), sole_writer(tmp_path / "a" / "b", "it", print):
         raise ZeroDivisionError
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_build_waits_for_one_on_another_machine(folder: Path) -> None:
+    path = write_lease(folder)
+    said: list[str] = []
+
+    def report(line: str) -> None:
+        said.append(line)
+        path.unlink()  # it ends
+
+    with exclusive(folder, report):
+        assert names(folder) == ["lease-000001.json", "lock"] and "node7" not in (folder / path.name).read_text()
+    assert len(said) == 1 and "on node7, Slurm job 77" in said[0] and said[0].endswith("builds this; waiting for it")
+    assert names(folder) == ["lock"]
+
+
+def test_a_build_on_a_file_system_without_locks_is_held_by_its_lease(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("llmtrain.system.files.fcntl.flock", refuse)
+    with exclusive(folder, print):
+        assert isinstance(try_to_take(folder, Watch(), print), str)
+    assert names(folder) == ["lock"]
