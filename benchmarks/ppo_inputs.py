@@ -17,7 +17,8 @@ from corpus import documents, short_documents
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import AdapterConfig, TunedModelConfig
-from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
+from llmtrain.models.adapters.base import base_facts
+from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec
@@ -62,7 +63,7 @@ def write_reward_model(setting: dict[str, Any], tokenizer: PreTrainedTokenizerBa
     model = RewardModel(score_model(causal, config, pad_token_id=tokenizer.pad_token_id, seed=0), "segments")
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     spec = ExportSpec(model.model.config, tokenizer, REWARD)
-    own = AdapterSpec(adapter, base_path=setting["model"], fingerprint=base_fingerprint(model.model))
+    own = AdapterSpec(adapter, base_path=setting["model"], base=base_facts(model.model))
     export_adapter(folder / "reward_adapter", trained, "", spec, own)
     merge_adapter(folder / "reward_adapter", folder / "reward")
 

@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size={arguments.batch_size}: give at least 1")
     rows = read_prompts(arguments.prompts)
     partial = arguments.output.with_name(f"{arguments.output.name}.partial")
-    partial.touch()  # so that a folder that is not there is found before the first answer
+    partial.touch()  # a folder that is not there is found before the first answer
+    partial.unlink()  # what ends before it leaves nothing
     model, tokenizer = open_model(arguments.model)
     torch.manual_seed(arguments.seed)
     prompts = [prompt_ids(tokenizer, row.messages(arguments.system), row.tools) for row in rows]

@@ -25,6 +25,7 @@ TRAINING = {
 TOOLS = {
     "chat": "chat with a tuned model in the terminal",
     "configs": "list the configurations that come with the package",
+    "export": "write the model of any checkpoint of a run",
     "generate": "answer a file of prompts",
     "merge": "merge an adapter into its base model",
     "preview": "show what an SFT run will train on",
@@ -112,6 +113,10 @@ def open_tool(verb: str) -> Tool:
             from llmtrain.cli import configs
 
             return configs
+        case "export":
+            from llmtrain.cli import export
+
+            return export
         case "generate":
             from llmtrain.cli import generate
 

@@ -25,7 +25,7 @@ from llmtrain.data.loader.batches import SingleProcess
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import Pack, pack_documents
 from llmtrain.data.store.kinds import build_chat_stores
-from llmtrain.models.load import resolve_model
+from llmtrain.recipes.model import given_model
 
 TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim", "bold yellow"
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--packs={arguments.packs}: must be at least 1")
     config = load_config(SftConfig, [arguments.config, *arguments.overrides])
     console = Console(highlight=False, soft_wrap=True)
-    model = resolve_model(config.model)
+    model = given_model(config)
     chat = open_chat_tokenizer(
         model,
         config.tokenizer,

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from llmtrain.config.nearest import unknown_key
 from llmtrain.config.sections import Section
 from llmtrain.config.shipped import find_config
-from llmtrain.config.which import refuse_other_recipe
-from llmtrain.system.files import one_line
+from llmtrain.config.which import refuse_other_recipe, verb_of
+from llmtrain.system.files import one_line, write_bytes
 
 Config = TypeVar("Config", bound=Section)
 
-USAGE = "usage: CONFIG [key=value ...]; --help lists every key"
+USAGE = "usage: llmtrain {} CONFIG [key=value ...]; `llmtrain {} --help` lists every key"
 
 
 def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
@@ -30,7 +30,7 @@ def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
     Raises ValueError naming the file and line, or the dotted key, and what is allowed; or the recipe that the file is a
     configuration of, if it is another.
     """
-    file = _read_file(argv)
+    file = _read_file(argv, verb_of(schema))
     tree = _overridden(file, argv[1:])
     try:
         return validate(schema, tree)
@@ -39,17 +39,21 @@ def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
         raise
 
 
-def load_tree(argv: Sequence[str]) -> dict[str, Any]:
-    """Read `CONFIG.yaml [key=value ...]` into a plain tree. Raises ValueError naming the file and line, or the key."""
-    return _overridden(_read_file(argv), argv[1:])
+def load_tree(argv: Sequence[str], verb: str) -> dict[str, Any]:
+    """Read `CONFIG.yaml [key=value ...]` into a plain tree; `verb`: of the command, for messages.
+
+    Raises ValueError naming the file and line, or the key.
+    """
+    return _overridden(_read_file(argv, verb), argv[1:])
 
 
-def _read_file(argv: Sequence[str]) -> dict[str, Any]:
+def _read_file(argv: Sequence[str], verb: str) -> dict[str, Any]:
     """The tree of the file that a command line names first."""
+    usage = USAGE.format(verb, verb)
     if not argv or "=" in argv[0]:
-        raise ValueError(USAGE)
+        raise ValueError(usage)
     if argv[0].startswith("-"):
-        raise ValueError(f"unknown option {argv[0]}; {USAGE}")
+        raise ValueError(f"unknown option {argv[0]}; {usage}")
     return read_yaml(find_config(argv[0]))
 
 
@@ -94,8 +98,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def save_config(config: Section, path: str | Path) -> None:
-    """Write the resolved configuration, defaults included, so that it can be run again."""
-    Path(path).write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write the resolved configuration, defaults included, so that it can be run again: whole or not at all."""
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    write_bytes(Path(path), text.encode("utf-8"), "free some space or move run.dir")
 
 
 def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -24,9 +24,12 @@ class OnResume:
 
     matters: bool
     """Whether a finished run would have come out otherwise."""
+    names_content: bool = False
+    """The key says where something is: what is there decides, by the facts that a run pins."""
 
 
 MAY_CHANGE, IMMATERIAL = OnResume(matters=True), OnResume(matters=False)
+BY_CONTENT = OnResume(matters=True, names_content=True)
 
 
 @dataclass(frozen=True)

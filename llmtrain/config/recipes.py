@@ -156,8 +156,8 @@ class PretrainConfig(RecipeConfig):
         model = self.model
         if model.path is None and self.tokenizer.path is None:
             raise ValueError("a new model needs tokenizer.path")
-        if model.path is not None and (model.preset or model.config):
-            raise ValueError("model.path keeps the model's own shape: remove model.preset and model.config")
+        if model.path is not None and model.preset:
+            raise ValueError("model.path keeps the model's own shape: remove model.preset")
         self._refuse_in_sources(IDLE_IN_PRETRAINING, "name text_field instead")
         return self
 
@@ -182,6 +182,11 @@ class TuningConfig(RecipeConfig):
     def _adapter_agrees(self) -> TuningConfig:
         if self.model.quantize is not None and self.adapter.kind == "none":
             raise ValueError("model.quantize freezes the model in 4 bits: give adapter.kind=lora or dora")
+        if self.model.config and self.adapter.kind != "none":
+            raise ValueError(
+                "model.config: an adapter's folder names its base, which keeps its own configuration: set "
+                "adapter.kind=none, or train on a copy of the base with another config.json"
+            )
         return self
 
 

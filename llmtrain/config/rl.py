@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field
 
-from llmtrain.config.marks import MAY_CHANGE
+from llmtrain.config.marks import BY_CONTENT, MAY_CHANGE
 from llmtrain.config.sections import Fraction, NonNegative, Positive, Section, TemplatedSourcesConfig
 
 
@@ -166,7 +166,7 @@ class PolicyConfig(Section):
     """Weight of the entropy bonus."""
     critic: Literal["head", "separate"] = "head"
     """The critic of `gae`: a value head on the policy's trunk, trained jointly, or a separate model."""
-    critic_init: str = "zero"
+    critic_init: Annotated[str, BY_CONTENT] = "zero"
     """Initial critic: `zero`; `reward`, the reward model of `rollout.rewards` (Huang et al. 2024); or a folder."""
     value_coef: NonNegative = 0.1
     """Weight of the value loss (Huang et al. 2024: 0.1)."""
@@ -183,7 +183,7 @@ class PolicyConfig(Section):
 class RolloutConfig(Section):
     """How experience is generated."""
 
-    rewards: list[str | dict[str, Any]]
+    rewards: Annotated[list[str | dict[str, Any]], BY_CONTENT]
     """Weighted sum of `{name, weight, SETTING: VALUE}`; `{name: model, path}` is a reward model (all: docs/rlhf.md)."""
     num_prompts: Positive = 32
     """Prompts per rollout, over all ranks."""

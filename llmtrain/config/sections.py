@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
-from llmtrain.config.marks import IMMATERIAL, MAY_CHANGE, Feature, Needs, OnResume
+from llmtrain.config.marks import BY_CONTENT, IMMATERIAL, MAY_CHANGE, Feature, Needs, OnResume
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -35,13 +35,13 @@ ADAPTER = Needs("adapter.kind=lora or dora", lambda adapter: adapter.kind != "no
 class Section(BaseModel):
     """One section of a configuration: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 class Source(Section):
     """One source of text: where it is, how much of the mixture it makes, how to read it."""
 
-    path: Annotated[str, MAY_CHANGE]
+    path: Annotated[str, BY_CONTENT]
     """A file, glob or folder, a store built before, or a hub dataset id."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of the tokens that are trained on (of policy runs: of the prompts), relative to the other sources'; a
@@ -54,7 +54,7 @@ class Source(Section):
     """Split of a hub dataset, or of a folder that has splits (`test/`, `test-00000-of-00001.parquet`); `all`: each."""
     subset: str | None = None
     """Configuration of a hub dataset, or of a folder: one that its README.md names, or a folder in it."""
-    revision: str | None = None
+    revision: Annotated[str | None, BY_CONTENT] = None
     """Commit, tag or branch of a hub dataset; the commit it resolves to is recorded."""
     exclude: list[str] = []
     """Files of a folder or glob to leave out, by name or pattern: `valid.jsonl`, `drafts/*`; counted."""
@@ -63,7 +63,7 @@ class Source(Section):
 
 
 class RunConfig(Section):
-    dir: str
+    dir: Annotated[str, IMMATERIAL]
     """Folder of the run: configuration, metrics, checkpoints and the final model go here."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of initialisation, sample order and dropout."""
@@ -76,9 +76,11 @@ class RunConfig(Section):
 
 
 class PretrainedModelConfig(Section):
-    path: str
+    path: Annotated[str, BY_CONTENT]
     """Folder, hub id, `.gguf` file, or `PACKAGE:FILE.gguf` of an installed Python package, of the model to train."""
-    revision: Annotated[str | None, Needs("model.path on the hub", lambda model: is_on_hub(model.path))] = None
+    revision: Annotated[str | None, BY_CONTENT, Needs("model.path on the hub", lambda model: is_on_hub(model.path))] = (
+        None
+    )
     """Commit, tag or branch of the hub model; the commit it resolves to is recorded."""
     dropout: Fraction | None = None
     """Dropout of every kind the architecture has, an error if it has none; None: as its configuration says."""
@@ -86,17 +88,19 @@ class PretrainedModelConfig(Section):
     """Attention within documents: SDPA per segment, torch's varlen kernel (CUDA), one block mask; auto: by device."""
     trust_remote_code: bool = False
     """Run model code that the hub repository brings. Off unless you have read it."""
+    config: dict[str, Any] = {}
+    """Other positions for the given model: `rope_parameters`, `max_position_embeddings`, `sliding_window`."""
 
 
 class ModelConfig(PretrainedModelConfig):
-    path: str | None = None  # type: ignore[assignment]
+    path: Annotated[str | None, BY_CONTENT] = None  # type: ignore[assignment]
     """Folder, hub id or `.gguf` file of a model to continue from; None: a new model from `preset` or `config`."""
     preset: str | None = None
     """Size preset of a new model: `1m`, `3m`, `10m`, `60m`, `125m`, `350m`, `1b`, `3b`, `7b` (Llama shapes)."""
     architecture: Annotated[str, Needs("a new model: no model.path", lambda model: model.path is None)] = "llama"
     """`transformers` model type of a new model: llama, qwen3, gemma2, gpt2, ..."""
     config: dict[str, Any] = {}
-    """Fields of the architecture's own configuration, over the preset: `model.config.num_hidden_layers=8`."""
+    """Fields of the architecture's configuration, over the preset; with `path`, only those of its positions."""
 
 
 class TunedModelConfig(PretrainedModelConfig):
@@ -124,11 +128,11 @@ class AdapterConfig(Section):
 
 
 class TokenizerConfig(Section):
-    path: str | None = None
+    path: Annotated[str | None, BY_CONTENT] = None
     """Folder or hub id of the tokenizer; None: that of `model.path`."""
-    revision: Annotated[str | None, Needs("tokenizer.path on the hub", lambda tokenizer: is_on_hub(tokenizer.path))] = (
-        None
-    )
+    revision: Annotated[
+        str | None, BY_CONTENT, Needs("tokenizer.path on the hub", lambda tokenizer: is_on_hub(tokenizer.path))
+    ] = None
     """Commit, tag or branch of the hub tokenizer."""
 
 
@@ -150,7 +154,7 @@ class CleanConfig(Section):
 
     Takes at most 0.3 GB of memory, and while it runs 0.9 GB of disk in `data.cache_dir` per million documents kept.
     """
-    decontaminate: Annotated[list[str], MAY_CHANGE] = []
+    decontaminate: Annotated[list[str], BY_CONTENT] = []
     """Evaluation files: a document that shares an n-gram of words with any of them is dropped."""
     decontaminate_ngram: Annotated[
         Positive, Needs("data.clean.decontaminate", lambda clean: bool(clean.decontaminate))
@@ -197,7 +201,7 @@ class DataConfig(SourcesConfig):
 
 
 class TemplatedSourcesConfig(SourcesConfig):
-    chat_template: str = "auto"
+    chat_template: Annotated[str, BY_CONTENT] = "auto"
     """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and answer unchanged; or a Jinja file."""
 
 
@@ -372,18 +376,22 @@ def section_of(field: FieldInfo) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def section_of_items(field: FieldInfo) -> type[Section] | None:
-    """The schema of the items of a field that is a list of sections, or may be one; None: it is not."""
-    lists = [each for each in (field.annotation, *get_args(field.annotation)) if get_origin(each) is list]
-    items = [item for each in lists for item in get_args(each)]
-    return next((item for item in items if isinstance(item, type) and issubclass(item, Section)), None)
+def elements_of(field: FieldInfo) -> type[Section] | None:
+    """The schema of the elements of a field that is a list of sections; None: it is none."""
+    for annotation in (field.annotation, *get_args(field.annotation)):
+        for element in get_args(annotation) if get_origin(annotation) is list else ():
+            if isinstance(element, type) and issubclass(element, Section):
+                return element
+    return None
 
 
 def marks_on_resume(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, OnResume]]:
-    """Every dotted key, or whole section, that may differ when a run is continued."""
+    """Every dotted key, or whole section, that may differ when a run is continued; `data.train[].path` in a list."""
     for name, field in schema.model_fields.items():
         marks = [mark for mark in field.metadata if isinstance(mark, OnResume)]
-        inner = section_of(field) or section_of_items(field)
+        inner, element = section_of(field), elements_of(field)
         yield from ((f"{prefix}{name}", mark) for mark in marks)
         if inner is not None and not marks:
             yield from marks_on_resume(inner, f"{prefix}{name}.")
+        if element is not None and not marks:
+            yield from marks_on_resume(element, f"{prefix}{name}[].")

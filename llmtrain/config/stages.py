@@ -34,7 +34,7 @@ def load_stages(argv: Sequence[str]) -> Stages:
 
     Raises ValueError naming the file and line, the key, or the stage.
     """
-    tree = load_tree(argv)
+    tree = load_tree(argv, "rlhf")
     asked = [name for name in STAGES if name in tree]
     if len(asked) == 1 and not _names_in_turn(tree):
         return Stages({asked[0]: load_config(STAGES[asked[0]], argv)}, in_turn=False)

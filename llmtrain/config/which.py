@@ -42,6 +42,20 @@ def fitting_recipes(file: Mapping[str, Any], tree: Mapping[str, Any]) -> list[st
     return [name for name, schemas in RECIPES.items() if any(_fits(schema, file, tree) for schema in schemas)]
 
 
+def verb_of(schema: type[Section]) -> str:
+    """The verb that a schema's configurations are for."""
+    return next((name for name, schemas in RECIPES.items() if schema in schemas), "VERB")
+
+
+def saved_schema(tree: Mapping[str, Any], path: object) -> type[RecipeConfig]:
+    """The schema of a configuration that a run saved, all keys included. Raises ValueError naming its path."""
+    schemas: tuple[type[RecipeConfig], ...] = (PretrainConfig, SftConfig, *STAGES.values())
+    for schema in schemas:
+        if _fits(schema, tree, tree):
+            return schema
+    raise ValueError(f"{path} is of no recipe of this version: continue with the version of llmtrain that wrote it")
+
+
 def refuse_other_recipe(schema: type[Section], path: str, file: Mapping[str, Any], tree: Mapping[str, Any]) -> None:
     """Raise ValueError if a file is a configuration of other recipes than the one that `schema` is for.
 

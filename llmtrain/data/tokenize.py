@@ -42,24 +42,26 @@ class Piece:
     document_bytes: int  # UTF-8 bytes of the whole document
 
 
-def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer in a folder or on the hub.
+def load_tokenizer(
+    path: str, revision: str | None = None, trust_remote_code: bool = False, key: str = "tokenizer.path"
+) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder or on the hub, which the configuration's `key` names.
 
     Raises ValueError if there is none, or none that the `tokenizers` library runs.
     """
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     local = Path(path).expanduser()
     if looks_local and not local.is_dir():
-        raise ValueError(f"tokenizer.path={path}: no such folder")
+        raise ValueError(f"{key}={path}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(local) if local.is_dir() else path, revision=revision, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers raises its own and its libraries' errors, of many classes
-        raise ValueError(f"tokenizer.path={path}: no tokenizer can be loaded: {one_line(error)}") from None
+        raise ValueError(f"{key}={path}: no tokenizer can be loaded: {one_line(error)}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
-            f"tokenizer.path={path}: {type(tokenizer).__name__} is not run by the `tokenizers` library; "
+            f"{key}={path}: {type(tokenizer).__name__} is not run by the `tokenizers` library; "
             "convert it to a tokenizer.json first"
         )
     return tokenizer

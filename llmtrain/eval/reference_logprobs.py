@@ -1,12 +1,14 @@
 """Logprobs of the reference for every answer: computed once, before training, and kept beside the tokens.
 
 The reference is the model as it is loaded. Its logprobs, summed over each answer, go into the folder of the token
-store, in a file named after a fingerprint of the model, so that later runs on the same data and model only read them.
+store, in a file named after a fingerprint of the model, weights and configuration, so that later runs on the same data
+and model only read them.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +43,7 @@ class Reference:
     """The reference model, before an engine takes the module over."""
 
     module: nn.Module  # gives logprobs of labels, on its device
-    base_fingerprint: str
+    base: Mapping[str, Any]  # weights and configuration, as `base_facts` gives them
     packs_per_microbatch: int
     ranks: Ranks
     report: Report
@@ -55,7 +57,7 @@ class Reference:
         store = packs.store
         if not store.num_documents:
             return np.zeros(0, dtype=np.float32)
-        key = fingerprint({"base": self.base_fingerprint, "dtype": str(self.ranks.dtype), "reads": reads})
+        key = fingerprint({"base": self.base, "dtype": str(self.ranks.dtype), "reads": reads})
         path = store.path / f"{store.split}.reference-{key}"
         if not self.ranks.any(not _is_whole(path, store)):
             self.report(f"reference logprobs of {store.num_documents:,} answers: found in {path}")

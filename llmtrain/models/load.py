@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from llmtrain.config.sections import ModelConfig, PretrainedModelConfig, TunedModelConfig
 from llmtrain.models.adapters.quantized import nf4
 from llmtrain.models.attention import ATTENTION
+from llmtrain.models.context import described, with_context
 from llmtrain.models.folders.gguf import resolved_path
 from llmtrain.models.presets import preset_fields
+from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
 
 AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
@@ -50,15 +52,24 @@ def resolve_model(config: AnyModel) -> AnyModel:
 
 
 def load_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, max_seq_len: int, seed: int
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_len: int,
+    seed: int,
+    new_token_ids: Sequence[int] = (),
+    report: Report = print,
 ) -> PreTrainedModel:
     """The model of a run, in fp32, with document attention: new and initialised from `seed`, or continued.
 
-    Raises ValueError for a preset, architecture or field that does not exist, a mixture of experts, a model
-    with a smaller vocabulary than the tokenizer's, or with fewer positions than `max_seq_len`.
+    `new_token_ids`, of a continued model, as for `load_pretrained`. Raises ValueError for a preset, architecture or
+    field that does not exist, a mixture of experts, a model with a smaller vocabulary than the tokenizer's, or with
+    fewer positions than `max_seq_len`.
     """
     if config.path is not None:
-        return load_pretrained(resolve_model(config), tokenizer, max_seq_len=max_seq_len)
+        return load_pretrained(
+            resolve_model(config), tokenizer, max_seq_len=max_seq_len, new_token_ids=new_token_ids, report=report
+        )
     shape = _new_config(config, tokenizer, max_seq_len)
     _check(shape, tokenizer, max_seq_len)
     _set_dropout(shape, config.dropout)
@@ -77,14 +88,20 @@ def load_pretrained(
     *,
     max_seq_len: int,
     new_token_ids: Sequence[int] = (),
+    report: Report = print,
 ) -> PreTrainedModel:
     """A given model with document attention: in fp32, or its linear layers in 4 bits and the rest in bf16.
+
+    What `config.config` changes of its positions is reported.
 
     `new_token_ids`, of tokens that the tokenizer was given after the model was made, get rows of the embedding and
     the head that are the mean of the others (Hewitt 2021, "Initializing new word embeddings"). Raises ValueError as
     `load_model` does, for a model whose weights are quantized already, and for `quantize` if it cannot run.
     """
     shape = _pretrained_config(config)
+    if config.config:
+        given, shape = shape, with_context(shape, config.config, config.path)
+        report(f"model.path={config.path} with other positions: {described(given, shape) or 'no difference'}")
     _check(shape, tokenizer, max_seq_len, new_token_ids)
     _set_dropout(shape, config.dropout)
     placement: dict[str, Any] = {"dtype": torch.float32}
@@ -175,7 +192,10 @@ def _check(
     _check_vocabulary(tokenizer, num_rows, "take the model's own tokenizer")
     positions = values.get(shape.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
     if positions is not None and max_seq_len > positions:
-        raise ValueError(f"data.max_seq_len={max_seq_len} is longer than the model's {positions} positions")
+        raise ValueError(
+            f"data.max_seq_len={max_seq_len} is longer than the model's {positions} positions: lower it, or set "
+            "model.config.max_position_embeddings, with model.config.rope_parameters if the model has RoPE"
+        )
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, fix: str) -> None:
@@ -190,8 +210,8 @@ def _make_rows(model: PreTrainedModel, new_token_ids: Sequence[int]) -> None:
         model.resize_token_embeddings(max(new_token_ids) + 1, mean_resizing=False)
     num_known = min(new_token_ids)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        weight: Any = module.weight
-        weight[list(new_token_ids)] = weight[:num_known].float().mean(dim=0).to(weight.dtype)
+        for parameter in module.parameters():  # the matrix, and the bias that some heads have
+            parameter[list(new_token_ids)] = parameter[:num_known].float().mean(dim=0).to(parameter.dtype)
 
 
 def _set_dropout(shape: PreTrainedConfig, dropout: float | None) -> None:

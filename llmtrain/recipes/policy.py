@@ -11,6 +11,7 @@ The loop pulls minibatches from a `RolloutSource`, which samples responses with 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,15 +22,16 @@ from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.eval.generation import HeldOutScore
-from llmtrain.models.adapters.lora import base_fingerprint
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import training_flops
-from llmtrain.models.load import load_pretrained, resolve_model
+from llmtrain.models.folders.open import model_folder
+from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
-from llmtrain.recipes.model import export_spec, pinned_facts, trained_report
+from llmtrain.recipes.model import export_spec, given_model, new_tokens, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
-from llmtrain.rewards.model import model_reward, reward_model_path
+from llmtrain.rewards.model import model_facts, model_reward, reward_model_path
 from llmtrain.rewards.score import WeightedReward, load_rewards, reward_weight, score_responses, with_unique_names
 from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.experience import Roles
@@ -37,17 +39,20 @@ from llmtrain.rollout.local.generator import LocalGenerator
 from llmtrain.rollout.sample import Sampler
 from llmtrain.rollout.sample_log import SAMPLES_FILE, SampleLog, gather_rows, readable
 from llmtrain.rollout.source import RolloutSource
-from llmtrain.runs.export import export_tuned
 from llmtrain.train.stop_signal import StopSignal
 
 
 def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
     """Train a policy on the rewards of its own responses."""
-    run = open_run(config)
-    runtime, data, rollout = run.runtime, config.data, config.rollout
+    with open_run(config) as run:
+        _train(run, last)
+
+
+def _train(run: Run[PolicyStageConfig], last: bool) -> None:
+    config, runtime, data, rollout = run.config, run.runtime, run.config.data, run.config.rollout
 
     rewards = computed_rewards(config)  # first: a wrong name should fail before a model loads
-    base = resolve_model(config.model)
+    base = given_model(config)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
     prompts = load_prompts(data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
     weights = [source.weight for source in data.train if source.weight is not None]
@@ -57,20 +62,22 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
         source, index = order(position)
         return prompts.train[source][index]
 
+    new_ids = new_tokens(run, base, chat.tokenizer, chat.new_token_ids)
     model = load_pretrained(
         base.model_copy(update={"dropout": 0.0}),  # or the first ratio would not be 1
         chat.tokenizer,
         max_seq_len=data.max_seq_len,
-        new_token_ids=chat.new_token_ids,
+        new_token_ids=new_ids,
+        report=runtime.say,
     )
     shards = runtime.shards_parameters
-    roles = build_roles(config, model, chat.new_token_ids, critic_start(config), runtime, shards_parameters=shards)
+    roles = build_roles(config, model, new_ids, critic_start(config), runtime, shards_parameters=shards)
     module = roles.module
     runtime.say(f"{roles.description}; {trained_report(run, module)}")
     has_adapter = config.adapter.kind != "none"
     # With an adapter the base stays frozen, so a reward model on the same base shares its weights, unless sharded.
     rewards += reward_models(run, model if has_adapter and not shards else None)
-    fingerprint = base_fingerprint(model)
+    facts = base_facts(model)
 
     stop = StopSignal()
     # Where the sampler's logprobs are trained on, it gives the values too: a value head on the trunk costs nothing.
@@ -121,14 +128,17 @@ def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
         flops=training_flops(model),
         ledger=prompts.ledger.to_dict(),
         account=lambda progress: {"steps": progress.step, "tokens_trained": progress.tokens},
-        facts=pinned_facts(model, chat.tokenizer, fingerprint),
+        facts=replace(
+            pinned_facts(run, model, chat.tokenizer, prompts, base=facts),
+            rewards=[reward.facts for reward in rewards],
+            critic=critic_facts(config),
+        ),
+        spec=export_spec(run, model, chat),
         stop=stop,
         critic_lr=config.policy.critic_lr,
     )
     trained = train(run, training)
-
-    spec = export_spec(run, model, chat)
-    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, fingerprint), last=last)
+    close(run, training, trained, last=last)
 
 
 def computed_rewards(config: PolicyStageConfig) -> list[WeightedReward]:
@@ -162,3 +172,13 @@ def critic_start(config: PolicyStageConfig) -> CriticStart | None:
         return CriticStart(given, 1.0, key)
     ((place, spec),) = config.rollout.reward_models().items()
     return CriticStart(reward_model_path(spec, place), reward_weight(spec, place), key)
+
+
+def critic_facts(config: PolicyStageConfig) -> dict[str, Any] | None:
+    """What the critic starts as, for a resumed run to find it again; None: there is no critic."""
+    if not config.policy.has_critic:
+        return None
+    start = critic_start(config)
+    if start is None or config.policy.critic_init == "reward":  # a reward's own facts are pinned
+        return {"init": config.policy.critic_init}
+    return {"init": "folder", **model_facts(model_folder(start.path))}

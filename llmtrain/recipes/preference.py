@@ -30,9 +30,8 @@ from llmtrain.data.store.token_store import TokenStore
 from llmtrain.eval.implied_rewards import HeldOutPreferences
 from llmtrain.eval.kto import HeldOutAnswers
 from llmtrain.eval.reference_logprobs import Reference
-from llmtrain.models.adapters.lora import base_fingerprint
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import training_flops
-from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.checks import shares_prompts
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
@@ -40,31 +39,34 @@ from llmtrain.objectives.kto import KlBatches, KtoObjective
 from llmtrain.objectives.preference import PairwisePreference
 from llmtrain.objectives.preference_losses import PreferenceOptions
 from llmtrain.protocols import BatchSource, Evaluate, Objective
-from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
+from llmtrain.recipes.model import export_spec, given_model, load_with_adapter, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
-from llmtrain.runs.export import export_tuned
 
 
 def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
     """Train a policy on preferences; the loss says whether on pairs or on single answers."""
-    run = open_run(config)
-    runtime, data, takes_pairs = run.runtime, config.data, config.preference.loss != "kto"
+    with open_run(config) as run:
+        _train(run, last)
 
-    base = resolve_model(config.model)
+
+def _train(run: Run[PreferenceStageConfig], last: bool) -> None:
+    config, runtime, data, takes_pairs = run.config, run.runtime, run.config.data, run.config.preference.loss != "kto"
+
+    base = given_model(config)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
     build_stores = build_pair_stores if takes_pairs else build_answer_stores
     stores = build_stores(data, chat.encoder, report=runtime.say)
 
     model = load_with_adapter(run, base, chat)
     runtime.say(trained_report(run, model))
-    fingerprint = base_fingerprint(model)
+    facts = base_facts(model)
     checked = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
     shared = takes_pairs and shares_prompts(model, checked.kernel, data.max_seq_len, runtime.device, runtime.say)
     module = ActorCritic(checked, temperature=1.0, trains_entropy=False)
 
     reference = Reference(
         module,
-        base_fingerprint=fingerprint,
+        base=facts,
         packs_per_microbatch=config.train.microbatch_tokens // data.max_seq_len,
         ranks=runtime,
         report=runtime.say,
@@ -87,13 +89,12 @@ def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
         flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, batches),
-        facts=pinned_facts(model, chat.tokenizer, fingerprint, stores, shared),
+        facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
+        spec=export_spec(run, model, chat),
         state_without_step=batches.state_without_step,
     )
     trained = train(run, training)
-
-    spec = export_spec(run, model, chat)
-    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, fingerprint), last=last)
+    close(run, training, trained, last=last)
 
 
 class Learned(NamedTuple):

@@ -16,30 +16,46 @@ from llmtrain.data.packing.documents import StreamPacking
 from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.eval.next_token import HeldOut
+from llmtrain.models.adapters.base import base_facts, forward_configuration
 from llmtrain.models.flops import training_flops
 from llmtrain.models.folders.model import ExportSpec
-from llmtrain.models.load import load_model
+from llmtrain.models.load import load_model, resolve_model
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.model import pinned_facts
-from llmtrain.recipes.trainer import Training, close, open_run, train
-from llmtrain.runs.export import export_run
+from llmtrain.recipes.model import new_tokens, pinned_facts
+from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 from llmtrain.system.precision import export_dtype
 
 
 def run_pretrain(config: PretrainConfig) -> None:
     """Train a new model, or continue one, on documents packed end to end."""
-    run = open_run(config)
-    runtime, data = run.runtime, config.data
+    with open_run(config) as run:
+        _train(run)
+
+
+def _train(run: Run[PretrainConfig]) -> None:
+    config, runtime, data = run.config, run.runtime, run.config.data
 
     tokenizer = load_tokenizer(
         config.tokenizer.path or config.model.path or "",
         config.tokenizer.revision or config.model.revision,
         config.model.trust_remote_code,
+        key="model.path" if config.tokenizer.path is None else "tokenizer.path",
     )
-    model = load_model(config.model, tokenizer, max_seq_len=data.max_seq_len, seed=config.run.seed)
+    given = resolve_model(config.model)
+    model = load_model(
+        given,
+        tokenizer,
+        max_seq_len=data.max_seq_len,
+        seed=config.run.seed,
+        new_token_ids=new_tokens(run, given, tokenizer),
+        report=runtime.say,
+    )
+    base = (
+        base_facts(model) if config.model.path is not None else {"configuration": forward_configuration(model.config)}
+    )
     module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
     stores = build_text_stores(data, tokenizer, report=runtime.say)
@@ -68,18 +84,17 @@ def run_pretrain(config: PretrainConfig) -> None:
         flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, source),
-        facts=pinned_facts(model, tokenizer, stores=stores),
+        facts=pinned_facts(run, model, tokenizer, stores, base=base),
+        spec=ExportSpec(
+            model.config,
+            tokenizer,
+            dtype=export_dtype(config.train.precision),
+            trust_remote_code=config.model.trust_remote_code,
+        ),
         state_without_step=source.state_without_step,
     )
     trained = train(run, training)
-
-    spec = ExportSpec(
-        model.config,
-        tokenizer,
-        dtype=export_dtype(config.train.precision),
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    close(run, trained, lambda checkpoint: str(export_run(run.folder, config, checkpoint, spec)))
+    close(run, training, trained)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ accelerate launch -m llmtrain rlhf my.yaml data.train=pairs.jsonl
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from llmtrain.config.recipes import RewardStageConfig
 from llmtrain.data.chat.tokenizer import open_chat_tokenizer
@@ -14,29 +15,31 @@ from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.pairs import collate_pairs, has_margins, pack_pairs
 from llmtrain.data.store.kinds import build_pair_stores
 from llmtrain.eval.pairs import HeldOutPairs, reward_card
-from llmtrain.models.adapters.lora import base_fingerprint
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import training_flops
 from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.reward import card_verdict
-from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.checks import shares_prompts
 from llmtrain.models.wrappers.prepare import prepare_reward_model
 from llmtrain.models.wrappers.reward_model import pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
-from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
+from llmtrain.recipes.model import export_spec, given_model, load_with_adapter, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
-from llmtrain.runs.export import export_tuned
+from llmtrain.runs.folder import MOVE
 from llmtrain.system.files import write_json
-from llmtrain.train.checkpoint import Checkpoint
 
 
 def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
     """Train a scalar head and its trunk on pairs, so that the chosen answer scores above the rejected one."""
-    run = open_run(config)
-    runtime, data = run.runtime, config.data
+    with open_run(config) as run:
+        _train(run, last)
 
-    base = resolve_model(config.model)
+
+def _train(run: Run[RewardStageConfig], last: bool) -> None:
+    config, runtime, data = run.config, run.runtime, run.config.data
+
+    base = given_model(config)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
     pad_token_id = pooling_pad_id(chat.tokenizer, chat.encoder.end_of_turn_ids)
     stores = build_pair_stores(data, chat.encoder, report=runtime.say)
@@ -47,7 +50,7 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
     causal = load_with_adapter(run, base, chat)
     model = score_model(causal, base, pad_token_id=pad_token_id, seed=config.run.seed)
     runtime.say(trained_report(run, model))
-    fingerprint = base_fingerprint(model)
+    facts = base_facts(model)
     module = prepare_reward_model(config, model, runtime, shards_parameters=runtime.shards_parameters)
 
     shared = shares_prompts(model, module.kernel, data.max_seq_len, runtime.device, runtime.say)
@@ -68,25 +71,22 @@ def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
         flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, batches),
-        facts=pinned_facts(model, chat.tokenizer, fingerprint, stores, shared),
+        facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
+        spec=export_spec(run, model, chat, REWARD),
         state_without_step=batches.state_without_step,
     )
     trained = train(run, training)
-
-    spec = export_spec(run, model, chat, REWARD)
-
-    def export(checkpoint: Checkpoint) -> str:
-        runtime.say(write_reward_card(run, checkpoint))
-        return export_tuned(run.folder, config, checkpoint, spec, fingerprint)
-
-    close(run, trained, export, last=last)
+    if trained.checkpoint is not None and run.may_write():
+        runtime.say(write_reward_card(run.folder / REWARD_CARD, run.folder, config, trained.checkpoint.step))
+    close(run, training, trained, last=last)
 
 
-def write_reward_card(run: Run[RewardStageConfig], checkpoint: Checkpoint) -> str:
-    """Write `reward_card.json` from the evaluation of a checkpoint; returns its verdict, one line."""
-    data = run.config.data
-    card = reward_card(run.folder, checkpoint.step, [source.path for source in data.eval or data.train])
+def write_reward_card(path: Path, folder: Path, config: RewardStageConfig, step: int) -> str:
+    """Write the card of a run's reward model from the evaluation of a step; returns its verdict, one line."""
+    card = reward_card(folder, step, [source.path for source in config.data.eval or config.data.train])
     if card is None:
-        return "the reward model is not evaluated: no pairs are held out (data.eval, data.eval_fraction)"
-    write_json(run.folder / REWARD_CARD, card)
+        return (
+            "the reward model is not evaluated at this step, or no pairs are held out (data.eval, data.eval_fraction)"
+        )
+    write_json(path, card, MOVE)
     return card_verdict(card)

@@ -57,7 +57,7 @@ def main(asked: Stages) -> None:
 def usage(argv: Sequence[str]) -> str:
     """What `--help` prints: the keys of the stage that the rest of the command line asks for."""
     try:
-        tree = load_tree(argv)
+        tree = load_tree(argv, "rlhf")
     except ValueError:  # no configuration yet, or one that the run will refuse
         tree = {}
     if any(name.endswith(STAGE_SUFFIX) for name in tree):

@@ -17,30 +17,32 @@ from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import pack_documents
 from llmtrain.data.store.kinds import build_chat_stores
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.adapters.lora import base_fingerprint
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import training_flops
-from llmtrain.models.load import resolve_model
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
 from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.model import export_spec, load_with_adapter, pinned_facts, trained_report
-from llmtrain.recipes.trainer import Training, close, open_run, train
-from llmtrain.runs.export import export_tuned
+from llmtrain.recipes.model import export_spec, given_model, load_with_adapter, pinned_facts, trained_report
+from llmtrain.recipes.trainer import Run, Training, close, open_run, train
 
 
 def run_sft(config: SftConfig) -> None:
     """Train a model on the answers of conversations."""
-    run = open_run(config)
-    runtime, data = run.runtime, config.data
+    with open_run(config) as run:
+        _train(run)
 
-    base = resolve_model(config.model)
+
+def _train(run: Run[SftConfig]) -> None:
+    config, runtime, data = run.config, run.runtime, run.config.data
+
+    base = given_model(config)
     chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on=data.loss_on)
     stores = build_chat_stores(data, chat.encoder, report=runtime.say)
 
     model = load_with_adapter(run, base, chat)
     runtime.say(trained_report(run, model))
-    fingerprint = base_fingerprint(model)
+    facts = base_facts(model)
     module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
     module.neftune_alpha = config.model.neftune_alpha
 
@@ -64,13 +66,12 @@ def run_sft(config: SftConfig) -> None:
         flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, source),
-        facts=pinned_facts(model, chat.tokenizer, fingerprint, stores),
+        facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts),
+        spec=export_spec(run, model, chat),
         state_without_step=source.state_without_step,
     )
     trained = train(run, training)
-
-    spec = export_spec(run, model, chat)
-    close(run, trained, lambda checkpoint: export_tuned(run.folder, config, checkpoint, spec, fingerprint))
+    close(run, training, trained)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """What every recipe does the same way: open a run, train what the recipe has built, close the run.
 
-    run = open_run(config)                      # the folder, the processes
-    trained = train(run, Training(...))         # the loop, from the last checkpoint on
-    close(run, trained, export)                 # the model's folder
+    with open_run(config) as run:               # the folder, which no other process may write to, the processes
+        trained = train(run, training)          # the loop, from the last checkpoint on
+        close(run, training, trained)           # the model's folder
 
 A recipe brings what is its own: data, model, objective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,6 +20,7 @@ from torch import nn
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.models.attention import compile_model
 from llmtrain.models.flops import TrainingFlops
+from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.matrices import matrices_of
 from llmtrain.protocols import (
     BatchSource,
@@ -30,7 +32,11 @@ from llmtrain.protocols import (
     StateWithoutStep,
     TrainedModule,
 )
-from llmtrain.runs.folder import check_folder, mark_finished, record_ledger, record_run
+from llmtrain.runs.export import export_run
+from llmtrain.runs.facts import Facts
+from llmtrain.runs.folder import CHECKPOINTS, LEDGER, check_folder, mark_finished, record_ledger, record_run
+from llmtrain.runs.outline import outline_of, save_outline
+from llmtrain.runs.sole_writer import sole_writer
 from llmtrain.system.device import peak_flops, peak_memory_bytes
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.ema import Ema
@@ -55,6 +61,7 @@ class Run(Generic[Config_co]):
     config: Config_co
     folder: Path
     runtime: Runtime
+    may_write: Callable[[], bool]  # whether this process writes to the folder; raises LeaseLost if it no longer may
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class Training(Generic[BatchType]):
     flops: TrainingFlops
     ledger: Mapping[str, Any]  # what became of every row and token of the data
     account: Callable[[Progress], Mapping[str, Any]]  # what was trained on, for `ledger.json`
-    facts: Mapping[str, Any]  # of model and data, for `environment.json`; a resumed run must find them again
+    facts: Facts  # a resumed run must find them again
+    spec: ExportSpec  # what the model's folder is made from, besides the weights
     state_without_step: StateWithoutStep | None = None  # of stored batches, for a roll-back after a loss spike
     stop: StopSignal | None = None  # given if the source looks at it too
     critic_lr: float | None = None
@@ -84,8 +92,12 @@ class Trained:
     checkpoint: Checkpoint | None  # what is exported; None: the run was interrupted
 
 
-def open_run(config: Config) -> Run[Config]:
-    """Check the run's folder and join the other processes. Raises ValueError for what cannot work here."""
+@contextmanager
+def open_run(config: Config) -> Iterator[Run[Config]]:
+    """Check the run's folder, join the other processes, and hold the folder.
+
+    Raises ValueError for what cannot work here, and for a folder that another launch holds.
+    """
     folder = check_folder(config.run, config)
     runtime = Runtime(
         precision=config.train.precision,
@@ -96,7 +108,17 @@ def open_run(config: Config) -> Run[Config]:
         run_dir=folder,
     )
     runtime.require(config.features())
-    return Run(config, folder, runtime)
+    if not runtime.is_main:
+        yield Run(config, folder, runtime, may_write=lambda: False)
+        return
+    with sole_writer(folder, f"run.dir={folder}", runtime.say) as lease:
+        check_folder(config.run, config)  # again: another launch may have made it its own, and ended
+
+        def may_write() -> bool:
+            lease.require()
+            return True
+
+        yield Run(config, folder, runtime, may_write)
 
 
 def train(run: Run[Config], training: Training[BatchType]) -> Trained:
@@ -106,7 +128,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     schedule = make_schedule(config.optim, training.num_steps)
     profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps)
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
-    if runtime.is_main:
+    if run.may_write():
         machine = {
             "device": str(runtime.device),
             "engine": runtime.engine,
@@ -115,7 +137,10 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             "peak_flops": peak,
             "peak_flops_source": peak_source,
         }
-        record_run(folder, config, machine | dict(training.facts))
+        record_run(folder, config, machine, training.facts)
+        save_outline(folder, outline_of(config, training.spec, training.facts))
+        if not (folder / LEDGER).exists():
+            record_ledger(folder, training.ledger)
     runtime.start_trackers(config.log.project)
 
     for trunk in training.module.trunks():
@@ -128,10 +153,10 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     prepared, optimizer = runtime.prepare(training.module, optimizer)
     # After `prepare`, which may move or shard the parameters: an average made before is of what no longer trains.
     ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep, config.checkpoint.best, run.may_write)
     log = RunLog(
         folder,
-        is_main=runtime.is_main,
+        may_write=run.may_write,
         num_steps=training.num_steps,
         flops=training.flops.of_step,
         peak_flops=peak * runtime.world_size,
@@ -162,7 +187,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     with log:
         outcome = loop.run()
     optimizer.state.clear()  # the last checkpoint has it, and an export needs the memory
-    if runtime.is_main:
+    if run.may_write():
         record_ledger(folder, training.ledger, training.account(loop.progress))
     if outcome == "interrupted":
         return Trained(outcome, loop.progress, None)
@@ -186,14 +211,14 @@ def _matrix_layouts(module: TrainedModule, say: Report) -> dict[nn.Parameter, Ma
     return {parameter: layout for matrices in known for parameter, layout in matrices.layouts.items()}
 
 
-def close(run: Run[Config], trained: Trained, export: Callable[[Checkpoint], str], *, last: bool = True) -> None:
+def close(run: Run[Config], training: Training[BatchType], trained: Trained, *, last: bool = True) -> None:
     """Export the model of a run that came to its end, and leave the other processes.
 
-    `export` writes it from a checkpoint and returns what it wrote, for the log. `last`: no other run follows in this
-    process.
+    `last`: no other run follows in this process.
     """
-    runtime = run.runtime
-    if runtime.is_main and trained.checkpoint is not None:
-        runtime.say(f"{trained.outcome}: {export(trained.checkpoint)}")
-        mark_finished(run.folder, run.config)
+    runtime, config = run.runtime, run.config
+    if run.may_write() and trained.checkpoint is not None:
+        outline = outline_of(config, training.spec, training.facts)
+        runtime.say(f"{trained.outcome}: {export_run(run.folder, config, trained.checkpoint, outline)}")
+        mark_finished(run.folder, config)
     runtime.finish(leave=last or trained.checkpoint is None)

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
 from llmtrain.data.formats.messages import Conversation, tool_list
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.weight_sharing import share_equal
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders.files import REWARD_CARD
 from llmtrain.models.folders.open import model_folder
 from llmtrain.models.folders.reward import beats_chance, load_reward_model
+from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.protocols import Report
 from llmtrain.rewards.score import WeightedReward, reward_weight
+from llmtrain.system.files import one_line
 
 
 def model_reward(
@@ -42,14 +46,15 @@ def model_reward(
     if unknown := sorted(set(spec) - {"name", "path", "weight"}):
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only path and weight")
     weight, folder = reward_weight(spec, place), model_folder(reward_model_path(spec, place))
-    card = folder.parent / REWARD_CARD
-    if card.is_file() and not beats_chance(json.loads(card.read_text(encoding="utf-8"))):
+    card = next((place / REWARD_CARD for place in (folder, folder.parent) if (place / REWARD_CARD).is_file()), None)
+    if card is not None and not beats_chance(_read_card(card)):
         weak = f"{place}: {spec['path']} may be no better than chance according to {card}"
         if refuses_weak:
             raise ValueError(f"{weak}: train a better one, or set rollout.on_weak_reward=warn")
         report(f"warning: {weak}")
     model, tokenizer = load_reward_model(folder)
-    encoder = ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
+    encoder = _encoder(tokenizer)
+    facts = {"code": {"function": "model"}, "weight": weight, **reward_facts(model, encoder)}
     model.to(device)
     prepare_layers(model.model, device)
     saved = 0 if base is None else share_equal(model.model, base)
@@ -68,7 +73,31 @@ def model_reward(
                 found[i] = value
         return found
 
-    return WeightedReward(f"model {spec['path']}", weight, scores)
+    return WeightedReward(f"model {spec['path']}", weight, scores, facts)
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        card["accuracy_low"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({one_line(error)}): export the reward model again") from None
+    return card
+
+
+def reward_facts(model: RewardModel, encoder: ChatEncoder) -> dict[str, Any]:
+    """What decides the scores of a reward model: base, adapter and head, and how it reads conversations."""
+    return {"model": base_facts(model.model, whole=True), "encoder": encoder.fingerprint}
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
+    """What decides the scores of the reward model in a folder. Raises ValueError if there is none."""
+    model, tokenizer = load_reward_model(folder)
+    return reward_facts(model, _encoder(tokenizer))
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast) -> ChatEncoder:
+    return ChatEncoder(tokenizer, plain=tokenizer.chat_template is None, loss_on="last")
 
 
 def reward_model_path(spec: Mapping[str, Any], place: str) -> str:

@@ -12,7 +12,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from typing import Any, Protocol, get_type_hints
@@ -38,6 +38,7 @@ class WeightedReward:
     name: str  # unique among the rewards of a sum
     weight: float
     function: Reward
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what decides its scores: its code, its settings
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def load_rewards(specs: Sequence[str | Mapping[str, Any]], key: str = "rollout.r
         settings.pop("weight", None)
         if not isinstance(name, str):
             raise ValueError(f"{place}: no name: give it the name of a reward, one of {', '.join(REWARDS)}")
-        rewards.append(WeightedReward(name, weight, _load(name, settings, place)))
+        function, code = _load(name, settings, place)
+        rewards.append(WeightedReward(name, weight, function, {"code": code, "weight": weight, "settings": settings}))
     return with_unique_names(rewards)
 
 
@@ -146,7 +148,8 @@ def logged_rewards(by_reward: Mapping[str, list[float]]) -> Mapping[str, list[fl
     return by_reward if len(by_reward) > 1 else {}
 
 
-def _load(name: str, settings: dict[str, Any], place: str) -> Reward:
+def _load(name: str, settings: dict[str, Any], place: str) -> tuple[Reward, Mapping[str, str]]:
+    """The reward of a name with its settings, and what says which code it is."""
     if name in REWARDS:
         function = REWARDS[name]
         _check_settings(name, function, settings, place)
@@ -154,12 +157,12 @@ def _load(name: str, settings: dict[str, Any], place: str) -> Reward:
             function([], [], [], **settings)  # finds a wrong value before the first rollout
         except ValueError as error:
             raise ValueError(f"{place} ({name}): {error}") from None
-        return partial(function, **settings)
+        return partial(function, **settings), {"function": name}
     if ":" not in name:
         raise ValueError(
             f"{place}: no reward {name!r}: take one of {', '.join(REWARDS)}, FILE.py:FUNCTION or trl:FUNCTION"
         )
-    function, settings = load_function(name, place, settings)
+    function, settings, code = load_function(name, place, settings)
     if inspect.iscoroutinefunction(function):
         raise ValueError(f"{place}: {name} is a coroutine: a reward must be a plain function that returns its scores")
     parameters = inspect.signature(function).parameters.values()
@@ -167,19 +170,20 @@ def _load(name: str, settings: dict[str, Any], place: str) -> Reward:
     if unknown := sorted(set(settings) - names):
         raise ValueError(f"{place}: {name} takes no {unknown[0]!r}, only {', '.join(sorted(names))}")
     if names >= OURS:
-        return partial(_call_ours, function=function, settings=settings)
+        return partial(_call_ours, function=function, settings=settings), code
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     if "completions" not in names and not takes_any:
         raise ValueError(
             f"{place}: {name} takes neither (prompts, responses, rows) nor, as TRL's, (prompts, completions, ...)"
         )
-    return partial(
+    as_ours = partial(
         _call_as_trl,
         function=function,
         settings=settings,
         wanted=None if takes_any else frozenset(names),
         always_messages=name.startswith(TRL),
     )
+    return as_ours, code
 
 
 def _check_settings(name: str, function: Callable[..., Any], settings: Mapping[str, Any], place: str) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 from llmtrain.config.load import read_yaml, save_config
 from llmtrain.config.sections import RunConfig, Section, marks_on_resume
-from llmtrain.system.files import write_json
+from llmtrain.runs.facts import Facts, first_difference, refuse_changed, without_numbers
+from llmtrain.system.files import one_line, write_json
+from llmtrain.system.lease import LEASE
 
 # Files of a run's folder; those of its log, its checkpoints and its model are named where they are written.
 CONFIG = "config.yaml"  # the whole configuration, defaults included
@@ -23,8 +25,10 @@ LEDGER = "ledger.json"  # what became of every document, byte and token
 FINISHED = "finished.yaml"  # the configuration of a run that came to its end
 UNFINISHED = f"{CONFIG}.partial"  # all that a run leaves if it is stopped while it makes its folder
 
-# Facts that a continued run must find unchanged.
-PINNED = ("model_revision", "base_fingerprint", "tokenizer_fingerprint", "stores", "shared_prompts", "sample_order")
+CHECKPOINTS = "checkpoints"  # the folder of checkpoints
+
+PINNED = "pinned"  # the facts, in `environment.json`
+MOVE = "free some space or move run.dir"
 PACKAGES = (
     "llmtrain",
     "torch",
@@ -53,46 +57,44 @@ def immaterial(schema: type[Section]) -> list[str]:
 def check_folder(run: RunConfig, config: Section) -> Path:
     """The run's folder, which holds this run or nothing yet.
 
-    Raises ValueError if it holds another run, or files that are not a run, or cannot be written.
+    Keys that say where something is may differ: `record_run` judges what is there. Raises ValueError if it holds
+    another run, or files that are not a run, or cannot be read or written.
     """
     folder = Path(run.dir)
     saved = folder / CONFIG
     if saved.exists():
         if run.resume == "never":
             raise ValueError(f"run.dir={folder} holds a run already and run.resume is never: choose another folder")
-        difference = _first_difference(read_yaml(saved), config.model_dump(), may_change(type(config)))
+        difference = first_difference(read_config(saved), config.model_dump(), may_change(type(config)))
         if difference is not None:
             key, there, here = difference
             raise ValueError(
                 f"run.dir={folder} holds another run ({key} is {there!r} there and {here!r} here): "
                 "choose another folder, or remove that one"
             )
-    elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {UNFINISHED}):
+    elif folder.exists() and (not folder.is_dir() or any(_is_foreign(path.name) for path in folder.iterdir())):
         raise ValueError(f"run.dir={folder} is not empty and is not a run: choose another folder")
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"run.dir={folder}: {existing} is not a folder that you may write to: choose another one")
     return folder
 
 
-def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
-    """Write `config.yaml`, resolved, and `environment.json`: versions, machine, command line and `facts`.
+def _is_foreign(name: str) -> bool:
+    """Whether a file in a folder without a configuration is nothing that a run leaves before it has one."""
+    return name != UNFINISHED and not LEASE.fullmatch(name)
 
-    Raises ValueError if model, tokenizer or data are no longer those that the run started with.
+
+def record_run(folder: Path, config: Section, machine: Mapping[str, Any], facts: Facts) -> None:
+    """Write `config.yaml`, resolved, and `environment.json`: versions, command line, `machine` and `facts`.
+
+    Raises ValueError if the facts are no longer those that the run started with, or cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / ENVIRONMENT).exists():
-        started = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-        for name in PINNED:
-            then, now = (values.get(name) for values in (started, facts))
-            if then != now:
-                raise ValueError(
-                    f"run.dir={folder}: {name.replace('_', ' ')} was {then} when this run started and is {now} now: "
-                    "bring back what it started with (model.revision, tokenizer.revision, data, machine), or start "
-                    "another run"
-                )
-    save_config(config, folder / UNFINISHED)
-    (folder / UNFINISHED).rename(folder / CONFIG)  # whole or not at all: it says whose the folder is
+    if (folder / ENVIRONMENT).exists() or (folder / CHECKPOINTS).exists():
+        fix = "it says what the run started with: bring it back from a copy, or start another run"
+        refuse_changed(read_json(folder / ENVIRONMENT, fix).get(PINNED), facts, f"run.dir={folder}")
+    save_config(config, folder / CONFIG)  # first: it says whose the folder is
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -100,27 +102,72 @@ def record_run(folder: Path, config: Section, facts: Mapping[str, Any]) -> None:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "packages": dict(package_versions()),
-        **facts,
+        **machine,
+        PINNED: facts.to_dict(),
     }
-    write_json(folder / ENVIRONMENT, environment)
+    write_json(folder / ENVIRONMENT, environment, MOVE)
 
 
 def mark_finished(folder: Path, config: Section) -> None:
     """Note that a run has come to its end and written all that it writes."""
-    partial = folder / f"{FINISHED}.partial"
-    save_config(config, partial)
-    partial.rename(folder / FINISHED)
+    save_config(config, folder / FINISHED)
 
 
 def is_finished(folder: Path, config: Section) -> bool:
-    """Whether a folder holds the finished run of a configuration."""
+    """Whether a folder holds the finished run of a configuration; data and models count by where they are.
+
+    Raises ValueError if what it holds cannot be read.
+    """
     mark = folder / FINISHED
-    return mark.is_file() and _first_difference(read_yaml(mark), config.model_dump(), immaterial(type(config))) is None
+    if not mark.is_file():
+        return False
+    there, here = read_config(mark), config.model_dump()
+    places = [key for key, each in marks_on_resume(type(config)) if each.names_content]
+    there, here = (_with_real_paths(tree, places) for tree in (there, here))
+    return first_difference(there, here, immaterial(type(config))) is None
 
 
-def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
-    """Write `ledger.json`: where every byte and token of the data went, and how much of it was trained on."""
-    write_json(folder / LEDGER, {**data, "training": training})
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration that a run saved. Raises ValueError naming the file and the fix if it cannot be read."""
+    try:
+        return read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: bring it back from a copy, or start another run in another run.dir") from None
+
+
+def read_json(path: Path, fix: str) -> dict[str, Any]:
+    """The mapping in a file of a run. Raises ValueError naming the file and the fix if it cannot be read."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({one_line(error)}): {fix}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} cannot be read (not a mapping): {fix}")
+    return tree
+
+
+def _with_real_paths(tree: Any, places: Sequence[str], key: str = "") -> Any:
+    """A tree in which the texts of some keys, and all within them, are absolute paths without links."""
+    if without_numbers(key) in places:
+        return _real_paths(tree)
+    if isinstance(tree, dict):
+        return {name: _with_real_paths(value, places, f"{key}.{name}" if key else name) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_real_paths(value, places, f"{key}[{i}]") for i, value in enumerate(tree)]
+    return tree
+
+
+def _real_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        return os.path.realpath(os.path.expanduser(value))
+    if isinstance(value, dict):
+        return {name: _real_paths(each) for name, each in value.items()}
+    return [_real_paths(each) for each in value] if isinstance(value, list) else value
+
+
+def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> None:
+    """Write `ledger.json`: where every byte and token of the data went, and how much was trained on, once known."""
+    write_json(folder / LEDGER, {**data, **({} if training is None else {"training": training})}, MOVE)
 
 
 def package_versions() -> Iterator[tuple[str, str]]:
@@ -130,18 +177,3 @@ def package_versions() -> Iterator[tuple[str, str]]:
             yield package, version(package)
         except PackageNotFoundError:
             continue  # an optional one
-
-
-def _first_difference(there: Any, here: Any, leave_out: Sequence[str], key: str = "") -> tuple[str, Any, Any] | None:
-    if key in leave_out or there == here:
-        return None
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        differences = (_first_difference(*items, leave_out, key) for items in zip(there, here, strict=True))
-        return next((difference for difference in differences if difference is not None), None)
-    if not (isinstance(there, dict) and isinstance(here, dict)):
-        return key, there, here
-    for name in [*here, *(name for name in there if name not in here)]:
-        inner = _first_difference(there.get(name), here.get(name), leave_out, f"{key}.{name}" if key else name)
-        if inner is not None:
-            return inner
-    return None

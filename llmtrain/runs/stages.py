@@ -27,7 +27,7 @@ def run_stages(configs: Mapping[str, RecipeConfig], runs: Mapping[str, RunStage]
         if name not in pending:
             follows_pending = pending and list(configs).index(pending[0]) < list(configs).index(name)
             hint = (
-                f"; trained on the previous result of an earlier stage, which is run again: remove {folder} to run it again"
+                f"; trained on the earlier result of a stage that is run again: remove {folder} to run this one too"
                 if follows_pending
                 else ""
             )

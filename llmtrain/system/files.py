@@ -10,9 +10,12 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from llmtrain.system.lease import POLL_SECONDS, Lease, Watch, try_to_take
 
 LOCK = "lock"
 
@@ -22,7 +25,10 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def disk_full(place: object, fix: str = "free some space or move data.cache_dir") -> ValueError:
+FREE_CACHE = "free some space or move data.cache_dir"
+
+
+def disk_full(place: object, fix: str = FREE_CACHE) -> ValueError:
     """The error of a full disk, in the words that every room uses: `PLACE: the disk is full; FIX`."""
     return ValueError(f"{place}: the disk is full; {fix}")
 
@@ -46,17 +52,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    partial.rename(path)
+def write_json(path: Path, tree: Mapping[str, Any], fix: str = FREE_CACHE) -> None:
+    """Write a JSON file as `write_bytes` does."""
+    write_bytes(path, (json.dumps(tree, indent=2) + "\n").encode("utf-8"), fix)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, fix: str = FREE_CACHE) -> None:
     """Write a file whole or not at all, so that it survives a crash of the machine; one writer at a time.
 
-    Raises ValueError if the disk is full.
+    Raises ValueError, with the `fix`, if the disk is full.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -68,7 +72,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         if not is_disk_full(error):
             raise
-        raise disk_full(path) from None
+        raise disk_full(path, fix) from None
     partial.rename(path)
     sync_folder(path.parent)
 
@@ -92,10 +96,11 @@ def exclusive_if_free(folder: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, report: Callable[[str], None], key: str = "data.cache_dir") -> Iterator[None]:
-    """Hold a folder's lock; a second process waits here, and the system frees the lock of a process that dies.
+    """Hold a folder; a second process waits here, on any machine that shares the file system.
 
-    Raises ValueError, naming the configuration's `key`, if the folder cannot be made or written, or its file
-    system has no locks.
+    The system's lock orders the processes of a machine, and is freed if one dies; a lease excludes other machines, on
+    which the lock may mean nothing. Raises ValueError, naming the configuration's `key`, if the folder cannot be made
+    or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,8 +116,26 @@ def exclusive(folder: Path, report: Callable[[str], None], key: str = "data.cach
         except BlockingIOError:
             report(f"{folder}: another process builds this; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise ValueError(
-                f"{folder}: this file system cannot lock files ({error.strerror}); set {key} to one that can"
-            ) from None
-        yield
+        except OSError:
+            pass  # a file system without locks: the lease alone excludes others
+        lease = _waited_for(folder, report, key)
+        try:
+            yield
+        finally:
+            lease.release()
+
+
+def _waited_for(folder: Path, report: Callable[[str], None], key: str) -> Lease:
+    """The lease of a folder, once its holder on another machine has released it or is dead."""
+    watch, is_waiting = Watch(), False
+    try:
+        while isinstance(lease := try_to_take(folder, watch, report), str):
+            if not is_waiting:
+                report(f"{folder}: {lease} builds this; waiting for it")
+                is_waiting = True
+            time.sleep(POLL_SECONDS)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(folder) from None
+        raise ValueError(f"{folder}: cannot be written ({error.strerror}); set {key} to another") from None
+    return lease

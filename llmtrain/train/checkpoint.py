@@ -51,8 +51,9 @@ class FormatError(ValueError):
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` of them, and also the best one if `keep_best` is on."""
 
-    def __init__(self, folder: Path, keep: int, keep_best: bool) -> None:
-        self._folder, self._keep, self._keep_best = folder, keep, keep_best
+    def __init__(self, folder: Path, keep: int, keep_best: bool, may_write: Callable[[], bool] = lambda: True) -> None:
+        """`may_write` raises ValueError on the main process if another launch has taken the run over."""
+        self._folder, self._keep, self._keep_best, self._may_write = folder, keep, keep_best, may_write
 
     def save(
         self,
@@ -73,7 +74,7 @@ class Checkpoints:
         named_state = runtime.named_state()
         error: Exception | None = None
         if runtime.is_main:
-            error = _write(final, step, named_state, state, extra, best)
+            error = self._refused() or _write(final, step, named_state, state, extra, best)
         for _ in named_state:  # reading the state is collective: also after an error every rank iterates over all of it
             pass
         if runtime.any(error is not None):
@@ -89,6 +90,14 @@ class Checkpoints:
         if runtime.is_main:
             self._prune(step, runtime.say)
         return final
+
+    def _refused(self) -> Exception | None:
+        """Why this process may no longer write, for all ranks to agree on; None: it may."""
+        try:
+            self._may_write()
+        except ValueError as error:
+            return error
+        return None
 
     def latest(self, runtime: Runtime) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on every rank; a damaged one is reported and skipped.
@@ -228,6 +237,31 @@ class Checkpoint:
             with file.open("rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != expected["sha256"]:
                     raise ValueError(f"checkpoint {self.path} was changed: {name} does not match its hash")
+
+
+def find_checkpoint(folder: Path, which: str) -> Checkpoint:
+    """The checkpoint `latest`, `best` or of a step's number in a folder, verified; nothing is changed there.
+
+    Raises ValueError naming the steps that there are, or the damage.
+    """
+    paths = _folders(folder, suffix="")
+    steps = [int(path.name.removeprefix("step-")) for path in paths]
+    there = f"{folder} holds {'no checkpoint' if not steps else 'the steps ' + ', '.join(map(str, steps))}"
+    if which == "best":
+        paths = [path for path in paths if _is_best(path)]
+        there += ", of which none was kept as the best" if steps else ""
+    elif which != "latest":
+        if not which.isdecimal():
+            raise ValueError(f"step {which!r}: give a number, latest or best")
+        paths = [path for path, step in zip(paths, steps, strict=True) if step == int(which)]
+    if not paths:
+        raise ValueError(f"no checkpoint {which}: {there}")
+    checkpoint = Checkpoint(paths[-1])
+    try:
+        checkpoint.verify()
+    except ValueError as error:
+        raise ValueError(f"{error}; {there}") from None
+    return checkpoint
 
 
 def _write(

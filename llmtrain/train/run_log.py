@@ -34,15 +34,18 @@ class RunLog:
         self,
         folder: Path,
         *,
-        is_main: bool,
+        may_write: Callable[[], bool],
         num_steps: int,
         flops: Callable[[Counts], float],
         peak_flops: float,
         track: Callable[[Row, int], None],
         memory_bytes: Callable[[], int],
     ) -> None:
-        """`flops` of a step follow from its totals; `peak_flops` is that of all devices together, in FLOP/s."""
-        self._is_main, self._num_steps = is_main, num_steps
+        """`flops` of a step follow from its totals; `peak_flops` is that of all devices together, in FLOP/s.
+
+        `may_write`: whether this is the main rank; raises ValueError if another launch has taken the run over.
+        """
+        self._may_write, self._num_steps = may_write, num_steps
         self._flops, self._peak_flops = flops, peak_flops
         self._track, self._memory_bytes = track, memory_bytes
         self._folder = folder
@@ -52,7 +55,7 @@ class RunLog:
         self._window_tokens = self._window_flops = self._window_seconds = 0.0  # since the last training row
 
     def __enter__(self) -> RunLog:
-        if self._is_main and self._console.is_terminal:
+        if self._may_write() and self._console.is_terminal:
             columns = (BarColumn(bar_width=20), TextColumn("{task.fields[status]}"))
             self._bar = ProgressBar(*columns, console=self._console, transient=True)
             self._bar.start()
@@ -67,18 +70,21 @@ class RunLog:
 
     def resume_at(self, step: int, evaluated_step: int) -> None:
         """Drop training rows after `step` and evaluation rows after `evaluated_step`: they will be written again."""
-        if self._is_main and self._metrics_path.exists():
-            lines, partial = self._metrics_path.read_text().splitlines(), self._metrics_path.with_suffix(".partial")
-            kept = [line for line in lines if _is_kept(line, step, evaluated_step)]
-            partial.write_text("".join(f"{line}\n" for line in kept))
+        if self._may_write() and self._metrics_path.exists():
+            rows, num_bad = read_rows(self._metrics_path)
+            kept = [row for row in rows if row["step"] <= (evaluated_step if "eval_loss" in row else step)]
+            partial = self._metrics_path.with_suffix(".partial")
+            partial.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
             partial.replace(self._metrics_path)  # atomic: a kill leaves the old rows or the new ones
+            if num_bad:
+                self.say(f"warning: {self._metrics_path}: {num_bad} lines cannot be read and were dropped")
             for path in (self._folder / EVALUATIONS).glob("step-*.json"):
                 if int(path.stem.removeprefix("step-")) > evaluated_step:
                     path.unlink()
 
     def say(self, text: str) -> None:
         """A line for the terminal and the log file."""
-        if not self._is_main:
+        if not self._may_write():
             return
         self._console.print(text, markup=False)
         with self._log_path.open("a", encoding="utf-8") as file:
@@ -92,7 +98,7 @@ class RunLog:
 
     def train_row(self, row: dict[str, float | int]) -> None:
         """A training row: `row` with speed and MFU over the steps since the last one."""
-        if not self._is_main:
+        if not self._may_write():
             return
         seconds = max(self._window_seconds, 1e-9)
         speed = self._window_tokens / seconds
@@ -116,7 +122,7 @@ class RunLog:
 
     def eval_row(self, row: Mapping[str, Any]) -> None:
         """An evaluation row, also logged as a line; its `report`, if it has one, goes to `evaluation_path`."""
-        if not self._is_main:
+        if not self._may_write():
             return
         numbers = {name: value for name, value in row.items() if name != "report"}
         if "report" in row:  # before the row, which then never is without it
@@ -135,12 +141,19 @@ class RunLog:
         self._track(row, int(row["step"]))
 
 
-def _is_kept(line: str, step: int, evaluated_step: int) -> bool:
-    try:
-        row = json.loads(line)
-        return row["step"] <= (evaluated_step if "eval_loss" in row else step)
-    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be incomplete
-        return False
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a `metrics.jsonl`, and how many lines cannot be read, besides a last one that a kill cut short."""
+    rows: list[dict[str, Any]] = []
+    num_bad = 0
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+    for line in lines[:-1]:
+        try:
+            row = json.loads(line)
+            row["step"] + 0
+            rows.append(row)
+        except (ValueError, KeyError, TypeError):
+            num_bad += 1
+    return rows, num_bad
 
 
 def evaluation_path(folder: Path, step: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,22 @@ def test_the_reference_is_asked_once_for_all_runs_on_a_model_and_its_pairs(input
     assert "computed in" in ran(other, "train.steps=1").out
 
 
+@pytest.mark.parametrize(
+    "field", [{"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}, {"rms_norm_eps": 0.1}]
+)
+def test_the_reference_of_another_configuration_is_not_found(
+    inputs: Path, tmp_path: Path, field: dict[str, Any]
+) -> None:
+    base = shutil.copytree(inputs / "chat", tmp_path / "chat")
+    ran(config_of(tmp_path, base, inputs / "pairs.jsonl", run={"dir": str(tmp_path / "first")}), "train.steps=1")
+    stored = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(stored | field))
+    ended = ran(config_of(tmp_path, base, inputs / "pairs.jsonl"), "train.steps=1")
+    assert ended.out.count("computed in") == 2
+    first = next(row for row in metrics(tmp_path / "run") if "lr" in row)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_a_torn_file_of_the_reference_is_made_anew(inputs: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path, inputs / "chat", inputs / "pairs.jsonl")
     ran(config, "train.steps=1")
@@ -158,9 +175,10 @@ def test_a_run_does_not_go_on_from_another_base(inputs: Path, tmp_path: Path) ->
     ran(config, "train.steps=1")
     environment = tmp_path / "run" / "environment.json"
     started = json.loads(environment.read_text())
-    environment.write_text(json.dumps(started | {"base_fingerprint": "0"}))
+    started["pinned"]["base"]["weights"] = "0"
+    environment.write_text(json.dumps(started))
     ended = run_here(config, "train.steps=2", recipe=RLHF)
-    assert ended.code == 2 and "base fingerprint was 0 when this run started" in ended.err
+    assert ended.code == 2 and "the base model changed since this run started (base.weights was '0'" in ended.err
 
 
 def test_the_ledger_counts_the_tokens_of_answers(inputs: Path, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_a_run_leaves_its_folder_as_described(config: Path) -> None:
         "metrics.jsonl",
         "finished.yaml",
         "model",
+        "outline",
         "train.log",
     }
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000008", "step-00000010"]

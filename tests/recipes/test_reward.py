@@ -134,9 +134,10 @@ def test_a_run_says_that_prompts_stand_once_and_keeps_to_it(inputs: Path, tmp_pa
     assert "prompts: once per pair" in ran(config, "train.steps=1").out
     environment = tmp_path / "run" / "environment.json"
     started = json.loads(environment.read_text())
-    environment.write_text(json.dumps(started | {"shared_prompts": False}))
+    started["pinned"]["packing"]["shared_prompts"] = False
+    environment.write_text(json.dumps(started))
     ended = run_here(config, "train.steps=2", recipe=RLHF)
-    assert ended.code == 2 and "shared prompts was False when this run started and is True now" in ended.err
+    assert ended.code == 2 and "packing.shared_prompts was False and is True now" in ended.err
 
 
 def test_the_ledger_accounts_for_every_pair(inputs: Path, tmp_path: Path) -> None:

@@ -144,4 +144,4 @@ def test_a_run_on_another_base_is_refused(inputs: Path, tmp_path: Path) -> None:
     finally:
         (inputs / "chat").rename(tmp_path / "replaced")
         (inputs / "chat.kept").rename(inputs / "chat")
-    assert ended.code == 2 and "base fingerprint was" in ended.err
+    assert ended.code == 2 and "base.weights was" in ended.err

@@ -29,7 +29,12 @@ def open_chat_tokenizer(
 
     Raises ValueError for a tokenizer or template that cannot be used.
     """
-    loaded = load_tokenizer(tokenizer.path or model.path, tokenizer.revision or model.revision, model.trust_remote_code)
+    loaded = load_tokenizer(
+        tokenizer.path or model.path,
+        tokenizer.revision or model.revision,
+        model.trust_remote_code,
+        key="model.path" if tokenizer.path is None else "tokenizer.path",
+    )
     template, new_tokens = choose_template(loaded, chat_template)
     loaded.add_tokens(new_tokens, special_tokens=True)
     loaded.chat_template = template

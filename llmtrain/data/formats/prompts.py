@@ -70,6 +70,19 @@ class Prompts:
     eval: Sequence[Prompt]
     ledger: Ledger
 
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """What identifies the content of each training source, and of what is held out, wherever it is."""
+        return {"train": [_name(prompts) for prompts in self.train], "eval": [_name(self.eval)]}
+
+
+def _name(prompts: Sequence[Prompt]) -> str:
+    """32 hexadecimal digits of prompts in their order, with the rows that rewards compare answers to."""
+    hasher = blake2b(digest_size=16)
+    for prompt in prompts:
+        hasher.update(repr((prompt.ids, prompt.messages, sorted(prompt.row.items()))).encode())
+    return hasher.hexdigest()
+
 
 def load_prompts(
     data: PromptDataConfig, tokenizer: PreTrainedTokenizerFast, *, max_new_tokens: int, report: Report

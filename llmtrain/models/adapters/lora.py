@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -21,10 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmtrain.config.sections import AdapterConfig
 from llmtrain.models.adapters.quantized import num_weights
-from llmtrain.models.adapters.token_rows import EmbeddingWithRows, train_rows
-from llmtrain.models.heads.score import SCORE
-
-FINGERPRINT_SAMPLES = 64  # values of each frozen weight
+from llmtrain.models.adapters.token_rows import train_rows
 
 
 def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Sequence[int], seed: int) -> PeftModel:
@@ -89,26 +85,3 @@ def adapter_report(model: nn.Module, optimizer_bytes: int) -> str:
         f"memory: {all_mb:,.1f} MB of weights, {trained_mb:,.1f} MB of gradients, "
         f"{num_trained * optimizer_bytes / 1e6:,.1f} MB of optimizer state"
     )
-
-
-def base_fingerprint(model: PreTrainedModel, num_known_tokens: int | None = None) -> str:
-    """16 hexadecimal digits that identify a frozen base: names, shapes and a sample of each of its weights.
-
-    They are the same with and without an adapter, and for a model that scores whatever its head is: that is trained
-    in full beside an adapter. Of the embedding and the head only the first `num_known_tokens`
-    rows count, by default those before the first new token: the rows after them are not the base's own.
-    """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if isinstance(embedding, EmbeddingWithRows):
-        num_known_tokens = int(embedding.row_ids.min())
-    by_token = [module.weight for module in (embedding, head) if module is not None]
-    hasher = blake2b(digest_size=8)
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name or name.endswith(".rows") or name.startswith(f"{SCORE}."):
-            continue
-        weight = parameter[:num_known_tokens] if any(parameter is matrix for matrix in by_token) else parameter
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // FINGERPRINT_SAMPLES)].float().cpu().contiguous()
-        hasher.update(f"{name.replace('.base_layer', '')} {tuple(weight.shape)}".encode())
-        hasher.update(sample.numpy().tobytes())
-    return hasher.hexdigest()

@@ -11,8 +11,9 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -22,9 +23,10 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 from transformers.utils import logging
 
 from llmtrain.config.sections import AdapterConfig
-from llmtrain.models.adapters.lora import base_fingerprint, expected_warnings, lora_config
+from llmtrain.models.adapters.base import base_facts
+from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.folders.card import as_model_card
-from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, GENERATION_CONFIG
+from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, GENERATION_CONFIG, require_readable
 from llmtrain.models.folders.kind import ModelKind, kind_of_adapter, load_options
 from llmtrain.models.folders.model import (
     WRAPPER_PREFIX,
@@ -49,7 +51,7 @@ class AdapterSpec:
     config: AdapterConfig
     base_path: str
     base_revision: str | None = None
-    fingerprint: str | None = None  # of the base, compared when the adapter is opened; None: it cannot be compared
+    base: Mapping[str, Any] = field(default_factory=dict)  # facts, compared when the adapter is opened; those there are
 
 
 def export_adapter(
@@ -82,7 +84,7 @@ def export_adapter(
     if spec.kind.generates:
         generation_config(spec).save_pretrained(folder)
     save_tokenizer(folder, spec)
-    (folder / ADAPTER_BASE).write_text(json.dumps({"fingerprint": adapter.fingerprint}) + "\n", encoding="utf-8")
+    (folder / ADAPTER_BASE).write_text(json.dumps(dict(adapter.base), indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
@@ -96,6 +98,7 @@ def merge_adapter(adapter_folder: Path, out_folder: Path, trust_remote_code: boo
         raise ValueError(f"{adapter_folder} is not an adapter: it has no {ADAPTER_CONFIG}")
     if out_folder.exists():
         raise ValueError(f"{out_folder} exists already: choose another folder, or remove that one")
+    require_readable(adapter_folder)
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
     adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code)
     dtype = adapted.get_base_model().dtype
@@ -164,15 +167,28 @@ def _check_base(adapter_folder: Path, config: PeftConfig, base: PreTrainedModel)
     """Raise ValueError if the base is not the one that the adapter was trained on, as far as that was recorded."""
     if not (adapter_folder / ADAPTER_BASE).is_file():
         return  # an adapter from elsewhere
-    trained_on = json.loads((adapter_folder / ADAPTER_BASE).read_text(encoding="utf-8"))["fingerprint"]
+    trained_on = json.loads((adapter_folder / ADAPTER_BASE).read_text(encoding="utf-8"))
+    if "fingerprint" in trained_on:
+        raise ValueError(
+            f"{adapter_folder / ADAPTER_BASE} was written by a version of llmtrain that did not record the base's "
+            "configuration: train again, or remove the file if you are sure of the base"
+        )
     rows = config.to_dict()["trainable_token_indices"] or {}
     first_new = min((min(ids) for ids in rows.values()), default=None)
-    found = base_fingerprint(base, first_new)
-    if trained_on is not None and found != trained_on:
-        raise ValueError(
-            f"{adapter_folder} was trained on another base than {config.base_model_name_or_path} is now (fingerprint "
-            f"{trained_on}, not {found}): name the right one in {ADAPTER_CONFIG}"
-        )
+    found = base_facts(base, first_new)
+    for name, fact in trained_on.items():
+        if fact != found[name]:
+            what = name if name == "weights" else _differing(fact, found[name])
+            raise ValueError(
+                f"{adapter_folder} was trained on another base than {config.base_model_name_or_path} is now ({what} "
+                f"differ): name the right one in {ADAPTER_CONFIG}"
+            )
+
+
+def _differing(trained_on: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The fields of two configurations that differ, with their values."""
+    names = [name for name in {**trained_on, **found} if trained_on.get(name) != found.get(name)]
+    return ", ".join(f"configuration: {name} {trained_on.get(name)!r} then, {found.get(name)!r} now" for name in names)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from llmtrain.models.folders.files import ADAPTER_CONFIG, GENERATION_CONFIG, MODEL_CONFIG
+from llmtrain.models.folders.files import ADAPTER_CONFIG, GENERATION_CONFIG, MODEL_CONFIG, require_readable
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.system.files import one_line
 
@@ -30,7 +30,7 @@ def model_folder(path: str) -> Path:
         if (candidate / MODEL_CONFIG).is_file() or (candidate / ADAPTER_CONFIG).is_file():
             return candidate
     if (folder / "checkpoints").is_dir():
-        raise ValueError(f"{path}: this run has no model yet: start its command again, it ends by writing model/")
+        raise ValueError(f"{path}: this run has no model yet: start its command again, or `llmtrain export {path}`")
     raise ValueError(f"{path}: neither a run's folder nor a model's")
 
 
@@ -40,6 +40,7 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises ValueError if the folder holds no language model, or an adapter whose base is not there or not its own.
     """
     folder = model_folder(path)
+    require_readable(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if (folder / ADAPTER_CONFIG).is_file():

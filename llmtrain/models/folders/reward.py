@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders.adapter import adapter_kind, open_adapter
-from llmtrain.models.folders.files import ADAPTER_CONFIG
+from llmtrain.models.folders.files import ADAPTER_CONFIG, require_readable
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import no_progress_bar
 from llmtrain.models.wrappers.reward_model import RewardModel
@@ -39,6 +39,7 @@ def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFas
 
     Raises ValueError for a folder that holds none, and for an adapter whose base is not the one it was trained on.
     """
+    require_readable(folder)
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     try:
         if is_adapter and adapter_kind(folder) is not REWARD:

@@ -47,11 +47,19 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_read(argv: list[str]
     [
         (["stf"], "error: unknown verb stf: the nearest is sft\n"),
         (["zzz"], "error: unknown verb zzz: `llmtrain --help` lists them\n"),
-        (["sft"], "error: usage: CONFIG [key=value ...]; --help lists every key\n"),
-        (["sft", "data.train=x"], "error: usage: CONFIG [key=value ...]; --help lists every key\n"),
+        (["sft"], "error: usage: llmtrain sft CONFIG [key=value ...]; `llmtrain sft --help` lists every key\n"),
+        (["pretrain"], "error: usage: llmtrain pretrain CONFIG [key=value ...]; `llmtrain pretrain --help` lists"),
+        (["rlhf"], "error: usage: llmtrain rlhf CONFIG [key=value ...]; `llmtrain rlhf --help` lists"),
+        (
+            ["sft", "data.train=x"],
+            "error: usage: llmtrain sft CONFIG [key=value ...]; `llmtrain sft --help` lists every key\n",
+        ),
         (["sft", "sft_ful"], "error: sft_ful is neither a file nor a shipped configuration: the nearest is sft_full\n"),
         (["sft", "zzz"], "error: zzz is neither a file nor a shipped configuration: `llmtrain configs` lists them\n"),
-        (["sft", "--packs", "2"], "error: unknown option --packs; usage: CONFIG [key=value ...]; --help lists"),
+        (
+            ["sft", "--packs", "2"],
+            "error: unknown option --packs; usage: llmtrain sft CONFIG [key=value ...]; `llmtrain sft --help` lists",
+        ),
         (["configs", "zero"], "error: zero is not a shipped configuration: the nearest is "),
         (
             ["rlhf", "bytes"],

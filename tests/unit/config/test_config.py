@@ -96,7 +96,7 @@ def test_the_last_override_of_a_key_counts(least: str) -> None:
         (["data.max_seq_len=1000"], "train.global_batch_tokens=65536 is not a multiple of data.max_seq_len=1000"),
         (["train.microbatch_tokens=512"], "train.microbatch_tokens=512 is smaller than one pack"),
         (["tokenizer.path=null"], "a new model needs tokenizer.path"),
-        (["model.path=m", "model.preset=1m"], "remove model.preset and model.config"),
+        (["model.path=m", "model.preset=1m"], "keeps the model's own shape: remove model.preset"),
         (["data.eval=b.txt", "data.eval_fraction=0.1"], "give data.eval or data.eval_fraction, not both"),
         (["data.eval_fraction=0", "eval.patience=3"], "need held-out data"),
         (["eval.patience=3"], "need checkpoint.best=true"),
@@ -149,7 +149,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, mes
 
 @pytest.mark.parametrize("argv", [[], ["optim.lr=1"]])
 def test_a_command_without_a_file_tells_the_usage(argv: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"usage: CONFIG "):
+    with pytest.raises(ValueError, match=r"usage: llmtrain \w+ CONFIG "):
         load_config(PretrainConfig, argv)
 
 

@@ -142,7 +142,7 @@ def test_the_card_is_the_report_of_the_step_that_is_exported(tmp_path: Path) -> 
     first, second = scored([1.0, 0.0], [0.0, 2.0]), scored([1.0, 3.0], [0.0, 2.0])
     log = RunLog(
         tmp_path,
-        is_main=True,
+        may_write=lambda: True,
         num_steps=5,
         flops=lambda totals: 0.0,
         peak_flops=1.0,

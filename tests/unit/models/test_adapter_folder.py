@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, pipeline
 
 from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
-from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
-from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter
+from llmtrain.models.adapters.base import base_facts
+from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter, open_adapter
 from llmtrain.models.folders.card import model_card
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import load_model, load_pretrained
@@ -77,7 +78,7 @@ def export(
         trained | buffers,
         "---\nlibrary_name: peft\n---\n",
         ExportSpec(model.config, tokenizer, stop_ids=stop_ids),
-        AdapterSpec(config, base_path=str(base), fingerprint=base_fingerprint(model)),
+        AdapterSpec(config, base_path=str(base), base=base_facts(model)),
     )
     model.set_attn_implementation("eager")
     model.eval()
@@ -190,6 +191,51 @@ def test_a_base_that_has_changed_is_refused(tmp_path: Path) -> None:
     ) as caught:
         merge_adapter(folder, tmp_path / "merged")
     assert "\n" not in str(caught.value) and not (tmp_path / "merged").exists()
+
+
+CONFIGURATIONS: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "rms_norm_eps": 1e-3,
+    "hidden_act": "gelu",
+}
+
+
+@pytest.mark.parametrize("name", ["rope_parameters", "rms_norm_eps", "hidden_act"])
+def test_a_base_of_equal_weights_and_another_configuration_is_refused_by_the_field(tmp_path: Path, name: str) -> None:
+    folder = export(tmp_path / "adapter", write_base(tmp_path / "base"), {}).folder
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: CONFIGURATIONS[name]}))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for use in (lambda: merge_adapter(folder, tmp_path / "merged"), lambda: open_adapter(folder, tokenizer)):
+        with pytest.raises(
+            ValueError, match=rf"^{folder} was trained on another base .*configuration: {name} "
+        ) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_names_versions_and_storage_of_a_base_may_change(tmp_path: Path) -> None:
+    folder = export(tmp_path / "adapter", write_base(tmp_path / "base"), {}).folder
+    path = tmp_path / "base" / "config.json"
+    stored = json.loads(path.read_text())
+    stored |= {"transformers_version": "4.40.0", "_name_or_path": "x", "use_cache": False, "attention_dropout": 0.1}
+    path.write_text(json.dumps(stored | {"initializer_range": 0.5, "architectures": ["Other"], "eos_token_id": 3}))
+    merge_adapter(folder, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"fingerprint": "ab12"}', "did not record the base's configuration"),
+        ('{"weights": "ab', "cannot be read .*: export or copy the model again"),
+    ],
+)
+def test_a_note_on_the_base_that_cannot_be_judged_is_named(tmp_path: Path, content: str, said: str) -> None:
+    folder = export(tmp_path / "adapter", write_base(tmp_path / "base"), {}).folder
+    (folder / "base.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{folder}/base.json .*{said}"):
+        merge_adapter(folder, tmp_path / "merged")
 
 
 def test_a_base_of_another_shape_is_refused_without_a_fingerprint_too(tmp_path: Path) -> None:

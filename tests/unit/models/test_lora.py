@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
-from llmtrain.models.adapters.lora import adapter_report, add_adapter, base_fingerprint
+from llmtrain.models.adapters.base import base_facts
+from llmtrain.models.adapters.lora import adapter_report, add_adapter
 from llmtrain.models.load import load_model, load_pretrained
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
@@ -247,10 +248,10 @@ def test_the_report_counts_weights_and_memory(tokenizer: PreTrainedTokenizerBase
 
 def test_a_base_has_one_fingerprint_with_and_without_an_adapter(tokenizer: PreTrainedTokenizerBase) -> None:
     model = tiny(tokenizer)
-    plain, known = base_fingerprint(model), base_fingerprint(model, min(NEW_IDS))
+    plain, known = base_facts(model), base_facts(model, min(NEW_IDS))
     adapted(tiny(tokenizer))
-    assert base_fingerprint(adapted(model, kind="dora").get_base_model()) == plain
-    assert base_fingerprint(adapted(tiny(tokenizer), NEW_IDS).get_base_model()) == known != plain
+    assert base_facts(adapted(model, kind="dora").get_base_model()) == plain
+    assert base_facts(adapted(tiny(tokenizer), NEW_IDS).get_base_model()) == known != plain
 
 
 @pytest.mark.parametrize(
@@ -258,10 +259,18 @@ def test_a_base_has_one_fingerprint_with_and_without_an_adapter(tokenizer: PreTr
 )
 def test_another_base_has_another_fingerprint(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     model = tiny(tokenizer)
-    before = base_fingerprint(model)
+    before = base_facts(model)
     with torch.no_grad():
         model.get_parameter(name).mul_(1.01)
-    assert base_fingerprint(model) != before
+    assert base_facts(model) != before
+
+
+def test_one_changed_value_is_another_base(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = tiny(tokenizer)
+    before = base_facts(model)
+    with torch.no_grad():
+        model.get_parameter("model.embed_tokens.weight")[17, 3] += 1e-3  # not among the samples
+    assert base_facts(model)["weights"] != before["weights"]
 
 
 def test_new_tokens_start_at_the_mean_of_the_known_ones(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from transformers import (
 
 from llmtrain.batch import PackedTokens, PreferencePairs, empty_pairs
 from llmtrain.config.sections import AdapterConfig, ModelConfig, TunedModelConfig
-from llmtrain.models.adapters.lora import add_adapter, base_fingerprint
+from llmtrain.models.adapters.base import base_facts
+from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter
 from llmtrain.models.folders.card import model_card
@@ -67,7 +68,7 @@ class Trained:
     module: RewardModel
     tokenizer: Any
     adapter: AdapterConfig | None
-    fingerprint: str
+    base: dict[str, Any]
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -87,7 +88,7 @@ def trained(base: Path, adapter: dict[str, Any] | None = None, new_tokens: tuple
     if lora is not None:
         add_adapter(causal, lora, new_ids, 0)
     model = score_model(causal, config, pad_token_id=pooling_pad_id(tokenizer, (END,)), seed=0)
-    fingerprint = base_fingerprint(model)
+    base = base_facts(model)
     fuse_adapters(model)
     module = wrap_reward_model(model, "segments", 64, torch.device("cpu"))
     torch.manual_seed(2)
@@ -96,7 +97,7 @@ def trained(base: Path, adapter: dict[str, Any] | None = None, new_tokens: tuple
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     module.eval()
-    return Trained(module, tokenizer, lora, fingerprint)
+    return Trained(module, tokenizer, lora, base)
 
 
 def documents(new_tokens: bool = False) -> list[Tensor]:
@@ -157,7 +158,7 @@ def export(one: Trained, folder: Path, base: Path | None = None, card: str = "--
     if one.adapter is None:
         export_model(folder, one.weights, card, spec)
         return
-    export_adapter(folder, one.weights, card, spec, AdapterSpec(one.adapter, str(base), fingerprint=one.fingerprint))
+    export_adapter(folder, one.weights, card, spec, AdapterSpec(one.adapter, str(base), base=one.base))
 
 
 def test_new_tokens_are_trained_and_exported_with_an_adapter(tmp_path: Path) -> None:

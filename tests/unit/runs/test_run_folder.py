@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ import yaml
 
 from llmtrain.config.load import validate
 from llmtrain.config.recipes import PolicyStageConfig, PretrainConfig
-from llmtrain.runs.folder import immaterial, may_change, check_folder, record_ledger, record_run
+from llmtrain.runs.facts import Facts
+from llmtrain.runs.folder import check_folder, immaterial, may_change, record_ledger, record_run
 
-FACTS = {"model_revision": None, "tokenizer_fingerprint": "ab12", "stores": ["a-1", "b-2"], "device": "cpu"}
+MACHINE = {"device": "cpu"}
+FACTS = Facts(
+    base={"weights": "ab12", "configuration": {"rope_parameters": {"rope_theta": 10000.0}}},
+    code=None,
+    tokenizer={"vocabulary": "ab12"},
+    data={"train": ["a-1", "b-2"], "eval": []},
+    packing={"shared_prompts": None},
+)
 
 
 def config_of(folder: Path, **sections: Any) -> PretrainConfig:
@@ -35,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     """The folder of a run that has started."""
     config = config_of(tmp_path / "run")
     assert check_folder(config.run, config) == tmp_path / "run"
-    record_run(tmp_path / "run", config, FACTS)
+    record_run(tmp_path / "run", config, MACHINE, FACTS)
     return tmp_path / "run"
 
 
@@ -49,7 +58,7 @@ def test_what_was_asked_for_is_recorded_with_its_defaults(folder: Path) -> None:
     assert yaml.safe_load((folder / "config.yaml").read_text()) == config_of(folder).model_dump()
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["packages"]["torch"] and environment["cpus"] == os.cpu_count()
-    assert FACTS.items() <= environment.items()
+    assert environment["device"] == "cpu" and environment["pinned"] == FACTS.to_dict()
 
 
 def test_the_recorded_configuration_is_the_same_run(folder: Path) -> None:
@@ -93,12 +102,16 @@ def test_another_run_is_told_by_its_first_difference(folder: Path, sections: dic
 
 
 def test_what_may_change_is_marked_in_the_schemas() -> None:
-    of_finished = {"run.resume", "run.push_to_hub", "run.timeout_minutes", "data.cache_dir", "log"}
+    of_finished = {"run.dir", "run.resume", "run.push_to_hub", "run.timeout_minutes", "data.cache_dir", "log"}
     changed = {f"train.{name}" for name in ("steps", "epochs", "microbatch_tokens", "compile", "spike_factor")}
     changed |= {"data.train.path", "data.eval.path"}  # what is there is pinned by its content
     changed |= {"train.activation_checkpointing", "train.max_nonfinite_steps", "eval.every", "eval.patience"}
     assert set(immaterial(PolicyStageConfig)) == of_finished
-    assert set(may_change(PolicyStageConfig)) == of_finished | changed | {"checkpoint", "policy.kl_budget"}
+    by_content = {f"{key}.{name}" for key in ("model", "tokenizer") for name in ("path", "revision")}
+    by_content |= {f"data.{split}[].{name}" for split in ("train", "eval") for name in ("path", "revision")}
+    by_content |= {"data.chat_template", "rollout.rewards", "policy.critic_init"}
+    changed |= {"checkpoint", "policy.kl_budget"}
+    assert set(may_change(PolicyStageConfig)) == of_finished | changed | by_content
 
 
 def test_a_run_that_must_be_new_is_not_resumed(folder: Path) -> None:
@@ -107,15 +120,55 @@ def test_a_run_that_must_be_new_is_not_resumed(folder: Path) -> None:
         check_folder(config.run, config)
 
 
-@pytest.mark.parametrize("name", ["tokenizer_fingerprint", "model_revision", "stores"])
-def test_a_run_whose_inputs_changed_does_not_go_on(folder: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name.replace('_', ' ')} was .* and is other now"):
-        record_run(folder, config_of(folder), FACTS | {name: "other"})
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"base": {"weights": "cd34"}},
+            r"the base model changed .*base.weights was 'ab12' and is 'cd34' now.*\(model.path\)",
+        ),
+        (
+            {"base": FACTS.base | {"configuration": {"rope_parameters": {"rope_theta": 5.0}}}},
+            "base.configuration.rope_parameters.rope_theta was 10000.0 and is 5.0 now",
+        ),
+        (
+            {"data": {"train": ["a-1", "c-3"], "eval": []}},
+            r"the data changed .*data.train\[1\] was 'b-2' and is 'c-3' now",
+        ),
+        ({"data": {"train": ["a-1"], "eval": []}}, r"data.train was \['a-1', 'b-2'\] and is \['a-1'\] now"),
+        ({"rewards": []}, "a reward changed .*rewards was None"),
+    ],
+)
+def test_a_run_whose_inputs_changed_does_not_go_on(folder: Path, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        record_run(folder, config_of(folder), MACHINE, replace(FACTS, **changed))
 
 
 def test_what_a_run_runs_on_may_change(folder: Path) -> None:
-    record_run(folder, config_of(folder), FACTS | {"device": "cuda"})
+    record_run(folder, config_of(folder), {"device": "cuda"}, FACTS)
     assert json.loads((folder / "environment.json").read_text())["device"] == "cuda"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"pinned": {"for', b"[]", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json"])
+def test_a_file_of_the_run_that_cannot_be_read_is_named(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    config = config_of(folder)
+
+    def resume() -> None:
+        check_folder(config.run, config)
+        record_run(folder, config, MACHINE, FACTS)
+
+    with pytest.raises(ValueError, match=rf"{folder}/{name}.*bring it back from a copy, or start another") as caught:
+        resume()
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoints_of_which_nothing_says_what_they_started_with_are_refused(folder: Path) -> None:
+    (folder / "environment.json").unlink()
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=r"environment\.json cannot be read"):
+        record_run(folder, config_of(folder), MACHINE, FACTS)
 
 
 def test_a_start_that_was_killed_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +180,9 @@ def test_a_start_that_was_killed_can_be_repeated(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as killed:
         killed.setattr(Path, "rename", die)
         with pytest.raises(KeyboardInterrupt):
-            record_run(tmp_path / "run", config, FACTS)
+            record_run(tmp_path / "run", config, MACHINE, FACTS)
     check_folder(config.run, config)
-    record_run(tmp_path / "run", config, FACTS)
+    record_run(tmp_path / "run", config, MACHINE, FACTS)
     check_folder(config.run, config)
 
 

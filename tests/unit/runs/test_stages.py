@@ -139,3 +139,30 @@ def test_between_stages_a_signal_ends_the_process_as_before(tmp_path: Path) -> N
     before = signal.getsignal(signal.SIGUSR1)
     Ran()(tree(tmp_path))
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+@pytest.mark.parametrize("spelling", ["{}/", "{}/.", "{}/../{}", "link"])
+def test_a_finished_stage_is_the_same_by_any_spelling_of_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Ran()(tree(Path("runs")))
+    (tmp_path / "link").symlink_to("runs")
+    again = tree(Path("runs"))
+    again["run"] = again["run"] | {"dir": f"{spelling.format('runs', 'runs')}/hh"}
+    again["model"] = {"path": "./base"}
+    again["policy_stage"]["data"]["train"] = str(tmp_path / "prompts.jsonl")
+    assert Ran()(again) == []
+
+
+@pytest.mark.parametrize("change", [{"path": "other"}, {"path": "sub/base"}])
+def test_a_stage_with_another_base_is_not_finished(tmp_path: Path, change: dict[str, Any]) -> None:
+    Ran()(tree(tmp_path))
+    assert Ran()(tree(tmp_path, model=change)) == [("reward", False), ("policy", True)]
+
+
+def test_a_mark_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    Ran()(tree(tmp_path))
+    (tmp_path / "hh/reward/finished.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"hh/reward/finished.yaml: .*bring it back from a copy"):
+        Ran()(tree(tmp_path))

@@ -173,7 +173,7 @@ class Run:
             checkpoints=self.checkpoints,
             log=RunLog(
                 self.folder,
-                is_main=True,
+                may_write=lambda: True,
                 num_steps=self.num_steps,
                 flops=lambda totals: 0.0,
                 peak_flops=1.0,

@@ -1,0 +1,111 @@
+"""What a base is known by: its weights, and all of its configuration that changes the forward.
+
+Two models with equal facts give equal logits: the reference logprobs of one are those of the other, and an adapter that
+was trained on one fits the other. Equal weights alone do not decide that: RoPE's theta, epsilons, activations, windows
+and soft caps are in the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from llmtrain.models.adapters.token_rows import EmbeddingWithRows
+from llmtrain.models.heads.score import SCORE
+
+SAMPLES = 64  # values of each weight whose places count; of all others only the sum does
+SUM_AT_ONCE = 1 << 24  # values
+
+# Fields of a configuration that change no logit of the known tokens: names, versions, storage, what generation and
+# initialisation take, what a head for scores adds. `_token_id` ends the names of special tokens; dropout is off in a
+# base that is not trained. Any other field counts, also one that this version has never heard of.
+LEFT_OUT = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "chunk_size_feed_forward",
+        "dtype",
+        "gradient_checkpointing",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "quantization_config",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "vocab_size",
+    }
+)
+
+
+def base_facts(model: PreTrainedModel, num_known_tokens: int | None = None, *, whole: bool = False) -> dict[str, Any]:
+    """`weights`, 16 hexadecimal digits, and `configuration`, a tree of plain values.
+
+    They are the same with and without an adapter, and for a model that scores whatever its head is: that is trained
+    in full beside an adapter. `whole`: adapter and head count too. Of the embedding and the head only the first
+    `num_known_tokens` rows count, by default those before the first new token: the rows after them are not the base's
+    own.
+    """
+    return {
+        "weights": _weights(model, num_known_tokens, whole),
+        "configuration": forward_configuration(model.config),
+    }
+
+
+def forward_configuration(shape: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a configuration that change the forward, as JSON has them; those that are off are left out."""
+    plain: dict[str, Any] = json.loads(json.dumps(shape.to_dict(), default=str))
+    return _forward_fields(plain)
+
+
+def _forward_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in sorted(fields.items()):
+        if name in LEFT_OUT or name.endswith("_token_id") or "drop" in name or name.startswith("summary_"):
+            continue
+        inner = _forward_fields(value) if isinstance(value, dict) else value
+        if inner not in (None, False, {}):  # a later version of transformers has more fields, which are off
+            kept[name] = inner
+    return kept
+
+
+def _weights(model: PreTrainedModel, num_known_tokens: int | None, whole: bool) -> str:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(embedding, EmbeddingWithRows):
+        num_known_tokens = int(embedding.row_ids.min())
+    by_token = [module.weight for module in (embedding, head) if isinstance(module, nn.Module)]
+    hasher = blake2b(digest_size=8)
+    for name, parameter in model.named_parameters():
+        is_beside = ".lora_" in name or name.endswith(".rows") or name.startswith(f"{SCORE}.")
+        if is_beside and not whole:
+            continue
+        weight = parameter[:num_known_tokens] if any(parameter is matrix for matrix in by_token) else parameter
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLES)].float().cpu().contiguous()
+        hasher.update(f"{name.replace('.base_layer', '')} {tuple(weight.shape)} {_sum_of_bits(flat)}".encode())
+        hasher.update(sample.numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def _sum_of_bits(flat: Tensor) -> int:
+    """The sum of the bit patterns of all values in fp32: exact, so no order of summation changes it."""
+    total = 0
+    for part in flat.split(SUM_AT_ONCE):
+        total += int(part.float().contiguous().view(torch.int32).sum(dtype=torch.int64))
+    return total
