@@ -45,7 +45,7 @@ class Source(Section):
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of the training mixture, relative to the other sources'; None: by size, every token once per epoch."""
     text_field: str | None = None
-    """Field that holds the text; None: recognised (`text`, `content`, ...)."""
+    """Field that holds the text, `data.text` of a nested one; None: recognised (`text`, `content`, ...)."""
     fields: dict[str, str] = {}
     """Fields of instruction rows under other names: `{prompt: question, completion: answer}`; {}: recognised."""
     split: str = "train"
@@ -55,7 +55,7 @@ class Source(Section):
     revision: str | None = None
     """Commit, tag or branch of a hub dataset; the commit it resolves to is recorded."""
     slice: Annotated[str, Field(pattern=r"^\d{1,3}(\.\d+)?%:\d{1,3}(\.\d+)?%$")] | None = None
-    """Part of the source to use, as `0%:90%`: of the characters of each text file, of the rows of anything else."""
+    """Part of the source to use, as `0%:90%`: of all its rows in order, and of all characters of its text files."""
 
 
 class RunConfig(Section):

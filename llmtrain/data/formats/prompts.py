@@ -36,7 +36,7 @@ from llmtrain.data.formats.messages import (
 )
 from llmtrain.data.formats.read import FormatReader, read_examples
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
-from llmtrain.data.sources.readers import Fields, Row
+from llmtrain.data.sources.rows import Fields, Row
 from llmtrain.data.split import split_of
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line

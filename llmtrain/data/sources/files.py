@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config.sections import Source
-from llmtrain.data.sources.readers import COMPRESSIONS, READERS, TEXT_SUFFIXES
+from llmtrain.data.sources.compressed import COMPRESSIONS
+from llmtrain.data.sources.readers import READERS, TEXT_SUFFIXES
 from llmtrain.system.files import one_line
 
 READABLE = f"{' '.join([*TEXT_SUFFIXES, *READERS])}, each also with {' or '.join(COMPRESSIONS)}"
