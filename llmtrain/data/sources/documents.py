@@ -82,10 +82,11 @@ def _strings(tree: Any) -> Iterator[str]:
 
 
 def _row_document(row: Row, text_field: str) -> Document | BadRow:
-    if not has_field(row.fields, text_field):
+    try:
+        text = value_at(row.fields, text_field)
+    except KeyError:
         message = f"{row.where}: no field {text_field!r}, only {_names(row.fields)}"
         return BadRow("no text field", message, 0)
-    text = value_at(row.fields, text_field)
     if not isinstance(text, str):
         message = f"{row.where}: field {text_field!r} holds {type(text).__name__}, not a string"
         return BadRow("text is not a string", message, 0)

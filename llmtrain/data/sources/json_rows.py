@@ -20,11 +20,9 @@ SPACE = re.compile(r"\s*")
 def read_jsonl(path: Path, is_row: IsRow) -> Rows:
     """The objects of a file of JSON lines; blank lines are left out."""
     for number, line in _lines(path):
-        found = _parse(line, f"{path}:{number}")
-        if isinstance(found, BadRow):
-            yield found
-        else:
-            yield _row(found, f"{path}:{number}", len(line))
+        where = f"{path}:{number}"
+        found = _parse(line, where)
+        yield found if isinstance(found, BadRow) else _row(found, where, len(line))
 
 
 def count_jsonl(path: Path) -> int:
