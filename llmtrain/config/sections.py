@@ -47,7 +47,7 @@ class Source(Section):
     """Share of the tokens that are trained on (of policy runs: of the prompts), relative to the other sources'; a
     source too small for its share is repeated. None: by size, every token once per epoch."""
     text_field: str | None = None
-    """Field that holds the text; None: recognised (`text`, `content`, ...)."""
+    """Field that holds the text, `data.text` of a nested one; None: recognised (`text`, `content`, ...)."""
     fields: dict[str, str] = {}
     """Fields of instruction rows under other names: `{prompt: question, completion: answer}`; {}: recognised."""
     split: str = "train"
@@ -59,7 +59,7 @@ class Source(Section):
     exclude: list[str] = []
     """Files of a folder or glob to leave out, by name or pattern: `valid.jsonl`, `drafts/*`; counted."""
     slice: Annotated[str, Field(pattern=r"^\d{1,3}(\.\d+)?%:\d{1,3}(\.\d+)?%$")] | None = None
-    """Part of the source to use, as `0%:90%`: of the characters of each text file, of the rows of anything else."""
+    """Part of the source to use, as `0%:90%`: of all its rows in order, and of all characters of its text files."""
 
 
 class RunConfig(Section):

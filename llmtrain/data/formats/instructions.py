@@ -32,7 +32,7 @@ from llmtrain.data.formats.messages import (
 )
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import Fields, Row
+from llmtrain.data.sources.rows import Fields, Row, has_field, value_at
 from llmtrain.protocols import Report
 
 CANONICAL = (
@@ -111,7 +111,7 @@ def renamed(row: Fields, fields: Mapping[str, str]) -> Fields:
         return row
     mapped = {*fields, *fields.values()}
     kept = {name: value for name, value in row.items() if name not in mapped}
-    return kept | {name: row[field] for name, field in fields.items() if field in row}
+    return kept | {name: value_at(row, field) for name, field in fields.items() if has_field(row, field)}
 
 
 def fields_read(row_format: RowFormat, fields: Mapping[str, str]) -> dict[str, str]:
@@ -168,7 +168,7 @@ def recognise(row: Row, fields: Mapping[str, str]) -> RowFormat:
     that the row lacks; the message says which `fields` to set.
     """
     for name, field in fields.items():
-        if field not in row.fields:
+        if not has_field(row.fields, field):
             raise ValueError(
                 f"{row.where}: no field {field!r} (mapped by {_braced({name: field})}), only {_names(row)}"
             )

@@ -15,7 +15,7 @@ from llmtrain.data.formats.instructions import RowFormat, check_canonical, recog
 from llmtrain.data.formats.messages import Conversation, UnfitRow, answered, first_question, shown
 from llmtrain.data.formats.read import FormatReader, iter_rows, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import Row
+from llmtrain.data.sources.rows import Row
 from llmtrain.protocols import Report
 
 LABELS = ("label", "kto_tag")
@@ -41,7 +41,10 @@ class Labelled:
 
 def has_labels(source: Source) -> bool:
     """Whether the first good row of a source has a label. Raises ValueError for a source that is not there."""
-    first = next((row for row in iter_rows(source) if isinstance(row, Row)), None)
+    first = next(
+        (row for row in iter_rows(source, lambda row: _label_field(row, source) is not None) if isinstance(row, Row)),
+        None,
+    )
     return first is not None and _label_field(first, source) is not None
 
 

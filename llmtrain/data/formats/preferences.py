@@ -35,7 +35,7 @@ from llmtrain.data.formats.messages import (
 )
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.readers import Fields, Row
+from llmtrain.data.sources.rows import Fields, Row, has_field
 from llmtrain.protocols import Report
 
 RESPONSES = ("responses", "answers", "completions")
@@ -183,7 +183,7 @@ def recognise_preference(row: Row, fields: Mapping[str, str]) -> PreferenceForma
     the row lacks, and for rows of single labelled answers, which hold no preference; UnfitRow for a fault of the row.
     """
     for name, field in fields.items():
-        if field not in row.fields:
+        if not has_field(row.fields, field):
             raise ValueError(f"{row.where}: no field {field!r} (mapped to {name!r} by the source's fields)")
     view = dict(renamed(row.fields, fields))
     _require_choice(view)

@@ -38,7 +38,7 @@ from llmtrain.data.formats.read import FormatReader, read_examples
 from llmtrain.data.ledger import Ledger, SourceLedger, Split, files_not_read
 from llmtrain.data.sources.files import content_of, resolve_rows
 from llmtrain.data.sources.overlap import Read, require_disjoint
-from llmtrain.data.sources.readers import Fields, Row
+from llmtrain.data.sources.rows import Fields, Row
 from llmtrain.data.split import split_of
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line

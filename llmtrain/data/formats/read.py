@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from llmtrain.config.sections import OnBadRow, Source
 from llmtrain.data.formats.messages import UnfitRow, UnknownFormat, UnwantedRow
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.files import HubDataset, file_kind, resolve_rows
-from llmtrain.data.sources.readers import BadRow, Row, Rows, parse_slice, read_hub, read_rows
+from llmtrain.data.sources.files import Files, resolve_rows
+from llmtrain.data.sources.items import iter_items
+from llmtrain.data.sources.rows import BadRow, IsRow, Row, Rows
+from llmtrain.data.sources.text import Document
 from llmtrain.protocols import Report
 
 
@@ -63,7 +66,7 @@ def read_examples(
     """
     reader: FormatReader[ExampleType] | None = None
     first_fault = ""
-    for row in iter_rows(source, ledger):
+    for row in iter_rows(source, partial(_is_recognised, recognise), ledger):
         try:
             found = row if isinstance(row, BadRow) else _converted(row, reader, recognise)
         except UnknownFormat as fault:
@@ -91,23 +94,27 @@ def read_examples(
         raise ValueError(f"{source.path}: no {unit} to train on ({_what_was_read(ledger)}){first_fault}")
 
 
-def iter_rows(source: Source, ledger: SourceLedger | None = None) -> Rows:
+def iter_rows(source: Source, is_row: IsRow, ledger: SourceLedger | None = None) -> Rows:
     """Every row and bad row of a source, in order; its files are entered in the ledger.
 
     Raises ValueError if there are no files of rows, or one cannot be read.
     """
     location = resolve_rows(source)
-    if isinstance(location, HubDataset):
-        yield from read_hub(source, location.name, location.commit)
-        return
-    if ledger is not None:
+    if ledger is not None and isinstance(location, Files):
         ledger.files = len(location.paths)
         ledger.files_not_read = dict(location.not_read)
-    part = parse_slice(source.slice)
-    for path in location.paths:
-        kind = file_kind(path)
-        assert kind is not None, path
-        yield from read_rows(path, kind, part)
+    for item in iter_items(source, location, is_row):
+        assert not isinstance(item, Document), item.where
+        yield item
+
+
+def _is_recognised(recognise: Callable[[Row], object], row: Row) -> bool:
+    """Whether a row is in a known format, so that a list in it is a part of the row."""
+    try:
+        recognise(row)
+    except ValueError:
+        return False
+    return True
 
 
 def row_bytes(row: Row) -> int:

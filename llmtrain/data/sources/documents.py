@@ -6,25 +6,15 @@ A text file is one document; of anything else, each row is one, its text in one 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from llmtrain.config.sections import OnBadRow, Source
 from llmtrain.data.ledger import SourceLedger
-from llmtrain.data.sources.files import Files, HubDataset, file_kind, resolve
-from llmtrain.data.sources.readers import (
-    TEXT_SUFFIXES,
-    WHOLE,
-    BadRow,
-    Row,
-    Slice,
-    bounds,
-    parse_slice,
-    read_hub,
-    read_rows,
-    readable,
-)
-from llmtrain.data.sources.text import LARGE_CHARS, Document, FileText, InvalidUtf8, decoded_chunks
+from llmtrain.data.sources.files import Files, resolve
+from llmtrain.data.sources.items import iter_items
+from llmtrain.data.sources.rows import BadRow, Row, has_field, value_at
+from llmtrain.data.sources.text import Document
 
 TEXT_FIELDS = ("text", "content", "extract", "body", "document", "article", "passage", "raw_content")
 """Fields that are taken for the text where the source names none."""
@@ -40,15 +30,19 @@ def iter_documents(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger) -
     if isinstance(location, Files):
         ledger.files = len(location.paths)
         ledger.files_not_read = dict(location.not_read)
-    num_documents = 0
-    for item in iter_items(source, location):
+    num_documents, first_fault = 0, ""
+    for item in iter_items(source, location, partial(_has_text, source)):
         if isinstance(item, Row):
-            if ledger.text_field is None:
-                ledger.text_field = source.text_field or _recognise(item)
-            item = _row_document(item, ledger.text_field)
+            field = ledger.text_field or source.text_field or _recognise(item)
+            if isinstance(field, str):
+                ledger.text_field = field
+                item = _row_document(item, field)
+            else:
+                item = field
         if isinstance(item, BadRow):
             if on_bad_row == "error":
                 raise ValueError(f"{item.message}; fix the row, or set on_bad_row=skip (of `data`, in a recipe)")
+            first_fault = first_fault or f"; {item.message}"
             ledger.bad_row(item.reason, item.num_bytes)
             continue
         ledger.read.add(item.num_bytes)
@@ -58,7 +52,7 @@ def iter_documents(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger) -
         num_documents += 1
         yield item
     if not num_documents:
-        raise ValueError(f"{source.path}: no document with text ({_what_was_read(ledger)})")
+        raise ValueError(f"{source.path}: no document with text ({_what_was_read(ledger)}){first_fault}")
 
 
 def iter_texts(path: str) -> Iterator[str]:
@@ -67,7 +61,7 @@ def iter_texts(path: str) -> Iterator[str]:
     Raises ValueError as `iter_documents` does; bad rows are errors.
     """
     source = Source(path=path, split="all")
-    for item in iter_items(source, resolve(source)):
+    for item in iter_items(source, resolve(source), lambda row: True):
         if isinstance(item, BadRow):
             raise ValueError(item.message)
         if isinstance(item, Row):
@@ -87,52 +81,12 @@ def _strings(tree: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def iter_items(source: Source, location: Files | HubDataset) -> Iterator[Document | Row | BadRow]:
-    """Every text file, row and bad row of a source, in order."""
-    if isinstance(location, HubDataset):
-        yield from read_hub(source, location.name, location.commit)
-        return
-    part = parse_slice(source.slice)
-    for path in location.paths:
-        kind = file_kind(path)
-        assert kind is not None, path
-        if kind in TEXT_SUFFIXES:
-            with readable(path):
-                document = _text_document(path, part)
-            yield document
-        else:
-            yield from read_rows(path, kind, part)
-
-
-def _text_document(path: Path, part: Slice) -> Document | BadRow:
-    """A text file as one document, read again for each use where it is too large to hold."""
-    held: list[str] = []
-    num_chars = num_bytes = 0
-    try:
-        for chunk in decoded_chunks(path):
-            num_chars += len(chunk)
-            num_bytes += len(chunk.encode())
-            if num_chars <= LARGE_CHARS:
-                held.append(chunk)
-            else:
-                held.clear()
-    except InvalidUtf8 as error:
-        return BadRow("invalid UTF-8", str(error), path.stat().st_size)
-    start, end = bounds(num_chars, part)
-    if num_chars <= LARGE_CHARS or start == end:
-        text = "".join(held)[start:end]
-        return Document(text, str(path), len(text.encode()))
-    large = FileText(path, start, end)
-    if part != WHOLE:
-        num_bytes = sum(len(chunk.encode()) for chunk in large.chunks())
-    return Document(large, str(path), num_bytes)
-
-
 def _row_document(row: Row, text_field: str) -> Document | BadRow:
-    if text_field not in row.fields:
+    try:
+        text = value_at(row.fields, text_field)
+    except KeyError:
         message = f"{row.where}: no field {text_field!r}, only {_names(row.fields)}"
         return BadRow("no text field", message, 0)
-    text = row.fields[text_field]
     if not isinstance(text, str):
         message = f"{row.where}: field {text_field!r} holds {type(text).__name__}, not a string"
         return BadRow("text is not a string", message, 0)
@@ -144,13 +98,25 @@ def _row_document(row: Row, text_field: str) -> Document | BadRow:
     return Document(text, row.where, num_bytes)
 
 
-def _recognise(row: Row) -> str:
-    """The one field of a source's first row that is known to hold text."""
+def _has_text(source: Source, row: Row) -> bool:
+    """Whether an object has a text, so that a list in it holds parts of it, such as comments, not the source's rows."""
+    if source.text_field is not None:
+        return has_field(row.fields, source.text_field)
+    return any(isinstance(row.fields.get(name), str) for name in TEXT_FIELDS)
+
+
+def _recognise(row: Row) -> str | BadRow:
+    """The one field of a row that is known to hold text. Raises ValueError if there are several."""
     known = [name for name in TEXT_FIELDS if isinstance(row.fields.get(name), str)]
     if len(known) == 1:
         return known[0]
-    fault = f"fields {' and '.join(known)} could each be the text" if known else "no field is known to hold the text"
-    raise ValueError(f"{row.where}: {fault}; set the source's text_field to one of {_names(row.fields)}")
+    choose = f"set the source's text_field to one of {_names(row.fields)}"
+    if known:
+        raise ValueError(f"{row.where}: fields {' and '.join(known)} could each be the text; {choose}")
+    empty = next((name for name in TEXT_FIELDS if name in row.fields), None)
+    if empty is not None:
+        return _row_document(row, empty)  # type: ignore[return-value]  # it is no string
+    return BadRow("no text field", f"{row.where}: no field is known to hold the text; {choose}", 0)
 
 
 def _names(fields: Mapping[str, Any]) -> str:

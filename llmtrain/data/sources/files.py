@@ -16,9 +16,10 @@ from typing import Any
 
 from llmtrain.config.sections import Source
 from llmtrain.data.ledger import not_read_summary
+from llmtrain.data.sources.compressed import COMPRESSIONS
 from llmtrain.data.sources.content import content_hashes
 from llmtrain.data.sources.folders import each_once, files_of
-from llmtrain.data.sources.readers import COMPRESSIONS, READERS, TEXT_SUFFIXES
+from llmtrain.data.sources.readers import READERS, TEXT_SUFFIXES
 from llmtrain.data.sources.splits import EVERY_FILE, Folder, splits_of
 from llmtrain.data.store.token_store import META, is_store
 from llmtrain.protocols import Report

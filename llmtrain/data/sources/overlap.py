@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmtrain.config.sections import Source
 from llmtrain.data.sources.files import Content, HubDataset
-from llmtrain.data.sources.readers import parse_slice
+from llmtrain.data.sources.slices import parse_slice
 
 
 @dataclass(frozen=True)

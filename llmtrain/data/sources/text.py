@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from llmtrain.data.sources.readers import open_binary
+from llmtrain.data.sources.compressed import open_text
 
 CHUNK_BYTES = 1 << 20
 LARGE_CHARS = 4 << 20
@@ -119,7 +119,7 @@ def decoded_chunks(path: Path) -> Iterator[str]:
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, lines, first = 0, 1, True
-    with open_binary(path) as file:
+    with open_text(path) as file:
         while True:
             data = file.read(CHUNK_BYTES)
             try:

@@ -127,7 +127,7 @@ def test_a_stage_that_is_asked_for_more_runs_on_and_the_next_is_told_to_be_older
     more["reward_stage"]["train"]["epochs"] = 2
     again = Ran()
     assert again(more) == [("reward", True)]
-    assert "trained on the previous result of an earlier stage, which is run again: remove" in again.said[-1]
+    assert "trained on the earlier result of a stage that is run again: remove" in again.said[-1]
 
 
 def test_what_changes_nothing_of_a_finished_run_does_not_start_it_again(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_a_large_text_file_is_not_held_yet_reads_the_same(tmp_path: Path, monkey
     whole = "".join(f"line {i} of many größer\n" for i in range(300))
     path.write_text(whole)
     (small,) = iter_documents(Source(path=str(path)), "error", SourceLedger(path="x"))
-    monkeypatch.setattr("llmtrain.data.sources.documents.LARGE_CHARS", 100)
+    monkeypatch.setattr("llmtrain.data.sources.items.LARGE_CHARS", 100)
     monkeypatch.setattr(text, "CHUNK_BYTES", 37)
     (large,) = iter_documents(Source(path=str(path)), "error", SourceLedger(path="x"))
     assert isinstance(small.text, str) and isinstance(large.text, FileText)

@@ -264,7 +264,7 @@ def test_a_full_disk_is_one_clear_line_and_the_build_goes_on_later(tmp_path: Pat
 
 def test_a_long_text_file_is_stored_as_if_encoded_whole(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("llmtrain.data.sources.text.PIECE_CHARS", 200)
-    monkeypatch.setattr("llmtrain.data.sources.documents.LARGE_CHARS", 1000)
+    monkeypatch.setattr("llmtrain.data.sources.items.LARGE_CHARS", 1000)
     monkeypatch.setattr("llmtrain.data.sources.text.CHUNK_BYTES", 97)
     with_small_units(monkeypatch)
     text = "".join(f"{text}\n" for text in TEXTS)

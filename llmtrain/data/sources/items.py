@@ -1,0 +1,82 @@
+"""A source -> its text files, rows and bad rows: the one reader, of documents, rows, pairs and prompts alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from llmtrain.config.sections import Source
+from llmtrain.data.sources.compressed import readable
+from llmtrain.data.sources.files import Files, HubDataset, file_kind
+from llmtrain.data.sources.readers import READERS, count_rows, read_hub, read_rows
+from llmtrain.data.sources.rows import BadRow, IsRow, Row
+from llmtrain.data.sources.slices import WHOLE, Slice, parse_slice, shares
+from llmtrain.data.sources.text import LARGE_CHARS, Document, FileText, InvalidUtf8, decoded_chunks
+
+
+def iter_items(source: Source, location: Files | HubDataset, is_row: IsRow) -> Iterator[Document | Row | BadRow]:
+    """Every text file, row and bad row of a source, in order, or those of its slice.
+
+    A slice is one of the rows of all files of rows, and one of the characters of all text files, in order.
+    """
+    if isinstance(location, HubDataset):
+        yield from read_hub(source, location.name, location.commit)
+        return
+    part = parse_slice(source.slice)
+    kinds = {path: file_kind(path) or "" for path in location.paths}
+    spans = {} if part == WHOLE else _spans(kinds, part, is_row)
+    for path, kind in kinds.items():
+        span = spans.get(path)
+        if span is not None and span[0] == span[1]:
+            continue
+        if kind in READERS:
+            rows = read_rows(path, kind, is_row)
+            yield from rows if span is None else islice(rows, *span)
+        else:
+            with readable(path):
+                document = _text_document(path, span)
+            yield document
+
+
+def _spans(kinds: dict[Path, str], part: Slice, is_row: IsRow) -> dict[Path, tuple[int, int]]:
+    """[start, end) of each file that a slice of the source is: of its rows, or of its characters."""
+    spans: dict[Path, tuple[int, int]] = {}
+    row_counts = {path: count_rows(path, kind, is_row) for path, kind in kinds.items() if kind in READERS}
+    char_counts = {path: _count_chars(path) for path, kind in kinds.items() if kind not in READERS}
+    for counts in (row_counts, char_counts):
+        spans |= zip(counts, shares(list(counts.values()), part), strict=True)
+    return spans
+
+
+def _count_chars(path: Path) -> int:
+    """The characters of a text file; of one that is not UTF-8 its bytes."""
+    try:
+        with readable(path):
+            return sum(map(len, decoded_chunks(path)))
+    except InvalidUtf8:
+        return path.stat().st_size
+
+
+def _text_document(path: Path, span: tuple[int, int] | None) -> Document | BadRow:
+    """A text file, or the characters [start, end) of it, read again for each use where it is too large to hold."""
+    held: list[str] = []
+    num_chars = num_bytes = 0
+    try:
+        for chunk in decoded_chunks(path):
+            num_chars += len(chunk)
+            num_bytes += len(chunk.encode())
+            if num_chars <= LARGE_CHARS:
+                held.append(chunk)
+            else:
+                held.clear()
+    except InvalidUtf8 as error:
+        return BadRow("invalid UTF-8", str(error), path.stat().st_size)
+    start, end = span or (0, num_chars)
+    if num_chars <= LARGE_CHARS:
+        text = "".join(held)[start:end]
+        return Document(text, str(path), len(text.encode()))
+    large = FileText(path, start, end)
+    if span is not None:
+        num_bytes = sum(len(chunk.encode()) for chunk in large.chunks())
+    return Document(large, str(path), num_bytes)
