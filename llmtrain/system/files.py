@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llmtrain.system.lease import POLL_SECONDS, Lease, Watch, try_to_take
 
@@ -58,6 +58,11 @@ def write_json(path: Path, tree: Mapping[str, Any], fix: str = FREE_CACHE) -> No
 
 
 def write_bytes(path: Path, content: bytes, fix: str = FREE_CACHE) -> None:
+    """Write a file as `write_whole` does."""
+    write_whole(path, lambda file: file.write(content), fix)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object], fix: str = FREE_CACHE) -> None:
     """Write a file whole or not at all, so that it survives a crash of the machine; one writer at a time.
 
     Raises ValueError, with the `fix`, if the disk is full.
@@ -65,7 +70,7 @@ def write_bytes(path: Path, content: bytes, fix: str = FREE_CACHE) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.protocols import Array, Report
-from llmtrain.system.files import disk_full, exclusive, is_disk_full, sync_folder
+from llmtrain.system.files import exclusive, write_whole
 
 
 def is_derived(store: TokenStore, name: str) -> bool:
@@ -34,27 +34,11 @@ def derived(store: TokenStore, name: str, compute: Callable[[], Array], report: 
             return compute()
         with exclusive(store.path, report):
             if not path.is_file():
-                _write(path, compute())
+                computed = compute()
+                write_whole(path, lambda file: np.save(file, computed, allow_pickle=False))
     array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
 
 
 def _path(store: TokenStore, name: str) -> Path:
     return store.path / f"{store.split}.{name}.npy"
-
-
-def _write(path: Path, array: Array) -> None:
-    """Write an array whole or not at all, so that it survives a crash of the machine."""
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if not is_disk_full(error):
-            raise
-        raise disk_full(path) from None
-    partial.rename(path)
-    sync_folder(path.parent)
