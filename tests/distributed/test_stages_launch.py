@@ -15,7 +15,9 @@ def test_two_processes_run_both_stages_and_train_what_one_does(tmp_path: Path) -
     inputs, found = write_inputs(tmp_path / "inputs"), []
     for number, engine in enumerate((None, "cpu")):
         folder = tmp_path / str(number)
-        ended = launch(RLHF, [str(write_config(folder, inputs))], config=engine, output=folder / "process")
+        # At the fixture's rate of 0.01 a difference of 1e-8 in the first loss is one of 0.7 in the last score.
+        settings = [str(write_config(folder, inputs)), "optim.lr=0.002"]
+        ended = launch(RLHF, settings, config=engine, output=folder / "process")
         assert ended.out.count("policy stage: runs in") == 1
         rows = [row for row in metrics(folder / "run" / "policy") if "rollout_score" in row]
         assert (folder / "run" / "policy" / "model").is_dir()

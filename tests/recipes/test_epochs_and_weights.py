@@ -85,4 +85,4 @@ def test_a_run_of_another_order_is_refused(inputs: Path, tmp_path: Path, monkeyp
         ran("sft", config)
     ended = run_here(config, "train.steps=2", recipe=SFT)
     assert ended.code == 2 and ended.err.count("\n") == 1
-    assert "sample order" in ended.err
+    assert "packing.order was 1 and is 2 now" in ended.err

@@ -116,7 +116,7 @@ def test_a_run_goes_on_when_its_data_was_moved_renamed_and_touched_but_not_when_
     assert "resumed at step 10" in ended.out and "tokenizing" not in ended.out
     moved.write_text("".join(reversed(moved.read_text().splitlines(keepends=True))))
     ended = run_here(config, f"data.train={moved}", "train.steps=14")
-    assert ended.code == 2 and "stores was" in ended.err and ended.err.count("\n") == 1
+    assert ended.code == 2 and "the data changed" in ended.err and ended.err.count("\n") == 1
 
 
 def test_the_average_is_exported_where_one_is_kept(config: Path) -> None:
