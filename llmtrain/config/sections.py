@@ -58,8 +58,12 @@ class Source(Section):
     """Commit, tag or branch of a hub dataset; the commit it resolves to is recorded."""
     exclude: list[str] = []
     """Files of a folder or glob to leave out, by name or pattern: `valid.jsonl`, `drafts/*`; counted."""
+    text_suffixes: list[Annotated[str, Field(pattern=r"^\.\w+$")]] = []
+    """Further suffixes of files that are one text each: `[.py, .tex]`."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """What separates the documents of a text file, such as `<|endoftext|>`; None: a file is one document."""
     slice: Annotated[str, Field(pattern=r"^\d{1,3}(\.\d+)?%:\d{1,3}(\.\d+)?%$")] | None = None
-    """Part of the source to use, as `0%:90%`: of all its rows in order, and of all characters of its text files."""
+    """Part of the source to use, as `0%:90%`: of its rows or separated documents, or of the characters of its texts."""
 
 
 class RunConfig(Section):

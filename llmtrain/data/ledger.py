@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 Split = Literal["train", "eval"]
 SPLITS: tuple[Split, ...] = ("train", "eval")
 SHOWN_CHARACTERS = 5
+LEAST_MARKERS = 3
+"""An end of a document that is spelt less often in a source may be what a text is about."""
 
 
 @dataclass
@@ -62,6 +64,7 @@ class SourceLedger:
     files: int = 0
     files_not_read: dict[str, int] = field(default_factory=dict)  # why or of what suffix -> files passed over
     text_field: str | None = None  # the field of rows that holds the text; None: text files
+    end_markers: dict[str, int] = field(default_factory=dict)  # spelt ends of documents in the text -> how often
     row_format: str | None = None  # the format of instruction rows; None: documents
     read: Tally = field(default_factory=Tally)  # everything below together
     bad_rows: dict[str, Tally] = field(default_factory=dict)  # reason -> rows skipped
@@ -120,6 +123,7 @@ class SourceLedger:
             files=tree["files"],
             files_not_read=dict(tree["files_not_read"]),
             text_field=tree["text_field"],
+            end_markers=dict(tree["end_markers"]),
             row_format=tree.get("row_format"),  # stores of documents from before it was kept lack it
             read=Tally(**tree["read"]),
             bad_rows={reason: Tally(**tally) for reason, tally in tree["bad_rows"].items()},
@@ -177,7 +181,17 @@ def text_summary(ledger: SourceLedger) -> str:
     unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
     if unknown:
         parts.append(f"{unknown:,} unknown tokens")
-    return "; ".join(parts)
+    return "; ".join(parts + end_markers(ledger))
+
+
+def end_markers(ledger: SourceLedger) -> list[str]:
+    """What is reported of texts that seem to be several, with the marker of an end between them."""
+    fix = "" if ledger.text_field is not None else ": if it separates documents, set the source's separator to it"
+    return [
+        f"warning: the text holds {marker!r} {count:,} times{fix}"
+        for marker, count in ledger.end_markers.items()
+        if count >= LEAST_MARKERS
+    ]
 
 
 def chat_summary(ledger: SourceLedger) -> str:

@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from llmtrain.config.sections import OnBadRow, Source, TokenizerTrainConfig
-from llmtrain.data.ledger import SourceLedger
+from llmtrain.data.ledger import SourceLedger, end_markers
 from llmtrain.data.sources.documents import iter_documents
 from llmtrain.data.split import eval_share
 from llmtrain.protocols import Report
@@ -95,6 +95,8 @@ def train_tokenizer(config: TokenizerTrainConfig, report: Report) -> None:
         report(_summary(source))
         for reason, tally in text.ledger.bad_rows.items():
             report(f"{text.source.path}: skipped {tally.documents} rows: {reason}")
+        for warning in end_markers(text.ledger):
+            report(f"{text.source.path}: {warning}")
     if vocab_size < config.vocab_size:
         report(
             f"the text has too few pairs seen {config.min_frequency} times to fill vocab_size={config.vocab_size}: "

@@ -18,6 +18,15 @@ from llmtrain.data.sources.text import Document
 
 TEXT_FIELDS = ("text", "content", "extract", "body", "document", "article", "passage", "raw_content")
 """Fields that are taken for the text where the source names none."""
+END_MARKERS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eos|>",
+    "<eos>",
+    "</s>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+"""How well-known tokenizers spell the end of a document, as dumps of texts have it between them."""
 
 
 def iter_documents(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger) -> Iterator[Document]:
@@ -50,6 +59,7 @@ def iter_documents(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger) -
             ledger.drop("empty", item.num_bytes)
             continue
         num_documents += 1
+        _count_end_markers(item, ledger)
         yield item
     if not num_documents:
         raise ValueError(f"{source.path}: no document with text ({_what_was_read(ledger)}){first_fault}")
@@ -117,6 +127,14 @@ def _recognise(row: Row) -> str | BadRow:
     if empty is not None:
         return _row_document(row, empty)  # type: ignore[return-value]  # it is no string
     return BadRow("no text field", f"{row.where}: no field is known to hold the text; {choose}", 0)
+
+
+def _count_end_markers(document: Document, ledger: SourceLedger) -> None:
+    chunks = [document.text] if isinstance(document.text, str) else document.text.chunks()
+    for chunk in chunks:
+        for marker in END_MARKERS:
+            if marker in chunk:
+                ledger.end_markers[marker] = ledger.end_markers.get(marker, 0) + chunk.count(marker)
 
 
 def _names(fields: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
 
 READABLE = f"{' '.join([*TEXT_SUFFIXES, *READERS])}, each also with {' or '.join(COMPRESSIONS)}"
+ON_REQUEST = "the source's text_suffixes, such as [.py], names others to read as text"
 
 METADATA = frozenset({"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"})
 """What the hub and `datasets` write beside data, and `datasets` does not read either."""
@@ -34,8 +35,8 @@ CARD_NAME = re.compile(r"(readme|licen[cs]e|citation|changelog)([-_.].*)?", re.I
 """Texts that beside files of rows are about those; in a folder of texts they are texts."""
 DEFAULT_SPLIT = "train"
 SPLIT = re.compile(r"\w+(\.\w+)*")
-PLACE = {"path", "weight", "split", "subset", "revision", "exclude"}
-"""Keys of a source that say where it is, not how it is read."""
+PLACE = {"path", "weight", "split", "subset", "revision", "exclude", "text_suffixes"}
+"""Keys of a source that say where it is, not how it is read; the kind of a file is part of what is read."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -75,6 +76,8 @@ def resolve(source: Source) -> Files | HubDataset:
             f"{source.path}: split={source.split} is not the name of a split; name one, and give a part of it as the "
             "source's slice, such as slice=0%:10%"
         )
+    if rows := sorted({suffix.lower() for suffix in source.text_suffixes} & READERS.keys()):
+        raise ValueError(f"{source.path}: text_suffixes={rows[0]} does nothing here: such files hold rows")
     path = Path(source.path).expanduser()
     if path.is_dir():
         found, passed_over = files_of(path)
@@ -82,8 +85,8 @@ def resolve(source: Source) -> Files | HubDataset:
         return _of_folder(source, path, found, passed_over)
     if path.is_file():
         _refuse_selection(source, "a file", ("split", "subset", "revision", "exclude"))
-        if file_kind(path) is None:
-            raise ValueError(f"{path}: files of this suffix are not read, only {READABLE}")
+        if file_kind(path, source) is None:
+            raise ValueError(f"{path}: files of this suffix are not read, only {READABLE}; {ON_REQUEST}")
         return Files((path,), {})
     if glob.has_magic(source.path):
         found, passed_over = each_once([Path(match) for match in glob.glob(str(path), recursive=True)])
@@ -94,8 +97,8 @@ def resolve(source: Source) -> Files | HubDataset:
         _refuse_selection(source, "a glob", ("split", "subset", "revision"))
         root = Path(os.path.commonpath([each.parent for each in found]))
         found = _without_excluded(source, root, found, passed_over)
-        return _nonempty(source, _readable(found, passed_over), passed_over)
-    if file_kind(path) is not None or not HUB_ID.fullmatch(source.path) or source.path.startswith("."):
+        return _nonempty(source, _readable(source, found, passed_over), passed_over)
+    if file_kind(path, source) is not None or not HUB_ID.fullmatch(source.path) or source.path.startswith("."):
         raise ValueError(f"{source.path}: no such file or folder")
     _refuse_selection(source, "a dataset of the hub", ("exclude",))
     return HubDataset(source.path, _hub_commit(source))
@@ -109,12 +112,12 @@ def resolve_rows(source: Source) -> Files | HubDataset:
     location = resolve(source)
     if isinstance(location, HubDataset):
         return location
-    kinds = [file_kind(path) for path in location.paths]
+    kinds = [file_kind(path, source) for path in location.paths]
     kept = tuple(path for path, kind in zip(location.paths, kinds, strict=True) if kind in READERS)
     if not kept:
         raise ValueError(f"{source.path}: holds text without rows; rows are read from {' '.join(READERS)} files")
     not_read = Counter(location.not_read)
-    not_read.update(kind for kind in kinds if kind in TEXT_SUFFIXES)
+    not_read.update(kind for kind in kinds if kind is not None and kind not in READERS)
     return Files(kept, dict(sorted(not_read.items())))
 
 
@@ -131,7 +134,7 @@ def content_of(source: Source, location: Files | HubDataset, cache_dir: str | No
         parts: tuple[str, ...] = (f"{location.commit} {source.split} {source.subset}",)
         return Content(location, parts, fingerprint({**reading, "hub": parts}))
     hashes = content_hashes(location.paths, cache_dir, report)
-    kinds = [(file_kind(path), _compression(path)) for path in location.paths]
+    kinds = [(file_kind(path, source), _compression(path)) for path in location.paths]
     return Content(location, tuple(hashes), fingerprint({**reading, "files": list(zip(hashes, kinds, strict=True))}))
 
 
@@ -140,13 +143,14 @@ def fingerprint(tree: Any) -> str:
     return blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def file_kind(path: Path) -> str | None:
-    """The suffix that says how a file is read, `.jsonl` of `rows.jsonl.gz`; None: it is not read."""
+def file_kind(path: Path, source: Source) -> str | None:
+    """The suffix that says how a file of a source is read, `.jsonl` of `rows.jsonl.gz`; None: it is not read."""
     name = path.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
     suffix = Path(name).suffix
-    return suffix if suffix in TEXT_SUFFIXES or suffix in READERS else None
+    texts = (*TEXT_SUFFIXES, *(each.lower() for each in source.text_suffixes))
+    return suffix if suffix in texts or suffix in READERS else None
 
 
 def _compression(path: Path) -> str | None:
@@ -158,10 +162,10 @@ def _of_folder(source: Source, root: Path, found: list[Path], passed_over: Count
     if source.revision is not None:
         _refuse_selection(source, "a folder", ("revision",))
     found = _without_excluded(source, root, found, passed_over)
-    read = _readable(found, passed_over)
+    read = _readable(source, found, passed_over)
     if source.split == EVERY_FILE and source.subset is None:
         return _nonempty(source, read, passed_over)
-    splits = splits_of(Folder(root, read, lambda path: file_kind(path) in TEXT_SUFFIXES), source.subset)
+    splits = splits_of(Folder(root, read, lambda path: file_kind(path, source) not in READERS), source.subset)
     if splits is None:
         if source.split != DEFAULT_SPLIT:
             raise ValueError(
@@ -183,20 +187,20 @@ def _of_folder(source: Source, root: Path, found: list[Path], passed_over: Count
     return _nonempty(source, sorted(kept), passed_over)
 
 
-def _readable(found: Sequence[Path], passed_over: Counter[str]) -> list[Path]:
+def _readable(source: Source, found: Sequence[Path], passed_over: Counter[str]) -> list[Path]:
     """The files that hold text or rows; metadata of data sets, cards beside rows, and what is not read are counted."""
     states = {path.parent: _saved_files(path) for path in found if path.name == SAVED_STATE}
     saved = {folder: names for folder, names in states.items() if names}
-    reasons = {path: _not_data(path, saved) for path in found}
-    if any(reason is None and file_kind(path) in READERS for path, reason in reasons.items()):
+    reasons = {path: _not_data(source, path, saved) for path in found}
+    if any(reason is None and file_kind(path, source) in READERS for path, reason in reasons.items()):
         reasons |= {path: path.name for path, reason in reasons.items() if CARD_NAME.fullmatch(path.name)}
     passed_over.update(reason for reason in reasons.values() if reason is not None)
     return [path for path, reason in reasons.items() if reason is None]
 
 
-def _not_data(path: Path, saved: Mapping[Path, frozenset[str]]) -> str | None:
+def _not_data(source: Source, path: Path, saved: Mapping[Path, frozenset[str]]) -> str | None:
     """Why a file is not read, by its name; None: it is. `saved`: folder -> its files of data, of saved data sets."""
-    if file_kind(path) is None:
+    if file_kind(path, source) is None:
         return path.suffix.lower() or path.name
     if path.name in METADATA or path.name.endswith(".index.json"):
         return path.name
@@ -230,7 +234,7 @@ def _nonempty(source: Source, read: Sequence[Path], passed_over: Mapping[str, in
     counted = {why: count for why, count in sorted(passed_over.items()) if count}
     if not read:
         rest = f"; not read: {not_read_summary(counted)}" if counted else ""
-        raise ValueError(f"{source.path}: holds no file that is read ({READABLE}){rest}")
+        raise ValueError(f"{source.path}: holds no file that is read ({READABLE}){rest}; {ON_REQUEST}")
     return Files(tuple(read), counted)
 
 

@@ -11,40 +11,63 @@ from llmtrain.data.sources.compressed import readable
 from llmtrain.data.sources.files import Files, HubDataset, file_kind
 from llmtrain.data.sources.readers import READERS, count_rows, read_hub, read_rows
 from llmtrain.data.sources.rows import BadRow, IsRow, Row
+from llmtrain.data.sources.separated import separated_documents
 from llmtrain.data.sources.slices import WHOLE, Slice, parse_slice, shares
 from llmtrain.data.sources.text import LARGE_CHARS, Document, FileText, InvalidUtf8, decoded_chunks
 
 
 def iter_items(source: Source, location: Files | HubDataset, is_row: IsRow) -> Iterator[Document | Row | BadRow]:
-    """Every text file, row and bad row of a source, in order, or those of its slice.
+    """Every text, row and bad row of a source, in order, or those of its slice.
 
-    A slice is one of the rows of all files of rows, and one of the characters of all text files, in order.
+    A slice is one of the rows of all files of rows and of the documents of all separated files, and one of the
+    characters of all other text files, in order. Raises ValueError for a separator without text files.
     """
+    separator = source.separator
+    if separator is not None and (isinstance(location, HubDataset) or not _texts(source, location)):
+        raise ValueError(f"{source.path}: separator={separator!r} does nothing here: it holds no text files")
     if isinstance(location, HubDataset):
         yield from read_hub(source, location.name, location.commit)
         return
     part = parse_slice(source.slice)
-    kinds = {path: file_kind(path) or "" for path in location.paths}
-    spans = {} if part == WHOLE else _spans(kinds, part, is_row)
-    for path, kind in kinds.items():
+    spans = {} if part == WHOLE else _spans(source, location, part, is_row)
+    texts = _texts(source, location)
+    for path in location.paths:
         span = spans.get(path)
         if span is not None and span[0] == span[1]:
             continue
-        if kind in READERS:
-            rows = read_rows(path, kind, is_row)
+        if path not in texts:
+            rows = read_rows(path, file_kind(path, source) or "", is_row)
             yield from rows if span is None else islice(rows, *span)
+        elif separator is not None:
+            with readable(path):
+                documents = separated_documents(path, separator)
+                yield from documents if span is None else islice(documents, *span)
         else:
             with readable(path):
                 document = _text_document(path, span)
             yield document
 
 
-def _spans(kinds: dict[Path, str], part: Slice, is_row: IsRow) -> dict[Path, tuple[int, int]]:
-    """[start, end) of each file that a slice of the source is: of its rows, or of its characters."""
+def _texts(source: Source, location: Files) -> set[Path]:
+    """The files that are text, not rows."""
+    return {path for path in location.paths if file_kind(path, source) not in READERS}
+
+
+def _spans(source: Source, location: Files, part: Slice, is_row: IsRow) -> dict[Path, tuple[int, int]]:
+    """[start, end) of each file that a slice of the source is: of its rows or documents, or of its characters."""
+    num_rows: dict[Path, int] = {}
+    num_chars: dict[Path, int] = {}
+    texts = _texts(source, location)
+    for path in location.paths:
+        if path not in texts:
+            num_rows[path] = count_rows(path, file_kind(path, source) or "", is_row)
+        elif source.separator is not None:
+            with readable(path):
+                num_rows[path] = sum(1 for _ in separated_documents(path, source.separator))
+        else:
+            num_chars[path] = _count_chars(path)
     spans: dict[Path, tuple[int, int]] = {}
-    row_counts = {path: count_rows(path, kind, is_row) for path, kind in kinds.items() if kind in READERS}
-    char_counts = {path: _count_chars(path) for path, kind in kinds.items() if kind not in READERS}
-    for counts in (row_counts, char_counts):
+    for counts in (num_rows, num_chars):
         spans |= zip(counts, shares(list(counts.values()), part), strict=True)
     return spans
 

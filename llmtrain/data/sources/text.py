@@ -115,7 +115,7 @@ def _cut(text: str, first: int, last: int) -> int | None:
 def decoded_chunks(path: Path) -> Iterator[str]:
     """A file's text in strings of about a megabyte, line ends as they are, a byte order mark left out.
 
-    Raises InvalidUtf8 with the line and the byte offset.
+    Raises InvalidUtf8 with the line and the byte offset, after all text before it.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, lines, first = 0, 1, True
@@ -128,6 +128,7 @@ def decoded_chunks(path: Path) -> Iterator[str]:
                 held = len(error.object) - len(data)  # bytes of an unfinished character, kept from the chunk before
                 line = lines + error.object[: error.start].count(b"\n")
                 where = f"{path}:{line}: invalid UTF-8 at byte {offset - held + error.start}"
+                yield error.object[: error.start].decode().removeprefix("\ufeff" if first else "")
                 raise InvalidUtf8(where) from None
             offset += len(data)
             lines += text.count("\n")
