@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -90,6 +90,7 @@ def _csv_rows(records: _Records, path: Path) -> Rows:
         names = records.advance() or []
     except csv.Error as error:
         raise ValueError(f"{path}:1: the header is malformed CSV ({error})") from None
+    _require_distinct(names, path)
     while True:
         try:
             values = records.advance()
@@ -182,9 +183,7 @@ def _batch_rows(batches: Iterator[Any], path: Path) -> Iterator[Row]:
     number = 0
     for batch in batches:
         names = batch.schema.names
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{path}: two columns are called {twice!r}; rename one")
+        _require_distinct(names, path)
         try:
             rows = batch.to_pylist()
         except (ValueError, OverflowError):  # of one value: a date after 9999, invalid UTF-8
@@ -193,6 +192,13 @@ def _batch_rows(batches: Iterator[Any], path: Path) -> Iterator[Row]:
         for fields in rows:
             yield Row(fields, f"{path} row {number}")
             number += 1
+
+
+def _require_distinct(names: Sequence[str], path: Path) -> None:
+    """Raise ValueError if two columns have one name, of which a row could have only one; nameless ones may."""
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path}: two columns are called {twice!r}; rename one")
 
 
 def _plain(value: Any) -> Any:

@@ -84,8 +84,15 @@ def test_invalid_text_in_a_table_is_a_bad_row_with_its_number(tmp_path: Path, su
 def test_two_columns_of_one_name_are_refused(tmp_path: Path):
     table = pa.table([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
     write(tmp_path / "a.arrow", table)
-    with pytest.raises(ValueError, match=r"a\.arrow: two columns are called 'text'"):
-        texts(tmp_path / "a.arrow")
+    (tmp_path / "a.csv").write_text("text,text\nx,y\n")
+    for path in (tmp_path / "a.arrow", tmp_path / "a.csv"):
+        with pytest.raises(ValueError, match=rf"{path.name}: two columns are called 'text'"):
+            texts(path)
+
+
+def test_columns_without_a_name_may_be_several(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text,,\nx,,\n")
+    assert texts(tmp_path / "a.csv") == ["x"]
 
 
 def write(path: Path, table: pa.Table) -> None:
