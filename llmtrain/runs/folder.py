@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from llmtrain.config.load import read_yaml, save_config
-from llmtrain.config.sections import RunConfig, Section, marks_on_resume
+from llmtrain.config.sections import RunConfig, Section, marks_on_resume, section_of
 from llmtrain.runs.facts import Facts, first_difference, refuse_changed, without_numbers
 from llmtrain.system.files import one_line, write_json
 from llmtrain.system.lease import LEASE
@@ -65,7 +65,13 @@ def check_folder(run: RunConfig, config: Section) -> Path:
     if saved.exists():
         if run.resume == "never":
             raise ValueError(f"run.dir={folder} holds a run already and run.resume is never: choose another folder")
-        difference = first_difference(read_config(saved), config.model_dump(), may_change(type(config)))
+        there = read_config(saved)
+        if (missing := _missing_key(type(config), there)) is not None:
+            raise ValueError(
+                f"{saved} has no {missing}: it was cut off, or another version of llmtrain wrote it; bring it back "
+                "from a copy, or start another run in another run.dir"
+            )
+        difference = first_difference(there, config.model_dump(), may_change(type(config)))
         if difference is not None:
             key, there, here = difference
             raise ValueError(
@@ -78,6 +84,20 @@ def check_folder(run: RunConfig, config: Section) -> Path:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"run.dir={folder}: {existing} is not a folder that you may write to: choose another one")
     return folder
+
+
+def _missing_key(schema: type[Section], tree: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first key that a saved configuration lacks; one that is whole has every key, defaults included."""
+    for name, field in schema.model_fields.items():
+        is_null = tree.get(name) is None
+        if name not in tree or (is_null and type(None) not in get_args(field.annotation)):
+            return f"{prefix}{name}"
+        inner = section_of(field)
+        if inner is not None and isinstance(tree[name], Mapping):
+            missing = _missing_key(inner, tree[name], f"{prefix}{name}.")
+            if missing is not None:
+                return missing
+    return None
 
 
 def _is_foreign(name: str) -> bool:

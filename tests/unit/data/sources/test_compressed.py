@@ -57,6 +57,7 @@ def test_compressed_files_are_read(tmp_path: Path, name: str, data: bytes):
         (zstandard.compress(LINES), "holds zstd data"),
         (LINES.decode().encode("utf-16"), "is UTF-16, .* iconv -f UTF-16 -t UTF-8"),
     ],
+    ids=["gzip", "zstd", "UTF-16"],  # of the data they would hold the time, and differ between processes
 )
 def test_a_file_of_another_kind_than_its_name_says_is_refused_by_it(tmp_path: Path, name: str, data, message):
     (tmp_path / name).write_bytes(data)
