@@ -26,7 +26,7 @@ from llmtrain.system.files import cache_root, disk_full, exclusive, is_disk_full
 Fill = Callable[[Source, SourceLedger, StoreWriter], None]
 """Writes all documents of a source, entered in its ledger, and makes them durable."""
 
-READING = frozenset({"earlier", "clean", "decontaminate"})
+READING = frozenset({"earlier", "clean", "decontaminate", "words"})
 """What of a kind's `content` decides which items there are, not what is made of one."""
 
 
