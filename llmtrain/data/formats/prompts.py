@@ -37,7 +37,7 @@ from llmtrain.data.formats.messages import (
 from llmtrain.data.formats.read import FormatReader, read_examples
 from llmtrain.data.ledger import Ledger, SourceLedger, Split, files_not_read
 from llmtrain.data.sources.files import content_of, resolve_rows
-from llmtrain.data.sources.overlap import Read, require_disjoint
+from llmtrain.data.sources.overlap import Read, as_read, require_disjoint
 from llmtrain.data.sources.rows import Fields, Row
 from llmtrain.data.split import split_of
 from llmtrain.protocols import Report
@@ -108,7 +108,7 @@ def load_prompts(
         return kept, ledger
 
     def read(key: str, source: Source) -> Read:
-        return Read(key, source, content_of(source, resolve_rows(source), data.cache_dir, report))
+        return as_read(key, source, content_of(source, resolve_rows(source), data.cache_dir, report))
 
     if data.eval is not None:
         require_disjoint(

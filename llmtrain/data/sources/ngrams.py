@@ -1,6 +1,7 @@
 """Hashes of word n-grams, for finding texts that share some of them.
 
-Words are runs of letters, digits and underscores, lowercased; punctuation and spacing do not count. The
+Words are runs of letters, digits and underscores, lowercased; punctuation and spacing do not count. In scripts
+without spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each letter is a word: `我们 train` is 我, 们, train. The
 hashes are equal in every process. Two different n-grams collide with a chance of 2^-64.
 """
 
@@ -15,7 +16,12 @@ import numpy as np
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
-WORD = re.compile(r"\w+")
+NO_SPACES = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao; Burmese; Khmer
+    r"\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana and iteration marks
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese characters
+)
+WORD = re.compile(rf"(?=\w)[{NO_SPACES}]|[^\W{NO_SPACES}]+")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """Base of the polynomial that joins words' hashes: odd, so that no bit of a word is lost."""
 MAX_REMEMBERED_WORDS = 1 << 20

@@ -9,6 +9,7 @@ such as `a test of time.txt` make a layout only if there is also a split train, 
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -100,11 +101,11 @@ def _configs(card: Path) -> dict[str, Mapping[str, Any]]:
     except yaml.YAMLError:
         return {}  # a text that begins with a rule
     configs = tree.get("configs") if isinstance(tree, dict) else None
-    if not isinstance(configs, list):
+    if configs is None:
         return {}
-    named: dict[str, Mapping[str, Any]] = {
-        str(each["config_name"]): each for each in configs if isinstance(each, dict) and "config_name" in each
-    }
+    if not isinstance(configs, list) or not all(isinstance(each, dict) and "config_name" in each for each in configs):
+        raise ValueError(f"{card}: configs must be a list, each with a config_name")
+    named: dict[str, Mapping[str, Any]] = {str(each["config_name"]): each for each in configs}
     for name, config in named.items():
         entries = config.get("data_files") or []
         given = [entries] if isinstance(entries, str) else entries
@@ -122,6 +123,8 @@ def _config(root: Path, configs: Mapping[str, Mapping[str, Any]], subset: str | 
     if subset is not None:
         return configs.get(subset)
     defaults = [config for name, config in configs.items() if name == "default" or config.get("default")]
+    if len(defaults) > 1:
+        raise ValueError(f"{root}: its {CARD} names several default subsets; set subset to one of {', '.join(configs)}")
     if len(configs) > 1 and not defaults:
         raise ValueError(f"{root}: its {CARD} names several subsets; set subset to one of {', '.join(configs)}")
     return next(iter(defaults or configs.values()), None)
@@ -141,6 +144,9 @@ def _named_by_card(folder: Folder, data_files: Any) -> Splits | None:
         splits[str(entry["split"])] = [
             path for path in folder.files if any(match.match(folder.name(path)) for match in matches)
         ]
+        gone = [path for path in paths if not glob.glob(str(path), root_dir=folder.root, recursive=True)]
+        if splits[str(entry["split"])] and gone:
+            raise ValueError(f"{folder.root}: its {CARD} names {gone[0]} of split {entry['split']}, which is not there")
     return splits
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from llmtrain.config.sections import Source, SourcesConfig
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
 from llmtrain.data.sources.files import Content, Files, HubDataset, content_of, fingerprint, resolve
-from llmtrain.data.sources.overlap import Read, require_disjoint
+from llmtrain.data.sources.overlap import Read, as_read, require_disjoint
 from llmtrain.data.store.token_store import FORMAT, TokenStore, is_store, open_store, read_meta
 from llmtrain.data.store.writer import Layout, StoreWriter
 from llmtrain.protocols import Report
@@ -26,7 +26,7 @@ from llmtrain.system.files import cache_root, disk_full, exclusive, is_disk_full
 Fill = Callable[[Source, SourceLedger, StoreWriter], None]
 """Writes all documents of a source, entered in its ledger, and makes them durable."""
 
-READING = frozenset({"earlier", "clean", "decontaminate"})
+READING = frozenset({"earlier", "clean", "decontaminate", "words"})
 """What of a kind's `content` decides which items there are, not what is made of one."""
 
 
@@ -104,6 +104,7 @@ def store_spec(key: str, source: Source, kind: StoreKind, cache_dir: str | None,
             "name": name,
             "source": source.model_dump(),
             "source_fingerprint": read.fingerprint,
+            "parts": as_read(key, source, read).parts,
             "revision": read.location.commit if isinstance(read.location, HubDataset) else None,
             **kind.content,
             **kind.about,
@@ -119,7 +120,8 @@ def find_or_build(
     `held_out` are those of `data.eval`; without it, a split of `train` is held out. Raises ValueError, one line, for
     bad input, a source of which nothing is left, or a full disk.
     """
-    require_disjoint(*([Read(spec.key, spec.source, spec.read) for spec in specs] for specs in (train, held_out)))
+    if held_out:
+        require_disjoint(*([_as_read(spec, report) for spec in specs] for specs in (train, held_out)))
     for spec in (*train, *held_out):
         if not is_store(spec.folder):
             with exclusive(spec.folder, report):
@@ -135,6 +137,18 @@ def find_or_build(
     ledger = Ledger(*([_ledger(spec) for spec in specs] for specs in (train, held_out)))
     ledger.check()
     return Stores(train_stores, eval_stores, ledger)
+
+
+def _as_read(spec: StoreSpec, report: Report) -> Read:
+    """What a source holds, of a finished store by its own account."""
+    if spec.read is not None:
+        return as_read(spec.key, spec.source, spec.read)
+    meta = read_meta(spec.folder)
+    if "parts" not in meta:
+        report(f"{spec.named}: a store that does not list its files, so train and held-out data are not compared")
+    holds_out = bool(meta["splits"]["eval"]["documents"])
+    parts, part_of_source = tuple(meta.get("parts", ())), meta["source"]["slice"]
+    return Read(spec.key, spec.source.path, parts, (), part_of_source, store=meta["name"], holds_out=holds_out)
 
 
 def _build(spec: StoreSpec, cache_dir: str | None, report: Report) -> None:

@@ -18,6 +18,7 @@ from llmtrain.data.ledger import SPLITS, SourceLedger, TokenTally, text_summary
 from llmtrain.data.sources.clean import Cleaner
 from llmtrain.data.sources.documents import iter_documents
 from llmtrain.data.sources.files import content_of, resolve
+from llmtrain.data.sources.ngrams import WORD
 from llmtrain.data.sources.text import Document
 from llmtrain.data.split import eval_share, split_of
 from llmtrain.data.store.build import StoreKind, Stores, StoreSpec, find_or_build, store_spec
@@ -67,13 +68,15 @@ def _train_specs(data: DataConfig, eval_fraction: float, binding: _Tokenizer, re
     evaluated = sorted(read(Source(path=path, split="all")) for path in data.clean.decontaminate)
     specs = []
     for index, source in enumerate(data.train):
-        content = {
+        content: dict[str, Any] = {
             "earlier": [read(each) for each in data.train[:index]] if cleaner.spans_sources else [],
             "clean": data.clean.model_dump(exclude={"decontaminate"}),
             "decontaminate": evaluated,
             "eval_fraction": eval_fraction,
             "on_bad_row": data.on_bad_row,
         }
+        if data.clean.near_dedup is not None or data.clean.decontaminate:
+            content["words"] = WORD.pattern
         kind = _text_kind(content, partial(_read_cleaned, cleaner, index, data), binding, report)
         specs.append(_spec(f"data.train[{index}]", source, kind, data, binding, report))
     return specs

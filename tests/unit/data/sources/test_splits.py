@@ -244,3 +244,19 @@ def test_a_folder_of_texts_has_its_readme_read(tmp_path: Path):
     for name in ("README.md", "LICENSE.txt", "chapter.rst"):
         (tmp_path / name).write_text(name)
     assert texts(tmp_path) == ["LICENSE.txt", "README.md", "chapter.rst"]
+
+
+@pytest.mark.parametrize(
+    ("configs", "message"),
+    [
+        ("{data_files: a.jsonl}", "configs must be a list"),
+        ("[{data_files: a.jsonl}]", "each with a config_name"),
+        ("[{config_name: default}, {config_name: b, default: true}]", "several default subsets"),
+        ("[{config_name: c, data_files: [a.jsonl, gone.jsonl]}]", "names gone.jsonl of split train"),
+    ],
+)
+def test_a_card_that_is_ambiguous_or_names_what_is_not_there_is_refused(tmp_path: Path, configs: str, message: str):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {configs}\n---\n")
+    with pytest.raises(ValueError, match=message):
+        resolve(Source(path=str(tmp_path)))

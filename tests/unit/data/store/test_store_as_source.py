@@ -81,3 +81,25 @@ def test_a_store_of_another_format_is_refused_by_name(tmp_path: Path, kind: str)
     (folder / "store.json").write_text(json.dumps(meta | {"format": 1}))
     with pytest.raises(ValueError, match="a store of format 1, this version reads format 2; rebuild it"):
         STORES["text"]({"train": str(folder), "eval_fraction": 0}, silent)
+
+
+def test_a_store_is_not_held_out_from_training_on_what_it_was_made_of(tmp_path: Path):
+    texts = [f"{number} words" for number in range(40)]
+    path = str(write_kinds(tmp_path / "rows.jsonl", texts))
+    other = str(write_kinds(tmp_path / "other.jsonl", [f"other {text}" for text in texts]))
+
+    def stores(train: Any, held_out: Any = None, **data: Any) -> Any:
+        sources = {"train": [train], "eval": held_out and [held_out], "cache_dir": str(tmp_path / "cache")}
+        return KINDS["text"](sources | data, silent)
+
+    whole, split, wider, front = (
+        str(stores(source, eval_fraction=fraction).train[0].path)
+        for source, fraction in ((path, 0), (path, 0.2), (path, 0.4), ({"path": path, "slice": "0%:50%"}, 0))
+    )
+    overlapping = [(whole, whole), (path, whole), (whole, path), (path, split), (split, path), (split, wider)]
+    for train, held_out in [*overlapping, (front, {"path": path, "slice": "40%:100%"})]:
+        with pytest.raises(ValueError, match="so that it would be trained on and evaluated") as raised:
+            stores(train, held_out)
+        assert "\n" not in str(raised.value)
+    for train, held_out in [(split, split), (other, split), (front, {"path": path, "slice": "50%:100%"})]:
+        assert stores(train, held_out).eval[0].num_documents
