@@ -98,7 +98,9 @@ def _configs(card: Path) -> dict[str, Mapping[str, Any]]:
     matter = FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
     try:
         tree = yaml.safe_load(matter[1]) if matter else None
-    except yaml.YAMLError:
+    except yaml.YAMLError as error:
+        if matter and re.search(r"^configs:", matter[1], re.MULTILINE):
+            raise ValueError(f"{card}: its configs cannot be read ({one_line(error)}); fix them") from None
         return {}  # a text that begins with a rule
     configs = tree.get("configs") if isinstance(tree, dict) else None
     if configs is None:

@@ -250,6 +250,7 @@ def test_a_folder_of_texts_has_its_readme_read(tmp_path: Path):
     ("configs", "message"),
     [
         ("{data_files: a.jsonl}", "configs must be a list"),
+        ("[{config_name: x, data_files: a.jsonl]", "its configs cannot be read"),
         ("[{data_files: a.jsonl}]", "each with a config_name"),
         ("[{config_name: default}, {config_name: b, default: true}]", "several default subsets"),
         ("[{config_name: c, data_files: [a.jsonl, gone.jsonl]}]", "names gone.jsonl of split train"),
