@@ -17,7 +17,7 @@ from llmtrain.data.formats.messages import UnfitRow, UnknownFormat, UnwantedRow
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, resolve_rows
 from llmtrain.data.sources.items import iter_items
-from llmtrain.data.sources.rows import BadRow, IsRow, Row, Rows
+from llmtrain.data.sources.rows import BadRow, IsRow, Row, Rows, Wanted
 from llmtrain.data.sources.text import Document
 from llmtrain.protocols import Report
 
@@ -103,7 +103,7 @@ def iter_rows(source: Source, is_row: IsRow, ledger: SourceLedger | None = None)
     if ledger is not None and isinstance(location, Files):
         ledger.files = len(location.paths)
         ledger.files_not_read = dict(location.not_read)
-    for item in iter_items(source, location, is_row):
+    for item in iter_items(source, location, Wanted(is_row)):
         assert not isinstance(item, Document), item.where
         yield item
 

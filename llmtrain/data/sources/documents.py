@@ -13,7 +13,7 @@ from llmtrain.config.sections import OnBadRow, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, resolve
 from llmtrain.data.sources.items import iter_items
-from llmtrain.data.sources.rows import BadRow, Row, has_field, value_at
+from llmtrain.data.sources.rows import BadRow, Row, Wanted, has_field, value_at
 from llmtrain.data.sources.text import Document
 
 TEXT_FIELDS = ("text", "content", "extract", "body", "document", "article", "passage", "raw_content")
@@ -40,7 +40,7 @@ def iter_documents(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger) -
         ledger.files = len(location.paths)
         ledger.files_not_read = dict(location.not_read)
     num_documents, first_fault = 0, ""
-    for item in iter_items(source, location, partial(_has_text, source)):
+    for item in iter_items(source, location, _wanted(source)):
         if isinstance(item, Row):
             field = ledger.text_field or source.text_field or _recognise(item)
             if isinstance(field, str):
@@ -71,7 +71,7 @@ def iter_texts(path: str) -> Iterator[str]:
     Raises ValueError as `iter_documents` does; bad rows are errors.
     """
     source = Source(path=path, split="all")
-    for item in iter_items(source, resolve(source), lambda row: True):
+    for item in iter_items(source, resolve(source), Wanted(lambda row: True)):
         if isinstance(item, BadRow):
             raise ValueError(item.message)
         if isinstance(item, Row):
@@ -106,6 +106,13 @@ def _row_document(row: Row, text_field: str) -> Document | BadRow:
         message = f"{row.where}: field {text_field!r} is not valid Unicode at character {error.start}"
         return BadRow("invalid UTF-8", message, len(text.encode(errors="surrogatepass")))
     return Document(text, row.where, num_bytes)
+
+
+def _wanted(source: Source) -> Wanted:
+    """Rows with a text; of a table, the column of the text, or those that may be it."""
+    field = source.text_field
+    columns = TEXT_FIELDS if field is None else (field, field.partition(".")[0])
+    return Wanted(partial(_has_text, source), columns)
 
 
 def _has_text(source: Source, row: Row) -> bool:

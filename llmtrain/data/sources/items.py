@@ -10,13 +10,13 @@ from llmtrain.config.sections import Source
 from llmtrain.data.sources.compressed import readable
 from llmtrain.data.sources.files import Files, HubDataset, file_kind
 from llmtrain.data.sources.readers import READERS, count_rows, read_hub, read_rows
-from llmtrain.data.sources.rows import BadRow, IsRow, Row
+from llmtrain.data.sources.rows import BadRow, Row, Wanted
 from llmtrain.data.sources.separated import separated_documents
 from llmtrain.data.sources.slices import WHOLE, Slice, parse_slice, shares
 from llmtrain.data.sources.text import LARGE_CHARS, Document, FileText, InvalidUtf8, decoded_chunks
 
 
-def iter_items(source: Source, location: Files | HubDataset, is_row: IsRow) -> Iterator[Document | Row | BadRow]:
+def iter_items(source: Source, location: Files | HubDataset, wanted: Wanted) -> Iterator[Document | Row | BadRow]:
     """Every text, row and bad row of a source, in order, or those of its slice.
 
     A slice is one of the rows of all files of rows and of the documents of all separated files, and one of the
@@ -29,14 +29,14 @@ def iter_items(source: Source, location: Files | HubDataset, is_row: IsRow) -> I
         yield from read_hub(source, location.name, location.commit)
         return
     part = parse_slice(source.slice)
-    spans = {} if part == WHOLE else _spans(source, location, part, is_row)
+    spans = {} if part == WHOLE else _spans(source, location, part, wanted)
     texts = _texts(source, location)
     for path in location.paths:
         span = spans.get(path)
         if span is not None and span[0] == span[1]:
             continue
         if path not in texts:
-            rows = read_rows(path, file_kind(path, source) or "", is_row)
+            rows = read_rows(path, file_kind(path, source) or "", wanted)
             yield from rows if span is None else islice(rows, *span)
         elif separator is not None:
             with readable(path):
@@ -53,14 +53,14 @@ def _texts(source: Source, location: Files) -> set[Path]:
     return {path for path in location.paths if file_kind(path, source) not in READERS}
 
 
-def _spans(source: Source, location: Files, part: Slice, is_row: IsRow) -> dict[Path, tuple[int, int]]:
+def _spans(source: Source, location: Files, part: Slice, wanted: Wanted) -> dict[Path, tuple[int, int]]:
     """[start, end) of each file that a slice of the source is: of its rows or documents, or of its characters."""
     num_rows: dict[Path, int] = {}
     num_chars: dict[Path, int] = {}
     texts = _texts(source, location)
     for path in location.paths:
         if path not in texts:
-            num_rows[path] = count_rows(path, file_kind(path, source) or "", is_row)
+            num_rows[path] = count_rows(path, file_kind(path, source) or "", wanted)
         elif source.separator is not None:
             with readable(path):
                 num_rows[path] = sum(1 for _ in separated_documents(path, source.separator))

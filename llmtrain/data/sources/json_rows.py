@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.data.sources.compressed import open_text
-from llmtrain.data.sources.rows import BadRow, IsRow, Row, Rows
+from llmtrain.data.sources.rows import BadRow, IsRow, Row, Rows, Wanted
 
 SAMPLE_LINES = 16
 SPACE = re.compile(r"\s*")
 
 
-def read_jsonl(path: Path, is_row: IsRow) -> Rows:
+def read_jsonl(path: Path, wanted: Wanted) -> Rows:
     """The objects of a file of JSON lines; blank lines are left out."""
     for number, line in _lines(path):
         where = f"{path}:{number}"
@@ -30,14 +30,14 @@ def count_jsonl(path: Path) -> int:
     return sum(1 for _ in _lines(path))
 
 
-def read_json(path: Path, is_row: IsRow) -> Rows:
+def read_json(path: Path, wanted: Wanted) -> Rows:
     """The rows of a JSON file: a list of objects, objects one after the other, one that holds them, or JSON lines.
 
-    An object that `is_row` accepts is one row. Any other may hold rows as a mapping of keys to rows, or as its only
-    list of objects (`{"data": [...]}`). Lists and objects are read into memory whole.
+    An object that `wanted.is_row` accepts is one row. Any other may hold rows as a mapping of keys to rows, or as its
+    only list of objects (`{"data": [...]}`). Lists and objects are read into memory whole.
     """
     if _is_json_lines(path):
-        yield from read_jsonl(path, is_row)
+        yield from read_jsonl(path, wanted)
         return
     with open_text(path) as file:
         data = file.read().removeprefix(codecs.BOM_UTF8)
@@ -50,7 +50,7 @@ def read_json(path: Path, is_row: IsRow) -> Rows:
             yield tree
             continue
         where = str(path) if len(trees) == 1 else f"{path}, object {number}"
-        for name, item in _rows_of(tree, is_row):
+        for name, item in _rows_of(tree, wanted.is_row):
             yield _row(item, f"{where}, {name}" if name else where)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from llmtrain.config.sections import Source
 from llmtrain.data.sources.compressed import readable
 from llmtrain.data.sources.json_rows import count_jsonl, read_json, read_jsonl
-from llmtrain.data.sources.rows import IsRow, Row, Rows
+from llmtrain.data.sources.rows import Row, Rows, Wanted
 from llmtrain.data.sources.slices import parse_slice, within
 from llmtrain.data.sources.tables import count_arrow, count_parquet, read_arrow, read_csv, read_parquet
 from llmtrain.system.files import one_line
@@ -27,7 +27,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst")
 class Reader:
     """How one kind of file is read."""
 
-    rows: Callable[[Path, IsRow], Rows]
+    rows: Callable[[Path, Wanted], Rows]
     count: Callable[[Path], int] | None = None  # of its rows and bad rows, if that is cheaper than reading them
 
 
@@ -43,17 +43,17 @@ READERS = {
 """Suffix -> reader; each suffix may be followed by one of COMPRESSIONS."""
 
 
-def read_rows(path: Path, kind: str, is_row: IsRow) -> Rows:
+def read_rows(path: Path, kind: str, wanted: Wanted) -> Rows:
     """The rows of a file; `kind` is a suffix of READERS. Raises ValueError for a broken file."""
     with readable(path):
-        yield from READERS[kind].rows(path, is_row)
+        yield from READERS[kind].rows(path, wanted)
 
 
-def count_rows(path: Path, kind: str, is_row: IsRow) -> int:
+def count_rows(path: Path, kind: str, wanted: Wanted) -> int:
     """The number of rows and bad rows that `read_rows` gives."""
     count = READERS[kind].count
     if count is None:
-        return sum(1 for _ in read_rows(path, kind, is_row))
+        return sum(1 for _ in read_rows(path, kind, wanted))
     with readable(path):
         return count(path)
 

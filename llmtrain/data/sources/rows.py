@@ -31,6 +31,14 @@ IsRow = Callable[[Row], bool]
 """Whether an object is a row that the caller can use; of an object that holds rows as well, this decides."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What the caller of a reader can use."""
+
+    is_row: IsRow
+    columns: tuple[str, ...] = ()  # a table that has any of these is read in those alone; (): all of it
+
+
 def has_field(fields: Fields, name: str) -> bool:
     """Whether there is a field of that name, or a nested one: `data.text` of `{"data": {"text": ...}}`."""
     try:

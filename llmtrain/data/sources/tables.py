@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llmtrain.data.sources.compressed import open_text, seekable
-from llmtrain.data.sources.rows import BadRow, IsRow, Row, Rows
+from llmtrain.data.sources.rows import BadRow, Row, Rows, Wanted
 from llmtrain.system.files import one_line
 
 MAX_VALUE_CHARS = 64 << 20
@@ -19,7 +19,7 @@ MAX_VALUE_CHARS = 64 << 20
 SAMPLE_CHARS = 1 << 20
 
 
-def read_csv(path: Path, is_row: IsRow) -> Rows:
+def read_csv(path: Path, wanted: Wanted) -> Rows:
     """The rows of a CSV or TSV file whose first line names the fields; every value is a string.
 
     A row that is bad in several lines, because of a quote, is bad in its first alone: the others are read as rows. A
@@ -126,10 +126,13 @@ def _is_quoted(sample: str) -> bool:
     return '"' in sample and len(widths) == 1
 
 
-def read_parquet(path: Path, is_row: IsRow) -> Rows:
+def read_parquet(path: Path, wanted: Wanted) -> Rows:
     """The rows of a Parquet file, read a row group's batch at a time."""
     with _parquet(path) as file:
-        yield from _batch_rows(file.iter_batches(batch_size=256), path)
+        names = file.schema_arrow.names
+        _require_distinct(names, path)
+        columns = [name for name in names if name in wanted.columns]
+        yield from _batch_rows(file.iter_batches(batch_size=256, columns=columns or None), path)
 
 
 def count_parquet(path: Path) -> int:
@@ -138,10 +141,10 @@ def count_parquet(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-def read_arrow(path: Path, is_row: IsRow) -> Rows:
+def read_arrow(path: Path, wanted: Wanted) -> Rows:
     """The rows of an Arrow file in either of its two formats, stream or file."""
     with _arrow(path) as batches:
-        yield from _batch_rows(batches, path)
+        yield from _batch_rows((_selected(batch, wanted, path) for batch in batches), path)
 
 
 def count_arrow(path: Path) -> int:
@@ -183,7 +186,6 @@ def _batch_rows(batches: Iterator[Any], path: Path) -> Iterator[Row]:
     number = 0
     for batch in batches:
         names = batch.schema.names
-        _require_distinct(names, path)
         try:
             rows = batch.to_pylist()
         except (ValueError, OverflowError):  # of one value: a date after 9999, invalid UTF-8
@@ -192,6 +194,14 @@ def _batch_rows(batches: Iterator[Any], path: Path) -> Iterator[Row]:
         for fields in rows:
             yield Row(fields, f"{path} row {number}")
             number += 1
+
+
+def _selected(batch: Any, wanted: Wanted, path: Path) -> Any:
+    """The columns of a batch that are wanted; all of it if it has none of them."""
+    names = batch.schema.names
+    _require_distinct(names, path)
+    columns = [name for name in names if name in wanted.columns]
+    return batch.select(columns) if columns else batch
 
 
 def _require_distinct(names: Sequence[str], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import pytest
 
 from llmtrain.config.sections import Source
 from llmtrain.data.ledger import SourceLedger
+from llmtrain.data.sources import tables
 from llmtrain.data.sources.documents import iter_documents
 
 
@@ -79,6 +81,37 @@ def test_invalid_text_in_a_table_is_a_bad_row_with_its_number(tmp_path: Path, su
     assert texts(path, "skip") == ["x", "z"]
     with pytest.raises(ValueError, match=rf"a{suffix} row 1: field 'text' is not valid Unicode"):
         texts(path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("text_field", [None, "text", "meta.text", "note"])
+def test_of_a_table_only_the_column_of_the_text_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, text_field: str | None
+):
+    odd = pa.array([10**7], pa.int32()).cast(pa.date32())  # a year that Python has no date for
+    meta = pa.array([{"text": "in meta"}])
+    write(tmp_path / f"a{suffix}", pa.table({"text": ["x"], "odd": odd, "meta": meta, "note": ["n"]}))
+    read: list[set[str]] = []
+    rows = tables._batch_rows
+
+    def spied(batches: Any, path: Path) -> Any:
+        for row in rows(batches, path):
+            read.append(set(row.fields))
+            yield row
+
+    monkeypatch.setattr(tables, "_batch_rows", spied)
+    field = text_field or "text"
+    expected = {"text": "x", "meta.text": "in meta", "note": "n"}[field]
+    assert texts(tmp_path / f"a{suffix}", text_field=text_field) == [expected]
+    assert read == [{field.partition(".")[0]}]
+
+
+def test_of_a_table_without_a_known_text_all_names_are_named(tmp_path: Path):
+    write(tmp_path / "a.parquet", pa.table({"one": ["x"], "two": ["y"]}))
+    with pytest.raises(ValueError, match="set the source's text_field to one of 'one', 'two'"):
+        texts(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no field 'three', only 'one', 'two'"):
+        texts(tmp_path / "a.parquet", text_field="three")
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path):
