@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -48,30 +49,89 @@ def load_function(name: str, key: str, settings: Mapping[str, Any]) -> Loaded:
     return Loaded(function, dict(settings), {"function": function_name, **_sources(module)})
 
 
+class _Source(NamedTuple):
+    """A file of Python code, the module's full name and its package, and the module itself if it is imported."""
+
+    file: Path
+    name: str
+    package: str
+    module: ModuleType | None
+
+    def place(self, folder: Path) -> str:
+        """Its path from a folder, or, if it is not in it, from where its outermost package is."""
+        if self.file.is_relative_to(folder):
+            return str(self.file.relative_to(folder))
+        return "/".join(self.file.parts[-self.name.count(".") - (2 if self.file.stem == "__init__" else 1) :])
+
+
 def _sources(module: ModuleType) -> dict[str, str]:
     """A hash of a module's file, and of each that it imports from outside the installed packages.
 
     They go by their paths from the module's folder, so that moving them changes nothing.
     """
     folder = Path(str(module.__file__)).resolve().parent
-    hashes: dict[str, str] = {}
-    pending = [module]
+    found: set[Path] = set()
+    hashes: dict[str, Any] = {}
+    pending = [_source(module)]
     while pending:
         each = pending.pop()
-        file = vars(each).get("__file__")
-        if file is None or not _is_users(Path(file).resolve()):
+        if each is None or each.file in found or not _is_users(each.file):
             continue
-        path = Path(file).resolve()
-        name = str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
-        if name in hashes:
+        found.add(each.file)
+        content = each.file.read_bytes()
+        hashes.setdefault(each.place(folder), blake2b(digest_size=16)).update(content)
+        pending += [_source(held) for held in _held_modules(each.module)]
+        if each.file.suffix == ".py":
+            pending += _named_sources(ast.parse(content), each.package)
+    return {place: content_hash.hexdigest() for place, content_hash in hashes.items()}
+
+
+def _source(module: ModuleType) -> _Source | None:
+    file, package = vars(module).get("__file__"), vars(module).get("__package__") or ""
+    return None if file is None else _Source(Path(file).resolve(), module.__name__, package, module)
+
+
+def _held_modules(module: ModuleType | None) -> Iterator[ModuleType]:
+    """The modules among a module's values, and those of its functions and classes."""
+    for value in [] if module is None else list(vars(module).values()):
+        if isinstance(value, ModuleType):
+            yield value
+        elif (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ in sys.modules:
+            yield sys.modules[value.__module__]
+
+
+def _named_sources(code: ast.Module, package: str) -> Iterator[_Source]:
+    """The files of the user's that the import statements of a code name, those within its functions too.
+
+    A constant does not say which module it was imported from: the statement does.
+    """
+    for statement in ast.walk(code):
+        if isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom):
+            start = "." * statement.level + (statement.module or "")
+            names = [
+                f"{start}.{alias.name}" if statement.module else f"{start}{alias.name}" for alias in statement.names
+            ]
+        else:
             continue
-        hashes[name] = blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
-        for value in vars(each).values():
-            if isinstance(value, ModuleType):
-                pending.append(value)
-            elif (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ in sys.modules:
-                pending.append(sys.modules[value.__module__])
-    return hashes
+        for name in names:
+            yield from _user_files(name, package)
+
+
+def _user_files(name: str, package: str) -> Iterator[_Source]:
+    """The files of the modules `a`, `a.b` and `a.b.c` of `a.b.c`, as far as they are modules of the user's."""
+    try:
+        parts = resolve_name(name, package).split(".")
+        for end in range(1, len(parts) + 1):
+            full = ".".join(parts[:end])
+            spec = find_spec(full)
+            if spec is None or (spec.has_location and not _is_users(Path(str(spec.origin)).resolve())):
+                return
+            if spec.has_location:
+                yield _Source(Path(str(spec.origin)).resolve(), full, spec.parent or "", sys.modules.get(full))
+    except (Exception, SystemExit):  # no module; or a package that the code may do without, and that may fail anyhow
+        return
 
 
 def _is_users(file: Path) -> bool:
