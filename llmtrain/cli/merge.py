@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from llmtrain.models.folders.adapter import merge_adapter
-from llmtrain.models.folders.files import ADAPTER_CONFIG
+from llmtrain.models.folders.files import ADAPTER_CONFIG, REWARD_CARD, find_reward_card
 from llmtrain.models.folders.open import model_folder
 
 
@@ -23,4 +24,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output.exists():
         raise ValueError(f"{arguments.output}: exists already; name a folder that does not")
     merge_adapter(folder, arguments.output)
+    if (card := find_reward_card(folder)) is not None:  # a policy run asks it whether the model beats chance
+        shutil.copyfile(card, arguments.output / REWARD_CARD)
     print(f"merged into {arguments.output}")

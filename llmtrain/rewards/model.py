@@ -19,7 +19,7 @@ from llmtrain.data.formats.messages import Conversation, tool_list
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.weight_sharing import share_equal
 from llmtrain.models.cpu.prepare import prepare_layers
-from llmtrain.models.folders.files import REWARD_CARD
+from llmtrain.models.folders.files import find_reward_card
 from llmtrain.models.folders.open import model_folder
 from llmtrain.models.folders.reward import beats_chance, load_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel
@@ -46,7 +46,7 @@ def model_reward(
     if unknown := sorted(set(spec) - {"name", "path", "weight"}):
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only path and weight")
     weight, folder = reward_weight(spec, place), model_folder(reward_model_path(spec, place))
-    card = next((place / REWARD_CARD for place in (folder, folder.parent) if (place / REWARD_CARD).is_file()), None)
+    card = find_reward_card(folder)
     if card is not None and not beats_chance(_read_card(card)):
         weak = f"{place}: {spec['path']} may be no better than chance according to {card}"
         if refuses_weak:

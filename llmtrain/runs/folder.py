@@ -61,6 +61,14 @@ def check_folder(run: RunConfig, config: Section) -> Path:
     another run, or files that are not a run, or cannot be read or written.
     """
     folder = Path(run.dir)
+    try:
+        _check_folder(folder, run, config)
+    except OSError as error:
+        raise ValueError(f"run.dir={folder}: cannot be read ({error.strerror}): choose another folder") from None
+    return folder
+
+
+def _check_folder(folder: Path, run: RunConfig, config: Section) -> None:
     saved = folder / CONFIG
     if saved.exists():
         if run.resume == "never":
@@ -80,10 +88,9 @@ def check_folder(run: RunConfig, config: Section) -> Path:
             )
     elif folder.exists() and (not folder.is_dir() or any(_is_foreign(path.name) for path in folder.iterdir())):
         raise ValueError(f"run.dir={folder} is not empty and is not a run: choose another folder")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"run.dir={folder}: {existing} is not a folder that you may write to: choose another one")
-    return folder
 
 
 def _missing_key(schema: type[Section], tree: Mapping[str, Any], prefix: str = "") -> str | None:

@@ -20,7 +20,6 @@ def sole_writer(folder: Path, what: str, report: Callable[[str], None], watch: W
     """
     watch, folder = watch or Watch(), folder.absolute()
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     is_watching = False
     while isinstance(lease := _tried(folder, watch, what, report), str):
         if "unknown" not in [watch.verdict(number, content) for number, content in contents(folder)]:
@@ -40,6 +39,7 @@ def sole_writer(folder: Path, what: str, report: Callable[[str], None], watch: W
 
 def _tried(folder: Path, watch: Watch, what: str, report: Callable[[str], None]) -> Lease | str:
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         return try_to_take(folder, watch, report)
     except OSError as error:
         if is_disk_full(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -193,6 +194,21 @@ def test_a_run_folder_that_is_a_file_is_left_alone(config: Path) -> None:
     assert f"{config.parent}/run is not a folder that you may write to" in refusal(
         config, f"run.dir={config.parent}/run/new"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("/proc/run", r"cannot be written \(No such file or directory\)"),
+        ("x" * 300, r"cannot be read \(File name too long\)"),
+        ("link", "link is not a folder that you may write to"),
+        ("link/run", "link is not a folder that you may write to"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_made_is_refused(config: Path, name: str, said: str) -> None:
+    (config.parent / "link").symlink_to(config.parent / "purged")
+    error = refusal(config, f"run.dir={config.parent / name}")
+    assert re.search(rf"run\.dir={re.escape(str(config.parent / name))}: .*{said}", error), error
 
 
 def test_the_folder_of_another_run_is_left_alone(config: Path) -> None:

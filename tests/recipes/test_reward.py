@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_pairs import RLHF, pairs, write_pairs
 from tiny_run import Ended, metrics, run_here
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from llmtrain.cli import merge
 from llmtrain.models.folders.reward import beats_chance
 
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
@@ -116,6 +118,12 @@ def test_a_merged_model_is_written_on_request(inputs: Path, tmp_path: Path) -> N
     folder = tmp_path / "run" / "merged"
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert (scores(model, tokenizer, "chosen") > scores(model, tokenizer, "rejected")).float().mean() > 0.9
+
+
+def test_a_model_that_is_merged_later_keeps_its_card(inputs: Path, tmp_path: Path) -> None:
+    ran(config_of(tmp_path, inputs / "chat", [inputs / "pairs.jsonl"], **LORA))
+    merge.run(Namespace(adapter=str(tmp_path / "run"), output=tmp_path / "merged"))
+    assert json.loads((tmp_path / "merged" / "reward_card.json").read_text(encoding="utf-8")) == card_of(tmp_path)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_model(inputs: Path, tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ ADAPTER_BASE = "base.json"  # weights and configuration of an adapter's base, by
 REWARD_CARD = "reward_card.json"  # in the run's folder, beside the folder of the model, or in that of an exported one
 
 
+def find_reward_card(folder: Path) -> Path | None:
+    """The card of the reward model in a folder: there, or in the run's folder around it."""
+    return next((place / REWARD_CARD for place in (folder, folder.parent) if (place / REWARD_CARD).is_file()), None)
+
+
 def require_readable(folder: Path) -> None:
     """Raise ValueError naming the first file of a model's folder that is cut short or empty.
 
