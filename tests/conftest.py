@@ -1,4 +1,4 @@
-"""What every test runs under: no network, few threads, shapes and types of llmtrain checked at each call."""
+"""What every test runs under: no network, a cache of its own, few threads, shapes and types of llmtrain checked at each call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ import shape_checks
 
 shape_checks.install("llmtrain")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def separate_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that the user, or another version, keeps in the shared cache decides a test."""
+    os.environ["LLMTRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
