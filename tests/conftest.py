@@ -1,4 +1,4 @@
-"""What every test runs under: no network, a cache of its own, few threads, shapes and types of llmtrain checked at each call."""
+"""What every test runs under: no network, a separate cache, few threads, shapes and types checked at each call."""
 
 from __future__ import annotations
 
