@@ -70,7 +70,7 @@ class RecipeConfig(Section):
                 f"train.microbatch_tokens={train.microbatch_tokens} is smaller than one pack, "
                 f"data.max_seq_len={data.max_seq_len}"
             )
-        if data.eval is not None and "eval_fraction" in data.model_fields_set and data.eval_fraction:
+        if data.eval is not None and data.asks_for_a_split and data.eval_fraction:
             raise ValueError("give data.eval or data.eval_fraction, not both")
         if not self._evaluates and (self.eval.patience or self.checkpoint.best):
             raise ValueError("eval.patience and checkpoint.best need held-out data: data.eval or data.eval_fraction")

@@ -180,6 +180,11 @@ class SourcesConfig(Section):
     cache_dir: Annotated[str | None, IMMATERIAL] = None
     """Where token stores are kept; None: `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
 
+    @property
+    def asks_for_a_split(self) -> bool:
+        """Whether `eval_fraction` was chosen: its default is no choice, which a run's own config.yaml holds too."""
+        return self.eval_fraction != type(self).model_fields["eval_fraction"].default
+
     @field_validator("train", "eval", mode="before")
     @classmethod
     def _as_sources(cls, value: Any) -> Any:

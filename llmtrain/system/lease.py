@@ -185,7 +185,7 @@ def described(content: bytes) -> str:
     holder = _holder(content)
     if holder is None:
         return "a process that is just starting"
-    return f"{holder} (last heartbeat {json.loads(content)['heartbeat']})"
+    return f"{holder} (last heartbeat {json.loads(content).get('heartbeat', 'unknown')})"
 
 
 def this_process() -> Holder:

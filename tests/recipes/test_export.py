@@ -119,6 +119,23 @@ def test_the_last_checkpoint_exports_as_the_run_does(inputs: Path, tmp_path: Pat
         open_model(str(tmp_path / "first"))
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_with_held_out_sources_exports_and_runs_again_from_its_own_configuration(
+    inputs: Path, tmp_path: Path, name: str
+) -> None:
+    script, data, sections = RUNS[name]
+    config = config_of(tmp_path, inputs, data, sections)
+    tree = yaml.safe_load(config.read_text())
+    tree["data"] = {key: value for key, value in tree["data"].items() if key != "eval_fraction"}
+    {"corpus": write_corpus, "rows": write_rows, "pairs": write_pairs}[data](tmp_path / "other.jsonl", seed=2)
+    tree["data"]["eval"] = str(tmp_path / "other.jsonl")
+    config.write_text(yaml.safe_dump(tree))
+    assert run_here(config, recipe=script).code == 0
+    export(tmp_path / "run", "--output", tmp_path / "out")
+    again = run_here(tmp_path / "run" / "config.yaml", recipe=script)
+    assert again.code == 0, again.err
+
+
 def test_an_earlier_step_has_the_weights_of_its_checkpoint(finished: Path, tmp_path: Path) -> None:
     export(finished, "--step", "1", "--output", tmp_path / "first")
     exported = load_file(tmp_path / "first" / "model.safetensors")

@@ -150,8 +150,7 @@ def _require_usable(key: str, source: Source, meta: Mapping[str, Any], data: Dat
     if key.startswith("data.train"):
         if data.clean != CleanConfig():
             raise ValueError(f"{key}={path}: a store is used unchanged: data.clean would do nothing")
-        is_split_asked = data.eval is None and "eval_fraction" in data.model_fields_set
-        if is_split_asked and data.eval_fraction != meta["eval_fraction"]:
+        if data.eval is None and data.asks_for_a_split and data.eval_fraction != meta["eval_fraction"]:
             raise ValueError(
                 f"{key}={path}: a store built with data.eval_fraction={meta['eval_fraction']}, "
                 f"not {data.eval_fraction}; leave it out, or build the store again from its text"

@@ -163,8 +163,13 @@ def test_what_is_missing_is_named() -> None:
         validate(PretrainConfig, {})
 
 
-def test_a_saved_configuration_loads_as_itself(least: str, tmp_path: Path) -> None:
-    config = load_config(PretrainConfig, [least, "data.train=[{path: b.txt, weight: 2.5}]", "optim.l1=1e-6"])
+@pytest.mark.parametrize(
+    "overrides",
+    [["data.train=[{path: b.txt, weight: 2.5}]", "optim.l1=1e-6"], ["data.eval=c.txt"]],
+    ids=["weights", "held-out sources"],
+)
+def test_a_saved_configuration_loads_as_itself(least: str, tmp_path: Path, overrides: list[str]) -> None:
+    config = load_config(PretrainConfig, [least, *overrides])
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(PretrainConfig, [str(tmp_path / "saved.yaml")]) == config
 

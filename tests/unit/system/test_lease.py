@@ -246,6 +246,16 @@ def test_a_lease_that_says_nothing_is_watched(folder: Path, content: bytes) -> N
     assert said == [f"{folder}: taken over from a process that is just starting, which no longer runs"]
 
 
+def test_a_lease_without_a_heartbeat_names_its_holder(folder: Path) -> None:
+    lease = write_lease(folder)
+    content = json.loads(lease.read_text())
+    del content["heartbeat"]
+    lease.write_text(json.dumps(content))
+    said: list[str] = []
+    taken(folder, said).release()
+    assert len(said) == 1 and "on node7" in said[0] and "(last heartbeat unknown)" in said[0]
+
+
 def test_an_error_releases_the_folder_and_leaves_none_that_was_not_there(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), sole_writer(tmp_path / "a" / "b", "it", print):
         raise ZeroDivisionError
