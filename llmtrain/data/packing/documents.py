@@ -22,7 +22,7 @@ import numpy as np
 
 from llmtrain.batch import IGNORE_INDEX
 from llmtrain.data.packing.best_fit import ALGORITHM_VERSION, Bins, best_fit
-from llmtrain.data.store.derived import derived, is_derived
+from llmtrain.data.store.derived import derived
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.protocols import Array, Report
 
@@ -218,14 +218,8 @@ def best_fit_packing(store: TokenStore, layout: Layout, max_seq_len: int, report
     """The packs of a store, each of at most `max_seq_len` tokens; no group of documents is longer."""
     name = f"packs-{max_seq_len}-{layout.name}-{ALGORITHM_VERSION}"
     num_groups = store.num_documents // layout.group_size
-    lengths = None if is_derived(store, name) else layout.lengths
-
-    def compute() -> Array:
-        return best_fit(layout.lengths if lengths is None else lengths, max_seq_len).to_array()
-
-    return BestFitPacking(
-        store, layout, max_seq_len, Bins.from_array(derived(store, name, compute, report), num_groups)
-    )
+    kept = derived(store, name, lambda: best_fit(layout.lengths, max_seq_len).to_array(), report)
+    return BestFitPacking(store, layout, max_seq_len, Bins.from_array(kept, num_groups))
 
 
 def pack_documents(store: TokenStore, max_seq_len: int, report: Report = print) -> BestFitPacking:

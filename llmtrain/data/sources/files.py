@@ -121,12 +121,6 @@ def resolve_rows(source: Source) -> Files | HubDataset:
     return Files(kept, dict(sorted(not_read.items())))
 
 
-def resolved_revision(source: Source) -> str | None:
-    """The commit of a hub dataset; None for files."""
-    location = resolve(source)
-    return location.commit if isinstance(location, HubDataset) else None
-
-
 def content_of(source: Source, location: Files | HubDataset, cache_dir: str | None, report: Report) -> Content:
     """What is at a source's location now. Raises ValueError as `content_hashes` does."""
     reading = source.model_dump(exclude=PLACE, exclude_defaults=True)

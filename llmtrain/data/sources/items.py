@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -22,52 +22,52 @@ def iter_items(source: Source, location: Files | HubDataset, wanted: Wanted) -> 
     A slice is one of the rows of all files of rows and of the documents of all separated files, and one of the
     characters of all other text files, in order. Raises ValueError for a separator without text files.
     """
-    separator = source.separator
-    if separator is not None and (isinstance(location, HubDataset) or not _texts(source, location)):
-        raise ValueError(f"{source.path}: separator={separator!r} does nothing here: it holds no text files")
+    paths = () if isinstance(location, HubDataset) else location.paths
+    kinds = {path: file_kind(path, source) or "" for path in paths}
+    if source.separator is not None and READERS.keys() >= set(kinds.values()):
+        raise ValueError(f"{source.path}: separator={source.separator!r} does nothing here: it holds no text files")
     if isinstance(location, HubDataset):
         yield from read_hub(source, location.name, location.commit)
         return
     part = parse_slice(source.slice)
-    spans = {} if part == WHOLE else _spans(source, location, part, wanted)
-    texts = _texts(source, location)
-    for path in location.paths:
+    spans = {} if part == WHOLE else _spans(kinds, source.separator, part, wanted)
+    for path, kind in kinds.items():
         span = spans.get(path)
         if span is not None and span[0] == span[1]:
             continue
-        if path not in texts:
-            rows = read_rows(path, file_kind(path, source) or "", wanted)
-            yield from rows if span is None else islice(rows, *span)
-        elif separator is not None:
-            with readable(path):
-                documents = separated_documents(path, separator)
-                yield from documents if span is None else islice(documents, *span)
+        if kind in READERS or source.separator is not None:
+            items = _counted_items(path, kind, source.separator, wanted)
+            yield from items if span is None else islice(items, *span)
         else:
             with readable(path):
                 document = _text_document(path, span)
             yield document
 
 
-def _texts(source: Source, location: Files) -> set[Path]:
-    """The files that are text, not rows."""
-    return {path for path in location.paths if file_kind(path, source) not in READERS}
+def _counted_items(path: Path, kind: str, separator: str | None, wanted: Wanted) -> Iterator[Document | Row | BadRow]:
+    """The rows of a file of rows, or the documents of a text file with a separator: what a slice counts."""
+    if separator is None or kind in READERS:
+        yield from read_rows(path, kind, wanted)
+        return
+    with readable(path):
+        yield from separated_documents(path, separator)
 
 
-def _spans(source: Source, location: Files, part: Slice, wanted: Wanted) -> dict[Path, tuple[int, int]]:
+def _spans(
+    kinds: Mapping[Path, str], separator: str | None, part: Slice, wanted: Wanted
+) -> dict[Path, tuple[int, int]]:
     """[start, end) of each file that a slice of the source is: of its rows or documents, or of its characters."""
-    num_rows: dict[Path, int] = {}
+    num_items: dict[Path, int] = {}
     num_chars: dict[Path, int] = {}
-    texts = _texts(source, location)
-    for path in location.paths:
-        if path not in texts:
-            num_rows[path] = count_rows(path, file_kind(path, source) or "", wanted)
-        elif source.separator is not None:
-            with readable(path):
-                num_rows[path] = sum(1 for _ in separated_documents(path, source.separator))
+    for path, kind in kinds.items():
+        if kind in READERS:
+            num_items[path] = count_rows(path, kind, wanted)
+        elif separator is not None:
+            num_items[path] = sum(1 for _ in _counted_items(path, kind, separator, wanted))
         else:
             num_chars[path] = _count_chars(path)
     spans: dict[Path, tuple[int, int]] = {}
-    for counts in (num_rows, num_chars):
+    for counts in (num_items, num_chars):
         spans |= zip(counts, shares(list(counts.values()), part), strict=True)
     return spans
 

@@ -17,11 +17,6 @@ from llmtrain.protocols import Array, Report
 from llmtrain.system.files import exclusive, write_whole
 
 
-def is_derived(store: TokenStore, name: str) -> bool:
-    """Whether an array is kept."""
-    return _path(store, name).is_file()
-
-
 def derived(store: TokenStore, name: str, compute: Callable[[], Array], report: Report) -> Array:
     """The array of this name, memory-mapped; if it is not kept yet, computed while other processes wait for it.
 
