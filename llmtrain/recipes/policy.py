@@ -102,7 +102,7 @@ def _train(run: Run[PolicyStageConfig], last: bool) -> None:
 
     def record(number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         gathered = gather_rows([readable(row, chat.tokenizer) for row in rows], runtime)
-        if runtime.is_main:
+        if run.may_write():
             samples.write(number, gathered)
 
     assert config.train.steps is not None
