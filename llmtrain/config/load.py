@@ -17,7 +17,7 @@ from llmtrain.config.nearest import unknown_key
 from llmtrain.config.sections import Section
 from llmtrain.config.shipped import find_config
 from llmtrain.config.which import refuse_other_recipe, verb_of
-from llmtrain.system.files import one_line, write_bytes
+from llmtrain.system.files import FREE_RUN, one_line, write_bytes
 
 Config = TypeVar("Config", bound=Section)
 
@@ -100,7 +100,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def save_config(config: Section, path: str | Path) -> None:
     """Write the resolved configuration, defaults included, so that it can be run again: whole or not at all."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-    write_bytes(Path(path), text.encode("utf-8"), "free some space or move run.dir")
+    write_bytes(Path(path), text.encode("utf-8"), FREE_RUN)
 
 
 def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

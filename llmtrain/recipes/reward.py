@@ -26,8 +26,7 @@ from llmtrain.models.wrappers.reward_model import pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.recipes.model import export_spec, given_model, load_with_adapter, pinned_facts, trained_report
 from llmtrain.recipes.trainer import Run, Training, close, open_run, train
-from llmtrain.runs.folder import MOVE
-from llmtrain.system.files import write_json
+from llmtrain.system.files import FREE_RUN, write_json
 
 
 def run_reward(config: RewardStageConfig, *, last: bool = True) -> None:
@@ -88,5 +87,5 @@ def write_reward_card(path: Path, folder: Path, config: RewardStageConfig, step:
         return (
             "the reward model is not evaluated at this step, or no pairs are held out (data.eval, data.eval_fraction)"
         )
-    write_json(path, card, MOVE)
+    write_json(path, card, FREE_RUN)
     return card_verdict(card)

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from llmtrain.config.load import read_yaml, save_config
 from llmtrain.config.sections import RunConfig, Section, marks_on_resume, section_of
 from llmtrain.runs.facts import Facts, first_difference, refuse_changed, without_numbers
-from llmtrain.system.files import one_line, write_json
+from llmtrain.system.files import FREE_RUN, one_line, write_json
 from llmtrain.system.lease import LEASE
 
 # Files of a run's folder; those of its log, its checkpoints and its model are named where they are written.
@@ -28,7 +28,6 @@ UNFINISHED = f"{CONFIG}.partial"  # all that a run leaves if it is stopped while
 CHECKPOINTS = "checkpoints"  # the folder of checkpoints
 
 PINNED = "pinned"  # the facts, in `environment.json`
-MOVE = "free some space or move run.dir"
 PACKAGES = (
     "llmtrain",
     "torch",
@@ -132,7 +131,7 @@ def record_run(folder: Path, config: Section, machine: Mapping[str, Any], facts:
         **machine,
         PINNED: facts.to_dict(),
     }
-    write_json(folder / ENVIRONMENT, environment, MOVE)
+    write_json(folder / ENVIRONMENT, environment, FREE_RUN)
 
 
 def mark_finished(folder: Path, config: Section) -> None:
@@ -194,7 +193,7 @@ def _real_paths(value: Any) -> Any:
 
 def record_ledger(folder: Path, data: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> None:
     """Write `ledger.json`: where every byte and token of the data went, and how much was trained on, once known."""
-    write_json(folder / LEDGER, {**data, **({} if training is None else {"training": training})}, MOVE)
+    write_json(folder / LEDGER, {**data, **({} if training is None else {"training": training})}, FREE_RUN)
 
 
 def package_versions() -> Iterator[tuple[str, str]]:

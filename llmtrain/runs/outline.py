@@ -19,8 +19,8 @@ from llmtrain.models.folders.adapter import AdapterSpec
 from llmtrain.models.folders.kind import LANGUAGE, REWARD
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.runs.facts import Facts
-from llmtrain.runs.folder import MOVE, read_json
-from llmtrain.system.files import disk_full, is_disk_full, one_line, write_json
+from llmtrain.runs.folder import read_json
+from llmtrain.system.files import FREE_RUN, full_disk_named, one_line, write_json
 
 FOLDER = "outline"
 REST = "outline.json"  # what the files of a model's folder do not say
@@ -52,13 +52,9 @@ def save_outline(run: Path, outline: Outline) -> None:
         return
     spec, adapter = outline.spec, outline.adapter
     shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with full_disk_named(partial, FREE_RUN):
         spec.shape.save_pretrained(partial)
         spec.tokenizer.save_pretrained(partial)
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(partial, MOVE) from None
-        raise
     rest = {
         "name_or_path": spec.shape.name_or_path,
         "kind": spec.kind.noun,
@@ -66,7 +62,7 @@ def save_outline(run: Path, outline: Outline) -> None:
         "stop_ids": list(spec.stop_ids),
         "base": None if adapter is None else dict(adapter.base),
     }
-    write_json(partial / REST, rest, MOVE)
+    write_json(partial / REST, rest, FREE_RUN)
     partial.rename(final)
 
 

@@ -26,11 +26,23 @@ def is_disk_full(error: OSError) -> bool:
 
 
 FREE_CACHE = "free some space or move data.cache_dir"
+FREE_RUN = "free some space or move run.dir"
 
 
 def disk_full(place: object, fix: str = FREE_CACHE) -> ValueError:
     """The error of a full disk, in the words that every room uses: `PLACE: the disk is full; FIX`."""
     return ValueError(f"{place}: the disk is full; {fix}")
+
+
+@contextlib.contextmanager
+def full_disk_named(place: object, fix: str = FREE_CACHE) -> Iterator[None]:
+    """Turns the error of a full disk into `disk_full`; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise disk_full(place, fix) from None
 
 
 def one_line(error: BaseException) -> str:
@@ -68,16 +80,15 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], fix: str = FREE
     Raises ValueError, with the `fix`, if the disk is full.
     """
     partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if not is_disk_full(error):
+    with full_disk_named(path, fix):
+        try:
+            with partial.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            partial.unlink(missing_ok=True)
             raise
-        raise disk_full(path, fix) from None
     partial.rename(path)
     sync_folder(path.parent)
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 
 from llmtrain.protocols import Counts
-from llmtrain.system.files import write_json
+from llmtrain.system.files import FREE_RUN, write_bytes, write_json
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
@@ -73,9 +73,7 @@ class RunLog:
         if self._may_write() and self._metrics_path.exists():
             rows, num_bad = read_rows(self._metrics_path)
             kept = [row for row in rows if row["step"] <= (evaluated_step if "eval_loss" in row else step)]
-            partial = self._metrics_path.with_suffix(".partial")
-            partial.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
-            partial.replace(self._metrics_path)  # atomic: a kill leaves the old rows or the new ones
+            write_bytes(self._metrics_path, "".join(f"{json.dumps(row)}\n" for row in kept).encode(), FREE_RUN)
             if num_bad:
                 self.say(f"warning: {self._metrics_path}: {num_bad} lines cannot be read and were dropped")
             for path in (self._folder / EVALUATIONS).glob("step-*.json"):
@@ -128,7 +126,7 @@ class RunLog:
         if "report" in row:  # before the row, which then never is without it
             path = evaluation_path(self._folder, int(row["step"]))
             path.parent.mkdir(exist_ok=True)
-            write_json(path, _plain(row["report"]))
+            write_json(path, _plain(row["report"]), FREE_RUN)
         self._write(numbers)
         values = "  ".join(
             f"{name.replace('_', ' ')} {numbers[name]:.4f}" for name in numbers if name.startswith("eval_")

@@ -20,7 +20,7 @@ import xxhash
 
 from llmtrain.protocols import Report
 from llmtrain.system.device import usable_cores
-from llmtrain.system.files import cache_root, disk_full, exclusive, is_disk_full
+from llmtrain.system.files import cache_root, exclusive, full_disk_named
 
 FOLDER, TABLE = "file-hashes", "table"
 BLOCK_BYTES = 16 << 20
@@ -120,14 +120,9 @@ def _remembered(table: Path) -> dict[Identity, bytes]:
 def _remember(table: Path, hashes: dict[Identity, bytes]) -> None:
     """Append records, after the last whole one; the caller holds the lock."""
     records = (identity + found for identity, found in hashes.items())
-    try:
-        with table.open("ab") as file:
-            os.truncate(file.fileno(), os.fstat(file.fileno()).st_size // RECORD_BYTES * RECORD_BYTES)
-            file.write(b"".join(record + _check(record) for record in records))
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise disk_full(table) from None
+    with full_disk_named(table), table.open("ab") as file:
+        os.truncate(file.fileno(), os.fstat(file.fileno()).st_size // RECORD_BYTES * RECORD_BYTES)
+        file.write(b"".join(record + _check(record) for record in records))
 
 
 def _check(record: bytes) -> bytes:

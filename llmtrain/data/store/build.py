@@ -21,7 +21,7 @@ from llmtrain.data.sources.overlap import Read, as_read, require_disjoint
 from llmtrain.data.store.token_store import FORMAT, TokenStore, is_store, open_store, read_meta
 from llmtrain.data.store.writer import Layout, StoreWriter
 from llmtrain.protocols import Report
-from llmtrain.system.files import cache_root, disk_full, exclusive, is_disk_full
+from llmtrain.system.files import FREE_CACHE, cache_root, exclusive, full_disk_named
 
 Fill = Callable[[Source, SourceLedger, StoreWriter], None]
 """Writes all documents of a source, entered in its ledger, and makes them durable."""
@@ -157,20 +157,15 @@ def _build(spec: StoreSpec, cache_dir: str | None, report: Report) -> None:
     Raises ValueError for bad input and for a full disk, and keeps what a later build goes on from.
     """
     kind, ledger = spec.kind, SourceLedger(path=spec.source.path)
-    try:
-        with StoreWriter(spec.folder, kind.layout) as writer:
-            report(f"{spec.named}: tokenizing in {spec.folder}")
-            kind.fill(spec.source, ledger, writer)
-            ledger.check()
-            now = content_of(spec.source, kind.resolve(spec.source), cache_dir, report)
-            if spec.read is None or now.fingerprint != spec.read.fingerprint:
-                raise ValueError(f"{spec.named}: its files changed while they were read; start again")
-            writer.finish({**spec.meta, "ledger": ledger.to_dict()})
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        later = "free some space or move data.cache_dir, then start again: the build goes on with its last whole unit"
-        raise disk_full(spec.folder, later) from None
+    later = f"{FREE_CACHE}, then start again: the build goes on with its last whole unit"
+    with full_disk_named(spec.folder, later), StoreWriter(spec.folder, kind.layout) as writer:
+        report(f"{spec.named}: tokenizing in {spec.folder}")
+        kind.fill(spec.source, ledger, writer)
+        ledger.check()
+        now = content_of(spec.source, kind.resolve(spec.source), cache_dir, report)
+        if spec.read is None or now.fingerprint != spec.read.fingerprint:
+            raise ValueError(f"{spec.named}: its files changed while they were read; start again")
+        writer.finish({**spec.meta, "ledger": ledger.to_dict()})
 
 
 def _opened(spec: StoreSpec, split: Split) -> TokenStore:

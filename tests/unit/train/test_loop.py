@@ -479,7 +479,7 @@ def test_dropping_rows_never_leaves_less_than_the_rows_that_stay(
     with pytest.raises(KeyboardInterrupt):
         run.run()
     rows = run.rows
-    monkeypatch.setattr(Path, "replace", lambda path, to: _die())
+    monkeypatch.setattr(Path, "rename", lambda path, to: _die())
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert run.rows == rows
