@@ -44,6 +44,7 @@ from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.recipes.command import prepare_process
 from llmtrain.system.device import peak_memory_bytes
+from llmtrain.system.stop_signal import StopSignal
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.loop import Loop
 from llmtrain.train.optim import make_optimizer
@@ -52,7 +53,6 @@ from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
 from llmtrain.train.step_guard import StepGuard
-from llmtrain.train.stop_signal import StopSignal
 
 BLOCK_STEPS = 2
 NUM_BLOCKS = 20
@@ -106,7 +106,11 @@ class TakingTurns:
         self._source.advance()
         self._step += 1
 
-    def metrics(self) -> dict[str, float]:
+    @property
+    def epoch(self) -> float:
+        return self._source.epoch
+
+    def metrics(self) -> Mapping[str, float]:
         return self._source.metrics()
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from llmtrain.config.data import DataConfig
 from llmtrain.config.recipes import PretrainConfig
-from llmtrain.config.sections import DataConfig
 from llmtrain.data.loader.batches import SingleProcess, collate
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import StreamPacking

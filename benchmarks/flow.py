@@ -7,7 +7,8 @@ The recipes `rlhf.py` and `sft.py` run in turn in one process, on the tiny model
 function records which functions of llmtrain are called. Three windows count:
 
 - row to store: from the first function of `data/` that only a run with an empty cache calls, to the end of the last
-  `StoreWriter.finish`. Comparing with a second run, which finds its store, shows which functions those are.
+  `finish` of `data/store/documents.py`. Comparing with a second run, which finds its store, shows which functions
+  those are.
 - step to gradient: from the loop's call of `next_step` to the end of its last `backward`, in a step without evaluation
   or checkpoint.
 - prompt to gradient: what `data/` does before the first step, and the first step of PPO, which makes a rollout.
@@ -38,6 +39,8 @@ Function = tuple[str, str]  # (file within llmtrain, name)
 
 MEASURED_STEP = 2
 """The step that is measured in tuning, from 0: neither the first nor the last, which evaluate and save."""
+FINISH = ("data/store/documents.py", "finish")
+"""What ends the building of a store."""
 
 
 class Trace:
@@ -60,7 +63,7 @@ class Trace:
             if name.endswith(".next_step") and caller is not None and caller[0] == "train/loop.py":
                 self.events.append(("step", *caller))
             self.events.append(("call", file, name))
-        elif name == "StoreWriter.finish" or (name.endswith(".backward") and file.startswith("train/")):
+        elif (file, name) == FINISH or (name.endswith(".backward") and file.startswith("train/")):
             self.events.append(("return", file, name))
 
     def _function(self, code: CodeType) -> Function | None:
@@ -110,7 +113,7 @@ def to_store(built: list[list[str]], found: list[list[str]]) -> set[Function]:
     """What runs from a row to its store: `built` is of a run with an empty cache, `found` of one with a full one."""
     only = called(built) - called(found)
     first = next(i for i, (_, file, name) in enumerate(built) if (file, name) in only and file.startswith("data/"))
-    last = max(i for i, (kind, _, name) in enumerate(built) if kind == "return" and name == "StoreWriter.finish")
+    last = max(i for i, (kind, file, name) in enumerate(built) if kind == "return" and (file, name) == FINISH)
     return called(built[first : last + 1])
 
 

@@ -16,10 +16,12 @@ import torch
 from corpus import documents, short_documents
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llmtrain.config.sections import AdapterConfig, TunedModelConfig
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.sections import TunedModelConfig
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import add_adapter
-from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter
+from llmtrain.models.folders.adapter import export_adapter, merge_adapter
+from llmtrain.models.folders.bases import origin_of
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import load_pretrained
@@ -62,9 +64,9 @@ def write_reward_model(setting: dict[str, Any], tokenizer: PreTrainedTokenizerBa
             torch.nn.init.normal_(parameter, std=ADAPTER_SPREAD)
     model = RewardModel(score_model(causal, config, pad_token_id=tokenizer.pad_token_id, seed=0), "segments")
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    spec = ExportSpec(model.model.config, tokenizer, REWARD)
-    own = AdapterSpec(adapter, base_path=setting["model"], base=base_facts(model.model))
-    export_adapter(folder / "reward_adapter", trained, "", spec, own)
+    origin, facts = origin_of(setting["model"]), base_facts(model.model)
+    spec = ExportSpec(model.model.config, tokenizer, REWARD, origin=origin, adapter=adapter, base=facts)
+    export_adapter(folder / "reward_adapter", trained, "", spec)
     merge_adapter(folder / "reward_adapter", folder / "reward")
 
 

@@ -2,8 +2,8 @@
 
 Each package imports only those to its left, which `tests/unit/test_imports.py` checks; docs/architecture.md is the map.
 
-    config, batch, protocols, system < data | models | objectives | train < tokenizers, tasks, rewards < rollout <
+    config, batch, protocols, system < data | models | objectives | train < tokenizers, rewards < tasks < rollout <
     eval | runs < recipes < prove | tune < cli
 
-(`tasks`, `prove` and `tune` are places for what comes.)
+(`prove` is a place for what comes.)
 """

@@ -79,12 +79,18 @@ class PackedTokens:
     num_trained: int  # labels that are not IGNORE_INDEX
     sample_ids: tuple[int, ...]  # position in the sample order of each pack
     sampling_mask: SamplingMask | None = None  # of the labels, if they are responses; None: no token was excluded
+    label_weights: Float[Tensor, " tokens"] | None = None  # of each label in the loss, 0 without a label; None: 1
     prefix_lengths: ClassVar[tuple[int, ...]] = ()  # no segments share a prefix
 
     @property
     def num_tokens(self) -> int:
         """Tokens of samples."""
         return self.input_ids.numel() if self.sample_ids else 0
+
+    @property
+    def total_weight(self) -> float:
+        """The weights of all labels together: their number, unless rows weigh them."""
+        return float(self.num_trained if self.label_weights is None else self.label_weights.double().sum())
 
     @property
     def num_attended(self) -> int:
@@ -99,6 +105,7 @@ class PackedTokens:
             labels=self.labels.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
             sampling_mask=None if self.sampling_mask is None else self.sampling_mask.to(device),
+            label_weights=None if self.label_weights is None else self.label_weights.to(device, non_blocking=True),
         )
 
 

@@ -11,18 +11,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmtrain.system.typing import Array as Array
+from llmtrain.system.typing import Report as Report
+
 Batch = TypeVar("Batch")
 Batch_contra = TypeVar("Batch_contra", contravariant=True)
-
-Array = np.ndarray[Any, Any]
-
-Report = Callable[[str], None]
-"""Takes a line for the user."""
 
 Counts = Mapping[str, float]
 """Named denominators of one microbatch: `tokens`, always, and what else the loss divides by: pairs, sequences."""
@@ -76,6 +73,10 @@ class Interrupted(Exception):
     """Some rank was asked to stop while a step's microbatches were being made: every rank stops making them."""
 
 
+class SourceFailed(ValueError):
+    """A step's microbatches cannot be made, on any rank: what is trained so far is saved, then the run stops."""
+
+
 class BatchSource(Protocol[Batch]):
     """Where a step's microbatches come from: a stored dataset, or rollouts made on demand."""
 
@@ -83,12 +84,18 @@ class BatchSource(Protocol[Batch]):
         """This rank's microbatches of the present step, as many as on every other rank; None: finished.
 
         It does not move on: called again before `advance`, it returns the same step. Collective.
-        Raises Interrupted, its state unchanged, if it was asked to stop while it made them.
+        Raises Interrupted, its state unchanged, if it was asked to stop while it made them; SourceFailed, on all ranks
+        and with its state unchanged, if something that it needs has failed.
         """
         ...
 
     def advance(self) -> None:
         """Move on to the step after the one that `next_step` returned."""
+        ...
+
+    @property
+    def epoch(self) -> float:
+        """How often the training data has been seen, up to the present step: 1.5 halfway through the second time."""
         ...
 
     def metrics(self) -> Mapping[str, float]:
@@ -151,7 +158,8 @@ class LossOptions:
 Evaluate = Callable[[nn.Module, Callable[[], bool]], dict[str, Any] | None]
 """(model in eval mode, whether any rank was asked to stop) -> numbers, `eval_loss` among them; None if stopped.
 
-`report`, if there is one, is a tree of more numbers, which goes to a file of its own.
+Besides numbers there may be `summary`, the few of them that a person wants to see, in words; `report`, a tree of more
+numbers, which goes to a separate file; and `samples`, answers of the model, rows of `samples.jsonl`.
 """
 
 
@@ -185,7 +193,9 @@ class Ranks(Protocol):
 
 
 class TokenLoss(NamedTuple):
-    """What a causal LM with its loss inside returns: sums over the trained tokens of a microbatch, scalars."""
+    """What a causal LM with its loss inside returns: of the trained tokens of a microbatch, their sums (scalars)."""
 
     objective: Tensor  # cross-entropy with label smoothing and z-loss; differentiable
     cross_entropy: Tensor  # plain, in nats; not differentiable
+    errors: Tensor  # tokens of which another one was the most likely; not differentiable
+    token_losses: Tensor  # (trained tokens,) the parts of cross_entropy, each times its weight

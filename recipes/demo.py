@@ -1,7 +1,7 @@
-"""The demo: Python's own standard library -> a tokenizer -> a small language model -> a continuation.
+"""The demo: Python's own standard library -> tokenizer -> pretraining -> SFT -> reward model -> PPO -> report.
 
-Needs no network and no data of ours. Each step is a plain command, printed before it runs, that can be
-repeated by hand; only the corpus is written here. Overrides that are given (`train.steps=40`) go to the training.
+Needs no network and no data of ours. Each stage is a plain command, printed before it runs, that can be repeated by
+hand; only the rows are written here. `STAGE.KEY=VALUE` overrides a key of one stage: `policy.train.steps=20`.
 """
 
 from __future__ import annotations
@@ -10,107 +10,197 @@ import json
 import os
 import shlex
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
-import sysconfig
 import time
-import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pydoc_data import topics
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path("runs/demo")
-RUN = DEMO / "pretrain"
-CORPUS = DEMO / "corpus"
-NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
-STOPPED = "stopped; `make demo` continues from the last checkpoint"
-PROMPT = "def __init__(self"
+ROWS = DEMO / "rows"
+REPORT = DEMO / "report.html"
+STOPPED = "the demo is stopped; the same command continues it from the last checkpoint"
+INTERRUPTED = 128 + signal.SIGINT  # exit code of a command that Ctrl-C ended
+PROMPT = "def read(self, size=-1)"
+SHOWN_ANSWERS = 4
+SHOWN_CHARS = 110
 
 
-def main() -> None:
-    """Run the steps from the repository's root; a finished demo starts afresh, a stopped one continues."""
-    os.chdir(ROOT)
+@dataclass(frozen=True)
+class Stage:
+    """One run of the demo: its folder in DEMO, its command, and what its held-out data measure."""
+
+    name: str
+    verb: str
+    config: str
+    title: str
+    measure: str  # of the summary's table
+    key: str  # of the evaluation rows, with `_low` and `_high`
+    falls: bool = False  # whether lower is better
+
+    @property
+    def folder(self) -> Path:
+        return DEMO / self.name
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / "finished.yaml").is_file()
+
+
+STAGES = (
+    Stage("pretrain", "pretrain", "demo", "Pretraining: how signatures and docstrings read", "loss", "eval_loss", True),
+    Stage("sft", "sft", "sft_demo", "SFT: answer a signature with a description", "loss", "eval_loss", True),
+    Stage(
+        "reward",
+        "rlhf",
+        "reward_demo",
+        "Reward model: score real descriptions above corrupted ones",
+        "accuracy",
+        "eval_accuracy",
+    ),
+    Stage("policy", "rlhf", "ppo_demo", "PPO: write what the reward model scores high", "score", "eval_score"),
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the stages in the present folder; a finished demo starts afresh, a stopped one continues."""
+    overrides = by_stage(argv)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    if (RUN / "model").exists():
+    if REPORT.exists():
         print(f"removing the finished demo in {DEMO} to start afresh")
         shutil.rmtree(DEMO)
     started = time.perf_counter()
-    heading("1. Corpus: the standard library of the Python that runs this")
-    write_corpus()
+
+    heading("1. Data: signatures and docstrings of the Python that runs this")
+    run("python", os.path.relpath(Path(__file__).with_name("demo_rows.py")), str(ROWS))
     heading("2. Tokenizer: byte-level BPE")
-    run("tokenizer/train.py", "recipes/configs/demo_tokenizer.yaml")
-    heading("3. Pretraining: a Llama of 1.4 M parameters")
-    run("recipes/pretrain.py", "recipes/configs/demo.yaml", *sys.argv[1:])
-    if not (RUN / "model").exists():  # a signal stopped it: saved, and no failure
-        sys.exit(STOPPED)
-    heading("4. A continuation")
-    run("-m", "llmtrain", "sample", str(RUN / "model"), PROMPT)
-    heading("Summary")
-    for line in summary():
+    run("llmtrain", "tokenizer", "demo_tokenizer", *overrides["tokenizer"])
+    for number, stage in enumerate(STAGES, 3):
+        heading(f"{number}. {stage.title}")
+        if stage.is_finished:
+            print(f"finished in {stage.folder}, skipped")
+            continue
+        run("llmtrain", stage.verb, stage.config, *overrides[stage.name])
+        if not stage.is_finished:  # a signal stopped it: saved, and no failure
+            sys.exit(STOPPED)
+    heading(f"{len(STAGES) + 3}. Report")
+    run("llmtrain", "report", *(str(stage.folder) for stage in STAGES), "--output", str(REPORT))
+
+    heading(f"Summary: {(time.perf_counter() - started) / 60:.1f} minutes")
+    outcomes = [Outcome.of(stage) for stage in STAGES]
+    for line in (*table(outcomes), *answers(), *what_next()):
         print(line)
-    print(f"{'all of it':<16}{time.perf_counter() - started:.0f} s")
+    if failed := [outcome.stage.name for outcome in outcomes if not outcome.is_better]:
+        sys.exit(f"\nnot better after training than before, by the intervals: {', '.join(failed)}")
+
+
+def by_stage(argv: Sequence[str]) -> dict[str, list[str]]:
+    """`STAGE.KEY=VALUE` -> the overrides of each stage."""
+    found: dict[str, list[str]] = {name: [] for name in ("tokenizer", *(stage.name for stage in STAGES))}
+    for argument in argv:
+        stage, _, override = argument.partition(".")
+        if stage not in found or "=" not in override:
+            sys.exit(f"error: {argument}: give STAGE.KEY=VALUE, with a stage of {', '.join(found)}")
+        found[stage].append(override)
+    return found
 
 
 def heading(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
-def run(*arguments: str) -> None:
-    """Print and run one command with this Python; the demo ends with it where it fails."""
-    print(f"$ {shlex.join(['python', *arguments])}", flush=True)
-    code = subprocess.run([sys.executable, *arguments], check=False).returncode
+def run(name: str, *arguments: str) -> None:
+    """Print and run one command, `python` or `llmtrain`; the demo ends with it if it fails.
+
+    Ctrl-C reaches the command too, which saves and ends, so here it only waits.
+    """
+    print(f"$ {shlex.join([program(name), *arguments])}", flush=True)
+    command = [sys.executable, *(["-m", "llmtrain"] if name == "llmtrain" else []), *arguments]
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # a handler is not inherited; SIG_IGN would be
+    try:
+        code = subprocess.run(command, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if code == INTERRUPTED:
+        print(STOPPED, file=sys.stderr)
     if code:
         sys.exit(code)
 
 
-def write_corpus() -> None:
-    """Two JSON Lines files: the library's modules, and the topics of its help."""
-    for name, documents in (("modules", modules()), ("topics", help_topics())):
-        path = CORPUS / f"{name}.jsonl"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            with partial.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps({"text": text, "path": where}) + "\n" for where, text in documents)
-            partial.replace(path)
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+def program(name: str) -> str:
+    """How this shell calls a program of the environment: by its name, or by its path if it is not active."""
+    here = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    return name if not here.exists() or (found and Path(found) == here) else os.path.relpath(here)
 
 
-def modules() -> Iterator[tuple[str, str]]:
-    """(path, source) of every module of the standard library; tests and tables of character codes are left out."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        relative = path.relative_to(library)
-        if NOT_LIBRARY.isdisjoint(relative.parts):
-            with tokenize.open(path) as file:  # honours a module's declared encoding
-                yield str(relative), file.read()
+@dataclass(frozen=True)
+class Outcome:
+    """A stage's held-out measure before and after its training, each with its 95 % interval."""
+
+    stage: Stage
+    before: tuple[float, float, float]  # value, low, high
+    after: tuple[float, float, float]
+    minutes: float
+
+    @classmethod
+    def of(cls, stage: Stage) -> Outcome:
+        rows = [json.loads(line) for line in (stage.folder / "metrics.jsonl").read_text().splitlines()]
+        before, *_, after = [row for row in rows if "eval_loss" in row]
+        first, last = ((row[stage.key], row[f"{stage.key}_low"], row[f"{stage.key}_high"]) for row in (before, after))
+        return cls(stage, first, last, after["elapsed_seconds"] / 60)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the intervals before and after have nothing in common, in the right direction."""
+        return self.after[2] < self.before[1] if self.stage.falls else self.after[1] > self.before[2]
 
 
-def help_topics() -> Iterator[tuple[str, str]]:
-    """(name, text) of every topic that `help()` knows."""
-    yield from sorted(topics.topics.items())
+def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """The summary's table, one line per stage."""
+    yield f"{'stage':<10}{'held-out':<10}{'before':<24}{'after (95 % interval)':<24}{'better':<8}minutes"
+    for outcome in outcomes:
+        before, after = (
+            f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in (outcome.before, outcome.after)
+        )
+        better = "yes" if outcome.is_better else "no"
+        stage = outcome.stage
+        yield f"{stage.name:<10}{stage.measure:<10}{before:<24}{after:<24}{better:<8}{outcome.minutes:.1f}"
 
 
-def summary() -> Iterator[str]:
-    """The run's figures, from what it wrote into its folder."""
-    rows = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
-    environment: dict[str, Any] = json.loads((RUN / "environment.json").read_text())
-    before, *_, after = [row for row in rows if "eval_loss" in row]
-    trained = [row for row in rows if "tokens_per_second" in row]
-    speed, mfu = (statistics.median(row[name] for row in trained) for name in ("tokens_per_second", "mfu"))
-    yield f"{'':<16}{'before':>8}{'after':>8}"
-    for label, name in (("held-out loss", "eval_loss"), ("bits per byte", "eval_bits_per_byte")):
-        yield f"{label:<16}{before[name]:>8.3f}{after[name]:>8.3f}"
-    yield f"{'speed':<16}{speed:,.0f} tokens/s, MFU {mfu:.0%} of {environment['peak_flops'] / 1e9:.0f} GFLOP/s"
-    yield f"{'':<16}({environment['peak_flops_source']})"
-    yield f"{'model':<16}{RUN / 'model'}"
+def answers() -> Iterator[str]:
+    """Held-out prompts as the policy answered them before and after PPO."""
+    lines = (STAGES[-1].folder / "samples.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "step" in row]
+    first, last = (row["step"] for row in (rows[0], rows[-1]))
+    at = {(row["step"], row["index"]): row for row in rows}
+    yield ""
+    yield f"{'held-out prompts, answered':<28}score"
+    for index in list(dict.fromkeys(row["index"] for row in rows))[:SHOWN_ANSWERS]:
+        yield at[first, index]["prompt"][-1]["content"]
+        for when, step in (("before PPO", first), ("after PPO", last)):
+            row: Mapping[str, Any] = at[step, index]
+            yield f"  {when:<12}{row['score']:>6.2f}  {one_line(row['response'])}"
+
+
+def one_line(text: str) -> str:
+    """An answer as a terminal shows it: in one line, without control characters."""
+    words = " ".join(text.split())
+    return "".join(character if character.isprintable() else "?" for character in words)[:SHOWN_CHARS]
+
+
+def what_next() -> Iterator[str]:
+    yield ""
+    yield f"report  {REPORT}"
+    yield f"chat    echo {shlex.quote(PROMPT)} | {program('llmtrain')} chat {STAGES[-1].folder}"
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit(STOPPED)
+        print(STOPPED, file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -268,6 +268,119 @@ DEEPSEEK_R1 = Family(
 """,
 )
 
+GLM4 = Family(
+    special=("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    bos=None,
+    eos="<|endoftext|>",
+    template="""\
+{{- "[gMASK]<sop>" }}
+{%- if tools %}
+    {{- "<|system|>\\n# tools" }}
+    {%- for t in tools %}
+        {{- "\\n## " + t.function.name + "\\n" + t.function|tojson }}
+    {%- endfor %}
+{%- endif %}
+{%- for m in messages %}
+    {%- if m.role == "tool" %}
+        {{- "<|observation|>\\n" + m.content }}
+    {%- elif m.role == "assistant" and m.tool_calls %}
+        {%- for call in m.tool_calls %}
+            {{- "<|assistant|>" + call.function.name + "\\n" + call.function.arguments|tojson }}
+        {%- endfor %}
+    {%- else %}
+        {{- "<|" + m.role + "|>\\n" + m.content }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|assistant|>" }}
+{%- endif %}
+""",
+)
+"""Each turn is ended by the mark of the next one: `<|user|>`, or `<|observation|>` after a call."""
+
+MISTRAL_V3 = Family(
+    special=(
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[TOOL_CALLS]",
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+    ),
+    bos="<s>",
+    eos="</s>",
+    template="""\
+{%- set first = messages[0].content if messages[0].role == "system" else none %}
+{%- set rest = messages[1:] if messages[0].role == "system" else messages %}
+{%- set asked = rest|selectattr("role", "equalto", "user")|list %}
+{%- set spoken = rest|rejectattr("role", "equalto", "tool")|selectattr("tool_calls", "undefined")|list %}
+{%- for m in spoken %}
+    {%- if (m.role == "user") != (loop.index0 % 2 == 0) %}
+        {{- raise_exception("after the optional system message, roles must alternate") }}
+    {%- endif %}
+{%- endfor %}
+{{- bos_token }}
+{%- for m in rest %}
+    {%- if m.role == "user" %}
+        {%- if tools and m == asked[-1] %}
+            {{- "[AVAILABLE_TOOLS] " + tools|tojson + "[/AVAILABLE_TOOLS]" }}
+        {%- endif %}
+        {{- "[INST] " + (first + "\\n\\n" if loop.last and first is not none else "") + m.content + "[/INST]" }}
+    {%- elif m.tool_calls %}
+        {{- "[TOOL_CALLS] [" }}
+        {%- for call in m.tool_calls %}
+            {%- if call.id is not string or call.id|length != 9 %}
+                {{- raise_exception("a call needs an id of 9 characters") }}
+            {%- endif %}
+            {{- '{"name": ' + call.function.name|tojson + ', "arguments": ' + call.function.arguments|tojson }}
+            {{- ', "id": ' + call.id|tojson + "}" + (", " if not loop.last else "") }}
+        {%- endfor %}
+        {{- "]" + eos_token }}
+    {%- elif m.role == "tool" %}
+        {{- "[TOOL_RESULTS] " + m.content|tojson + "[/TOOL_RESULTS]" }}
+    {%- else %}
+        {{- " " + m.content + eos_token }}
+    {%- endif %}
+{%- endfor %}
+""",
+)
+"""The system message is in the last question, as long as nothing follows that."""
+
+SMOLLM3 = Family(
+    special=("<|end_of_text|>", "<|im_start|>", "<|im_end|>"),
+    plain=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+    bos=None,
+    eos="<|im_end|>",
+    template="""\
+{%- set thinks = enable_thinking if enable_thinking is defined else true %}
+{%- set given = messages[0].content if messages[0].role == "system" else "Be kind." %}
+{{- "<|im_start|>system\\n" + strftime_now("%d %B %Y") + (" /think\\n" if thinks else " /no_think\\n") + given }}
+{%- if xml_tools %}
+    {%- for t in xml_tools %}
+        {{- "\\n" + t|tojson }}
+    {%- endfor %}
+{%- endif %}
+{{- "<|im_end|>\\n" }}
+{%- for m in messages %}
+    {%- if m.role == "user" %}
+        {{- "<|im_start|>user\\n" + m.content + "<|im_end|>\\n" }}
+    {%- elif m.role == "assistant" %}
+        {{- "<|im_start|>assistant\\n" + ("" if thinks else "<think>\\n\\n</think>\\n") }}
+        {{- m.content.lstrip("\\n") + "<|im_end|>\\n" }}
+    {%- elif m.role == "tool" %}
+        {{- "<|im_start|>user\\n" + m.content + "<|im_end|>\\n" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|im_start|>assistant\\n" + ("" if thinks else "<think>\\n\\n</think>\\n") }}
+{%- endif %}
+""",
+)
+"""One system message, the first; calls are left out; today's date is written; tools come as `xml_tools`."""
+
 SPOKEN = Family(
     special=("<s>", "</s>"),
     bos="<s>",

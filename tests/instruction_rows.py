@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.formats.instructions import Example, iter_examples
 from llmtrain.data.formats.messages import Conversation
 from llmtrain.data.ledger import SourceLedger
@@ -61,3 +61,10 @@ def fault(folder: Path, *rows: Any, **fields: str) -> str:
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as raised:
         read(write(folder, *rows), **fields)
     return str(raised.value).replace(f"{folder}/", "")
+
+
+def read_source(folder: Path, *rows: Any, on_bad_row: str = "error", **source: Any) -> tuple[list[Example], list[str]]:
+    """The examples of rows that a source with these keys names, and what is said of them."""
+    said: list[str] = []
+    given = Source(path=str(write(folder, *rows)), **source)
+    return list(iter_examples(given, on_bad_row, SourceLedger(path=given.path), said.append)), said

@@ -54,6 +54,16 @@ def write_model(folder: Path, *, chat: bool = True, spread: float | None = None)
     return folder
 
 
+def some_logits(path: Path) -> torch.Tensor:
+    """What the model of a folder gives to some tokens."""
+    from llmtrain.models.folders.open import open_model
+
+    model, _ = open_model(str(path))
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=torch.arange(60, 90)[None]).logits
+    return logits
+
+
 def write_rows(path: Path, *, seed: int, num_rows: int = 120) -> Path:
     """Conversations of one or two turns whose answer repeats a word of the question; the file."""
     drawn = random.Random(seed)
@@ -85,7 +95,7 @@ def write_config(folder: Path, base: Path, sources: Sequence[Path | dict[str, An
         "optim": {"lr": 0.01},
         "eval": {"every": 5},
         "checkpoint": {"every": 4},
-        "log": {"every": 1},
+        "log": {"every": 1, "report": False},
     }
     for name, section in sections.items():
         tree[name] = tree.get(name, {}) | section

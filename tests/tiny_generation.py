@@ -21,7 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from llmtrain.config.sections import AdapterConfig
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.lora import fuse_adapters

@@ -13,12 +13,14 @@ from tiny_chat import write_model
 from tiny_tokenizers import byte_level_bpe
 from transformers import AutoTokenizer
 
+from llmtrain.config.data import ChatDataConfig, DataConfig
 from llmtrain.config.rl import PreferenceDataConfig, PromptDataConfig
-from llmtrain.config.sections import ChatDataConfig, DataConfig
 from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.formats.prompts import load_prompts
-from llmtrain.data.store.kinds import build_answer_stores, build_chat_stores, build_pair_stores
-from llmtrain.data.store.text import build_text_stores
+from llmtrain.data.store.build import find_or_build
+from llmtrain.data.store.kinds import answer_specs, chat_specs, pair_specs
+from llmtrain.data.store.spec import StoreSpecs
+from llmtrain.data.store.text import text_specs
 from llmtrain.protocols import Report
 
 Load = Callable[[dict[str, Any], Report], Any]
@@ -35,29 +37,34 @@ def row_of(name: str) -> dict[str, Any]:
     return {"prompt": f"{name}?", "chosen": f"yes {name}", "rejected": "no", "text": name, "good": len(name) % 2 == 0}
 
 
-def text(data: dict[str, Any], report: Report) -> Any:
-    return build_text_stores(DataConfig.model_validate(data), byte_level_bpe(), report=report)
+def text(data: dict[str, Any], report: Report) -> StoreSpecs:
+    return text_specs(DataConfig.model_validate(data), byte_level_bpe(), report=report)
 
 
-def chats(data: dict[str, Any], report: Report) -> Any:
+def chats(data: dict[str, Any], report: Report) -> StoreSpecs:
     config = ChatDataConfig.model_validate(_with_fields(data, {"completion": "chosen"}))
-    return build_chat_stores(config, _encoder("assistant"), report=report)
+    return chat_specs(config, _encoder("assistant"), report=report)
 
 
-def pairs(data: dict[str, Any], report: Report) -> Any:
-    return build_pair_stores(PreferenceDataConfig.model_validate(data), _encoder("completion"), report=report)
+def pairs(data: dict[str, Any], report: Report) -> StoreSpecs:
+    return pair_specs(PreferenceDataConfig.model_validate(data), _encoder("completion"), report=report)
 
 
-def labelled(data: dict[str, Any], report: Report) -> Any:
+def labelled(data: dict[str, Any], report: Report) -> StoreSpecs:
     config = PreferenceDataConfig.model_validate(_with_fields(data, {"completion": "chosen", "label": "good"}))
-    return build_answer_stores(config, _encoder("completion"), report=report)
+    return answer_specs(config, _encoder("completion"), report=report)
 
 
 def prompts(data: dict[str, Any], report: Report) -> Any:
     return load_prompts(PromptDataConfig.model_validate(data), _tokenizer(), max_new_tokens=4, report=report)
 
 
-STORES: dict[str, Load] = {"text": text, "chats": chats, "pairs": pairs, "labelled": labelled}
+def _stores(specs_of: Load) -> Load:
+    return lambda data, report: find_or_build(specs_of(data, report), report)
+
+
+SPECS: dict[str, Load] = {"text": text, "chats": chats, "pairs": pairs, "labelled": labelled}
+STORES: dict[str, Load] = {kind: _stores(specs_of) for kind, specs_of in SPECS.items()}
 KINDS: dict[str, Load] = STORES | {"prompts": prompts}
 
 

@@ -89,7 +89,7 @@ def write_config(folder: Path, task: Path, **sections: Any) -> Path:
         "optim": {"lr": 3e-3, "schedule": "linear", "min_lr_ratio": 0.0, "warmup_steps": 0},
         "eval": {"every": 80},
         "checkpoint": {"every": None},
-        "log": {"every": 20},
+        "log": {"every": 20, "report": False},
     }
     for name, section in sections.items():
         tree[name] = tree.get(name, {}) | section

@@ -84,7 +84,7 @@ def write_config(folder: Path, tokenizer: Path, sources: Sequence[Path | dict[st
         "optim": {"lr": 0.01},
         "eval": {"every": 5},
         "checkpoint": {"every": 4},
-        "log": {"every": 1},
+        "log": {"every": 1, "report": False},
     }
     for name, section in sections.items():
         tree[name] = tree.get(name, {}) | section
@@ -108,7 +108,6 @@ def run_here(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> Ended:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     argv, code = sys.argv, 0
     sys.argv = [str(recipe), str(config), *overrides]
     out, err = io.StringIO(), io.StringIO()
@@ -119,8 +118,6 @@ def run_here(config: Path, *overrides: str, recipe: Path = PRETRAIN) -> Ended:
         code = int(exit_.code or 0)
     finally:
         sys.argv = argv
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         AcceleratorState._reset_state(reset_partial_state=True)
     return Ended(code, out.getvalue(), err.getvalue())
 
@@ -167,6 +164,11 @@ class Started:
                 self._give_up()
         return True
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended yet."""
+        return self._process.is_alive()
+
     def run_for(self, seconds: float) -> None:
         """Let the process run for a time, or to its end."""
         self._process.join(seconds)
@@ -177,11 +179,10 @@ class Started:
             assert self._process.pid is not None
             os.kill(self._process.pid, number)
 
-    def catches(self, number: signal.Signals) -> bool:
-        """Whether the process has put up a handler for a signal, as Linux tells."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8")
-        caught = int(status.split("SigCgt:")[1].split()[0], 16)
-        return bool(caught >> (number - 1) & 1)
+    @property
+    def out(self) -> str:
+        """What the process has written to stdout so far."""
+        return self._written()[0]
 
     def kill(self) -> Ended:
         """`kill -9`, and how the process ended: before it, perhaps."""

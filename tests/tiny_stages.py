@@ -43,7 +43,7 @@ def write_config(folder: Path, inputs: Path, **policy_sections: Any) -> Path:
             },
             "data": {"max_seq_len": 128},
             "train": {"steps": 4},
-            "log": {"every": 1},
+            "log": {"every": 1, "report": False},
             **policy_sections,
         },
     }

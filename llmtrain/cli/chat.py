@@ -1,51 +1,85 @@
 """Chat with a tuned model in the terminal: `llmtrain chat RUN_OR_MODEL`.
 
-An empty line or end of input ends it; `/new` starts over. Answers stream as they are written.
+An empty line or end of input ends it; `/new` starts over. Answers stream as they are written: parts by the response
+template of the tokenizer, if it has one, else as the model writes them, special tokens included.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import TextStreamer
+from llmtrain.cli.options import add_sampling, add_template_kwargs, check_sampling, template_kwargs
+from llmtrain.system.terminal import say, say_error
 
-from llmtrain.cli.options import add_sampling, check_sampling
-from llmtrain.models.folders.open import open_model, prompt_ids, reply
+if TYPE_CHECKING:
+    from llmtrain.rollout.reply import Reply, Speaker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's folder, a model's or an adapter's")
+    parser.add_argument(
+        "model",
+        metavar="RUN_OR_MODEL",
+        help="a folder of a run, a model or an adapter, a GGUF file, or a name of the hub",
+    )
     parser.add_argument("--system", help="a system message to begin with")
+    add_template_kwargs(parser)
     add_sampling(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Read a line, answer it, until there is none."""
+    import torch
+
+    from llmtrain.rollout.reply import Sampled, Speaker
+    from llmtrain.rollout.reply_stream import stream_to
+
     check_sampling(arguments)
-    model, tokenizer = open_model(arguments.model)
+    given = template_kwargs(arguments)
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        say(f"loading {arguments.model}")
+    speaker = Speaker.opened(arguments.model, given)
+    if is_terminal:
+        say("an empty line ends the chat, /new starts over")
     torch.manual_seed(arguments.seed)
+    sampled = Sampled(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     start: list[dict[str, Any]] = [{"role": "system", "content": arguments.system}] if arguments.system else []
     messages = list(start)
-    is_terminal = sys.stdin.isatty()
     while line := _read("> " if is_terminal else ""):
         if line == "/new":
             messages = list(start)
             continue
         messages.append({"role": "user", "content": line})
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        (answer,) = reply(
-            model,
-            tokenizer,
-            [prompt_ids(tokenizer, messages)],
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            streamer=streamer,
-        )
-        messages.append({"role": "assistant", "content": answer})
+        try:
+            ids = speaker.prompt_ids(messages)
+        except ValueError as error:
+            if not is_terminal:
+                raise
+            say_error(f"({error}: /new starts over)")
+            messages.pop()
+            continue
+        (reply,) = speaker.replies([ids], sampled, streamer=stream_to(_show, speaker, ids))
+        for note in _notes(reply, speaker, ids, sampled.max_new_tokens):
+            say_error(f"({note})")
+        messages.append(reply.message)
+
+
+def _notes(reply: Reply, speaker: Speaker, prompt: list[int], max_new_tokens: int) -> list[str]:
+    """What a reply alone does not say."""
+    notes = []
+    if reply.problem is not None:
+        notes.append(f"the tokenizer's response template does not fit this answer: {reply.problem}")
+    if not reply.stopped:
+        full = not speaker.fits(prompt, max_new_tokens)
+        limit = f"the model's {speaker.positions:,} positions" if full else f"--max-new-tokens={max_new_tokens}"
+        notes.append(f"the answer was cut at {limit}")
+    return notes
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _read(prompt: str) -> str | None:

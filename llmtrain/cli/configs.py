@@ -1,20 +1,22 @@
 """List the configurations that come with the package: `llmtrain configs`, or the path of one: `llmtrain configs NAME`.
 
-A recipe finds its configuration by name; `accelerate launch` needs a path:
-`accelerate launch --config_file $(llmtrain configs zero2) -m llmtrain sft sft_smollm2_lora data.train=...`.
+A recipe and `llmtrain launch` find theirs by name: `llmtrain launch --config_file zero2 sft sft_full data.train=...`.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+from itertools import takewhile
+from pathlib import Path
 
-from llmtrain.config.nearest import nearest
 from llmtrain.config.shipped import shipped_configs, shipped_folders
+from llmtrain.system.nearest import nearest
 
 HEADINGS = {
     "recipes": "for llmtrain pretrain, sft, rlhf and tokenizer",
     "tokenizer": "for llmtrain tokenizer",
-    "accelerate": "for accelerate launch --config_file",
+    "accelerate": "for llmtrain launch --config_file",
 }
 
 
@@ -23,14 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print names and paths."""
+    """Print names and what they are for."""
     if arguments.name is not None:
         print(path_of(arguments.name))
         return
-    for kind in shipped_folders():
-        print(f"{HEADINGS[kind]}:")
+    for kind, folder in shipped_folders().items():
+        print(f"{HEADINGS[kind]}, in {folder}:")
         for name, path in shipped_configs(kind).items():
-            print(f"  {name:26} {path}")
+            print(f"  {name:26} {about(path)}")
+
+
+def about(path: Path) -> str:
+    """What a configuration is for: the first sentence of the comment that it begins with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = takewhile(lambda line: line.startswith("# "), lines)
+    return re.split(r"[.:](?= |$)", " ".join(line.removeprefix("# ").strip() for line in comment), maxsplit=1)[0]
 
 
 def path_of(name: str) -> str:

@@ -1,7 +1,7 @@
 """The `llmtrain` command: `llmtrain VERB ...`.
 
-Verbs that train read `CONFIG key=value ...` themselves; tools take options. Nothing heavy is imported before the verb
-is known, so `llmtrain --help` and a mistyped verb take a fraction of a second.
+Verbs that train read `CONFIG key=value ...` themselves; tools take options. Nothing heavy is imported before a verb's
+arguments are read: a tool imports torch and transformers where it runs, so every `--help` takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from llmtrain.cli import train
-from llmtrain.config.nearest import nearest
-from llmtrain.recipes.command import EXIT_USER_ERROR, command, prepare_process, print_text, readable_output
+from llmtrain.recipes.command import command, prepare_process, print_text, readable_output
+from llmtrain.system.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from llmtrain.system.nearest import nearest
+from llmtrain.system.terminal import say_error, shown_output
+from llmtrain.system.visible import shortened
 
 TRAINING = {
     "pretrain": "raw text to a language model",
@@ -22,16 +25,29 @@ TRAINING = {
     "rlhf": "preferences or rewards to a reward model or an aligned policy",
     "tokenizer": "text to a tokenizer",
 }
-TOOLS = {
+MODEL_TOOLS = {
     "chat": "chat with a tuned model in the terminal",
-    "configs": "list the configurations that come with the package",
+    "compare": "say whether one model is better than another, or whether that cannot be told",
+    "eval": "measure a model on tasks, with intervals",
     "export": "write the model of any checkpoint of a run",
     "generate": "answer a file of prompts",
     "merge": "merge an adapter into its base model",
     "preview": "show what an SFT run will train on",
     "sample": "continue a text with a trained model",
 }
-VERBS = TRAINING | TOOLS
+"""Tools that open a model or a tokenizer: the process is prepared for them."""
+FILE_TOOLS = {
+    "configs": "list the configurations that come with the package",
+    "crossval": "train on all folds of the data but one, in turn: mean and spread",
+    "data": "say what data can be used for, and the commands to run",
+    "prepare": "tokenize the data of a recipe, without training, in many processes",
+    "report": "show what runs did on one page",
+    "sweep": "search for good settings of a recipe",
+}
+"""Tools that read files, or start other processes: no torch is imported before they have read what they are given."""
+TOOLS = dict(sorted((MODEL_TOOLS | FILE_TOOLS).items()))
+LAUNCH = {"launch": "start a verb that trains on every GPU, of one node or of several"}
+VERBS = TRAINING | LAUNCH | TOOLS
 """Verb -> what it does."""
 
 
@@ -48,6 +64,12 @@ class Tool(Protocol):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a verb; an error that the user can fix is one line, with exit code 2."""
     verb, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    with shown_output():
+        run_verb(verb, rest)
+
+
+def run_verb(verb: str, rest: Sequence[str]) -> None:
+    """Run one verb on the rest of its command line."""
     match verb:
         case "-h" | "--help":
             print_text(usage())
@@ -59,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             train.rlhf(rest)
         case "tokenizer":
             train.tokenizer(rest)
+        case "launch":
+            launch(rest)
         case _ if verb in TOOLS:
             run_tool(verb, rest)
         case _:
@@ -71,6 +95,8 @@ def usage() -> str:
     """What `llmtrain --help` prints."""
     lines = ["usage: llmtrain VERB ...", "", "Verbs that train, as `llmtrain VERB CONFIG [key=value ...]`:"]
     lines += [f"  {verb:10} {meaning}" for verb, meaning in TRAINING.items()]
+    lines += ["", "On several GPUs or nodes, as `llmtrain launch [options] VERB CONFIG [key=value ...]`:"]
+    lines += [f"  {verb:10} {meaning}" for verb, meaning in LAUNCH.items()]
     lines += ["", "Tools:"]
     lines += [f"  {verb:10} {meaning}" for verb, meaning in TOOLS.items()]
     return "\n".join([*lines, "", "`llmtrain VERB --help` lists what a verb takes."])
@@ -78,19 +104,33 @@ def usage() -> str:
 
 def run_tool(verb: str, argv: Sequence[str]) -> None:
     """Parse a tool's options and run it."""
-    if verb != "configs":
-        prepare_process()
-        hide_developer_messages()
-    tool = open_tool(verb)
-    parser = argparse.ArgumentParser(
-        prog=f"llmtrain {verb}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    tool.add_arguments(parser)
     try:
         with readable_output(), command():
-            tool.run(parser.parse_args(argv))
+            tool = open_tool(verb)
+            parser = argparse.ArgumentParser(
+                prog=f"llmtrain {verb}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+            tool.add_arguments(parser)
+            arguments = parser.parse_intermixed_args(argv)
+            if verb in MODEL_TOOLS:
+                prepare_process()
+                hide_developer_messages()
+            tool.run(arguments)
     except OSError as error:
-        fail(f"{error.filename or ''}: {error.strerror or error}")
+        fail(f"{shortened(str(error.filename or ''))}: {error.strerror or error}")
+
+
+def launch(argv: Sequence[str]) -> None:
+    """Start several processes, and end as they do."""
+    from llmtrain.cli import launch as verb
+
+    try:
+        code = verb.main(argv)
+    except ValueError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
 
 
 def hide_developer_messages() -> None:
@@ -103,16 +143,32 @@ def hide_developer_messages() -> None:
 
 
 def open_tool(verb: str) -> Tool:
-    """The module of a verb, imported now: most import torch and transformers, which takes seconds."""
+    """The module of a verb."""
     match verb:
         case "chat":
             from llmtrain.cli import chat
 
             return chat
+        case "compare":
+            from llmtrain.cli import compare
+
+            return compare
         case "configs":
             from llmtrain.cli import configs
 
             return configs
+        case "crossval":
+            from llmtrain.cli import crossval
+
+            return crossval
+        case "data":
+            from llmtrain.cli import data
+
+            return data
+        case "eval":
+            from llmtrain.cli import eval as evaluation
+
+            return evaluation
         case "export":
             from llmtrain.cli import export
 
@@ -125,20 +181,32 @@ def open_tool(verb: str) -> Tool:
             from llmtrain.cli import merge
 
             return merge
+        case "prepare":
+            from llmtrain.cli import prepare
+
+            return prepare
         case "preview":
             from llmtrain.cli import preview
 
             return preview
+        case "report":
+            from llmtrain.cli import report
+
+            return report
         case "sample":
             from llmtrain.cli import sample
 
             return sample
+        case "sweep":
+            from llmtrain.cli import sweep
+
+            return sweep
     raise AssertionError(verb)
 
 
 def fail(reason: str) -> None:
     """Print an error in one line and stop with exit code 2."""
-    print(f"error: {reason}", file=sys.stderr)
+    say_error(f"error: {reason}")
     sys.exit(EXIT_USER_ERROR)
 
 

@@ -9,23 +9,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from llmtrain.batch import IGNORE_INDEX
-from llmtrain.config.load import load_config
-from llmtrain.config.recipes import SftConfig
-from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.ledger import SPLITS, Ledger
-from llmtrain.data.loader.batches import SingleProcess
-from llmtrain.data.loader.plan import plan_data
-from llmtrain.data.packing.documents import Pack, pack_documents
-from llmtrain.data.store.kinds import build_chat_stores
-from llmtrain.recipes.model import given_model
+from llmtrain.system.console import open_console, print_line
+from llmtrain.system.visible import visible, visible_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from llmtrain.data.packing.documents import Pack
 
 TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim", "bold yellow"
 
@@ -38,25 +35,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Build or open the stores as the recipe does, and show the first packs of its first steps."""
+    from llmtrain.config.load import load_config
+    from llmtrain.config.recipes import SftConfig
+    from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+    from llmtrain.data.loader.batches import SingleProcess
+    from llmtrain.data.loader.plan import plan_data
+    from llmtrain.data.packing.documents import pack_documents
+    from llmtrain.data.store.kinds import build_chat_stores
+    from llmtrain.recipes.model import given_model
+
     if arguments.packs < 1:
         raise ValueError(f"--packs={arguments.packs}: must be at least 1")
     config = load_config(SftConfig, [arguments.config, *arguments.overrides])
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console()
     model = given_model(config)
-    chat = open_chat_tokenizer(
-        model,
-        config.tokenizer,
-        chat_template=config.data.chat_template,
-        loss_on=config.data.loss_on,
-    )
-    report = partial(console.print, markup=False)
+    chat = open_chat_tokenizer(model, config.tokenizer, config.data, config.data.loss_on)
+    report = partial(print_line, console)
     stores = build_chat_stores(config.data, chat.encoder, report=report)
-    packed = [pack_documents(store, config.data.max_seq_len, report) for store in stores.train]
+    as_given = config.data.order == "given"
+    packed = [pack_documents(store, config.data.max_seq_len, report, as_given=as_given) for store in stores.train]
     plan = plan_data(config, packed, [], SingleProcess())
+    console.print(legend(console.is_terminal))
     for number in range(min(arguments.packs, plan.num_packs)):
         source, _ = plan.order(number)
         pack = plan.train_pack(number)
-        console.print(Rule(Text(f"pack {number}: {len(pack.input_ids)} tokens, {config.data.train[source].path}")))
+        path = visible_line(config.data.train[source].path)
+        console.print(Rule(Text(f"pack {number}: {len(pack.input_ids)} tokens, {path}")))
         for i, line in enumerate(shown(pack, chat.tokenizer)):
             if i:
                 console.print(Rule(characters="·", style="dim"))
@@ -72,8 +76,19 @@ def run(arguments: argparse.Namespace) -> None:
         report(said)
 
 
+def legend(is_terminal: bool) -> Text:
+    """What the colours mean, in the colours themselves; in a pipe, that there are none."""
+    styles = {"trained": TRAINED, "read, not trained": MASKED, "special": SPECIAL, "special, trained": TRAINED_SPECIAL}
+    text = Text("tokens: ")
+    for i, (meaning, style) in enumerate(styles.items()):
+        text.append(" | " * (i > 0)).append(meaning, style)
+    return text if is_terminal else text.append(" (by colour, which only a terminal shows)")
+
+
 def shown(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
     """Each document of a pack as coloured text; a token is bright where the one before it has it as its label."""
+    from llmtrain.batch import IGNORE_INDEX
+
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     start = 0
     for length in pack.segment_lengths:
@@ -88,11 +103,11 @@ def shown(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
             else:
                 wanted = TRAINED if is_trained else MASKED
             if wanted != style and run:
-                text.append(str(tokenizer.decode(run)), style)
+                text.append(visible(str(tokenizer.decode(run))), style)
                 run = []
             style = wanted
             run.append(token)
-        text.append(str(tokenizer.decode(run)), style)
+        text.append(visible(str(tokenizer.decode(run))), style)
         yield text
         start += length
 
@@ -101,7 +116,7 @@ def totals(ledger: Ledger) -> Table:
     """What became of every row and token, by source; of rows that were left out, why."""
     table = Table("source", "what", "rows", "tokens", "trained", "masked", "cut off")
     for source in (*ledger.train, *ledger.eval):
-        path = Text(source.path)
+        path = Text(visible_line(source.path))
         for split in SPLITS:
             tally = source.tokens[split]
             if tally.tokens:
@@ -109,5 +124,5 @@ def totals(ledger: Ledger) -> Table:
                 rows = source.kept[split].documents
                 table.add_row(path, split, *(f"{number:,}" for number in (rows, *numbers)))
         for reason, left_out in (*source.bad_rows.items(), *source.dropped.items()):
-            table.add_row(path, Text(f"left out: {reason}"), f"{left_out.documents:,}")
+            table.add_row(path, Text(visible_line(f"left out: {reason}")), f"{left_out.documents:,}")
     return table

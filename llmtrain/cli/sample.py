@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import torch
-
-from llmtrain.models.folders.open import open_model
+from llmtrain.system.terminal import say_error
+from llmtrain.system.visible import require_unicode
 
 NUM_TOKENS = 160
 TEMPERATURE = 0.7
@@ -15,19 +14,53 @@ TOP_K = 40
 
 
 def sample(path: str, prompt: str, seed: int = 0) -> str:
-    """The prompt and its continuation by the model of a path, up to NUM_TOKENS tokens."""
-    model, tokenizer = open_model(path)
+    """The prompt and its continuation by the model of a path, up to NUM_TOKENS tokens, or to its last position.
+
+    Special tokens of the continuation are shown, but not the one that ended it. Raises ValueError for a prompt that
+    leaves no room in the model's positions.
+    """
+    import torch
+
+    from llmtrain.data.tokenize import TextEncoder
+    from llmtrain.rollout.reply import Speaker
+
+    speaker = Speaker.opened(path)
+    tokenizer = speaker.tokenizer
+    prefix = TextEncoder(tokenizer).prefix  # and no EOS, which some tokenizers put after a text
+    ids: list[int] = tokenizer(require_unicode(prompt, "the prompt"), add_special_tokens=False)["input_ids"]
+    if tuple(ids[: len(prefix)]) != prefix:
+        ids = [*prefix, *ids]
+    ids = ids or [id_ for id_ in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id_ is not None][:1]
+    if not ids:
+        raise ValueError("the prompt has no tokens, and the tokenizer no token to begin with: give a text")
+    room = speaker.room(ids)
+    if room == 0:
+        raise ValueError(
+            f"the prompt has {len(ids):,} tokens and the model {speaker.positions:,} positions: shorten it"
+        )
+    num_tokens = NUM_TOKENS if room is None else min(NUM_TOKENS, room)
     torch.manual_seed(seed)
-    generate: Any = model.generate
-    ids = generate(
-        **tokenizer(prompt, return_tensors="pt").to(model.device),
-        do_sample=True,
-        temperature=TEMPERATURE,
-        top_k=TOP_K,
-        max_new_tokens=NUM_TOKENS,
-        pad_token_id=tokenizer.pad_token_id,
+    generate: Any = speaker.model.generate
+    with torch.inference_mode():
+        output = generate(
+            input_ids=torch.tensor([ids], device=speaker.model.device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=speaker.model.device),
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_k=TOP_K,
+            max_new_tokens=num_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=list(speaker.stop_ids) or None,
+        )
+    written = output[0, len(ids) :].tolist()
+    is_cut = not written or written[-1] not in speaker.stop_ids
+    if is_cut and num_tokens < NUM_TOKENS:
+        say_error(f"(cut at the model's {speaker.positions:,} positions)")
+    before, whole = (
+        str(tokenizer.decode(part, skip_special_tokens=False))
+        for part in (ids, [*ids, *(written if is_cut else written[:-1])])
     )
-    return str(tokenizer.decode(ids[0], skip_special_tokens=True))
+    return prompt + whole.removeprefix(before)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from llmtrain.config.sections import Section, Source, iter_keys
+from llmtrain.config.data import Source
+from llmtrain.config.sections import Section, iter_keys
 
 
 def help_text(schema: type[Section]) -> str:
@@ -28,7 +29,7 @@ def help_text(schema: type[Section]) -> str:
 
 def _help_lines(key: str, field: FieldInfo) -> list[str]:
     default = "required" if field.is_required() else f"default {yaml_scalar(field.default)}"
-    return [f"{key}  ({_type_name(field)}; {default})", f"    {field.description or ''}"]
+    return [f"{key}  ({type_name(field)}; {default})", f"    {field.description or ''}"]
 
 
 def yaml_scalar(value: Any) -> str:
@@ -36,7 +37,7 @@ def yaml_scalar(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
-def _type_name(field: FieldInfo) -> str:
+def type_name(field: FieldInfo) -> str:
     """A field's type as a user writes it: `int`, `'auto'|'never'`, `list[Source]`."""
     return "|".join(name for name in _type_names(field.annotation) if name != "NoneType")
 

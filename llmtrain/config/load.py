@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +18,21 @@ from llmtrain.config.nearest import unknown_key
 from llmtrain.config.sections import Section
 from llmtrain.config.shipped import find_config
 from llmtrain.config.which import refuse_other_recipe, verb_of
-from llmtrain.system.files import FREE_RUN, one_line, write_bytes
+from llmtrain.system.files import FREE_RUN, one_line, read_text, write_bytes
+from llmtrain.system.visible import shortened
 
 Config = TypeVar("Config", bound=Section)
 
 USAGE = "usage: llmtrain {} CONFIG [key=value ...]; `llmtrain {} --help` lists every key"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command line gives, read once, since its file may be a pipe."""
+
+    path: str
+    file: Mapping[str, Any]
+    tree: dict[str, Any]  # of the file, with the overrides
 
 
 def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
@@ -30,21 +41,30 @@ def load_config(schema: type[Config], argv: Sequence[str]) -> Config:
     Raises ValueError naming the file and line, or the dotted key, and what is allowed; or the recipe that the file is a
     configuration of, if it is another.
     """
-    file = _read_file(argv, verb_of(schema))
-    tree = _overridden(file, argv[1:])
+    return config_of(schema, read_given(argv, verb_of(schema)))
+
+
+def read_given(argv: Sequence[str], verb: str) -> Given:
+    """Read `CONFIG.yaml [key=value ...]`; `verb`: of the command, for messages.
+
+    Raises ValueError naming the file and line, or the key.
+    """
+    file = _read_file(argv, verb)
+    return Given(argv[0], file, _overridden(file, argv[1:]))
+
+
+def config_of(schema: type[Config], given: Given) -> Config:
+    """The configuration that a command line gives. Raises ValueError as `load_config` does."""
     try:
-        return validate(schema, tree)
+        return validate(schema, given.tree)
     except ValueError:
-        refuse_other_recipe(schema, argv[0], file, tree)
+        refuse_other_recipe(schema, given.path, given.file, given.tree)
         raise
 
 
 def load_tree(argv: Sequence[str], verb: str) -> dict[str, Any]:
-    """Read `CONFIG.yaml [key=value ...]` into a plain tree; `verb`: of the command, for messages.
-
-    Raises ValueError naming the file and line, or the key.
-    """
-    return _overridden(_read_file(argv, verb), argv[1:])
+    """Read `CONFIG.yaml [key=value ...]` into a plain tree. Raises ValueError as `read_given` does."""
+    return read_given(argv, verb).tree
 
 
 def _read_file(argv: Sequence[str], verb: str) -> dict[str, Any]:
@@ -67,10 +87,10 @@ def _overridden(file: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
         if key.startswith("-"):
             raise ValueError(f"override {override!r}: write it without dashes, {override.lstrip('-')}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"override {override!r}: the value is not valid YAML: {one_line(error)}") from None
-        _set_dotted(tree, key.strip(), value)
+            value = parsed_yaml(text)
+        except ValueError as error:
+            raise ValueError(f"override {shortened(override)!r}: the value is {error}") from None
+        set_dotted(tree, key.strip(), value)
     return tree
 
 
@@ -85,16 +105,26 @@ def validate(schema: type[Config], tree: dict[str, Any]) -> Config:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ValueError naming the file and line."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(Path(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the configuration {path}: {error}") from None
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from None
+        tree = parsed_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: not a mapping of sections")
     return tree
+
+
+def parsed_yaml(text: str) -> Any:
+    """The value that YAML holds. Raises ValueError saying what is wrong with it."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("nested too deeply to be read") from None
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # of a date, a number, a tag
+        raise ValueError(f"not valid YAML: {one_line(error)}") from None
 
 
 def save_config(config: Section, path: str | Path) -> None:
@@ -103,7 +133,8 @@ def save_config(config: Section, path: str | Path) -> None:
     write_bytes(Path(path), text.encode("utf-8"), FREE_RUN)
 
 
-def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a tree, making its sections. Raises ValueError if one of them holds a value."""
     *parents, leaf = key.split(".")
     node = tree
     for i, parent in enumerate(parents):
@@ -124,10 +155,20 @@ def _explain(schema: type[Section], fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key} is missing"
     if fault["type"] in ("model_type", "model_attributes_type"):
-        return f"{key} is a section: give its keys, as in {key}: {{...}}, not {fault['input']!r}"
+        return f"{key} is a section: give its keys, as in {key}: {{...}}, not {_quoted(fault['input'])}"
     message = fault["msg"].removeprefix("Value error, ")
     if not key or (fault["type"] == "value_error" and not location):
         return message
     given = fault["input"]
-    shown = f"={given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
+    shown = f"={_quoted(given)}" if isinstance(given, (str, int, float, bool, type(None))) else ""
     return f"{key}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _quoted(given: Any) -> str:
+    """A value as it was given; a long or deep one in part."""
+    try:
+        return shortened(repr(given))
+    except RecursionError:
+        return "one that is nested too deeply"
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number of thousands of digits"

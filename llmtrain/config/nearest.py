@@ -1,36 +1,39 @@
-"""What a mistyped word may have meant: named only if it is near."""
+"""What a key that does not exist may have meant."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 
-from llmtrain.config.sections import Section, Source, iter_keys
-
-NEAR = 0.6
-"""Share of the letters that two words have in common, in order: `stf` and `sft` 0.67, `zzz` and `z_loss` 0.22."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like a mistyped one; None: none is near."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=NEAR)), None)
+from llmtrain.config.data import Source
+from llmtrain.config.other_tools import OURS
+from llmtrain.config.sections import Section, iter_keys
+from llmtrain.system.nearest import nearest
 
 
 def unknown_key(schema: type[Section], location: Sequence[str]) -> str:
-    """The error of a key that a schema does not have: the nearest key, or else all that its section has."""
-    key, section = ".".join(location), ".".join(location[:-1])
+    """The error of a key that a schema does not have.
+
+    With the key that another tool calls so, else the nearest one, else all that its section has: `learning_rate` is
+    optim.lr, `optim.lrr` is nearest to optim.lr, nothing is near `zzz`.
+    """
+    key, section, name = ".".join(location), ".".join(location[:-1]), location[-1]
     if any(part.isdigit() for part in location):  # a key of one of several sources
-        inside = [f"{section}.{name}" for name in Source.model_fields]
+        inside = [f"{section}.{field}" for field in Source.model_fields]
         everywhere = inside
     else:
         everywhere = [name for name, _ in iter_keys(schema)]
         everywhere += sorted({name.rsplit(".", 1)[0] for name in everywhere if "." in name})
         inside = _direct(everywhere, section)
-    names = {name.rsplit(".", 1)[-1]: name for name in inside}
-    near = nearest(location[-1], names)
-    same = [name for name in everywhere if name.rsplit(".", 1)[-1] == location[-1]]
-    if near is not None or same:
-        return f"unknown key {key}: the nearest is {names[near] if near is not None else same[0]}"
+    names = {each.rsplit(".", 1)[-1]: each for each in inside}
+    same = [each for each in everywhere if each.rsplit(".", 1)[-1] == name]
+    ours = OURS.get(name, "")
+    if re.split("[^a-z0-9_.]", ours)[0] in everywhere:
+        return f"unknown key {key}: here it is {ours}"
+    if (near := nearest(name, names)) is not None:
+        return f"unknown key {key}: the nearest is {names[near]}"
+    if same:
+        return f"unknown key {key}: the nearest is {same[0]}"
     return f"unknown key {key}: {section or 'a configuration'} has {', '.join(names)}"
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.data import ChatDataConfig, DataConfig, Source, SourcesConfig
 from llmtrain.config.marks import IMMATERIAL, MAY_CHANGE, Feature, Needs
 from llmtrain.config.rl import (
     ADVANTAGES,
@@ -19,10 +21,7 @@ from llmtrain.config.rl import (
     RolloutConfig,
 )
 from llmtrain.config.sections import (
-    AdapterConfig,
-    ChatDataConfig,
     CheckpointConfig,
-    DataConfig,
     EvalConfig,
     LogConfig,
     ModelConfig,
@@ -31,16 +30,16 @@ from llmtrain.config.sections import (
     PretrainedModelConfig,
     RunConfig,
     Section,
-    Source,
-    SourcesConfig,
     TokenizerConfig,
     TrainConfig,
     TunedModelConfig,
     iter_keys,
 )
 
-IDLE_IN_PRETRAINING = ("fields",)
+IDLE_IN_PRETRAINING = ("fields", "roles", "role_key", "content_key")
 IDLE_IN_TUNING = ("text_field",)
+SAMPLE_KEYS = ("eval.samples", "eval.sample_tokens")
+TASK_KEYS = ("eval.tasks",)  # the keys of how they are measured need it
 NEXT_TOKEN_KEYS = ("train.label_smoothing", "train.z_loss", "model.neftune_alpha")
 
 
@@ -64,6 +63,10 @@ class RecipeConfig(Section):
             raise ValueError("give exactly one of train.steps and train.epochs")
         if train.epochs is not None and any(source.weight is not None for source in data.train):
             raise ValueError("train.epochs is ambiguous with weighted sources, each ends its own: give train.steps")
+        if data.order == "given" and any(source.weight is not None for source in data.train):
+            raise ValueError(
+                "data.order=given takes one source after the other, which weights would mix: remove either"
+            )
         self._check_batch()
         if train.microbatch_tokens < data.max_seq_len:
             raise ValueError(
@@ -110,7 +113,7 @@ class RecipeConfig(Section):
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
         """Key -> (whether it would do nothing, what it needs), for what a key's own section does not decide."""
-        return {"eval.tokens": (not self._evaluates, "held-out data")}
+        return dict.fromkeys(("eval.tokens", *SAMPLE_KEYS, *TASK_KEYS), (not self._evaluates, "held-out data"))
 
     def _refuse_in_sources(self, names: tuple[str, ...], fix: str) -> None:
         """Raise ValueError for a key of a source that has no meaning in this recipe."""
@@ -161,6 +164,9 @@ class PretrainConfig(RecipeConfig):
         self._refuse_in_sources(IDLE_IN_PRETRAINING, "name text_field instead")
         return self
 
+    def _idle_keys(self) -> dict[str, tuple[bool, str]]:
+        return super()._idle_keys() | dict.fromkeys(SAMPLE_KEYS, (True, "prompts, which raw text does not have"))
+
 
 class TuningOptimConfig(OptimConfig):
     lr: Annotated[float, Field(gt=0)] = 2e-5
@@ -182,6 +188,8 @@ class TuningConfig(RecipeConfig):
     def _adapter_agrees(self) -> TuningConfig:
         if self.model.quantize is not None and self.adapter.kind == "none":
             raise ValueError("model.quantize freezes the model in 4 bits: give adapter.kind=lora or dora")
+        if self.model.dtype != "auto" and self.adapter.kind == "none":
+            raise ValueError("model.dtype does nothing without adapter.kind=lora or dora: remove it")
         if self.model.config and self.adapter.kind != "none":
             raise ValueError(
                 "model.config: an adapter's folder names its base, which keeps its own configuration: set "
@@ -221,7 +229,11 @@ class RewardStageConfig(TuningConfig):
         return self
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
-        return super()._idle_keys() | dict.fromkeys(NEXT_TOKEN_KEYS, (True, "a loss over tokens"))
+        return (
+            super()._idle_keys()
+            | dict.fromkeys(NEXT_TOKEN_KEYS, (True, "a loss over tokens"))
+            | dict.fromkeys((*SAMPLE_KEYS, *TASK_KEYS), (True, "a model that answers"))
+        )
 
 
 class PreferenceOptimConfig(TuningOptimConfig):
@@ -346,19 +358,26 @@ class PolicyStageConfig(TuningConfig):
         policy, rollout = self.policy, self.rollout
         no_critic = (not policy.has_critic, "policy.advantage=gae")
         of_critic = ("gae_lambda", "whiten", "critic", "critic_init", "value_coef", "value_clip", "critic_lr")
+        no_cut = rollout.mask_truncated and not ADVANTAGES[policy.advantage].needs_groups
+        no_discount = (not ADVANTAGES[policy.advantage].discounts, "an advantage that discounts (gae, reinforce_pp)")
         no_kl = (policy.kl_coef == 0, "policy.kl_coef")
         no_clip = (not POLICY_LOSSES[policy.loss].clips, "a loss that clips")
         of_tokens = ("train.label_smoothing", "train.z_loss", "train.global_batch_tokens", "model.neftune_alpha")
         return (
             super()._idle_keys()
             | {f"policy.{name}": no_critic for name in of_critic}
+            | {"policy.gamma": no_discount}
             | {f"policy.{name}": no_kl for name in ("kl_placement", "kl_estimator", "kl_target", "kl_budget")}
             | {f"policy.{name}": no_clip for name in ("clip_low", "clip_high")}
             | {"rollout.eval_prompts": (not self._evaluates, "held-out data")}
             | {"eval.tokens": (True, "stored tokens (rollouts use rollout.eval_prompts)")}
+            | {"eval.sample_tokens": (True, "stored answers (rollouts use rollout.max_new_tokens)")}
             | {"policy.kl_horizon": (policy.kl_target is None, "policy.kl_target")}
             | {"rollout.overlong_penalty": (rollout.overlong_buffer_tokens is None, "rollout.overlong_buffer_tokens")}
             | {"rollout.on_weak_reward": (not rollout.reward_models(), "a reward of the name model")}
+            | {"rollout.sandbox": (not rollout.names("code_tests"), "the reward code_tests")}
+            | {"rollout.missing_eos_penalty": (no_cut, "responses that are cut in the loss, or compared in a group")}
+            | {"rollout.reward_seconds": (not rollout.has_functions(), "a reward function of yours")}
             | {"rollout.dynamic_sampling": (not ADVANTAGES[policy.advantage].needs_groups, "a group's advantage")}
             | dict.fromkeys(of_tokens, (True, "a loss over stored tokens"))
         )

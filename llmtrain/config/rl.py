@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field
 
+from llmtrain.config.data import TemplatedSourcesConfig
 from llmtrain.config.marks import BY_CONTENT, MAY_CHANGE
-from llmtrain.config.sections import Fraction, NonNegative, Positive, Section, TemplatedSourcesConfig
+from llmtrain.config.sections import Fraction, NonNegative, Positive, Section
 
 
 class PreferenceDataConfig(TemplatedSourcesConfig):
@@ -103,14 +104,15 @@ class AdvantageFacts:
     needs_critic: bool = False
     needs_groups: bool = False  # it compares the responses to one prompt, and gives each response one advantage
     divides_by_std: bool = False  # of the group's rewards
+    discounts: bool = False  # it takes policy.gamma
 
 
 ADVANTAGES: dict[AdvantageName, AdvantageFacts] = {
-    "gae": AdvantageFacts(needs_critic=True),
+    "gae": AdvantageFacts(needs_critic=True, discounts=True),
     "group_mean": AdvantageFacts(needs_groups=True, divides_by_std=True),
     "dr_grpo": AdvantageFacts(needs_groups=True),
     "rloo": AdvantageFacts(needs_groups=True),
-    "reinforce_pp": AdvantageFacts(),
+    "reinforce_pp": AdvantageFacts(discounts=True),
 }
 
 
@@ -145,7 +147,7 @@ class PolicyConfig(Section):
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     """Clip range of the ratio above 1 (DAPO: 0.28)."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Discount factor per token (Ziegler 2019: 1)."""
+    """Discount factor per token, of `gae` and `reinforce_pp` (Ziegler 2019: 1)."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     """Lambda of generalised advantage estimation (Ziegler 2019: 0.95)."""
     whiten: bool = True
@@ -180,6 +182,9 @@ class PolicyConfig(Section):
         return ADVANTAGES[self.advantage].needs_critic
 
 
+SandboxMode = Literal["auto", "require", "limits"]
+
+
 class RolloutConfig(Section):
     """How experience is generated."""
 
@@ -205,12 +210,22 @@ class RolloutConfig(Section):
     """Passes over each rollout (Ouyang 2022: 1, Huang et al. 2024: 4)."""
     minibatches: Positive = 1
     """Optimizer steps per pass, each on an equal share of the prompts; at most `num_prompts`."""
+    sandbox: Annotated[SandboxMode, MAY_CHANGE] = "auto"
+    """`code_tests` runs code in a jail if there is one, in a jail or not at all, or under its own limits alone."""
+    reward_seconds: Annotated[Annotated[float, Field(gt=0)] | None, MAY_CHANGE] = 1800.0
+    """Time limit of a call of a reward function that is not ours, for all samples of a round; None: no limit."""
+    reward_retries: Annotated[Annotated[int, Field(ge=0)], MAY_CHANGE] = 0
+    """How often a reward function that fails is called again."""
+    on_reward_error: Annotated[Literal["stop", "abstain"], MAY_CHANGE] = "stop"
+    """If a reward fails: save and stop, or leave it out of the round's scores and count it (`rollout_failed/NAME`)."""
     on_weak_reward: Literal["warn", "refuse"] = "warn"
     """What to do if a reward model's card says that it may be no better than chance."""
     score_normalise: bool = False
     """Normalise scores by their running mean and std (Ziegler 2019, section 2; Engstrom 2020, section 3)."""
     missing_eos_penalty: NonNegative = 0.0
     """Subtracted from the score of a response without a stop token (Huang et al. 2024, detail 3, the EOS trick)."""
+    mask_truncated: bool = False
+    """Leave responses without a stop token out of the loss (overlong filtering, DAPO: Yu 2025, section 3.4)."""
     overlong_buffer_tokens: Positive | None = None
     """Soft overlong penalty over the last tokens before `max_new_tokens` (Yu 2025, equation 13); None: off."""
     overlong_penalty: NonNegative = 1.0
@@ -223,6 +238,18 @@ class RolloutConfig(Section):
     def reward_models(self) -> dict[str, dict[str, Any]]:
         """The rewards that are trained models, by the keys of their places."""
         return {f"rollout.rewards[{number}]": spec for number, spec in enumerate(self.rewards) if is_reward_model(spec)}
+
+    def names(self, reward: str) -> bool:
+        """Whether one of the rewards has this name."""
+        return reward in map(_reward_name, self.rewards)
+
+    def has_functions(self) -> bool:
+        """Whether one of the rewards is a function that is not ours."""
+        return any(":" in str(_reward_name(spec)) for spec in self.rewards)
+
+
+def _reward_name(spec: str | dict[str, Any]) -> Any:
+    return spec.get("name") if isinstance(spec, dict) else spec
 
 
 def is_reward_model(spec: object) -> TypeGuard[dict[str, Any]]:

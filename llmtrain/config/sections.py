@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from llmtrain.config.marks import BY_CONTENT, IMMATERIAL, MAY_CHANGE, Feature, Needs, OnResume
@@ -19,8 +19,6 @@ Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 WARMUP_FRACTION, MAX_DEFAULT_WARMUP_STEPS = 0.05, 2000
-OnBadRow = Literal["error", "skip"]
-"""What is done about a bad row: it stops the run, or is skipped and counted."""
 
 
 def is_on_hub(path: str | None) -> bool:
@@ -29,41 +27,12 @@ def is_on_hub(path: str | None) -> bool:
 
 
 MUON = Needs("optim.name=muon", lambda optim: optim.name == "muon")
-ADAPTER = Needs("adapter.kind=lora or dora", lambda adapter: adapter.kind != "none")
 
 
 class Section(BaseModel):
     """One section of a configuration: unknown keys are errors, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
-
-
-class Source(Section):
-    """One source of text: where it is, how much of the mixture it makes, how to read it."""
-
-    path: Annotated[str, BY_CONTENT]
-    """A file, glob or folder, a store built before, or a hub dataset id."""
-    weight: Annotated[float, Field(gt=0)] | None = None
-    """Share of the tokens that are trained on (of policy runs: of the prompts), relative to the other sources'; a
-    source too small for its share is repeated. None: by size, every token once per epoch."""
-    text_field: str | None = None
-    """Field that holds the text, `data.text` of a nested one; None: recognised (`text`, `content`, ...)."""
-    fields: dict[str, str] = {}
-    """Fields of instruction rows under other names: `{prompt: question, completion: answer}`; {}: recognised."""
-    split: str = "train"
-    """Split of a hub dataset, or of a folder that has splits (`test/`, `test-00000-of-00001.parquet`); `all`: each."""
-    subset: str | None = None
-    """Configuration of a hub dataset, or of a folder: one that its README.md names, or a folder in it."""
-    revision: Annotated[str | None, BY_CONTENT] = None
-    """Commit, tag or branch of a hub dataset; the commit it resolves to is recorded."""
-    exclude: list[str] = []
-    """Files of a folder or glob to leave out, by name or pattern: `valid.jsonl`, `drafts/*`; counted."""
-    text_suffixes: list[Annotated[str, Field(pattern=r"^\.\w+$")]] = []
-    """Further suffixes of files that are one text each: `[.py, .tex]`."""
-    separator: Annotated[str, Field(min_length=1)] | None = None
-    """What separates the documents of a text file, such as `<|endoftext|>`; None: a file is one document."""
-    slice: Annotated[str, Field(pattern=r"^\d{1,3}(\.\d+)?%:\d{1,3}(\.\d+)?%$")] | None = None
-    """Part of the source to use, as `0%:90%`: of its rows or separated documents, or of the characters of its texts."""
 
 
 class RunConfig(Section):
@@ -110,25 +79,11 @@ class ModelConfig(PretrainedModelConfig):
 class TunedModelConfig(PretrainedModelConfig):
     quantize: Annotated[Literal["nf4"] | None, Feature("quantize")] = None
     """Hold the frozen base in 4 bits (QLoRA, Dettmers et al. 2023); needs an adapter, CUDA, bitsandbytes. None: off."""
+    dtype: Literal["auto", "fp32"] = "auto"
+    """Type of frozen linear layers under an adapter. auto: as they are saved, where `train.precision` computes in 16
+    bits and nothing else reads them (SFT, reward models, preferences): the same numbers in half the memory; fp32."""
     neftune_alpha: Annotated[float, Field(gt=0)] | None = None
     """Noise on the embeddings in training, uniform in +-alpha/sqrt(tokens * width) (NEFTune uses 5); None: off."""
-
-
-class AdapterConfig(Section):
-    kind: Annotated[Literal["none", "lora", "dora"], Feature("adapter", ("lora",)), Feature("dora", ("dora",))] = "none"
-    """What is trained: every weight (`none`), or a peft adapter on a frozen base."""
-    rank: Annotated[Positive, ADAPTER] = 16
-    """Rank of the adapter's matrices (Hu et al. 2021)."""
-    alpha: Annotated[float, Field(gt=0), ADAPTER] = 32
-    """Scale of the update: alpha / rank, or alpha / sqrt(rank) with `rslora`."""
-    rslora: Annotated[bool, ADAPTER] = False
-    """Rank-stabilised scale (Kalajdzievski 2023)."""
-    dropout: Annotated[Fraction, ADAPTER] = 0.0
-    """Dropout on the adapter's input."""
-    target: Annotated[Literal["all-linear"] | list[str], ADAPTER] = "all-linear"
-    """Modules that get an adapter: every linear layer but the head (QLoRA, section 4), or names such as `q_proj`."""
-    merge: Annotated[bool, ADAPTER] = False
-    """Also write `merged/`, the base with the adapter added in, at the end; `llmtrain merge` does it later."""
 
 
 class TokenizerConfig(Section):
@@ -138,87 +93,6 @@ class TokenizerConfig(Section):
         str | None, BY_CONTENT, Needs("tokenizer.path on the hub", lambda tokenizer: is_on_hub(tokenizer.path))
     ] = None
     """Commit, tag or branch of the hub tokenizer."""
-
-
-class CleanConfig(Section):
-    """Optional cleaning, in this order; what each step drops is counted in `ledger.json`."""
-
-    min_chars: Annotated[int, Field(ge=0)] = 0
-    """Drop documents shorter than this."""
-    max_chars: Positive | None = None
-    """Drop documents longer than this; None: off."""
-    min_alpha_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Drop documents with a smaller share of letters (Gopher's rule uses 0.8 of words; 0: off)."""
-    max_line_repeat_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Drop documents in which a larger share of lines repeats an earlier one (Gopher: 0.3; 1: off)."""
-    exact_dedup: bool = False
-    """Drop documents whose text was seen before in any source."""
-    near_dedup: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Drop documents at least this similar to an earlier one (estimated Jaccard; 0.8 is usual); None: off.
-
-    Takes at most 0.3 GB of memory, and while it runs 0.9 GB of disk in `data.cache_dir` per million documents kept.
-    """
-    decontaminate: Annotated[list[str], BY_CONTENT] = []
-    """Evaluation files: a document that shares an n-gram of words with any of them is dropped."""
-    decontaminate_ngram: Annotated[
-        Positive, Needs("data.clean.decontaminate", lambda clean: bool(clean.decontaminate))
-    ] = 13
-    """Words of such an n-gram (GPT-3, appendix C, uses 13)."""
-
-
-class SourcesConfig(Section):
-    train: list[Source]
-    """Training sources: a path, glob, folder or hub id, a list of them, or `{path, weight, text_field, ...}`."""
-    eval: list[Source] | None = None
-    """Held-out sources; None: `eval_fraction` of the training documents."""
-    eval_fraction: Fraction = 0.01
-    """Share of documents held out, chosen by a hash of each document's text, so it is stable under added data."""
-    max_seq_len: Annotated[int, Field(ge=2)] = 1024
-    """Tokens of a pack: the longest context that is trained."""
-    on_bad_row: OnBadRow = "error"
-    """A malformed or invalid row stops the run, or is skipped and counted."""
-    cache_dir: Annotated[str | None, IMMATERIAL] = None
-    """Where token stores are kept; None: `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
-
-    @property
-    def asks_for_a_split(self) -> bool:
-        """Whether `eval_fraction` was chosen: its default is no choice, which a run's own config.yaml holds too."""
-        return self.eval_fraction != type(self).model_fields["eval_fraction"].default
-
-    @field_validator("train", "eval", mode="before")
-    @classmethod
-    def _as_sources(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        items = value if isinstance(value, list) else [value]
-        return [{"path": item} if isinstance(item, str) else item for item in items]
-
-    @field_validator("train", "eval")
-    @classmethod
-    def _weights_agree(cls, value: list[Source] | None) -> list[Source] | None:
-        if value is not None and not value:
-            raise ValueError("names no source")
-        if value and len({source.weight is None for source in value}) > 1:
-            raise ValueError("give every source a weight, or none")
-        return value
-
-
-class DataConfig(SourcesConfig):
-    isolate_documents: bool = True
-    """Attention and positions restart at each document; off: a pack is one sequence."""
-    clean: CleanConfig = CleanConfig()
-
-
-class TemplatedSourcesConfig(SourcesConfig):
-    chat_template: Annotated[str, BY_CONTENT] = "auto"
-    """`auto`: the tokenizer's own, else ours; `ours`; `none`: prompt and answer unchanged; or a Jinja file."""
-
-
-class ChatDataConfig(TemplatedSourcesConfig):
-    loss_on: Literal["assistant", "last", "completion", "all"] = "assistant"
-    """What is trained: every assistant turn, the last one, the turns that a row marks as completion, every token."""
-    on_long_row: Literal["truncate", "drop", "split"] = "truncate"
-    """A row longer than `max_seq_len` loses its end, or is left out, or becomes several documents; always counted."""
 
 
 class TrainConfig(Section):
@@ -295,7 +169,7 @@ class OptimConfig(Section):
         if warmup is None:
             warmup = min(int(WARMUP_FRACTION * num_steps), MAX_DEFAULT_WARMUP_STEPS)
         if warmup >= num_steps:
-            raise ValueError(f"optim.warmup_steps={warmup} leaves nothing of the run's {num_steps} steps")
+            raise ValueError(f"optim.warmup_steps={warmup} leaves nothing of the run's {num_steps} steps: lower it")
         return warmup
 
 
@@ -306,6 +180,18 @@ class EvalConfig(Section):
     """Held-out tokens of an evaluation, in whole packs; None: all."""
     patience: Annotated[Positive | None, MAY_CHANGE] = None
     """Stop after this many evaluations without a lower held-out loss, and export the best checkpoint; None: off."""
+    samples: Annotated[int, Field(ge=0), MAY_CHANGE] = 4
+    """Held-out prompts answered at each evaluation, always the same ones, kept in `samples.jsonl`; 0: off."""
+    sample_tokens: Annotated[
+        Positive, MAY_CHANGE, Needs("eval.samples above 0", lambda evaluation: evaluation.samples > 0)
+    ] = 128
+    """Most tokens of such an answer, and at most half of `data.max_seq_len`."""
+    tasks: Annotated[list[str], MAY_CHANGE] = []
+    """Tasks measured at each evaluation, each as TASK, TASK=FILE or FILE.jsonl (`llmtrain eval --tasks list`)."""
+    task_data: Annotated[str | None, MAY_CHANGE, Needs("eval.tasks", lambda evaluation: bool(evaluation.tasks))] = None
+    """A file, or a folder with a file per task, for tasks that name none; None: the hub."""
+    task_items: Annotated[Positive, MAY_CHANGE, Needs("eval.tasks", lambda evaluation: bool(evaluation.tasks))] = 100
+    """How many items of each task, the first ones."""
 
 
 class CheckpointConfig(Section):
@@ -317,6 +203,9 @@ class CheckpointConfig(Section):
     """Also keep the checkpoint with the lowest held-out loss; saved at each evaluation that improves."""
     export_best: Annotated[bool, MAY_CHANGE] = False
     """Export the best checkpoint's weights to `model/` instead of the last; needs `best`."""
+    export_dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MAY_CHANGE] = "auto"
+    """Type of exported weights. auto: that of the model that the run starts from; of a new model, bf16 if it was
+    trained in it, else fp32."""
 
 
 class LogConfig(Section):
@@ -328,45 +217,8 @@ class LogConfig(Section):
     """Project name given to the trackers."""
     profile: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     """First and last step of a torch.profiler trace, written to `profile/` in the run folder; None: off."""
-
-
-class SpecialTokens(Section):
-    bos: str = "<|bos|>"
-    """Starts every document."""
-    eos: str = "<|eos|>"
-    """Ends every document."""
-    pad: str = "<|pad|>"
-    """Fills up what must have a fixed shape; never trained."""
-    start_of_turn: str = "<|im_start|>"
-    """Starts a chat turn."""
-    end_of_turn: str = "<|im_end|>"
-    """Ends a chat turn."""
-    reserved: Annotated[int, Field(ge=0)] = 16
-    """Control tokens kept free for later: `<|reserved_0|>`, ..."""
-
-
-class TokenizerTrainConfig(Section):
-    """`tokenizer/train.py`: text to a byte-level BPE tokenizer."""
-
-    output: str
-    """Folder to write."""
-    sources: list[Source]
-    """Text to learn merges from, as in `data.train`."""
-    vocab_size: Annotated[int, Field(ge=256)] = 32768
-    """Size of the vocabulary, bytes and special tokens included."""
-    eval_fraction: Fraction = 0.01
-    """Share of documents held out to measure bytes per token."""
-    max_bytes: Positive | None = None
-    """Stop reading after this much text; None: read all."""
-    on_bad_row: OnBadRow = "error"
-    """A malformed or invalid row stops the training, or is skipped and counted."""
-    min_frequency: Positive = 2
-    """Least count of a pair for a merge."""
-    split_digits: bool = True
-    """Split numbers into groups of at most three digits, as Llama 3 does."""
-    special_tokens: SpecialTokens = SpecialTokens()
-
-    _as_sources = field_validator("sources", mode="before")(SourcesConfig._as_sources.__func__)  # type: ignore[attr-defined]
+    report: bool = True
+    """Write `report.html` into the run folder at the end: what the run did, on one page; needs `llmtrain[report]`."""
 
 
 def iter_keys(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

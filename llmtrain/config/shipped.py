@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmtrain.config.nearest import nearest
+from llmtrain.system.nearest import nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 

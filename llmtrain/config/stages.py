@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.load import load_config, load_tree, validate
+from llmtrain.config.load import Given, config_of, read_given, validate
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.config.rl import is_reward_model
 from llmtrain.config.which import STAGE_SUFFIX, STAGES, fitting_recipes
@@ -34,15 +34,25 @@ def load_stages(argv: Sequence[str]) -> Stages:
 
     Raises ValueError naming the file and line, the key, or the stage.
     """
-    tree = load_tree(argv, "rlhf")
+    return stages_of(read_given(argv, "rlhf"))
+
+
+def stages_of(given: Given) -> Stages:
+    """The configuration of each stage that a command line gives. Raises ValueError as `load_stages` does."""
+    tree = given.tree
     asked = [name for name in STAGES if name in tree]
     if len(asked) == 1 and not _names_in_turn(tree):
-        return Stages({asked[0]: load_config(STAGES[asked[0]], argv)}, in_turn=False)
+        return Stages({asked[0]: config_of(STAGES[asked[0]], given)}, in_turn=False)
     if not asked and not _names_in_turn(tree):
         others = " or ".join(fitting_recipes(tree, tree))
         instead = f": it is a configuration of {others}" if others else ""
-        raise ValueError(f"{argv[0]} has none of the sections {', '.join(STAGES)}, which rlhf needs{instead}")
+        raise ValueError(f"{given.path} has none of the sections {', '.join(STAGES)}, which rlhf needs{instead}")
     return Stages(stage_configs(tree), in_turn=True)
+
+
+def is_in_turn(tree: Mapping[str, Any]) -> bool:
+    """Whether a file has several stages, each a run with a folder."""
+    return bool(_names_in_turn(tree))
 
 
 def schema_of(tree: Mapping[str, Any]) -> type[RecipeConfig]:

@@ -13,7 +13,8 @@ from llmtrain.config.recipes import (
     RewardStageConfig,
     SftConfig,
 )
-from llmtrain.config.sections import Section, TokenizerTrainConfig, section_of
+from llmtrain.config.sections import Section, section_of
+from llmtrain.config.tokenizer import TokenizerTrainConfig
 
 STAGE_SUFFIX = "_stage"
 STAGES: dict[str, type[RecipeConfig]] = {

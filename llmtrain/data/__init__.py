@@ -2,5 +2,6 @@
 
 `sources` (any file -> rows, documents) -> `formats` (rows -> examples) -> `chat` (examples -> ids and mask) -> `store`
 (ids on disk) -> `packing` (store -> packs) -> `loader` (packs -> steps). `ledger` accounts for every row and token,
-`split` holds documents out, `tokenize` opens tokenizers. May import config, batch, protocols and system.
+`split` holds documents out, `tokenize` opens tokenizers, `rendering` writes messages by a chat template, `spelt_tokens`
+finds control tokens in their text. May import config, batch, protocols and system.
 """

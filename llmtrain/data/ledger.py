@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
+from llmtrain.system.counted import counted
+
 Split = Literal["train", "eval"]
 SPLITS: tuple[Split, ...] = ("train", "eval")
 SHOWN_CHARACTERS = 5
+TOKENIZED = "tokenized"
+"""The format of rows of ids."""
 LEAST_MARKERS = 3
 """An end of a document that is spelt less often in a source may be what a text is about."""
 
@@ -40,6 +44,7 @@ class TokenTally:
     added_tokens: int = 0  # put around documents: bos, eos
     unpredicted_tokens: int = 0  # the first token of each document, which nothing before it predicts
     trained_tokens: int = 0  # of a store with a loss mask: those that are targets
+    weighted_tokens: int = 0  # of the targets, those of documents that weigh them
     masked_tokens: int = 0  # and those that are not
     truncated_tokens: int = 0  # cut off rows that were longer than data.max_seq_len
     dropped_tokens: int = 0  # of rows of which nothing was kept
@@ -69,6 +74,7 @@ class SourceLedger:
     read: Tally = field(default_factory=Tally)  # everything below together
     bad_rows: dict[str, Tally] = field(default_factory=dict)  # reason -> rows skipped
     dropped: dict[str, Tally] = field(default_factory=dict)  # step -> documents dropped
+    notes: dict[str, int] = field(default_factory=dict)  # what was assumed or found in rows that are kept -> rows
     kept: dict[Split, Tally] = field(default_factory=lambda: {split: Tally() for split in SPLITS})
     tokens: dict[Split, TokenTally] = field(default_factory=lambda: {split: TokenTally() for split in SPLITS})
     lost_characters: dict[Split, dict[str, int]] = field(default_factory=lambda: {split: {} for split in SPLITS})
@@ -83,12 +89,19 @@ class SourceLedger:
         """Account for a document, read before, that a step leaves out."""
         self.dropped.setdefault(step, Tally()).add(num_bytes)
 
+    def note(self, notes: Sequence[str]) -> None:
+        """Count what was assumed or found in one row."""
+        for note in notes:
+            self.notes[note] = self.notes.get(note, 0) + 1
+
     def add(self, other: SourceLedger) -> None:
         """Enter what another account of the same source has of bad rows, dropped and kept documents, and tokens."""
         for reason, tally in other.bad_rows.items():
             self.bad_rows[reason] = _sum(self.bad_rows.get(reason, Tally()), tally)
         for step, tally in other.dropped.items():
             self.dropped[step] = _sum(self.dropped.get(step, Tally()), tally)
+        for note, count in other.notes.items():
+            self.notes[note] = self.notes.get(note, 0) + count
         self.kept = {split: _sum(self.kept[split], other.kept[split]) for split in SPLITS}
         self.tokens = {split: _sum(self.tokens[split], other.tokens[split]) for split in SPLITS}
 
@@ -128,6 +141,7 @@ class SourceLedger:
             read=Tally(**tree["read"]),
             bad_rows={reason: Tally(**tally) for reason, tally in tree["bad_rows"].items()},
             dropped={step: Tally(**tally) for step, tally in tree["dropped"].items()},
+            notes=dict(tree.get("notes", {})),
             kept={split: Tally(**tree["kept"][split]) for split in SPLITS},
             tokens={split: TokenTally(**tree["tokens"][split]) for split in SPLITS},
             lost_characters={split: dict(tree["lost_characters"][split]) for split in SPLITS},
@@ -169,10 +183,12 @@ def lost_summary(splits: Sequence[tuple[SourceLedger, Split]]) -> str | None:
 def text_summary(ledger: SourceLedger) -> str:
     """The account of a source of plain text, on one line."""
     parts = [
-        f"{ledger.kept[split].documents:,} {split} documents, {ledger.tokens[split].tokens:,} tokens"
+        f"{counted(ledger.kept[split].documents, f'{split} document')}, {counted(ledger.tokens[split].tokens, 'token')}"
         for split in SPLITS
         if ledger.kept[split].documents
     ]
+    if ledger.row_format is not None:
+        parts.append(f"{ledger.row_format} rows")
     if ledger.text_field is not None:
         parts.append(f"text from field {ledger.text_field!r}")
     parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
@@ -194,20 +210,22 @@ def end_markers(ledger: SourceLedger) -> list[str]:
     ]
 
 
-def chat_summary(ledger: SourceLedger) -> str:
-    """The account of a source of chats, on one line."""
-    parts = [f"{ledger.row_format} rows"]
+def chat_summary(ledger: SourceLedger, tokenizer: str = "") -> str:
+    """The account of a source of chats, on one line; `tokenizer` is the one whose ids tokenized rows hold."""
+    parts = [f"{ledger.row_format} rows{f' of {tokenizer}' if ledger.row_format == TOKENIZED else ''}"]
     for split in SPLITS:
         rows, tally = ledger.kept[split].documents, ledger.tokens[split]
         if rows:
             trained = tally.trained_tokens / tally.tokens
-            parts.append(f"{rows:,} {split} rows, {tally.tokens:,} tokens, {trained:.0%} of them trained")
+            weighted = f", {tally.weighted_tokens:,} by weight" if tally.weighted_tokens else ""
+            numbers = f"{counted(rows, f'{split} row')}, {counted(tally.tokens, 'token')}"
+            parts.append(f"{numbers}, {trained:.0%} of them trained{weighted}")
         cut = {"cut short": tally.rows_cut, "split": tally.rows_split, "unrolled by turn": tally.rows_unrolled}
-        parts += [f"{count:,} {split} rows {what}" for what, count in cut.items() if count]
+        parts += [f"{counted(count, f'{split} row')} {what}" for what, count in cut.items() if count]
         if tally.truncated_tokens:
-            parts.append(f"{tally.truncated_tokens:,} {split} tokens cut off")
+            parts.append(f"{counted(tally.truncated_tokens, f'{split} token')} cut off")
     unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
-    parts += [f"{unknown:,} unknown tokens"] if unknown else []
+    parts += [counted(unknown, "unknown token")] if unknown else []
     return "; ".join(parts + _left_out(ledger, "rows"))
 
 
@@ -230,7 +248,12 @@ def _left_out(ledger: SourceLedger, units: str) -> list[str]:
     """What is reported of rows that are not in a store, by reason."""
     parts = [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
     parts += [f"{tally.documents:,} {units} dropped: {reason}" for reason, tally in ledger.dropped.items()]
-    return parts + files_not_read(ledger)
+    return parts + noted(ledger, units) + files_not_read(ledger)
+
+
+def noted(ledger: SourceLedger, units: str) -> list[str]:
+    """What is reported of what was assumed or found in rows."""
+    return [f"{counted(count, units.removesuffix('s'))}: {note}" for note, count in ledger.notes.items()]
 
 
 def files_not_read(ledger: SourceLedger) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmtrain.protocols import Array
+from llmtrain.system.typing import Array
 
 GOLDEN = 0x9E3779B97F4A7C15  # added per number, it makes SplitMix64's sequence of random numbers
 MASK = 0xFFFFFFFFFFFFFFFF

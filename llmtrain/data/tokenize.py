@@ -6,6 +6,7 @@ EOS at the end where there is one. Text that spells a special token stays text.
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +22,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from llmtrain.data.ledger import Split
 from llmtrain.data.sources.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
-from llmtrain.system.device import usable_cores
+from llmtrain.system.cores import encoding_threads
 from llmtrain.system.files import one_line
+from llmtrain.system.paths import is_local
 
 Ids = np.ndarray[Any, Any]
 
@@ -49,15 +51,16 @@ def load_tokenizer(
 
     Raises ValueError if there is none, or none that the `tokenizers` library runs.
     """
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     local = Path(path).expanduser()
-    if looks_local and not local.is_dir():
+    if is_local(path) and not local.is_dir():
         raise ValueError(f"{key}={path}: no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(local) if local.is_dir() else path, revision=revision, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers raises its own and its libraries' errors, of many classes
+        if "instantiate the backend tokenizer" in str(error):
+            raise ValueError(f"{key}={path}: holds no tokenizer.json: name a tokenizer in tokenizer.path") from None
         raise ValueError(f"{key}={path}: no tokenizer can be loaded: {one_line(error)}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
@@ -69,7 +72,11 @@ def load_tokenizer(
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """32 hexadecimal digits, different wherever documents would get different ids."""
-    encoder = TextEncoder(tokenizer)
+    return encoder_fingerprint(TextEncoder(tokenizer))
+
+
+def encoder_fingerprint(encoder: TextEncoder) -> str:
+    """The same, of a tokenizer whose encoder is made already."""
     hasher = blake2b(encoder.backend.to_str().encode(), digest_size=16)
     hasher.update(repr((encoder.prefix, encoder.suffix)).encode())
     return hasher.hexdigest()
@@ -173,8 +180,8 @@ class TextEncoder:
 
 
 def batch_chars() -> int:
-    """Characters of a batch: a quarter of a megabyte per core, so that long pieces keep every core busy too."""
-    return usable_cores() << 18
+    """Characters of a batch: a quarter of a megabyte per thread, so that long pieces keep every thread busy too."""
+    return encoding_threads(os.environ) << 18
 
 
 def _around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,7 +1,8 @@
-"""A reward model on held-out pairs: accuracy, calibration and length bias.
+"""A reward model on held-out pairs: accuracy, ROC, calibration and length bias.
 
 Everything is computed from two scores and two lengths per pair. A pair counts with its weight: all pairs of one ranking
-are one comparison together, also in the confidence interval.
+are one comparison together, also in the confidence interval. A pair with a score that is not finite is ranked wrong,
+and only counted.
 """
 
 from __future__ import annotations
@@ -20,13 +21,25 @@ from torch import nn
 from llmtrain.data.loader.plan import DataPlan
 from llmtrain.data.packing.pairs import collate_pairs
 from llmtrain.eval.gather import batches_by_source, rows_of_all_ranks
-from llmtrain.eval.intervals import wilson_interval
 from llmtrain.objectives.preference_losses import correctness
 from llmtrain.protocols import Array, Ranks
-from llmtrain.train.run_log import evaluation_path
+from llmtrain.statistics.intervals import wilson_interval
+from llmtrain.statistics.labelled import (
+    LabelledScores,
+    area_under_curve,
+    best_threshold,
+    confusion,
+    length_correlation,
+    roc,
+    score_histogram,
+    spread_out,
+)
+from llmtrain.statistics.weighted import mean
+from llmtrain.system.run_files import evaluation_path
 
 CALIBRATION_BINS = 10
 MARGIN_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the histogram, with open ends
+EXAMPLES = 200  # pairs whose scores and lengths are kept, for a picture of the score against the length
 HEADLINES = ("loss", "accuracy", "accuracy_low", "accuracy_high", "auc", "calibration_error")
 
 
@@ -47,7 +60,15 @@ class PairScores:
 
     @property
     def margins(self) -> Array:
-        return self.chosen - self.rejected
+        """How much higher the chosen answer scores; NaN if a score is not finite, so that no such pair is right."""
+        with np.errstate(invalid="ignore", over="ignore"):  # infinity minus infinity
+            margins = self.chosen - self.rejected
+        return np.where(np.isfinite(margins), margins, np.nan)
+
+    @property
+    def answers(self) -> LabelledScores:
+        """The two answers of each pair as a good and a bad one."""
+        return LabelledScores(self.chosen, self.rejected, self.weights, self.weights)
 
 
 @dataclass(frozen=True)
@@ -74,31 +95,32 @@ class HeldOutPairs:
 
 
 def report_of(scores: PairScores, num_sources: int) -> dict[str, Any]:
-    """The numbers of `reward_card.json`; NaN for a mean over no pairs."""
-    margins = scores.margins
+    """The numbers of `reward_card.json`; NaN for a mean over no pairs.
+
+    `confusion` is of single answers, called good from the threshold on that calls most of these right; `decisions` is
+    of pairs, by which answer is longer and which one scores higher.
+    """
+    finite = scores.where(np.isfinite(scores.margins))
+    margins, answers = finite.margins, finite.answers
     return {
         **_ranking(scores),
-        "auc": area_under_curve(scores.chosen, scores.rejected, scores.weights),
-        "calibration_error": calibration_error(margins, scores.weights),
-        "mean_margin": _mean(margins, scores.weights),
-        "calibration": calibration(margins, scores.weights),
+        "comparisons_not_finite": float(scores.weights.sum() - finite.weights.sum()),
+        "auc": area_under_curve(answers),
+        "calibration_error": calibration_error(margins, finite.weights),
+        "mean_margin": mean(margins, finite.weights),
+        "calibration": calibration(margins, finite.weights),
         "margin_histogram": {
             "edges": list(MARGIN_EDGES),
-            "comparisons": _counts(np.digitize(margins, MARGIN_EDGES), len(MARGIN_EDGES) + 1, scores.weights),
+            "comparisons": _counts(np.digitize(margins, MARGIN_EDGES), len(MARGIN_EDGES) + 1, finite.weights),
         },
-        "length": length_bias(scores),
+        "score_histogram": score_histogram(answers),
+        "roc": roc(answers),
+        "confusion": confusion(answers, best_threshold(answers)),
+        "decisions": decisions(finite),
+        "length": length_bias(finite),
+        "examples": examples(finite),
         "sources": [_ranking(scores.where(scores.sources == source)) for source in range(num_sources)],
     }
-
-
-def area_under_curve(chosen: Array, rejected: Array, weights: Array) -> float:
-    """The fraction of (chosen, rejected) answers of any two pairs in which chosen scores higher; a tie counts half."""
-    if not len(chosen):
-        return math.nan
-    order = np.argsort(rejected, kind="stable")
-    below = np.concatenate([[0.0], np.cumsum(weights[order])])
-    lower, upper = (below[np.searchsorted(rejected[order], chosen, side=side)] for side in ("left", "right"))
-    return float(np.sum(weights * (lower + upper)) / 2 / weights.sum() ** 2)
 
 
 def calibration(margins: Array, weights: Array) -> list[dict[str, float]]:
@@ -111,8 +133,8 @@ def calibration(margins: Array, weights: Array) -> list[dict[str, float]]:
         found.append(
             {
                 "comparisons": float(weights[inside].sum()),
-                "confidence": _mean(confidence[inside], weights[inside]),
-                "accuracy": _mean(correctness(margins[inside]), weights[inside]),
+                "confidence": mean(confidence[inside], weights[inside]),
+                "accuracy": mean(correctness(margins[inside]), weights[inside]),
             }
         )
     return found
@@ -126,6 +148,21 @@ def calibration_error(margins: Array, weights: Array) -> float:
     return gaps / total if total else math.nan
 
 
+def decisions(scores: PairScores) -> dict[str, dict[str, float]]:
+    """Comparisons by the longer answer, and by the answer that scores higher."""
+    longer = np.sign(scores.chosen_tokens - scores.rejected_tokens)
+    preferred = np.sign(scores.margins)
+    lengths = {"chosen_longer": 1, "same_length": 0, "rejected_longer": -1}
+    choices = {"prefers_chosen": 1, "tie": 0, "prefers_rejected": -1}
+    return {
+        length: {
+            choice: float(scores.weights[(longer == sign) & (preferred == side)].sum())
+            for choice, side in choices.items()
+        }
+        for length, sign in lengths.items()
+    }
+
+
 def length_bias(scores: PairScores) -> dict[str, float]:
     """Correlation of score and length, and the accuracy on pairs whose longer answer is chosen, or rejected."""
     all_scores = np.concatenate([scores.chosen, scores.rejected])
@@ -134,27 +171,30 @@ def length_bias(scores: PairScores) -> dict[str, float]:
     longer_rejected = scores.where(scores.rejected_tokens > scores.chosen_tokens)
     longer_chosen = scores.where(scores.chosen_tokens > scores.rejected_tokens)
     return {
-        "pearson": correlation(all_scores, lengths, weights),
-        "spearman": correlation(_ranks(all_scores), _ranks(lengths), weights),
-        "longer_is_chosen": _mean((scores.chosen_tokens > scores.rejected_tokens).astype(float), scores.weights),
-        "accuracy_longer_chosen": _mean(correctness(longer_chosen.margins), longer_chosen.weights),
-        "accuracy_longer_rejected": _mean(correctness(longer_rejected.margins), longer_rejected.weights),
+        **length_correlation(all_scores, lengths, weights),
+        "longer_is_chosen": mean((scores.chosen_tokens > scores.rejected_tokens).astype(float), scores.weights),
+        "accuracy_longer_chosen": mean(correctness(longer_chosen.margins), longer_chosen.weights),
+        "accuracy_longer_rejected": mean(correctness(longer_rejected.margins), longer_rejected.weights),
         "comparisons_longer_rejected": float(longer_rejected.weights.sum()),
     }
 
 
-def correlation(first: Array, second: Array, weights: Array) -> float:
-    """Pearson's correlation coefficient; NaN if one of the two does not vary."""
-    if not len(first):
-        return math.nan
-    first, second = (values - _mean(values, weights) for values in (first, second))
-    spread = math.sqrt(_mean(first**2, weights) * _mean(second**2, weights))
-    return _mean(first * second, weights) / spread if spread else math.nan
+def examples(scores: PairScores) -> dict[str, list[float]]:
+    """Scores and lengths of at most EXAMPLES pairs, evenly spaced by the score of the chosen answer, to six digits."""
+    names = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
+    return spread_out({name: vars(scores)[name] for name in names}, EXAMPLES)
 
 
 def evaluation(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report as an evaluation returns it: the headlines as `eval_NAME`, which the log shows, and the whole tree."""
-    return {**{f"eval_{name}": report[name] for name in HEADLINES}, "report": report}
+    """A report as an evaluation returns it: the headlines as `eval_NAME`, the whole tree, what the log shows."""
+    values = {f"eval_{name}": report[name] for name in HEADLINES}
+    return {**values, "report": report, "summary": accuracy_summary(values)}
+
+
+def accuracy_summary(values: Mapping[str, float]) -> str:
+    """Loss and accuracy of an evaluation, with the accuracy's 95 % interval, in words."""
+    accuracy, low, high = (values[f"eval_{name}"] for name in ("accuracy", "accuracy_low", "accuracy_high"))
+    return f"held-out loss {values['eval_loss']:.4f}, accuracy {accuracy:.1%} ({low:.1%} to {high:.1%})"
 
 
 def reward_card(folder: Path, step: int, sources: Sequence[str]) -> dict[str, Any] | None:
@@ -170,29 +210,19 @@ def reward_card(folder: Path, step: int, sources: Sequence[str]) -> dict[str, An
 def _ranking(scores: PairScores) -> dict[str, float]:
     """The Bradley-Terry loss without margins, and accuracy with its 95 % interval; a tie counts half."""
     margins, count = scores.margins, float(scores.weights.sum())
-    accuracy = _mean(correctness(margins), scores.weights)
+    accuracy = mean(correctness(margins), scores.weights)
     low, high = wilson_interval(accuracy, count)
+    with np.errstate(invalid="ignore"):  # a margin that is not a number
+        losses = np.logaddexp(0, -margins)
     return {
         "pairs": len(margins),
         "comparisons": count,
-        "loss": _mean(np.logaddexp(0, -margins), scores.weights),
+        "loss": mean(losses, scores.weights),
         "accuracy": accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
     }
 
 
-def _mean(values: Array, weights: Array) -> float:
-    total = float(weights.sum())
-    return float((values * weights).sum()) / total if total else math.nan
-
-
 def _counts(bins: Array, num_bins: int, weights: Array) -> list[float]:
     return np.bincount(bins, weights=weights, minlength=num_bins).tolist()
-
-
-def _ranks(values: Array) -> Array:
-    """Ranks from 0, equal values sharing their mean rank."""
-    ordered = np.sort(values)
-    first, last = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
-    return (first + last - 1) / 2

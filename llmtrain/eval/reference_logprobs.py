@@ -21,6 +21,7 @@ from llmtrain.data.packing.documents import Pack
 from llmtrain.data.sources.files import fingerprint
 from llmtrain.data.store.token_store import TokenStore
 from llmtrain.protocols import Array, Ranks, Report
+from llmtrain.system.counted import counted
 from llmtrain.system.files import exclusive, write_bytes
 from llmtrain.system.precision import reading
 
@@ -60,7 +61,7 @@ class Reference:
         key = fingerprint({"base": self.base, "dtype": str(self.ranks.dtype), "reads": reads})
         path = store.path / f"{store.split}.reference-{key}"
         if not self.ranks.any(not _is_whole(path, store)):
-            self.report(f"reference logprobs of {store.num_documents:,} answers: found in {path}")
+            self.report(f"reference logprobs of {counted(store.num_documents, 'answer')}: found in {path}")
             return np.fromfile(path, dtype=np.float32)
         started = time.monotonic()
         logprobs = self._computed(packs, collate)
@@ -69,7 +70,8 @@ class Reference:
                 write_bytes(path, logprobs.tobytes())
         seconds = time.monotonic() - started
         self.report(
-            f"reference logprobs of {store.num_documents:,} answers: computed in {seconds:.0f} s, kept in {path}"
+            f"reference logprobs of {counted(store.num_documents, 'answer')}: computed in {seconds:.0f} s, "
+            f"kept in {path}"
         )
         return logprobs
 

@@ -24,6 +24,13 @@ WITH_ORIGINAL = ("yarn", "llama3")
 BY_LENGTH = ("dynamic", "longrope")
 
 
+def num_positions(shape: PreTrainedConfig) -> int | None:
+    """How many tokens of a document a model has positions for; None: it sets no limit."""
+    text = shape.get_text_config()
+    positions: int | None = text.to_dict().get(text.attribute_map.get("max_position_embeddings", FIELDS[0]))
+    return positions
+
+
 def with_context(shape: PreTrainedConfig, changes: Mapping[str, Any], path: str) -> PreTrainedConfig:
     """A copy of the configuration of the model at `path` with other positions.
 

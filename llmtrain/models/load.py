@@ -7,16 +7,34 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.sections import ModelConfig, PretrainedModelConfig, TunedModelConfig
+from llmtrain.models.adapters.lora import lora_config
 from llmtrain.models.adapters.quantized import nf4
+from llmtrain.models.adapters.targets import ALL_LINEAR
 from llmtrain.models.attention import ATTENTION
-from llmtrain.models.context import described, with_context
-from llmtrain.models.folders.gguf import resolved_path
+from llmtrain.models.context import described, num_positions, with_context
+from llmtrain.models.folders.adapter import adapter_kind, open_merged
+from llmtrain.models.folders.bases import innermost
+from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable
+from llmtrain.models.folders.given import given_folder, is_adapter
+from llmtrain.models.folders.kind import LANGUAGE
+from llmtrain.models.folders.model import skeleton
 from llmtrain.models.presets import preset_fields
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
+from llmtrain.system.paths import is_local
+from llmtrain.system.terminal import say
 
 AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
 
@@ -44,11 +62,23 @@ DROPOUT_FIELDS = (
 
 
 def resolve_model(config: AnyModel) -> AnyModel:
-    """The model section, with a GGUF file replaced by the folder that it is converted to, once.
+    """The model section, with a GGUF file or a run replaced by a folder: a model's, or an adapter's.
 
-    Everything after this knows folders and hub ids only. Raises ValueError as `resolved_path` does.
+    Everything after this knows folders and hub ids only. Raises ValueError as `given_folder` and `require_readable` do,
+    and for the adapter of a reward model.
     """
-    return config if config.path is None else config.model_copy(update={"path": resolved_path(config.path)})
+    if config.path is None:
+        return config
+    try:
+        folder = given_folder(config.path)
+    except ValueError as error:
+        reason = str(error).removeprefix("model.path=")
+        raise ValueError(f"model.path={reason}") from None
+    if Path(folder).expanduser().is_dir():
+        require_readable(Path(folder).expanduser())
+    if is_adapter(folder) and adapter_kind(Path(folder).expanduser()) is not LANGUAGE:
+        raise ValueError(f"model.path={config.path}: holds the adapter of a reward model, not of a language model")
+    return config.model_copy(update={"path": folder})
 
 
 def load_model(
@@ -58,7 +88,7 @@ def load_model(
     max_seq_len: int,
     seed: int,
     new_token_ids: Sequence[int] = (),
-    report: Report = print,
+    report: Report = say,
 ) -> PreTrainedModel:
     """The model of a run, in fp32, with document attention: new and initialised from `seed`, or continued.
 
@@ -67,9 +97,7 @@ def load_model(
     fewer positions than `max_seq_len`.
     """
     if config.path is not None:
-        return load_pretrained(
-            resolve_model(config), tokenizer, max_seq_len=max_seq_len, new_token_ids=new_token_ids, report=report
-        )
+        return load_pretrained(config, tokenizer, max_seq_len=max_seq_len, new_token_ids=new_token_ids, report=report)
     shape = _new_config(config, tokenizer, max_seq_len)
     _check(shape, tokenizer, max_seq_len)
     _set_dropout(shape, config.dropout)
@@ -88,11 +116,11 @@ def load_pretrained(
     *,
     max_seq_len: int,
     new_token_ids: Sequence[int] = (),
-    report: Report = print,
+    report: Report = say,
 ) -> PreTrainedModel:
     """A given model with document attention: in fp32, or its linear layers in 4 bits and the rest in bf16.
 
-    What `config.config` changes of its positions is reported.
+    An adapter is added into its base, in fp32 and in memory. What `config.config` changes of its positions is reported.
 
     `new_token_ids`, of tokens that the tokenizer was given after the model was made, get rows of the embedding and
     the head that are the mean of the others (Hewitt 2021, "Initializing new word embeddings"). Raises ValueError as
@@ -104,6 +132,23 @@ def load_pretrained(
         report(f"model.path={config.path} with other positions: {described(given, shape) or 'no difference'}")
     _check(shape, tokenizer, max_seq_len, new_token_ids)
     _set_dropout(shape, config.dropout)
+    if is_adapter(config.path):
+        report(f"model.path={config.path}: an adapter, added into its base in memory")
+        folder = Path(config.path).expanduser()
+        base = _saved_config(config)
+        _set_dropout(base, config.dropout)
+        model = open_merged(
+            folder, config.trust_remote_code, config=base, attn_implementation=ATTENTION, dtype=torch.float32
+        )
+    else:
+        model = _loaded(config, shape)
+    if new_token_ids:
+        _make_rows(model, new_token_ids)
+    return model
+
+
+def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a folder or the hub, of a configuration that may say more than its own."""
     placement: dict[str, Any] = {"dtype": torch.float32}
     if isinstance(config, TunedModelConfig) and config.quantize == "nf4":
         placement = {
@@ -120,11 +165,36 @@ def load_pretrained(
             attn_implementation=ATTENTION,
             **placement,
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={config.path}: {one_line(error)}") from None
-    if new_token_ids:
-        _make_rows(model, new_token_ids)
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not is_other_shapes(error):
+            raise
+        raise ValueError(f"model.path={config.path}: {load_fault(error)}") from None
     return model
+
+
+def require_fit(
+    config: PretrainedModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_len: int,
+    new_token_ids: Sequence[int] = (),
+    adapter: AdapterConfig | None = None,
+) -> None:
+    """Raise ValueError as loading would, for what a model's configuration alone decides: before any weight is read.
+
+    Fields, positions, vocabulary, dropout, quantized weights, and the layers and modules that `adapter` names.
+    """
+    if isinstance(config, ModelConfig) and config.path is None:
+        shape = _new_config(config, tokenizer, max_seq_len)
+    else:
+        shape = _pretrained_config(config)
+    if config.path is not None and config.config:
+        shape = with_context(shape, config.config, config.path)
+    _check(shape, tokenizer, max_seq_len, new_token_ids)
+    _set_dropout(shape, config.dropout)
+    if adapter is not None and (adapter.target != ALL_LINEAR or adapter.layers is not None or adapter.modules_to_save):
+        model = skeleton(shape, LANGUAGE, torch.float32, config.trust_remote_code)
+        lora_config(model, adapter, model.get_output_embeddings())
 
 
 def hub_commit(shape: PreTrainedConfig) -> str | None:
@@ -134,18 +204,35 @@ def hub_commit(shape: PreTrainedConfig) -> str | None:
 
 
 def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
-    path = config.path
-    if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
-        raise ValueError(f"model.path={config.path}: no such folder")
-    try:
-        shape = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={config.path}: {one_line(error)}") from None
-    assert isinstance(shape, PreTrainedConfig)
+    """The configuration of a given model, with a row for each token of an adapter's tokenizer."""
+    shape = _saved_config(config)
     if shape.to_dict().get("quantization_config"):
         raise ValueError(
             f"model.path={config.path}: its weights are quantized: take the model that they were made from"
         )
+    if is_adapter(config.path):
+        key = "model.config" if config.config else None
+        if isinstance(config, TunedModelConfig) and config.quantize is not None:
+            key = f"model.quantize={config.quantize}"
+        if key is not None:
+            raise ValueError(
+                f"{key}: model.path={config.path} is an adapter, which is added into its base as it is: "
+                f"`llmtrain merge {config.path} OUTPUT` first, and give OUTPUT"
+            )
+        shape.vocab_size = max(shape.vocab_size, len(AutoTokenizer.from_pretrained(Path(config.path).expanduser())))
+    return shape
+
+
+def _saved_config(config: PretrainedModelConfig) -> PreTrainedConfig:
+    """The configuration that is saved with a model, or with the base of an adapter."""
+    if is_local(config.path) and not Path(config.path).expanduser().is_dir():
+        raise ValueError(f"model.path={config.path}: no such folder")
+    path, revision = innermost(config.path, config.revision)
+    try:
+        shape = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # each architecture validates in its own way, with its own exception types
+        raise ValueError(f"model.path={config.path}: {one_line(error)}") from None
+    assert isinstance(shape, PreTrainedConfig)
     return shape
 
 
@@ -190,7 +277,7 @@ def _check(
         )
     num_rows = max([shape.vocab_size, *(token_id + 1 for token_id in new_token_ids)])
     _check_vocabulary(tokenizer, num_rows, "take the model's own tokenizer")
-    positions = values.get(shape.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
+    positions = num_positions(shape)
     if positions is not None and max_seq_len > positions:
         raise ValueError(
             f"data.max_seq_len={max_seq_len} is longer than the model's {positions} positions: lower it, or set "

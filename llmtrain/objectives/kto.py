@@ -119,6 +119,10 @@ class KlBatches:
         self._present = None
         self._source.advance()
 
+    @property
+    def epoch(self) -> float:
+        return self._source.epoch
+
     def metrics(self) -> dict[str, float]:
         """The KL of the last step, in nats per answer."""
         return {"kl": self._kl, **self._source.metrics()}

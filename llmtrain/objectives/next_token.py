@@ -1,6 +1,8 @@
 """Next-token prediction: pretraining and SFT differ only in which labels are trained.
 
-loss = sum over trained tokens of -log p(token | the document so far) / number of trained tokens
+loss = sum over trained tokens of -w log p(token | the document so far) / sum of w
+
+w is 1 unless a row weighs its tokens.
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ class NextToken:
     options: LossOptions = LossOptions()
 
     def counts(self, batch: PackedTokens) -> Counts:
-        return {"tokens": batch.num_trained}
+        return {"tokens": batch.num_trained, "weight": batch.total_weight}
 
     def loss(self, model: nn.Module, batch: PackedTokens, totals: Counts) -> tuple[Tensor, Metrics]:
-        """The batch's share of the mean over all trained tokens of the step; `loss` is logged without smoothing."""
-        result = model(batch, self.options)
-        return result.objective / totals["tokens"], {"loss": result.cross_entropy / totals["tokens"]}
+        """The batch's share of the mean over all trained tokens of the step; `loss` is logged without smoothing.
+
+        `error_rate` is 1 - top-1 accuracy: the share of trained tokens of which another one was the most likely.
+        """
+        result, weight = model(batch, self.options), totals["weight"]
+        metrics = {"loss": result.cross_entropy / weight, "error_rate": result.errors / totals["tokens"]}
+        return result.objective / weight, metrics

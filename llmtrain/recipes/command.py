@@ -1,45 +1,69 @@
-"""How every recipe starts: `--help`, the configuration, errors as one line with exit code 2.
+"""How every command starts and ends: `--help`, the configuration, errors as one line with exit code 2, signals.
 
 A recipe starts as a script (`python recipes/sft.py CONFIG`), a verb (`llmtrain sft CONFIG`) or a module
-(`python -m llmtrain.recipes.sft CONFIG`), alone or under `accelerate launch`. `run_recipe` is the start of all of them.
-It imports no torch before the configuration has been read, so `--help` and a mistyped key take a fraction of a second.
+(`python -m llmtrain.recipes.sft CONFIG`), alone or under `accelerate launch`. `run_recipe` is the start of all of them,
+in a `command`. Nothing heavy is imported before the arguments are read, and no torch before the configuration has been:
+`--help` and a mistyped key take a fraction of a second.
 A module is the exception: it has imported torch and peft by then, too late for huge pages (`system.memory`), so under a
 launcher take `-m llmtrain sft`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import signal
+import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from llmtrain.config.help import help_text
-from llmtrain.config.load import load_config
-from llmtrain.config.sections import Section
-from llmtrain.system.files import is_disk_full
-from llmtrain.system.memory import tune_for_training
+from llmtrain.system.ending import Ending, LaunchEnded
+from llmtrain.system.exit_codes import EXIT_BROKEN_PIPE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SAVED, EXIT_USER_ERROR
+from llmtrain.system.files import is_disk_full, one_line
+from llmtrain.system.interrupt import note, watched_signals
+from llmtrain.system.leaving import has_failed_neighbor, is_launched, launched_rank, leave, report_to_launcher
+from llmtrain.system.parent import end_with_launcher
+from llmtrain.system.stop_signal import Stopped, StopSignal
+from llmtrain.system.terminal import say, say_error, shown_output
+from llmtrain.system.visible import shortened, visible_line
 
-Config = TypeVar("Config", bound=Section)
+if TYPE_CHECKING:
+    from llmtrain.config.sections import Section
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+Config = TypeVar("Config", bound="Section")
+
+OF_A_PATH = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""Errors of a path that can only be what was given, or what the user has put there."""
+UNTRAINED = "before training: nothing is lost, and what has been tokenized is kept"
 
 
 def run_recipe(schema: type[Config], main: Callable[[Config], None], argv: Sequence[str] | None = None) -> None:
     """Read `CONFIG.yaml [key=value ...]` into a configuration and run `main` on it; `argv` None: the command line's."""
+    from llmtrain.config.help import help_text
+    from llmtrain.config.load import load_config
+    from llmtrain.recipes.early import check_early
+
     argv = sys.argv[1:] if argv is None else argv
     if asks_for_help(argv):
         print_text(help_text(schema))
         return
-    with command():
-        config = load_config(schema, argv)
-        prepare_process()
-        main(config)
+    config = load_config(schema, argv)
+    check_early(config)
+    prepare_process()
+    main(config)
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
@@ -51,23 +75,79 @@ def asks_for_help(argv: Sequence[str]) -> bool:
 def command() -> Iterator[None]:
     """A command that the user started: a ValueError or a full disk is one line and exit code 2, as the user can fix it.
 
-    Ctrl-C is one word and exit code 130, as a shell gives. A process of a launch ends here: see `_leave`.
+    Ctrl-C is one line and exit code 130, as a shell gives; a second one ends at once.
     """
+    try:
+        with shown_output(), _one_line_errors(), watched_signals():
+            yield
+    except KeyboardInterrupt:
+        note("\ninterrupted")
+        leave(EXIT_INTERRUPTED)  # Python would wait for threads, and print what a second one interrupts there
+    if is_launched():
+        leave(0)  # everything is written; closing process groups after another rank has left can wait forever
+
+
+@contextmanager
+def resumable_command() -> Iterator[StopSignal]:
+    """A command that, started again, goes on from what it has done; the signals that ask it to stop.
+
+    As `command`; SIGTERM and SIGUSR1 are one line and exit code 75.
+    """
+    try:
+        with shown_output(), _one_line_errors(), StopSignal() as stop:
+            end_with_launcher()
+            yield stop
+    except KeyboardInterrupt as error:
+        line = f"interrupted {str(error) or UNTRAINED}; {run_again()}"
+        say_once(line) if is_launched() else note(f"\n{line}")
+        leave(EXIT_INTERRUPTED)
+    except Stopped as stopped:
+        if str(stopped) or not has_failed_neighbor():  # else that one's error is the reason, and not a signal
+            say_once(f"interrupted {str(stopped) or UNTRAINED}; {run_again()}")
+        leave(EXIT_SAVED)
+    if is_launched():
+        leave(0)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
         _refuse(str(error))
-    except OSError as error:
-        if not is_disk_full(error):
+    except MemoryError as error:
+        _refuse(f"not enough memory ({one_line(error)}): a smaller model, shorter texts or fewer at once need less")
+    except RecursionError:
+        _refuse("something that was given is nested too deeply to be read")
+    except LaunchEnded as error:
+        _end_with(error.ending)
+    except Exception as error:
+        if isinstance(error, OSError) and is_disk_full(error):
+            _refuse(f"the disk is full ({error.filename or error}): free some space and start again")
+        if isinstance(error, OSError) and error.filename is not None and error.errno in OF_A_PATH:
+            _refuse(f"{shortened(str(error.filename))}: {error.strerror}")
+        if not is_launched():
             raise
-        _refuse(f"the disk is full ({error.filename or error}): free some space and start again")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        if "WORLD_SIZE" in os.environ:
-            _leave(EXIT_INTERRUPTED)
-        sys.exit(EXIT_INTERRUPTED)
-    if "WORLD_SIZE" in os.environ:
-        _leave(0)  # everything is written; closing process groups after another rank has left can wait forever
+        traceback.print_exc()
+        report_to_launcher(f"{type(error).__name__}: {visible_line(one_line(error))}")
+        leave(EXIT_FAILED)  # the others may wait for this process, and Python for its process groups
+
+
+def _end_with(ending: Ending) -> NoReturn:
+    """End as another rank did; the watchdog has said which."""
+    if ending.kind != "interrupted":
+        report_to_launcher(ending.line, is_cause=False)
+    leave(ending.status)
+
+
+def run_again() -> str:
+    """How a command that was interrupted goes on: with the command line that started it."""
+    if is_launched():
+        return "start the same command again to continue"
+    script, *arguments = sys.argv
+    name = Path(script).name
+    starts = {"llmtrain": ["llmtrain"], "__main__.py": ["python", "-m", "llmtrain"]}.get(name, ["python", script])
+    return f"run it again to continue: {shlex.join([*starts, *arguments])}"
 
 
 @contextmanager
@@ -96,6 +176,8 @@ def prepare_process() -> None:
     """Prepare a process for a CPU, and hide what libraries say to their developers; before a recipe is imported."""
     import torch
 
+    from llmtrain.system.memory import tune_for_training
+
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed, whoever imports it, reports its choice otherwise
         tune_for_training()
@@ -110,23 +192,17 @@ def prepare_process() -> None:
 
 def say_once(line: str) -> None:
     """Print a line, once for all processes of a launch."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
+    if launched_rank() == 0:
+        say(line)
 
 
 def _refuse(reason: str) -> NoReturn:
     """Say in one line why this rank stops, and stop."""
-    rank = int(os.environ.get("RANK", "0"))
-    prefix = f"[rank {rank}] " if rank else ""
-    print(f"{prefix}error: {reason}", file=sys.stderr, flush=True)
-    if "WORLD_SIZE" in os.environ:
+    line = f"error: {visible_line(reason)}"
+    if not report_to_launcher(line):
+        rank = launched_rank()
+        say_error(f"[rank {rank}] {line}" if rank else line)
+    if is_launched():
         # After a failed rank the others may wait in a collective forever, so nothing is closed in order.
-        _leave(EXIT_USER_ERROR)
+        leave(EXIT_USER_ERROR)
     sys.exit(EXIT_USER_ERROR)
-
-
-def _leave(status: int) -> NoReturn:
-    """End this process of a launch at once, without closing its process groups."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -15,84 +15,111 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 
 from llmtrain.config.recipes import PolicyStageConfig
-from llmtrain.data.chat.tokenizer import open_chat_tokenizer
 from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.eval.generation import HeldOutScore
-from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import training_flops
-from llmtrain.models.folders.open import model_folder
-from llmtrain.models.load import load_pretrained
+from llmtrain.models.folders.reward import reward_folder
+from llmtrain.models.stops import stop_ids
 from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
-from llmtrain.recipes.model import export_spec, given_model, new_tokens, pinned_facts, trained_report
-from llmtrain.recipes.trainer import Run, Training, close, open_run, train
+from llmtrain.protocols import Report
+from llmtrain.recipes.model import (
+    CHECKING,
+    export_spec,
+    given_model,
+    load_base,
+    open_chat,
+    pinned_facts,
+    start_facts,
+    trained_report,
+)
+from llmtrain.recipes.tasks import with_tasks
+from llmtrain.recipes.trainer import Run, Training, close, in_run, train
+from llmtrain.rewards.batch import WeightedReward
+from llmtrain.rewards.calls import Patience
+from llmtrain.rewards.load import load_rewards, reward_weight, with_unique_names
 from llmtrain.rewards.model import model_facts, model_reward, reward_model_path
-from llmtrain.rewards.score import WeightedReward, load_rewards, reward_weight, score_responses, with_unique_names
+from llmtrain.rewards.row import Prompt as RewardPrompt
+from llmtrain.rewards.row import Row
+from llmtrain.rewards.score import score_responses
 from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.experience import Roles
 from llmtrain.rollout.local.generator import LocalGenerator
 from llmtrain.rollout.sample import Sampler
-from llmtrain.rollout.sample_log import SAMPLES_FILE, SampleLog, gather_rows, readable
+from llmtrain.rollout.sample_log import SampleLog, gather_rows, readable
 from llmtrain.rollout.source import RolloutSource
-from llmtrain.train.stop_signal import StopSignal
+from llmtrain.system.run_files import SAMPLES_FILE
+from llmtrain.system.stop_signal import StopSignal
+from llmtrain.tasks.load import reward_of
 
 
-def run_policy(config: PolicyStageConfig, *, last: bool = True) -> None:
+def run_policy(config: PolicyStageConfig, stop: StopSignal, *, last: bool = True) -> None:
     """Train a policy on the rewards of its own responses."""
-    with open_run(config) as run:
-        _train(run, last)
+    in_run(config, stop, _train, last=last)
 
 
-def _train(run: Run[PolicyStageConfig], last: bool) -> None:
+def _train(run: Run[PolicyStageConfig]) -> None:
     config, runtime, data, rollout = run.config, run.runtime, run.config.data, run.config.rollout
 
-    rewards = computed_rewards(config)  # first: a wrong name should fail before a model loads
+    rewards = computed_rewards(config, runtime.say)  # first: a wrong name should fail before a model loads
     base = given_model(config)
-    chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
+    chat = open_chat(config, base, report=runtime.say)
     prompts = load_prompts(data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
     weights = [source.weight for source in data.train if source.weight is not None]
-    order = SampleOrder([len(source) for source in prompts.train], weights or None, config.run.seed)
+    as_given = data.order == "given"
+    order = SampleOrder([len(source) for source in prompts.train], weights or None, config.run.seed, as_given=as_given)
 
     def prompt_at(position: int) -> Prompt:
         source, index = order(position)
         return prompts.train[source][index]
 
-    new_ids = new_tokens(run, base, chat.tokenizer, chat.new_token_ids)
-    model = load_pretrained(
-        base.model_copy(update={"dropout": 0.0}),  # or the first ratio would not be 1
-        chat.tokenizer,
-        max_seq_len=data.max_seq_len,
-        new_token_ids=new_ids,
-        report=runtime.say,
-    )
+    base = base.model_copy(update={"dropout": 0.0})  # or the first ratio would not be 1
+    loaded = load_base(run, base, chat)
+    model = loaded.model
     shards = runtime.shards_parameters
-    roles = build_roles(config, model, new_ids, critic_start(config), runtime, shards_parameters=shards)
+    runtime.say(CHECKING)
+    roles = build_roles(config, model, loaded.plan, critic_start(config), runtime, shards_parameters=shards)
     module = roles.module
     runtime.say(f"{roles.description}; {trained_report(run, module)}")
-    has_adapter = config.adapter.kind != "none"
     # With an adapter the base stays frozen, so a reward model on the same base shares its weights, unless sharded.
-    rewards += reward_models(run, model if has_adapter and not shards else None)
-    facts = base_facts(model)
+    first = prompt_at(0)
+    shared = model if loaded.plan is not None and not shards else None
+    rewards += reward_models(run, shared, (first.messages, first.row))
+    facts = start_facts(loaded, model)
 
-    stop = StopSignal()
+    stops = stop_ids(model, chat.encoder.end_of_turn_ids)
+    runtime.say(f"a response ends at {', '.join(str(chat.tokenizer.decode([id_])) for id_ in stops)}")
+    assert config.train.steps is not None
+    num_steps = config.train.steps
     # Where the sampler's logprobs are trained on, it gives the values too: a value head on the trunk costs nothing.
     value_head = module.trunk_head if rollout.old_logprobs == "sampler" else None
-    generator = LocalGenerator(model, runtime, lambda: stop.requested is not None, value_head)
+    generator = LocalGenerator(model, runtime, lambda: run.stop.requested is not None, value_head)
+
+    def trainer_state() -> TrainerState:
+        return TrainerState(epoch=source.epoch, global_step=source.step, max_steps=num_steps)
+
     sampler = Sampler(
         generator=generator,
         prompt_at=prompt_at,
-        score=partial(score_responses, rewards, chat.tokenizer),
+        num_prompts=order.epoch_size,
+        score=partial(
+            score_responses,
+            rewards,
+            chat.tokenizer,
+            patience=Patience(rollout.reward_seconds, rollout.reward_retries, rollout.on_reward_error),
+            state=trainer_state,
+        ),
         sampling=Sampling(
             max_new_tokens=rollout.max_new_tokens,
             temperature=rollout.temperature,
             top_p=rollout.top_p,
             top_k=rollout.top_k,
-            stop_ids=chat.encoder.end_of_turn_ids,
+            stop_ids=stops,
             seed=config.run.seed,
         ),
         config=rollout,
@@ -105,12 +132,11 @@ def _train(run: Run[PolicyStageConfig], last: bool) -> None:
         if run.may_write():
             samples.write(number, gathered)
 
-    assert config.train.steps is not None
     source = RolloutSource(
         Roles(module, roles.reference, split_critic=module.critic is not None and runtime.supports_partial_backward),
         sampler,
         config.policy,
-        num_steps=config.train.steps,
+        num_steps=num_steps,
         microbatch_tokens=config.train.microbatch_tokens,
         record=record,
         report=runtime.say,
@@ -119,12 +145,17 @@ def _train(run: Run[PolicyStageConfig], last: bool) -> None:
     if rollout.eval_prompts is not None:
         held_out = sorted(held_out, key=Prompt.digest)[: rollout.eval_prompts]
 
+    held_out_score = HeldOutScore(
+        held_out, generator, sampler.score, sampler.sampling, runtime, chat.tokenizer, config.eval.samples
+    )
+    evaluate = with_tasks(run, held_out_score, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
+
     training = Training(
         module=module,
         objective=PolicyObjective(config.policy, rollout.max_new_tokens),
         source=source,
-        num_steps=config.train.steps,
-        evaluate=HeldOutScore(held_out, generator, sampler.score, sampler.sampling, runtime) if held_out else None,
+        num_steps=num_steps,
+        evaluate=evaluate if held_out else None,
         flops=training_flops(model),
         ledger=prompts.ledger.to_dict(),
         account=lambda progress: {"steps": progress.step, "tokens_trained": progress.tokens},
@@ -133,31 +164,42 @@ def _train(run: Run[PolicyStageConfig], last: bool) -> None:
             rewards=[reward.facts for reward in rewards],
             critic=critic_facts(config),
         ),
-        spec=export_spec(run, model, chat),
-        stop=stop,
+        spec=export_spec(run, base, loaded, chat),
         critic_lr=config.policy.critic_lr,
     )
     trained = train(run, training)
-    close(run, training, trained, last=last)
+    close(run, training, trained)
 
 
-def computed_rewards(config: PolicyStageConfig) -> list[WeightedReward]:
+def computed_rewards(config: PolicyStageConfig, report: Report = lambda line: None) -> list[WeightedReward]:
     """The rewards that are functions. Raises ValueError for one that cannot be used, or if there is no reward."""
     if not config.rollout.rewards:
         raise ValueError("rollout.rewards names no reward")
-    return load_rewards(config.rollout.rewards)
+    return load_rewards(config.rollout.rewards, sandbox=config.rollout.sandbox, report=report, task_reward=reward_of)
 
 
-def reward_models(run: Run[PolicyStageConfig], base: PreTrainedModel | None) -> list[WeightedReward]:
-    """The rewards that are trained models, which share equal frozen weights with `base`.
+def reward_models(
+    run: Run[PolicyStageConfig], base: PreTrainedModel | None, example: tuple[RewardPrompt, Row]
+) -> list[WeightedReward]:
+    """The rewards that are trained models, which share equal frozen weights with `base`, tried on an `example`.
 
-    Raises ValueError for a folder that holds no reward model.
+    Raises ValueError for a folder that holds no reward model, and for one that cannot score the run's conversations.
     """
     config, runtime = run.config, run.runtime
     max_tokens, refuses = config.train.microbatch_tokens, config.rollout.on_weak_reward == "refuse"
     return with_unique_names(
         [
-            model_reward(spec, place, runtime.device, max_tokens, runtime.say, base, refuses_weak=refuses)
+            model_reward(
+                spec,
+                place,
+                runtime.device,
+                max_tokens,
+                runtime.say,
+                base,
+                refuses_weak=refuses,
+                example=example,
+                max_document_tokens=config.data.max_seq_len,
+            )
             for place, spec in config.rollout.reward_models().items()
         ]
     )
@@ -171,7 +213,7 @@ def critic_start(config: PolicyStageConfig) -> CriticStart | None:
     if given != "reward":
         return CriticStart(given, 1.0, key)
     ((place, spec),) = config.rollout.reward_models().items()
-    return CriticStart(reward_model_path(spec, place), reward_weight(spec, place), key)
+    return CriticStart(reward_model_path(spec, place), reward_weight(spec, place), key, spec.get("revision"))
 
 
 def critic_facts(config: PolicyStageConfig) -> dict[str, Any] | None:
@@ -181,4 +223,4 @@ def critic_facts(config: PolicyStageConfig) -> dict[str, Any] | None:
     start = critic_start(config)
     if start is None or config.policy.critic_init == "reward":  # a reward's own facts are pinned
         return {"init": config.policy.critic_init}
-    return {"init": "folder", **model_facts(model_folder(start.path))}
+    return {"init": "folder", **model_facts(reward_folder(start.path))}

@@ -17,7 +17,7 @@ import numpy as np
 from llmtrain.batch import LabelledAnswers
 from llmtrain.config.recipes import PreferenceStageConfig
 from llmtrain.config.rl import PREFERENCE_LOSSES
-from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+from llmtrain.data.formats.held_out import preference_questions
 from llmtrain.data.loader.batches import StoredBatches
 from llmtrain.data.loader.plan import DataPlan, plan_data
 from llmtrain.data.packing.answers import collate_answers, desirable_answers, pack_answers
@@ -30,7 +30,6 @@ from llmtrain.data.store.token_store import TokenStore
 from llmtrain.eval.implied_rewards import HeldOutPreferences
 from llmtrain.eval.kto import HeldOutAnswers
 from llmtrain.eval.reference_logprobs import Reference
-from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import training_flops
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.checks import shares_prompts
@@ -39,27 +38,40 @@ from llmtrain.objectives.kto import KlBatches, KtoObjective
 from llmtrain.objectives.preference import PairwisePreference
 from llmtrain.objectives.preference_losses import PreferenceOptions
 from llmtrain.protocols import BatchSource, Evaluate, Objective
-from llmtrain.recipes.model import export_spec, given_model, load_with_adapter, pinned_facts, trained_report
-from llmtrain.recipes.trainer import Run, Training, close, open_run, train
+from llmtrain.recipes.model import (
+    CHECKING,
+    export_spec,
+    given_model,
+    load_with_adapter,
+    open_chat,
+    pinned_facts,
+    start_facts,
+    trained_report,
+)
+from llmtrain.recipes.samples import with_samples
+from llmtrain.recipes.tasks import with_tasks
+from llmtrain.recipes.trainer import Run, Training, close, in_run, train
+from llmtrain.system.stop_signal import StopSignal
 
 
-def run_preference(config: PreferenceStageConfig, *, last: bool = True) -> None:
+def run_preference(config: PreferenceStageConfig, stop: StopSignal, *, last: bool = True) -> None:
     """Train a policy on preferences; the loss says whether on pairs or on single answers."""
-    with open_run(config) as run:
-        _train(run, last)
+    in_run(config, stop, _train, last=last)
 
 
-def _train(run: Run[PreferenceStageConfig], last: bool) -> None:
+def _train(run: Run[PreferenceStageConfig]) -> None:
     config, runtime, data, takes_pairs = run.config, run.runtime, run.config.data, run.config.preference.loss != "kto"
 
     base = given_model(config)
-    chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on="completion")
+    chat = open_chat(config, base, report=runtime.say)
     build_stores = build_pair_stores if takes_pairs else build_answer_stores
     stores = build_stores(data, chat.encoder, report=runtime.say)
 
-    model = load_with_adapter(run, base, chat)
+    loaded = load_with_adapter(run, base, chat)
+    model = loaded.model
     runtime.say(trained_report(run, model))
-    facts = base_facts(model)
+    facts = start_facts(loaded, model)
+    runtime.say(CHECKING)
     checked = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
     shared = takes_pairs and shares_prompts(model, checked.kernel, data.max_seq_len, runtime.device, runtime.say)
     module = ActorCritic(checked, temperature=1.0, trains_entropy=False)
@@ -76,6 +88,9 @@ def _train(run: Run[PreferenceStageConfig], last: bool) -> None:
     else:
         learned = from_answers(run, stores, reference)
     plan, batches = learned.plan, learned.batches
+    evaluate = with_samples(run, learned.evaluate, preference_questions, model, chat) if plan.num_eval_packs else None
+    if evaluate is not None:
+        evaluate = with_tasks(run, evaluate, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
 
     for line in plan.report():
         runtime.say(line)
@@ -85,16 +100,16 @@ def _train(run: Run[PreferenceStageConfig], last: bool) -> None:
         objective=learned.objective,
         source=learned.source,
         num_steps=plan.num_steps,
-        evaluate=learned.evaluate if plan.num_eval_packs else None,
+        evaluate=evaluate,
         flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, batches),
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
-        spec=export_spec(run, model, chat),
+        spec=export_spec(run, base, loaded, chat),
         state_without_step=batches.state_without_step,
     )
     trained = train(run, training)
-    close(run, training, trained, last=last)
+    close(run, training, trained)
 
 
 class Learned(NamedTuple):
@@ -112,13 +127,16 @@ def from_pairs(run: Run[PreferenceStageConfig], stores: Stores, reference: Refer
     preference = run.config.preference
     objective = PairwisePreference(preference.loss, PreferenceOptions(**preference.options()))
 
-    def packed(store: TokenStore) -> BestFitPacking:
-        packs = pack_pairs(store, run.config.data.max_seq_len, run.runtime.say, share_prompts=shared, answers_only=True)
+    data, say = run.config.data, run.runtime.say
+
+    def packed(store: TokenStore, *, as_given: bool = False) -> BestFitPacking:
+        packs = pack_pairs(store, data.max_seq_len, say, share_prompts=shared, answers_only=True, as_given=as_given)
         if not PREFERENCE_LOSSES[preference.loss].needs_reference:
             return packs
         return replace(packs, ref_logprobs=reference.logprobs(packs, collate_pairs, reads="answers"))
 
-    train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
+    train_packs = [packed(store, as_given=data.order == "given") for store in stores.train]
+    eval_packs = [packed(store) for store in stores.eval]
     plan = plan_data(run.config, train_packs, eval_packs, run.runtime)
     batches = plan.batches(collate_pairs, run.runtime)
     return Learned(plan, batches, batches, objective, HeldOutPreferences(plan, run.runtime, objective))
@@ -128,14 +146,19 @@ def from_answers(run: Run[PreferenceStageConfig], stores: Stores, reference: Ref
     """For KTO: single answers, and the same prompts with answers to other prompts, which give the KL of a step."""
     objective = KtoObjective(**run.config.preference.options())
 
-    def packed(store: TokenStore, *, mismatched: bool = False) -> BestFitPacking:
-        packs = pack_answers(store, run.config.data.max_seq_len, run.runtime.say, mismatched=mismatched)
+    data, say = run.config.data, run.runtime.say
+
+    def packed(store: TokenStore, *, mismatched: bool = False, as_given: bool = False) -> BestFitPacking:
+        packs = pack_answers(store, data.max_seq_len, say, mismatched=mismatched, as_given=as_given)
         reads = MISMATCH if mismatched else "single answers"
         return replace(packs, ref_logprobs=reference.logprobs(packs, collate_answers, reads=reads))
 
-    train_packs, eval_packs = ([packed(store) for store in split] for split in (stores.train, stores.eval))
-    train_others, eval_others = (
-        [packed(store, mismatched=True) for store in split] for split in (stores.train, stores.eval)
+    train_packs, train_others = (
+        [packed(store, mismatched=mismatched, as_given=data.order == "given") for store in stores.train]
+        for mismatched in (False, True)
+    )
+    eval_packs, eval_others = (
+        [packed(store, mismatched=mismatched) for store in stores.eval] for mismatched in (False, True)
     )
     plan = plan_data(run.config, train_packs, eval_packs, run.runtime)
     train_others = [others.repeated(packs.num_passes) for others, packs in zip(train_others, plan.train, strict=True)]

@@ -14,38 +14,42 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from llmtrain.config import stages
 from llmtrain.config.help import help_text
 from llmtrain.config.load import load_tree
 from llmtrain.config.stages import Stages, load_stages, schema_of
 from llmtrain.config.which import STAGE_SUFFIX
-from llmtrain.recipes.command import asks_for_help, command, prepare_process, print_text, say_once
+from llmtrain.recipes.command import asks_for_help, prepare_process, print_text, resumable_command, say_once
+from llmtrain.recipes.early import check_stages
+from llmtrain.system.stop_signal import StopSignal
 
 
-def start(argv: Sequence[str] | None = None) -> None:
+def start(stop: StopSignal, argv: Sequence[str] | None = None) -> None:
     """Read `CONFIG.yaml [key=value ...]` and run the stages that it is for; `argv` None: the command line's."""
     argv = sys.argv[1:] if argv is None else argv
     if asks_for_help(argv):
         print_text(usage([word for word in argv if not word.startswith("-")]))
         return
-    with command():
-        asked = load_stages(argv)
-        prepare_process()
-        main(asked)
+    asked = load_stages(argv)
+    check_stages(asked.configs)
+    prepare_process()
+    main(asked, stop)
 
 
-def main(asked: Stages) -> None:
+def main(asked: Stages, stop: StopSignal) -> None:
     """Run the stage that a configuration is for, or several in turn."""
-    from llmtrain.recipes.policy import run_policy
-    from llmtrain.recipes.preference import run_preference
-    from llmtrain.recipes.reward import run_reward
-    from llmtrain.runs.stages import RunStage, run_stages
+    with stop.deferred():
+        from llmtrain.recipes.policy import run_policy
+        from llmtrain.recipes.preference import run_preference
+        from llmtrain.recipes.reward import run_reward
+        from llmtrain.runs.stages import RunStage, run_stages
 
     runs: dict[str, RunStage] = {
-        "reward": run_reward,
-        "preference": run_preference,
-        "policy": run_policy,
+        "reward": partial(run_reward, stop=stop),
+        "preference": partial(run_preference, stop=stop),
+        "policy": partial(run_policy, stop=stop),
     }
     if asked.in_turn:
         run_stages(asked.configs, runs, say_once)
@@ -66,4 +70,5 @@ def usage(argv: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    start()
+    with resumable_command() as stop:
+        start(stop)

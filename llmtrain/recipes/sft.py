@@ -10,49 +10,71 @@ Rows become packs on disk, the loop pulls batches of packs, and the loss is that
 
 from __future__ import annotations
 
+from functools import partial
+
 from llmtrain.config.recipes import SftConfig
-from llmtrain.data.chat.tokenizer import open_chat_tokenizer
+from llmtrain.data.formats.held_out import chat_questions
 from llmtrain.data.loader.batches import collate
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import pack_documents
 from llmtrain.data.store.kinds import build_chat_stores
 from llmtrain.eval.next_token import HeldOut
-from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.flops import training_flops
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
-from llmtrain.recipes.command import run_recipe
-from llmtrain.recipes.model import export_spec, given_model, load_with_adapter, pinned_facts, trained_report
-from llmtrain.recipes.trainer import Run, Training, close, open_run, train
+from llmtrain.recipes.command import resumable_command, run_recipe
+from llmtrain.recipes.model import (
+    CHECKING,
+    export_spec,
+    given_model,
+    load_with_adapter,
+    open_chat,
+    pinned_facts,
+    start_facts,
+    trained_report,
+)
+from llmtrain.recipes.samples import with_samples
+from llmtrain.recipes.tasks import with_tasks
+from llmtrain.recipes.trainer import Run, Training, close, in_run, train
+from llmtrain.system.stop_signal import StopSignal
 
 
-def run_sft(config: SftConfig) -> None:
+def run_sft(config: SftConfig, stop: StopSignal) -> None:
     """Train a model on the answers of conversations."""
-    with open_run(config) as run:
-        _train(run)
+    in_run(config, stop, _train)
 
 
 def _train(run: Run[SftConfig]) -> None:
     config, runtime, data = run.config, run.runtime, run.config.data
 
     base = given_model(config)
-    chat = open_chat_tokenizer(base, config.tokenizer, chat_template=data.chat_template, loss_on=data.loss_on)
+    chat = open_chat(config, base, data.loss_on, report=runtime.say)
     stores = build_chat_stores(data, chat.encoder, report=runtime.say)
-
-    model = load_with_adapter(run, base, chat)
-    runtime.say(trained_report(run, model))
-    facts = base_facts(model)
-    module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
-    module.neftune_alpha = config.model.neftune_alpha
 
     plan = plan_data(
         config,
-        [pack_documents(store, data.max_seq_len, runtime.say) for store in stores.train],
+        [
+            pack_documents(store, data.max_seq_len, runtime.say, as_given=data.order == "given")
+            for store in stores.train
+        ],
         [pack_documents(store, data.max_seq_len, runtime.say) for store in stores.eval],
         runtime,
     )
+    config.optim.warmup(plan.num_steps)  # refuses too many before a model is loaded
+
+    loaded = load_with_adapter(run, base, chat)
+    model = loaded.model
+    runtime.say(trained_report(run, model))
+    facts = start_facts(loaded, model)
+    runtime.say(CHECKING)
+    module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
+    module.neftune_alpha = config.model.neftune_alpha
+
     source = plan.batches(collate, runtime)
+    evaluate = with_samples(run, HeldOut(plan, runtime), chat_questions, model, chat) if plan.num_eval_packs else None
+    if evaluate is not None:
+        evaluate = with_tasks(run, evaluate, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
 
     for line in plan.report():
         runtime.say(line)
@@ -62,12 +84,12 @@ def _train(run: Run[SftConfig]) -> None:
         objective=NextToken(LossOptions(config.train.label_smoothing, config.train.z_loss)),
         source=source,
         num_steps=plan.num_steps,
-        evaluate=HeldOut(plan, runtime) if plan.num_eval_packs else None,
+        evaluate=evaluate,
         flops=training_flops(model),
         ledger=stores.ledger.to_dict(),
         account=lambda progress: plan.account(progress.step, progress.tokens, source),
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts),
-        spec=export_spec(run, model, chat),
+        spec=export_spec(run, base, loaded, chat),
         state_without_step=source.state_without_step,
     )
     trained = train(run, training)
@@ -75,4 +97,5 @@ def _train(run: Run[SftConfig]) -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(SftConfig, run_sft)
+    with resumable_command() as stop:
+        run_recipe(SftConfig, partial(run_sft, stop=stop))

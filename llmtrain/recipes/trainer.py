@@ -1,6 +1,6 @@
 """What every recipe does the same way: open a run, train what the recipe has built, close the run.
 
-    with open_run(config) as run:               # the folder, which no other process may write to, the processes
+    in_run(config, stop, work)                  # calls `work` with the open run, unless it is finished:
         trained = train(run, training)          # the loop, from the last checkpoint on
         close(run, training, trained)           # the model's folder
 
@@ -18,10 +18,12 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from llmtrain.config.recipes import RecipeConfig
+from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.attention import compile_model
 from llmtrain.models.flops import TrainingFlops
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.matrices import matrices_of
+from llmtrain.models.noise import drawn_noise
 from llmtrain.protocols import (
     BatchSource,
     BatchType,
@@ -32,12 +34,28 @@ from llmtrain.protocols import (
     StateWithoutStep,
     TrainedModule,
 )
-from llmtrain.runs.export import export_run
+from llmtrain.recipes.command import UNTRAINED
+from llmtrain.runs.export import MODEL, export_run
 from llmtrain.runs.facts import Facts
-from llmtrain.runs.folder import CHECKPOINTS, LEDGER, check_folder, mark_finished, record_ledger, record_run
-from llmtrain.runs.outline import outline_of, save_outline
+from llmtrain.runs.folder import (
+    CHECKPOINTS,
+    FINISHED,
+    LEDGER,
+    check_folder,
+    is_finished,
+    mark_finished,
+    record_ledger,
+    record_run,
+)
+from llmtrain.runs.meeting import check_meeting
+from llmtrain.runs.outline import save_outline
+from llmtrain.runs.report.report import report_run
 from llmtrain.runs.sole_writer import sole_writer
 from llmtrain.system.device import peak_flops, peak_memory_bytes
+from llmtrain.system.ending import LaunchEnded
+from llmtrain.system.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
+from llmtrain.system.leaving import is_launched
+from llmtrain.system.stop_signal import Stopped, StopSignal
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.ema import Ema
 from llmtrain.train.loop import Loop
@@ -48,7 +66,8 @@ from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.schedule import make_schedule
 from llmtrain.train.step_guard import StepGuard
-from llmtrain.train.stop_signal import StopSignal
+
+SIGNAL_PATIENCE_SECONDS = 1.0  # until it is known whether a signal came because another rank has ended
 
 Config = TypeVar("Config", bound=RecipeConfig)
 Config_co = TypeVar("Config_co", bound=RecipeConfig, covariant=True)
@@ -62,6 +81,8 @@ class Run(Generic[Config_co]):
     folder: Path
     runtime: Runtime
     may_write: Callable[[], bool]  # whether this process writes to the folder; raises LeaseLost if it no longer may
+    stop: StopSignal
+    last: bool  # no other run follows in this process
 
 
 @dataclass(frozen=True)
@@ -79,7 +100,6 @@ class Training(Generic[BatchType]):
     facts: Facts  # a resumed run must find them again
     spec: ExportSpec  # what the model's folder is made from, besides the weights
     state_without_step: StateWithoutStep | None = None  # of stored batches, for a roll-back after a loss spike
-    stop: StopSignal | None = None  # given if the source looks at it too
     critic_lr: float | None = None
 
 
@@ -92,13 +112,31 @@ class Trained:
     checkpoint: Checkpoint | None  # what is exported; None: the run was interrupted
 
 
-@contextmanager
-def open_run(config: Config) -> Iterator[Run[Config]]:
-    """Check the run's folder, join the other processes, and hold the folder.
+def in_run(config: Config, stop: StopSignal, work: Callable[[Run[Config]], None], *, last: bool = True) -> None:
+    """Open a run and do the work in it: check its folder, join the other processes, hold the folder.
 
-    Raises ValueError for what cannot work here, and for a folder that another launch holds.
+    A run that is finished is left as it is. Raises ValueError for what cannot work here, and for a folder that another
+    launch holds; Stopped or KeyboardInterrupt if a signal ended it.
     """
     folder = check_folder(config.run, config)
+    runtime = _joined(config, folder, stop)
+    with _ending_all(runtime, stop), _held_by_main(config, folder, runtime) as may_write:
+        runtime.require(config.features())
+        if runtime.any(may_write() and is_finished(folder, config) and (folder / MODEL).is_dir()):
+            runtime.say(
+                f"run.dir={folder}: this run is finished: nothing to do (another run needs another run.dir; to export "
+                f"this one again, remove {FINISHED})"
+            )
+            runtime.finish(leave=last)
+            return
+        work(Run(config, folder, runtime, may_write, stop, last))
+
+
+def _joined(config: RecipeConfig, folder: Path, stop: StopSignal) -> Runtime:
+    """This process among those that train together; a signal is acted on once all are there, so that all end alike."""
+    if is_launched():
+        stop.note()
+    check_meeting(folder, config.model_dump(mode="json"), config.run.timeout_minutes, lambda: bool(stop.requested))
     runtime = Runtime(
         precision=config.train.precision,
         max_grad_norm=config.optim.max_grad_norm,
@@ -107,9 +145,37 @@ def open_run(config: Config) -> Iterator[Run[Config]]:
         trackers=config.log.trackers,
         run_dir=folder,
     )
-    runtime.require(config.features())
+    with _ending_all(runtime, stop):
+        stop.end()
+    return runtime
+
+
+@contextmanager
+def _ending_all(runtime: Runtime, stop: StopSignal) -> Iterator[None]:
+    """If this process ends by an error or a signal, so do the others, and know why."""
+    try:
+        yield
+    except Exception as error:
+        stop.note()  # a launcher that has noticed sends SIGTERM
+        cause = runtime.cause_of(error)
+        if cause is not error:
+            raise cause from None
+        raise
+    except (KeyboardInterrupt, Stopped) as end:
+        stop.note()
+        # A launcher sends SIGTERM also where a rank has failed.
+        if (ending := runtime.other_ending(SIGNAL_PATIENCE_SECONDS)) is not None:
+            raise LaunchEnded(ending) from None
+        status = EXIT_INTERRUPTED if isinstance(end, KeyboardInterrupt) else EXIT_SAVED
+        runtime.announce("interrupted", str(end) or UNTRAINED, status)
+        raise
+
+
+@contextmanager
+def _held_by_main(config: RecipeConfig, folder: Path, runtime: Runtime) -> Iterator[Callable[[], bool]]:
+    """The folder, held by the main process; whether this one may write, which raises if it no longer may."""
     if not runtime.is_main:
-        yield Run(config, folder, runtime, may_write=lambda: False)
+        yield lambda: False
         return
     with sole_writer(folder, f"run.dir={folder}", runtime.say) as lease:
         check_folder(config.run, config)  # again: another launch may have made it its own, and ended
@@ -118,7 +184,7 @@ def open_run(config: Config) -> Iterator[Run[Config]]:
             lease.require()
             return True
 
-        yield Run(config, folder, runtime, may_write)
+        yield may_write
 
 
 def train(run: Run[Config], training: Training[BatchType]) -> Trained:
@@ -129,7 +195,10 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps)
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
     if run.may_write():
+        parameters = list(training.module.parameters())
         machine = {
+            "parameters": sum(num_weights(parameter) for parameter in parameters),
+            "trained_parameters": sum(num_weights(parameter) for parameter in parameters if parameter.requires_grad),
             "device": str(runtime.device),
             "engine": runtime.engine,
             "world_size": runtime.world_size,
@@ -138,7 +207,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             "peak_flops_source": peak_source,
         }
         record_run(folder, config, machine, training.facts)
-        save_outline(folder, outline_of(config, training.spec, training.facts))
+        save_outline(folder, training.spec)
         if not (folder / LEDGER).exists():
             record_ledger(folder, training.ledger)
     runtime.start_trackers(config.log.project)
@@ -150,6 +219,8 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             compile_model(trunk)
     layouts = {} if config.optim.name != "muon" else _matrix_layouts(training.module, runtime.say)
     optimizer = make_optimizer(training.module.parameters_by_kind(), config.optim, training.critic_lr, layouts)
+    if runtime.world_size > 1:
+        runtime.say(f"preparing {runtime.engine} on {runtime.world_size} processes")  # DeepSpeed may have to be built
     prepared, optimizer = runtime.prepare(training.module, optimizer)
     # After `prepare`, which may move or shard the parameters: an average made before is of what no longer trains.
     ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
@@ -175,7 +246,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
         checkpoints=checkpoints,
         log=log,
         guard=StepGuard(config.train.max_nonfinite_steps, config.train.spike_factor),
-        stop=training.stop or StopSignal(),
+        stop=run.stop,
         profiler=profiler,
         eval_config=config.eval,
         checkpoint_config=config.checkpoint,
@@ -183,6 +254,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
         state_without_step=training.state_without_step,
         l1=config.optim.l1,
         ema=ema,
+        noise=drawn_noise(training.module),
     )
     with log:
         outcome = loop.run()
@@ -191,6 +263,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
         record_ledger(folder, training.ledger, training.account(loop.progress))
     if outcome == "interrupted":
         return Trained(outcome, loop.progress, None)
+    run.stop.note_all_but_ctrl_c()
     checkpoint = checkpoints.best(runtime) if config.exports_best else checkpoints.latest(runtime)
     if checkpoint is None:
         raise ValueError(
@@ -211,14 +284,29 @@ def _matrix_layouts(module: TrainedModule, say: Report) -> dict[nn.Parameter, Ma
     return {parameter: layout for matrices in known for parameter, layout in matrices.layouts.items()}
 
 
-def close(run: Run[Config], training: Training[BatchType], trained: Trained, *, last: bool = True) -> None:
-    """Export the model of a run that came to its end, and leave the other processes.
+def close(run: Run[Config], training: Training[BatchType], trained: Trained) -> None:
+    """Export the model of a run that came to its end, report what it did, and leave the other processes.
 
-    `last`: no other run follows in this process.
+    A signal does not end that, as it is short; Ctrl-C does, and the next start does it. Raises Stopped for a run that a
+    signal interrupted, KeyboardInterrupt for Ctrl-C, on every rank.
     """
-    runtime, config = run.runtime, run.config
-    if run.may_write() and trained.checkpoint is not None:
-        outline = outline_of(config, training.spec, training.facts)
-        runtime.say(f"{trained.outcome}: {export_run(run.folder, config, trained.checkpoint, outline)}")
-        mark_finished(run.folder, config)
-    runtime.finish(leave=last or trained.checkpoint is None)
+    runtime, config, step = run.runtime, run.config, trained.progress.step
+    with _interrupted_at(f"after step {step}, the last, which is saved; the model may not be written yet"):
+        if run.may_write() and trained.checkpoint is not None:
+            runtime.say(f"{trained.outcome}: {export_run(run.folder, config, trained.checkpoint, training.spec)}")
+            mark_finished(run.folder, config)
+        if config.log.report and run.may_write():
+            report_run(run.folder, runtime.say)
+        is_ctrl_c = trained.checkpoint is None and runtime.any(run.stop.requested == "SIGINT")
+        runtime.finish(leave=run.last or trained.checkpoint is None)
+    if trained.checkpoint is None:
+        raise (KeyboardInterrupt if is_ctrl_c else Stopped)(f"after step {step}, which is saved")
+
+
+@contextmanager
+def _interrupted_at(where: str) -> Iterator[None]:
+    """Let a Ctrl-C say where it came."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(where) from None

@@ -9,36 +9,42 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from llmtrain.rewards.sandbox import Limits, run_all
+from llmtrain.config.rl import SandboxMode
+from llmtrain.rewards.asserts import split
+from llmtrain.rewards.fences import fenced, without_thoughts
+from llmtrain.rewards.final_answer import ANSWER_TAG, final_answer, number
+from llmtrain.rewards.jail import find_jail
+from llmtrain.rewards.limited import Answer, LimitedChild
+from llmtrain.rewards.math_check import formulas_equal, require_math_verify
+from llmtrain.rewards.row import Prompt, Row, RowError, row_field
+from llmtrain.rewards.sandbox import OUTCOMES, Limits, run_all
 from llmtrain.rewards.sentences import sentences
 
-Prompt = str | Sequence[Mapping[str, Any]]
-"""A text, or the messages of a chat."""
-
-Row = Mapping[str, Any]
-
-NUMBER = re.compile(r"(?<![\w.])-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-MARKED = re.compile(rf"####\s*\$?({NUMBER.pattern})")
-BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
-FENCED = re.compile(r"```[ \t]*(?:[\w+-]*)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
-ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+REGEX_CHILD = Path(__file__).with_name("regex_child.py")
 MAX_EQUATION_CHARS = 200  # a longer one may nest deeper than Python parses
+PYTHON = ("python", "python3", "py")
+JSON = ("json", "jsonc", "json5")
+
+LogMetric = Callable[[str, float], None]
+"""Logs a number of a sample under a name; the run's log has its mean."""
+
+
+def _log_nothing(name: str, value: float) -> None:
+    pass
 
 
 class Reward(Protocol):
     """Scores, one for each response, higher is better; the same for the same input."""
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], rows: Sequence[Row]) -> Sequence[float]: ...
-
-
-class RowError(ValueError):
-    """A row that a reward cannot be computed from."""
 
 
 def exact_match(
@@ -49,46 +55,71 @@ def exact_match(
     field: str = "answer",
     ignore_case: bool = False,
 ) -> list[float]:
-    """1 if the response is the row's answer, or one of a list of answers; white space at the ends does not count."""
+    """1 if the answer is the row's, or one of its list; white space at the ends and thoughts do not count."""
 
     def plain(text: str) -> str:
         return text.strip().casefold() if ignore_case else text.strip()
 
     scores = []
     for response, row in zip(responses, rows, strict=True):
-        answer = _field(row, field)
+        answer = row_field(row, field)
         accepted = answer if isinstance(answer, list) else [answer]
-        scores.append(float(plain(response) in {plain(str(one)) for one in accepted}))
+        scores.append(float(plain(without_thoughts(response)) in {plain(str(one)) for one in accepted}))
     return scores
 
 
 def regex(
-    prompts: Sequence[Prompt], responses: Sequence[str], rows: Sequence[Row], *, pattern: str, whole: bool = False
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    pattern: str,
+    whole: bool = False,
+    seconds: float = 2.0,
+    log_metric: LogMetric = _log_nothing,
 ) -> list[float]:
-    """1 if the pattern is found in the response; with `whole`, if it matches all of it."""
+    """1 if the pattern is found in the response; with `whole`, if it matches all of it.
+
+    A search that takes more than `seconds`, as patterns with repeats in repeats may, counts as none and is logged.
+    """
+    if seconds <= 0:
+        raise ValueError(f"seconds {seconds}: must be above 0")
     try:
-        compiled = re.compile(pattern)
+        re.compile(pattern)
     except re.error as error:
         raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
-    match = compiled.fullmatch if whole else compiled.search
-    return [float(match(response) is not None) for response in responses]
+    found = [_searching(seconds).ask({"pattern": pattern, "text": text, "whole": whole}) for text in responses]
+    _log_problems("regex", found, log_metric)
+    return [float(answer == "yes") for answer in found]
 
 
 def gsm8k(
-    prompts: Sequence[Prompt], responses: Sequence[str], rows: Sequence[Row], *, field: str = "answer"
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    field: str = "answer",
+    seconds: float = 5.0,
+    log_metric: LogMetric = _log_nothing,
 ) -> list[float]:
-    """1 if the final number of the response is that of the row's answer.
+    """1 if the final answer of the response equals that of the row's answer.
 
-    The final number follows #### (Cobbe et al. 2021), else it is the last in the last \\boxed{}, else the last of the
-    text: 18 in "9 * 2 = 18", in "so it is \\boxed{18} and not 19", in "#### 18". The row's answer may be a number.
+    It is after #### (Cobbe et al. 2021), else in the last \\boxed{}, else the last number: 18 in "9 * 2 = 18", in "so
+    \\boxed{18} and not 19", in "#### 18". Numbers are compared as numbers, formulas by math-verify, for at
+    most `seconds` each. Thoughts do not count. The row's answer may be a number.
     """
-    scores = []
+    if seconds <= 0:
+        raise ValueError(f"seconds {seconds}: must be above 0")
+    require_math_verify()
+    found: list[Answer] = []
     for response, row in zip(responses, rows, strict=True):
-        answer = _last_number(str(_field(row, field)))
-        if answer is None:
-            raise RowError(f"the row's field {field!r} holds no number: {_field(row, field)!r}")
-        scores.append(float(_last_number(response) == answer))
-    return scores
+        gold = final_answer(str(row_field(row, field)))
+        if gold is None:
+            raise RowError(f"the row's field {field!r} holds no number: {row_field(row, field)!r}")
+        answer = final_answer(response)
+        found.append("no" if answer is None else _compared(gold, answer, seconds))
+    _log_problems("gsm8k", found, log_metric)
+    return [float(answer == "yes") for answer in found]
 
 
 def json_valid(
@@ -104,7 +135,7 @@ def json_valid(
     scores = []
     for response in responses:
         try:
-            value = json.loads(_fenced(response), parse_constant=_not_json)
+            value = json.loads(fenced(response, JSON), parse_constant=_not_json)
         except (ValueError, RecursionError):
             scores.append(0.0)
             continue
@@ -119,7 +150,7 @@ def max_sentences(
     """1 if the response has at least one sentence and at most `limit`."""
     if limit < 1:
         raise ValueError(f"limit {limit}: must be at least 1")
-    return [float(1 <= len(sentences(response)) <= limit) for response in responses]
+    return [float(1 <= len(sentences(without_thoughts(response))) <= limit) for response in responses]
 
 
 def length(
@@ -155,22 +186,28 @@ def code_tests(
     partial: bool = False,
     seconds: int = 5,
     memory_mb: int = 512,
+    sandbox: SandboxMode = "auto",
+    log_metric: LogMetric = _log_nothing,
 ) -> list[float]:
     """1 if the response's Python passes every assert of its row (MBPP, Austin et al. 2021), else 0.
 
     With `partial`, the fraction of asserts that pass. The code is the first code block, or the whole response; it runs
-    in `sandbox`, with only the standard library, for at most `seconds` of CPU time.
+    in `sandbox`, with only the standard library, for at most `seconds` of CPU time. How programs ended is logged.
     """
-    limits = Limits(seconds, memory_mb)
+    limits, jail = Limits(seconds, memory_mb), find_jail(sandbox)
     programs = []
     for response, row in zip(responses, rows, strict=True):
-        tests = _field(row, field)
+        tests = row_field(row, field)
         if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
             raise RowError(f"the row's field {field!r} is not a list of tests: {tests!r}")
-        programs.append((f"{row.get(setup_field) or ''}\n{_fenced(response)}", tests))
-    num_passed = [verdict.num_passed for verdict in run_all(programs, limits)]
-    shares = [passed / len(tests) for passed, (_, tests) in zip(num_passed, programs, strict=True)]
-    return shares if partial else [float(share == 1) for share in shares]
+        programs.append((fenced(response, PYTHON), split(tests, str(row.get(setup_field) or ""))))
+    scores = []
+    for verdict, (_, asserts) in zip(run_all(programs, limits, jail), programs, strict=True):
+        for outcome in OUTCOMES:
+            log_metric(f"code_tests/{outcome}", float(verdict.outcome == outcome))
+        share = verdict.num_passed / len(asserts.tests)
+        scores.append(share if partial else float(share == 1))
+    return scores
 
 
 def countdown(
@@ -188,11 +225,11 @@ def countdown(
     """
     scores = []
     for response, row in zip(responses, rows, strict=True):
-        available = Counter(Fraction(number) for number in _field(row, numbers_field))
+        available = Counter(Fraction(number) for number in row_field(row, numbers_field))
         used: list[Fraction] = []
         value = _value(_equation(response), used)
         numbers_hold = Counter(used) == available if all_numbers else Counter(used) <= available
-        scores.append(float(numbers_hold and value == Fraction(_field(row, target_field))))
+        scores.append(float(numbers_hold and value == Fraction(row_field(row, target_field))))
     return scores
 
 
@@ -209,25 +246,24 @@ REWARDS: dict[str, Callable[..., list[float]]] = {
 }
 
 
-def _field(row: Row, name: str) -> Any:
-    if name not in row:
-        raise RowError(
-            f"the row has no field {name!r}, only {', '.join(map(repr, row)) or 'none'}: set the reward's field"
-        )
-    return row[name]
+def _compared(gold: str, answer: str, seconds: float) -> Answer:
+    """Whether two answers are equal; "5%" is 5, and 0.05."""
+    first, second = number(gold), number(answer)
+    if first is None or second is None:
+        return formulas_equal(gold, answer, seconds)
+    return "yes" if first == second or ("%" in answer and first == second / 100) else "no"
 
 
-def _last_number(text: str) -> Decimal | None:
-    """The final number of a solution."""
-    boxes = BOXED.findall(text)
-    found = MARKED.findall(text) or NUMBER.findall(boxes[-1] if boxes else text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+@cache
+def _searching(seconds: float) -> LimitedChild:
+    return LimitedChild(REGEX_CHILD, seconds, f"{sys.executable} {REGEX_CHILD}")
 
 
-def _fenced(response: str) -> str:
-    """The first code block, else the whole response."""
-    block = FENCED.search(response)
-    return block[1] if block else response.strip()
+def _log_problems(reward: str, found: Sequence[Answer], log_metric: LogMetric) -> None:
+    """Log how many questions to a child had no answer."""
+    for answer in found:
+        for problem in ("timeout", "crash"):
+            log_metric(f"{reward}/{problem}", float(answer == problem))
 
 
 def _not_json(constant: str) -> Any:
@@ -235,8 +271,9 @@ def _not_json(constant: str) -> Any:
 
 
 def _equation(response: str) -> str:
-    tagged = ANSWER_TAG.findall(response)
-    lines = (tagged[-1] if tagged else response).strip().splitlines()
+    answer = without_thoughts(response)
+    tagged = ANSWER_TAG.findall(answer)
+    lines = (tagged[-1] if tagged else answer).strip().splitlines()
     return lines[-1].split("=")[0].strip() if lines else ""
 
 

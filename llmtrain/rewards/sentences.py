@@ -17,8 +17,10 @@ WIDE_STOPS = "\u3002\uff01\uff1f"  # of Chinese and Japanese, which have no spac
 WIDE_CLOSING = '"\u201d\u2019\u300d\u300f\uff09'
 
 END = re.compile(
-    rf"[.!?\u2026]+[{CLOSING}]*(?=\s|$)|[{WIDE_STOPS}]+[{WIDE_CLOSING}]*|(?<=[a-z][a-z])[.!?](?=[A-Z][a-z])"
+    rf"(?<![.!?\u2026])[.!?\u2026]+[{CLOSING}]*(?=\s|$)|[{WIDE_STOPS}]+[{WIDE_CLOSING}]*|(?<=[a-z][a-z])[.!?](?=[A-Z][a-z])"
 )
+AFTER = re.compile(rf"\s*(?P<opening>[{re.escape(OPENING)}]*)(?P<first>.?)", re.DOTALL)
+MOST_LOOKED_AT = 64  # characters before a mark: longer than any abbreviation
 LIST_NUMBER = re.compile(r"\(?(\d{1,3}|[A-Za-z])[.)]*")
 CONTINUED = re.compile(r"\n(?=[ \t]*[a-z])")  # a line break within a sentence
 
@@ -41,22 +43,27 @@ def sentences(text: str) -> list[str]:
 def _of_line(line: str) -> Iterator[str]:
     start = 0
     for end in END.finditer(line):
-        if _ends(line[start : end.start()], end.group(), line[end.end() :].lstrip()):
+        if _ends(line, start, end):
             yield line[start : end.end()].strip()
             start = end.end()
     yield line[start:].strip()
 
 
-def _ends(before: str, mark: str, after: str) -> bool:
-    """Whether a sentence ends at a mark, from what it holds before it and what follows."""
-    if not after or mark[0] in WIDE_STOPS:
+def _ends(line: str, start: int, end: re.Match[str]) -> bool:
+    """Whether a sentence that begins at `start` ends at a mark. Looks a few characters back and ahead, however long."""
+    mark, after = end.group(), AFTER.match(line, end.end())
+    assert after is not None  # it matches anything
+    if not (after["opening"] or after["first"]) or mark[0] in WIDE_STOPS:
         return True
-    if after.lstrip(OPENING)[:1].islower():
+    if after["first"].islower():
         return False
     if mark[0] != "." or mark.startswith(".."):
         return True
-    word = before.split()[-1].lstrip(OPENING + "-").lower() if before.split() else ""
-    if LIST_NUMBER.fullmatch(before.strip(" *_-")):
+    before = line[max(start, end.start() - MOST_LOOKED_AT) : end.start()]
+    is_whole = end.start() - start <= MOST_LOOKED_AT
+    if is_whole and LIST_NUMBER.fullmatch(before.strip(" *_-")):
         return False
+    word = before.split()[-1].lstrip(OPENING + "-").lower() if before.split() else ""
     is_initial = len(word) == 1 and word.isalpha() and before.rstrip()[-1:].isupper()
-    return not (word in TITLES | LINKS or is_initial or (word in NUMBERED and after[0].isdigit()))
+    has_number = not after["opening"] and after["first"].isdigit()
+    return not (word in TITLES | LINKS or is_initial or (word in NUMBERED and has_number))

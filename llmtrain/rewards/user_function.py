@@ -16,7 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from llmtrain.system.files import one_line
+
 TRL = "trl:"
+_loaded: dict[Path, tuple[bytes, ModuleType]] = {}  # the files of rewards, with the content that was loaded
 
 
 class Loaded(NamedTuple):
@@ -47,6 +50,19 @@ def load_function(name: str, key: str, settings: Mapping[str, Any]) -> Loaded:
     module = _module(Path(file).expanduser(), key)
     function = _function(module, function_name, name, key)
     return Loaded(function, dict(settings), {"function": function_name, **_sources(module)})
+
+
+def load_value(file: Path, name: str, key: str) -> tuple[Any, Mapping[str, str]]:
+    """A value that a file of Python code gives a name, and what says which code it is.
+
+    Raises ValueError, naming the `key`, if there is no such file or value, or the file fails.
+    """
+    if not file.expanduser().is_file():
+        raise ValueError(f"{key}: {file}: no such file")
+    module = _module(file.expanduser(), key)
+    if name not in vars(module):
+        raise ValueError(f"{key}: {file} has no {name}")
+    return vars(module)[name], _sources(module)
 
 
 class _Source(NamedTuple):
@@ -150,21 +166,43 @@ def _trl_rewards(name: str, key: str) -> ModuleType:
 def _module(file: Path, key: str) -> ModuleType:
     if not file.is_file():
         raise ValueError(f"{key}: {file}: no such file (a reward is one of ours, FILE.py:FUNCTION, or trl:FUNCTION)")
-    spec = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
+    file = file.resolve()
+    content = file.read_bytes()
+    if file in _loaded and _loaded[file][0] == content:  # of another reward in the same file
+        return _loaded[file][1]
+    name = _module_name(file)
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ValueError(f"{key}: {file}: not a Python file")
+    # As when Python imports it: dataclasses and pickle look a module up by its name, processes that it starts import it
+    # again, and its neighbours are found. Last on the path: a neighbour called `random.py` is not everybody's `random`.
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{key}: {file} fails: {type(error).__name__}: {error}") from error
+        del sys.modules[name]
+        raise ValueError(f"{key}: {file} fails: {type(error).__name__}: {one_line(error)}") from error
+    _loaded[file] = (content, module)
     return module
 
 
+def _module_name(file: Path) -> str:
+    """The file's own name, unless another module has it: then one that ends in a hash of the file's path."""
+    held = sys.modules.get(file.stem)
+    if held is not None:
+        is_free = vars(held).get("__file__") == str(file)
+    else:
+        is_free = file.stem.isidentifier() and find_spec(file.stem) is None
+    return file.stem if is_free else f"reward_{blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+
+
 def _function(module: ModuleType, function_name: str, name: str, key: str) -> Callable[..., Any]:
-    names = [found for found in dir(module) if not found.startswith("_")]
+    names = [found for found in dir(module) if not found.startswith("_") and callable(getattr(module, found))]
     function = getattr(module, function_name) if function_name in names else None
-    if not callable(function):
+    if function is None:
         raise ValueError(f"{key}: {name}: no function {function_name!r} there, only {', '.join(names) or 'nothing'}")
     found: Callable[..., Any] = function
     return found

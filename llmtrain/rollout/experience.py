@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmtrain.batch import Experience, PackedTokens
-from llmtrain.config.rl import PolicyConfig, RolloutConfig
+from llmtrain.config.rl import ADVANTAGES, PolicyConfig, RolloutConfig
 from llmtrain.models.wrappers.actor_critic import ActorCritic, PolicyOutputs
 from llmtrain.objectives.advantages import (
     ADVANTAGE_FUNCTIONS,
@@ -28,6 +28,8 @@ from llmtrain.objectives.policy_losses import kl_estimate, per_sample
 from llmtrain.protocols import Ranks
 from llmtrain.rollout.packing import Episode, ResponseFields, as_experience, pack_episodes
 from llmtrain.system.precision import reading
+
+MIN_TOKENS = 2  # whitening compares
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Built(NamedTuple):
     """The experience of this rank."""
 
     packs: list[Experience]
+    numbers: list[int]  # of each pack in `episodes_of_pack`: one of which every episode is masked is not there
     kl: Float[Tensor, " samples"]  # nats per response, by k1, which has no bias, whatever estimator shapes rewards
     differences: Float[Tensor, " compared"]
 
@@ -75,7 +78,8 @@ class ExperienceBuilder:
         """The packs of this rank, which may have no episode. Collective.
 
         `episodes_of_pack`: indices into `episodes`, each once and in order, since tensors of the whole rollout are
-        split by pack and by episode alike.
+        split by pack and by episode alike. With `rollout.mask_truncated` the packs are without responses that no stop
+        token ended: they are in no average of the loss (DAPO: Yu 2025, section 3.4).
         """
         packs = [pack_episodes([episodes[index] for index in indices]) for indices in episodes_of_pack]
         lengths = tuple(len(episode.response.response_ids) for episode in episodes)
@@ -88,14 +92,19 @@ class ExperienceBuilder:
             kl = kl_estimate(old.logprobs, ref_logprobs, "k1")
         reward_kl_coef = kl_coef if self.policy.kl_placement == "reward" else 0.0
         rewards = shaped_rewards(scores, penalty, reward_kl_coef, lengths)
-        advantages, returns = self._advantages(rewards, old.values, lengths)
-        fields = ResponseFields(old.logprobs, ref_logprobs, advantages, old.values, returns)
-        parts = fields.split([pack.num_trained for pack in packs])
-        made = [
-            as_experience(pack, [episodes[index] for index in indices], part)
-            for pack, indices, part in zip(packs, episodes_of_pack, parts, strict=True)
-        ]
-        return Built(made, per_sample(kl, lengths), old.differences)
+        if (trained := self._trained(episodes)) is None:
+            return Built([], [], per_sample(kl, lengths), old.differences)
+        advantages, returns = self._advantages(rewards, old.values, lengths, trained)
+        fields = ResponseFields(old.logprobs, ref_logprobs, advantages, old.values, returns).split(lengths)
+        numbers, made = [], []
+        for number, (pack, indices) in enumerate(zip(packs, episodes_of_pack, strict=True)):
+            kept = [index for index in indices if trained[index]]
+            if kept:
+                of_pack = [episodes[index] for index in kept]
+                packed = pack if len(kept) == len(indices) else pack_episodes(of_pack)
+                numbers.append(number)
+                made.append(as_experience(packed, of_pack, ResponseFields.concat([fields[index] for index in kept])))
+        return Built(made, numbers, per_sample(kl, lengths), old.differences)
 
     def _old_outputs(self, episodes: Sequence[Episode], packs: Sequence[PackedTokens]) -> OldOutputs:
         """Logprobs and values before the update, by `rollout.old_logprobs`."""
@@ -120,8 +129,33 @@ class ExperienceBuilder:
             return torch.tensor([value for episode in episodes for value in episode.response.values])
         return _concat([self._read_values(trained, pack) for pack in packs])
 
-    def _advantages(self, rewards: Tensor, values: Tensor | None, response_lengths: tuple[int, ...]) -> Estimates:
-        """Advantages and returns, (tokens,). Collective: a rank without episodes takes part with empty tensors."""
+    def _trained(self, episodes: Sequence[Episode]) -> list[bool] | None:
+        """Whether each episode is in the loss; None, on all ranks, if almost nothing is. Collective."""
+        if not self.rollout.mask_truncated:
+            return [True] * len(episodes)
+        trained = [episode.response.stopped for episode in episodes]
+        num_tokens = sum(len(each.response.response_ids) for each in episodes if each.response.stopped)
+        (total,) = self.ranks.sum_floats([float(num_tokens)])
+        return trained if total >= MIN_TOKENS else None
+
+    def _advantages(
+        self, rewards: Tensor, values: Tensor | None, response_lengths: tuple[int, ...], trained: Sequence[bool]
+    ) -> Estimates:
+        """Advantages and returns, (tokens,). Collective: a rank without episodes takes part with empty tensors.
+
+        Only responses that are `trained` count, the others' are zero; but a group is compared whole.
+        """
+        if not all(trained) and not ADVANTAGES[self.policy.advantage].needs_groups:
+            lengths = torch.tensor(response_lengths)
+            mask = torch.tensor(trained).repeat_interleave(lengths)
+            of_trained = tuple(lengths[torch.tensor(trained)].tolist())
+            values = None if values is None else values[mask]
+            found = self._estimates(rewards[mask], values, of_trained)
+            whole = [None if each is None else torch.zeros_like(rewards).masked_scatter(mask, each) for each in found]
+            return Estimates(*whole)  # type: ignore[arg-type]
+        return self._estimates(rewards, values, response_lengths)
+
+    def _estimates(self, rewards: Tensor, values: Tensor | None, response_lengths: tuple[int, ...]) -> Estimates:
         episodes = Episodes(
             rewards=rewards,
             values=values,

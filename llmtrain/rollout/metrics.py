@@ -16,6 +16,7 @@ from llmtrain.protocols import Ranks
 from llmtrain.rewards.score import logged_rewards
 from llmtrain.rollout.experience import Built
 from llmtrain.rollout.sample import SampledRollout
+from llmtrain.rollout.sample_log import gather_rows
 
 
 def rollout_metrics(sampled: SampledRollout, built: Built, config: RolloutConfig, ranks: Ranks) -> dict[str, float]:
@@ -23,7 +24,8 @@ def rollout_metrics(sampled: SampledRollout, built: Built, config: RolloutConfig
 
     `rollout_score` is the weighted sum of the rewards, over all samples, and `rollout_score/NAME` one of several
     rewards before its weight. `rollout_kl`, nats per response, is over the samples that are trained on.
-    `rollout_logprob_difference` is the mean of |training's logprob - the sampler's|, in nats per token.
+    `rollout_logprob_difference` is the mean of |training's logprob - the sampler's|, in nats per token. What rewards
+    log themselves, `rollout_reward/NAME`, is on the main process alone.
     """
     samples, size = sampled.samples, config.samples_per_prompt
     zero_variance = float((~signal_groups(samples.shaped, size)).sum()) * size if size > 1 else 0.0
@@ -41,8 +43,12 @@ def rollout_metrics(sampled: SampledRollout, built: Built, config: RolloutConfig
         "compared": float(differences.numel()),
         "difference": float(differences.sum()),
     }
-    by_reward = {f"rollout_score/{name}": sum(each) for name, each in logged_rewards(samples.by_reward).items()}
-    sums |= by_reward
+    logged = logged_rewards(samples.by_reward)
+    sums |= {f"rollout_score/{name}": sum(x for x in each if x is not None) for name, each in logged.items()}
+    sums |= {f"valid/{name}": float(len(each) - each.count(None)) for name, each in samples.by_reward.items()}
+    sums |= {f"failed/{name}": float(samples.failed.get(name, 0)) for name in samples.by_reward}
+    columns = zip(*samples.by_reward.values(), strict=True)
+    sums["unscored"] = float(sum(all(value is None for value in each) for each in columns))
     totals = dict(zip(sums, ranks.sum_floats(list(sums.values())), strict=True))
     largest = max(row[0] for row in ranks.gather_floats([max([0.0, *differences.tolist()])]))
     count, mean = totals["count"], totals["score"] / totals["count"]
@@ -57,12 +63,36 @@ def rollout_metrics(sampled: SampledRollout, built: Built, config: RolloutConfig
         "rollout_logprob_difference_max": largest,
         "rollout_samples": totals["trained"],
     }
-    metrics |= {name: totals[name] / count for name in by_reward}
+    metrics |= {
+        f"rollout_score/{name}": totals[f"rollout_score/{name}"] / max(1.0, totals[f"valid/{name}"]) for name in logged
+    }
+    for name in samples.by_reward:
+        if totals[f"valid/{name}"] < count:
+            metrics[f"rollout_abstained/{name}"] = 1 - totals[f"valid/{name}"] / count
+        if totals[f"failed/{name}"]:
+            metrics[f"rollout_failed/{name}"] = totals[f"failed/{name}"] / count
+    if totals["unscored"]:
+        metrics["rollout_unscored"] = totals["unscored"] / count
+    metrics |= _logged_by_rewards(samples.metrics, ranks)
     if size > 1:
         metrics["rollout_zero_variance_groups"] = totals["zero_variance"] / count
     if config.dynamic_sampling:
         metrics["rollout_sampling_rounds"] = float(sampled.num_rounds)
     return metrics
+
+
+def _logged_by_rewards(values: Sequence[tuple[str, float]], ranks: Ranks) -> dict[str, float]:
+    """The mean of each name that rewards log, on the main process; nothing on the others. Collective."""
+    if not ranks.any(bool(values)):
+        return {}
+    rows = gather_rows(
+        [{"number": number, "metric": metric} for number, metric in enumerate(values)], ranks, by="number"
+    )
+    by_name: dict[str, list[float]] = {}
+    for row in rows:
+        name, value = row["metric"]
+        by_name.setdefault(f"rollout_reward/{name}", []).append(value)
+    return {name: sum(each) / len(each) for name, each in by_name.items()}
 
 
 def explained_variance(packs: Sequence[Experience], ranks: Ranks) -> float:
@@ -93,7 +123,7 @@ def sample_rows(sampled: SampledRollout, kl: Float[Tensor, " chosen"]) -> list[M
     kl_of = dict(zip(sampled.chosen, kl.tolist(), strict=True))
     rows: list[Mapping[str, Any]] = []
     for index, response in enumerate(samples.responses):
-        scores = {"scores": {name: round(values[index], 6) for name, values in by_reward.items()}}
+        scores = {"scores": {name: _rounded(values[index]) for name, values in by_reward.items()}}
         row = {
             "sample": samples.sample_ids[index],
             "prompt": samples.prompts[index],
@@ -103,6 +133,11 @@ def sample_rows(sampled: SampledRollout, kl: Float[Tensor, " chosen"]) -> list[M
             "shaped_score": round(float(samples.shaped[index]), 6),
             "kl": round(kl_of[index], 6) if index in kl_of else None,
             "stopped": response.stopped,
+            **({"logged": samples.extras[index]} if samples.extras[index] else {}),
         }
         rows.append(row)
     return rows
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 6)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,13 @@ class ResponseFields(NamedTuple):
         """The fields of each pack; `lengths`: its response tokens."""
         columns = [[None] * len(lengths) if each is None else each.split(list(lengths)) for each in self]
         return [ResponseFields(*parts) for parts in zip(*columns, strict=True)]
+
+    @classmethod
+    def concat(cls, parts: Sequence[ResponseFields]) -> ResponseFields:
+        """The fields of several responses end to end, of one at least."""
+        columns = zip(*parts, strict=True)
+        joined: Any = [None if column[0] is None else torch.cat(column) for column in columns]
+        return cls(*joined)
 
 
 def group_episodes(lengths: Sequence[int], minibatches: Sequence[int], capacity: int) -> list[list[int]]:

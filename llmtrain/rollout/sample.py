@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,8 +23,9 @@ from torch import Tensor
 
 from llmtrain.config.rl import RolloutConfig
 from llmtrain.objectives.advantages import signal_groups
-from llmtrain.protocols import Interrupted, Ranks
-from llmtrain.rewards.score import Scores
+from llmtrain.protocols import Interrupted, Ranks, SourceFailed
+from llmtrain.rewards.batch import Scores
+from llmtrain.rewards.score import RewardFailed
 from llmtrain.rollout.engine import Generated, Generator, Sampling
 from llmtrain.rollout.shaping import RunningScores, shaped_scores
 
@@ -55,7 +57,10 @@ class Samples:
     responses: list[Generated]
     sample_ids: list[int]  # position of the prompt * samples_per_prompt + number of the sample
     scores: Float[Tensor, " samples"]  # the weighted sum of the rewards
-    by_reward: dict[str, list[float]]  # each reward's own scores, before its weight
+    by_reward: dict[str, list[float | None]]  # each reward's own scores, before its weight; None: it abstained
+    failed: dict[str, int]  # by reward, the samples that have no score because it failed
+    extras: list[dict[str, Any]]  # what rewards log of each sample
+    metrics: list[tuple[str, float]]  # what rewards log, by name
     shaped: Float[Tensor, " samples"]  # what is trained on
     generate_seconds: float
     score_seconds: float
@@ -69,6 +74,9 @@ class Samples:
             sample_ids=[sample_id for part in rounds for sample_id in part.sample_ids],
             scores=torch.cat([part.scores for part in rounds]),
             by_reward={name: [x for part in rounds for x in part.by_reward[name]] for name in rounds[0].by_reward},
+            failed={name: sum(part.failed[name] for part in rounds) for name in rounds[0].failed},
+            extras=[extra for part in rounds for extra in part.extras],
+            metrics=[metric for part in rounds for metric in part.metrics],
             shaped=torch.cat([part.shaped for part in rounds]),
             generate_seconds=sum(part.generate_seconds for part in rounds),
             score_seconds=sum(part.score_seconds for part in rounds),
@@ -93,6 +101,7 @@ class Sampler:
 
     generator: Generator
     prompt_at: PromptAt
+    num_prompts: int  # all that `prompt_at` knows
     score: Score
     sampling: Sampling
     config: RolloutConfig
@@ -101,7 +110,8 @@ class Sampler:
     def sample(self, rollout: int, position: int, running: RunningScores) -> SampledRollout:
         """The samples of a rollout whose first prompt is at `position`. Collective.
 
-        Raises Interrupted if any rank was asked to stop, and ValueError if no group has anything to train on.
+        Raises Interrupted if any rank was asked to stop, SourceFailed if a reward failed on any, and ValueError if no
+        group has anything to train on.
         """
         num_prompts, size = self.config.num_prompts, self.config.samples_per_prompt
         sampling = replace(self.sampling, rollout=rollout)
@@ -144,7 +154,7 @@ class Sampler:
             raise Interrupted
         assert responses is not None
         generated = time.perf_counter()
-        found = self.score(prompts, responses, sample_ids)
+        found = scored_together(partial(self.score, prompts, responses, sample_ids), ranks)
         scores = torch.tensor(found.total, dtype=torch.float32)
         scored = time.perf_counter()
         if self.config.score_normalise:
@@ -155,6 +165,9 @@ class Sampler:
             sample_ids=sample_ids,
             scores=scores,
             by_reward=found.by_reward,
+            failed=found.failed,
+            extras=found.logged.by_sample(len(responses)),
+            metrics=found.logged.metrics,
             shaped=shaped_scores(scores, responses, self.config, running),
             generate_seconds=generated - started,
             score_seconds=scored - generated,
@@ -173,6 +186,20 @@ class Sampler:
         padded = signals + [False] * (-(-num_prompts // world_size) - len(signals))  # equally many on each rank
         by_rank = self.ranks.gather_floats([float(signal) for signal in padded])
         return [bool(by_rank[number % world_size][number // world_size]) for number in range(num_prompts)]
+
+
+def scored_together(score: Callable[[], Scores], ranks: Ranks) -> Scores:
+    """The scores of this rank. If a reward fails on any rank, all stop. Collective; raises SourceFailed."""
+    failure: RewardFailed | None = None
+    found: Scores | None = None
+    try:
+        found = score()
+    except RewardFailed as error:
+        failure = error
+    if ranks.any(failure is not None):
+        raise SourceFailed(str(failure or "a reward failed on another process")) from failure
+    assert found is not None
+    return found
 
 
 def prompts_needed(num_prompts: int, signals: Sequence[bool]) -> int:

@@ -26,10 +26,13 @@ from llmtrain.protocols import Report
 from llmtrain.rollout.experience import Built, ExperienceBuilder, Roles
 from llmtrain.rollout.metrics import explained_variance, rollout_metrics, sample_rows
 from llmtrain.rollout.minibatches import assign_minibatches, training_order
+from llmtrain.rollout.notices import Notices
 from llmtrain.rollout.packing import Episode, group_episodes
 from llmtrain.rollout.sample import SampledRollout, Sampler, Samples
 from llmtrain.rollout.shaping import RunningScores
 from llmtrain.rollout.state import Queue, collect, distribute
+
+MAX_ROLLOUTS = 10  # in a row, of which nothing can be trained
 
 Record = Callable[[int, Sequence[Mapping[str, Any]]], None]
 """Keeps the sample rows of a rollout: (number of the rollout, rows of this rank). Collective."""
@@ -56,6 +59,7 @@ class RolloutSource:
         )
         self._num_steps, self._microbatch_tokens = num_steps, microbatch_tokens
         self._record, self._report = record, report
+        self._notices = Notices(policy, sampler.config, report)
         self._kl = AdaptiveKl(policy.kl_coef, policy.kl_target or 1.0, policy.kl_horizon)
         self._running = RunningScores()
         self._step = self._num_rollouts = self._position = 0  # position: of the next rollout's first prompt
@@ -71,7 +75,7 @@ class RolloutSource:
         if self._step >= self._num_steps:
             return None
         if not self._queue:
-            self._roll_out()
+            self._roll_out_until_there_is_a_step()
         budget, kl = self._policy.kl_budget, self._metrics["rollout_kl"]
         if budget is not None and kl > budget:
             self._report(f"the KL, {kl:.2f} nats per response, exceeds policy.kl_budget={budget:g}: the run ends here")
@@ -83,6 +87,16 @@ class RolloutSource:
     def advance(self) -> None:
         self._queue.pop(0)
         self._step += 1
+
+    @property
+    def step(self) -> int:
+        """The steps that have been taken."""
+        return self._step
+
+    @property
+    def epoch(self) -> float:
+        """The prompts taken so far, the present rollout's included, over all prompts."""
+        return self._position / self._sampler.num_prompts
 
     def metrics(self) -> dict[str, float]:
         """Metrics of the present rollout, over all ranks."""
@@ -110,6 +124,17 @@ class RolloutSource:
         if state["remaining"] is not None:
             self._packs, self._queue = distribute(state["remaining"], self._ranks.rank, self._ranks.world_size)
 
+    def _roll_out_until_there_is_a_step(self) -> None:
+        """The next rollout with a response to train on. Raises ValueError after MAX_ROLLOUTS without one."""
+        for _ in range(MAX_ROLLOUTS):
+            self._roll_out()
+            if self._queue:
+                return
+        raise ValueError(
+            f"rollout.mask_truncated: every response of {MAX_ROLLOUTS} rollouts was cut at rollout.max_new_tokens="
+            f"{self._rollout.max_new_tokens}, so there is nothing to train on: raise it"
+        )
+
     def _roll_out(self) -> None:
         """Make the packs of the next rollout and their order in training. Raises Interrupted, the source unchanged."""
         sampled = self._sampler.sample(self._num_rollouts, self._position, self._running)
@@ -126,7 +151,7 @@ class RolloutSource:
         read_seconds = time.perf_counter() - started
 
         self._packs = built.packs
-        minibatch_of_pack = [minibatch_of_episode[first] for first, *_ in episodes_of_pack]
+        minibatch_of_pack = [minibatch_of_episode[episodes_of_pack[number][0]] for number in built.numbers]
         self._queue = self._order(minibatch_of_pack, max(minibatch_of_prompt.values()) + 1)
         self._metrics = self._measure(sampled, built) | {"rollout_read_seconds": read_seconds}
         self._record(self._num_rollouts, sample_rows(sampled, built.kl))
@@ -136,7 +161,7 @@ class RolloutSource:
         self._num_rollouts += 1
 
     def _measure(self, sampled: SampledRollout, built: Built) -> dict[str, float]:
-        """The metrics of a rollout; warns if no response of the first one has a stop token. Collective."""
+        """The metrics of a rollout; warns of what they give reason to. Collective."""
         metrics = rollout_metrics(sampled, built, self._rollout, self._ranks) | {
             "kl_coef": self._kl.kl_coef,
             "rollout_generate_seconds": sampled.samples.generate_seconds,
@@ -144,17 +169,17 @@ class RolloutSource:
         }
         if self._policy.has_critic:
             metrics["rollout_explained_variance"] = explained_variance(built.packs, self._ranks)
-        if metrics["rollout_terminated_ratio"] == 0 and self._num_rollouts == 0:
-            self._report("warning: no response of the first rollout ended by itself: raise rollout.max_new_tokens")
+        self._notices.look_at(self._num_rollouts, metrics)
         return metrics
 
     def _order(self, minibatch_of_pack: Sequence[int], num_minibatches: int) -> Queue:
-        """The packs of each step, as many on every rank. Collective."""
+        """The packs of each step, at least one, as many on every rank. Collective."""
         counts = [float(minibatch_of_pack.count(number)) for number in range(num_minibatches)]
         by_rank = self._ranks.gather_floats(counts)
         most_packs = [int(max(of_ranks)) for of_ranks in zip(*by_rank, strict=True)]
         name = f"{self._sampler.sampling.seed}/{self._num_rollouts}"
-        return training_order(minibatch_of_pack, most_packs, self._rollout.ppo_epochs, name, self._ranks.rank)
+        queue = training_order(minibatch_of_pack, most_packs, self._rollout.ppo_epochs, name, self._ranks.rank)
+        return [packs for packs in queue if packs]  # a minibatch of which all is masked is no step, on any rank
 
 
 def _episode(samples: Samples, index: int) -> Episode:

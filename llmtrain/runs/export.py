@@ -6,42 +6,49 @@ A folder is written next to its final name and renamed, so `model/` is whole or 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from llmtrain.config.recipes import RecipeConfig, TuningConfig
 from llmtrain.models.folders.adapter import export_adapter, merge_adapter
-from llmtrain.models.folders.card import model_card
-from llmtrain.models.folders.model import WRAPPER_PREFIX, export_model, push_model
+from llmtrain.models.folders.card import CardFacts, model_card
+from llmtrain.models.folders.files import TRAINING
+from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model, push_model
 from llmtrain.runs.folder import LEDGER, package_versions, read_json
-from llmtrain.runs.outline import Outline
+from llmtrain.system.files import FREE_RUN, write_json
+from llmtrain.system.precision import DTYPES, name_of
+from llmtrain.system.run_files import METRICS_FILE
 from llmtrain.train.checkpoint import Checkpoint
-from llmtrain.train.run_log import METRICS_FILE, read_rows
+from llmtrain.train.run_log import read_rows
 
 MODEL = "model"  # the Hugging Face folder
 MERGED = "merged"  # the same with its adapter merged into the base
 
 
-def export_run(folder: Path, config: RecipeConfig, checkpoint: Checkpoint, outline: Outline) -> str:
+def export_run(folder: Path, config: RecipeConfig, checkpoint: Checkpoint, spec: ExportSpec) -> str:
     """Write `model/`, and `merged/` if the run asks for it; returns what was written, for the log.
 
     Raises ValueError as `export_checkpoint` and `merge_adapter` do, and if the hub refuses `run.push_to_hub`.
     """
-    export_checkpoint(folder, config, checkpoint, outline, folder / MODEL)
+    export_checkpoint(folder, config, checkpoint, spec, folder / MODEL)
     written = str(folder / MODEL)
+    if spec.adapter is None:
+        written += f", in {name_of(_asked_dtype(config) or spec.dtype)}"
     if config.run.push_to_hub is not None:
         push_model(folder / MODEL, config.run.push_to_hub)
     if isinstance(config, TuningConfig) and config.adapter.merge:
         shutil.rmtree(folder / MERGED, ignore_errors=True)
-        merge_adapter(folder / MODEL, folder / MERGED, outline.spec.trust_remote_code)
-        written += f", merged: {folder / MERGED}"
+        dtype = merge_adapter(folder / MODEL, folder / MERGED, spec.trust_remote_code, dtype=_asked_dtype(config))
+        written += f", merged: {folder / MERGED}, in {name_of(dtype)}"
     return written
 
 
 def export_checkpoint(
-    folder: Path, config: RecipeConfig, checkpoint: Checkpoint, outline: Outline, output: Path
+    folder: Path, config: RecipeConfig, checkpoint: Checkpoint, spec: ExportSpec, output: Path
 ) -> None:
     """Write a model's folder from a checkpoint of a run, from its average if the run keeps one, without a critic.
 
@@ -52,21 +59,34 @@ def export_checkpoint(
         weights |= checkpoint.read_all("ema")
     weights = {name: weight for name, weight in weights.items() if name.startswith(WRAPPER_PREFIX)}
     partial = output.with_name(f"{output.name}.partial")
+    ledger = _ledger(folder, checkpoint)
+    before, after = _held_out_values(folder, checkpoint.step)
     card = model_card(
-        config=config.model_dump(),
-        ledger=_ledger(folder, checkpoint),
-        values=_last_values(folder, checkpoint.step),
-        versions=dict(package_versions()),
-        num_parameters=sum(tensor.numel() for tensor in weights.values()),
-        adapter_of=None if outline.adapter is None else config.model.path,
-        kind=outline.spec.kind,
+        CardFacts(
+            config=config.model_dump(),
+            ledger=ledger,
+            before=before,
+            after=after,
+            num_parameters=sum(tensor.numel() for tensor in weights.values()),
+            chats=spec.tokenizer.chat_template is not None,
+            is_adapter=spec.adapter is not None,
+            kind=spec.kind,
+            origin=spec.origin,
+        )
     )
+    training = {
+        "config": config.model_dump(),
+        "versions": dict(package_versions()),
+        "ledger": ledger,
+        "values": _last_values(folder, checkpoint.step),
+    }
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        if outline.adapter is None:
-            export_model(partial, weights, card, outline.spec)
+        if spec.adapter is None:
+            export_model(partial, weights, card, replace(spec, dtype=_asked_dtype(config) or spec.dtype))
         else:
-            export_adapter(partial, weights, card, outline.spec, outline.adapter)
+            export_adapter(partial, weights, card, spec)
+        write_json(partial / TRAINING, training, FREE_RUN)
     except (OSError, SafetensorError) as error:  # a full disk, mostly
         shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(
@@ -76,12 +96,24 @@ def export_checkpoint(
     partial.rename(output)
 
 
+def _asked_dtype(config: RecipeConfig) -> torch.dtype | None:
+    """The type that `checkpoint.export_dtype` names; None: that of the base."""
+    return DTYPES.get(config.checkpoint.export_dtype)
+
+
 def _ledger(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """What became of the data, and what was trained on up to a checkpoint: a run writes that of its end only."""
     ledger = read_json(folder / LEDGER, "start the run's command again, which writes it")
     if ledger.get("training", {}).get("steps") != checkpoint.step:
         ledger["training"] = {"steps": checkpoint.step, "tokens_trained": checkpoint.state["progress"]["tokens"]}
     return ledger
+
+
+def _held_out_values(folder: Path, step: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The values of the first evaluation, and of the last one up to a step; finite ones."""
+    rows = [row for row in read_rows(folder / METRICS_FILE)[0] if "eval_loss" in row and row["step"] <= step]
+    finite = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return (finite[0] if len(finite) > 1 else {}, finite[-1]) if finite else ({}, {})
 
 
 def _last_values(folder: Path, step: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FORMAT = 2  # of the facts; a run of another format cannot be judged
+FORMAT = 3  # of the facts; a run of another format cannot be judged
 
 
 @dataclass(frozen=True)

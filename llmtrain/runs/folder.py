@@ -17,6 +17,7 @@ from llmtrain.config.sections import RunConfig, Section, marks_on_resume, sectio
 from llmtrain.runs.facts import Facts, first_difference, refuse_changed, without_numbers
 from llmtrain.system.files import FREE_RUN, one_line, write_json
 from llmtrain.system.lease import LEASE
+from llmtrain.system.run_files import MEETING_PREFIX
 
 # Files of a run's folder; those of its log, its checkpoints and its model are named where they are written.
 CONFIG = "config.yaml"  # the whole configuration, defaults included
@@ -108,7 +109,7 @@ def _missing_key(schema: type[Section], tree: Mapping[str, Any], prefix: str = "
 
 def _is_foreign(name: str) -> bool:
     """Whether a file in a folder without a configuration is nothing that a run leaves before it has one."""
-    return name != UNFINISHED and not LEASE.fullmatch(name)
+    return name != UNFINISHED and not LEASE.fullmatch(name) and not name.startswith(MEETING_PREFIX)
 
 
 def record_run(folder: Path, config: Section, machine: Mapping[str, Any], facts: Facts) -> None:

@@ -8,17 +8,16 @@ So any checkpoint of a run exports, also of one that was killed, and without the
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from llmtrain.config.recipes import RecipeConfig, TuningConfig
-from llmtrain.models.folders.adapter import AdapterSpec
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.recipes import RecipeConfig
 from llmtrain.models.folders.kind import LANGUAGE, REWARD
 from llmtrain.models.folders.model import ExportSpec
-from llmtrain.runs.facts import Facts
+from llmtrain.models.folders.origin import Origin
 from llmtrain.runs.folder import read_json
 from llmtrain.system.files import FREE_RUN, full_disk_named, one_line, write_json
 
@@ -27,30 +26,11 @@ REST = "outline.json"  # what the files of a model's folder do not say
 KINDS = {kind.noun: kind for kind in (LANGUAGE, REWARD)}
 
 
-@dataclass(frozen=True)
-class Outline:
-    """What is exported, besides the weights."""
-
-    spec: ExportSpec
-    adapter: AdapterSpec | None = None  # None: the whole model was trained
-
-
-def outline_of(config: RecipeConfig, spec: ExportSpec, facts: Facts) -> Outline:
-    """The outline of a run's exports; its adapter, if it trains one, names the base of the run's facts."""
-    if not isinstance(config, TuningConfig) or config.adapter.kind == "none":
-        return Outline(spec)
-    base = facts.base
-    if config.model.quantize is not None:  # weights in 4 bits cannot be compared with others
-        base = {name: fact for name, fact in base.items() if name != "weights"}
-    return Outline(spec, AdapterSpec(config.adapter, str(spec.shape.name_or_path), config.model.revision, base))
-
-
-def save_outline(run: Path, outline: Outline) -> None:
+def save_outline(run: Path, spec: ExportSpec) -> None:
     """Write it into a run's folder, unless it is there: facts do not change. Raises ValueError if the disk is full."""
     final, partial = run / FOLDER, run / f"{FOLDER}.partial"
     if final.is_dir():
         return
-    spec, adapter = outline.spec, outline.adapter
     shutil.rmtree(partial, ignore_errors=True)
     with full_disk_named(partial, FREE_RUN):
         spec.shape.save_pretrained(partial)
@@ -60,13 +40,16 @@ def save_outline(run: Path, outline: Outline) -> None:
         "kind": spec.kind.noun,
         "dtype": str(spec.dtype).removeprefix("torch."),
         "stop_ids": list(spec.stop_ids),
-        "base": None if adapter is None else dict(adapter.base),
+        "generation": dict(spec.generation),
+        "origin": None if spec.origin is None else spec.origin.to_dict(),
+        "adapter": None if spec.adapter is None else spec.adapter.model_dump(),
+        "base": None if spec.adapter is None else dict(spec.base),
     }
     write_json(partial / REST, rest, FREE_RUN)
     partial.rename(final)
 
 
-def load_outline(run: Path, config: RecipeConfig) -> Outline:
+def load_outline(run: Path, config: RecipeConfig) -> ExportSpec:
     """The outline that a run of a configuration kept. Raises ValueError if there is none, or it cannot be read."""
     folder, trust = run / FOLDER, config.model.trust_remote_code
     fix = "start the run's command again, which writes it"
@@ -75,18 +58,17 @@ def load_outline(run: Path, config: RecipeConfig) -> Outline:
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         shape.name_or_path = rest["name_or_path"]
-        spec = ExportSpec(
+        return ExportSpec(
             shape,
             tokenizer,
             KINDS[rest["kind"]],
-            vars(torch)[rest["dtype"]],
-            tuple(rest["stop_ids"]),
-            trust,
+            dtype=vars(torch)[rest["dtype"]],
+            stop_ids=tuple(rest["stop_ids"]),
+            trust_remote_code=trust,
+            generation=rest["generation"],
+            origin=None if rest["origin"] is None else Origin(**rest["origin"]),
+            adapter=None if rest["adapter"] is None else AdapterConfig.model_validate(rest["adapter"]),
+            base=rest["base"] or {},
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of a folder that is not right, libraries raise errors of any class
         raise ValueError(f"{folder} cannot be read ({one_line(error)}): remove it and {fix}") from None
-    if rest["base"] is None:
-        return Outline(spec)
-    assert isinstance(config, TuningConfig)
-    base_path, revision = rest["name_or_path"], config.model.revision
-    return Outline(spec, AdapterSpec(config.adapter, base_path, revision, rest["base"]))

@@ -1,11 +1,9 @@
-"""Runs the stages of a file in turn, as `config/stages.py` reads them, up to one that is interrupted."""
+"""Runs the stages of a file in turn, as `config/stages.py` reads them; an interrupt ends them by its exception."""
 
 from __future__ import annotations
 
 import gc
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +12,13 @@ from llmtrain.runs.folder import is_finished
 
 
 class RunStage(Protocol):
-    """Runs a stage; `last`: no other follows in this process."""
+    """Runs a stage to its end; `last`: no other follows in this process."""
 
     def __call__(self, config: Any, *, last: bool = True) -> None: ...
 
 
 def run_stages(configs: Mapping[str, RecipeConfig], runs: Mapping[str, RunStage], say: Callable[[str], None]) -> None:
-    """Run the stages that are not finished, in order, up to one that is interrupted; `runs`: by a stage's name."""
+    """Run the stages that are not finished, in order; `runs`: by a stage's name."""
     pending = [name for name, config in configs.items() if not is_finished(Path(config.run.dir), config)]
     for name, config in configs.items():
         folder = config.run.dir
@@ -34,17 +32,5 @@ def run_stages(configs: Mapping[str, RecipeConfig], runs: Mapping[str, RunStage]
             say(f"{name} stage: finished in {folder}, skipped{hint}")
             continue
         say(f"{name} stage: runs in {folder}")
-        with _signals_as_they_were():
-            runs[name](config, last=name == pending[-1])
+        runs[name](config, last=name == pending[-1])
         gc.collect()  # cycles hold the models of a stage
-        if not is_finished(Path(folder), config):
-            return
-
-
-@contextmanager
-def _signals_as_they_were() -> Iterator[None]:
-    """Put back what a stage listens to: until the next one does, a signal ends the process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)

@@ -5,12 +5,9 @@ Everything else asks here, so a choice is made in one place and can be reported 
 
 from __future__ import annotations
 
-import os
 import re
 import resource
-import sys
 import time
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -92,16 +89,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def usable_cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def share_of_cores(environment: Mapping[str, str]) -> int:
-    """This process's share of them, among the processes of a launch on this machine; at least one."""
-    return max(1, usable_cores() // int(environment.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _synchronize(device: torch.device) -> None:

@@ -10,12 +10,14 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from llmtrain.system.lease import POLL_SECONDS, Lease, Watch, try_to_take
+from llmtrain.system.leaving import is_launched, launch_name, launched_rank
 
 LOCK = "lock"
 
@@ -45,6 +47,21 @@ def full_disk_named(place: object, fix: str = FREE_CACHE) -> Iterator[None]:
         raise disk_full(place, fix) from None
 
 
+@contextlib.contextmanager
+def write_errors_named(place: object, fix: str = FREE_CACHE) -> Iterator[None]:
+    """Turns any error of writing there into a ValueError: `disk_full`, or why it cannot be written.
+
+    A disk that is read-only, gone or broken is the user's to repair, as a full one is.
+    """
+    try:
+        with full_disk_named(place, fix):
+            yield
+    except OSError as error:
+        raise ValueError(
+            f"{place}: cannot be written ({error.strerror or one_line(error)}): look at its disk, then start again"
+        ) from None
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, in one line; the name of its class if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -53,6 +70,24 @@ def one_line(error: BaseException) -> str:
 def cache_root(asked: str | None = None) -> Path:
     """The folder of what runs share: `asked`, else `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
     return Path(asked or os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain").expanduser()
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises OSError as `require_file` does."""
+    require_file(path)
+    return path.read_text(encoding="utf-8")
+
+
+def require_file(path: Path) -> None:
+    """Raise OSError for a device, which may never end, and for a pipe that none may write to.
+
+    One that a shell has opened for this process is read: `llmtrain sft <(make_config)`. A folder is refused when it is
+    opened.
+    """
+    mode = path.stat().st_mode
+    is_opened = stat.S_ISFIFO(mode) and str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/"))
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or is_opened):
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
 
 
 def sync_folder(folder: Path) -> None:
@@ -77,37 +112,37 @@ def write_bytes(path: Path, content: bytes, fix: str = FREE_CACHE) -> None:
 def write_whole(path: Path, write: Callable[[BinaryIO], object], fix: str = FREE_CACHE) -> None:
     """Write a file whole or not at all, so that it survives a crash of the machine; one writer at a time.
 
-    Raises ValueError, with the `fix`, if the disk is full.
+    Raises ValueError, with the `fix`, if the disk is full, and if it cannot be written for another reason.
     """
     partial = path.with_name(f"{path.name}.partial")
-    with full_disk_named(path, fix):
+    with write_errors_named(path, fix):
         try:
             with partial.open("wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
+            partial.rename(path)
         except OSError:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise
-    partial.rename(path)
-    sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-@contextlib.contextmanager
-def exclusive_if_free(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock if no process has it, and give whether it is held; False also for one without a lock."""
-    try:
-        file = (folder / LOCK).open("r+")
-    except OSError:
-        yield False
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+def append_text(path: Path, text: str, fix: str = FREE_CACHE) -> None:
+    """Append to a file. Raises ValueError as `write_whole` does.
+
+    A text may hold half of a surrogate pair, which JSON can escape and UTF-8 cannot hold.
+    """
+    with write_errors_named(path, fix), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut what a kill may have left of the last line of a file of lines, so that another can be appended."""
+    if path.exists() and (lines := path.read_bytes()) and not lines.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(lines.rfind(b"\n") + 1)
 
 
 @contextlib.contextmanager
@@ -123,22 +158,40 @@ def exclusive(folder: Path, report: Callable[[str], None], key: str = "data.cach
     except OSError as error:
         raise ValueError(f"{key}: {folder} cannot be made ({error.strerror}); name another folder") from None
     try:
-        file = (folder / LOCK).open("w")
+        file = (folder / LOCK).open("a+")
     except OSError as error:
         raise ValueError(f"{folder}: cannot be written ({error.strerror}); set {key} to another") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report(f"{folder}: another process builds this; waiting for it")
+            report(f"{folder}: {_holder(file)} builds this; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks: the lease alone excludes others
         lease = _waited_for(folder, report, key)
+        _sign(file, f"{launched_rank()} {launch_name()}" if is_launched() else "")
         try:
             yield
         finally:
+            _sign(file, "")
             lease.release()
+
+
+def _sign(file: TextIO, holder: str) -> None:
+    """Leave in a lock's file who holds it, for the words of others only."""
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(holder)
+        file.flush()
+
+
+def _holder(file: TextIO) -> str:
+    """Who holds a lock: `rank 1 of this launch`, or another process."""
+    time.sleep(POLL_SECONDS)  # until one that has it just now has signed
+    file.seek(0)
+    rank, _, launch = file.read().partition(" ")
+    return f"rank {rank} of this launch" if launch and launch == launch_name() else "another process"
 
 
 def _waited_for(folder: Path, report: Callable[[str], None], key: str) -> Lease:

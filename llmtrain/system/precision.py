@@ -12,8 +12,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """`train.precision` -> the type that training computes in."""
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """What a configuration calls a type: `bf16`."""
+    return next((name for name, each in DTYPES.items() if each == dtype), str(dtype).removeprefix("torch."))
+
+
 def export_dtype(precision: str) -> torch.dtype:
-    """The type of exported weights: bf16 if they were trained in it, else fp32, which fp16 keeps its weights in."""
+    """The type of a new model's exported weights: bf16 if trained in it, else fp32, which fp16 keeps its weights in."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.config.sections import SpecialTokens, TokenizerTrainConfig
+from llmtrain.config.tokenizer import SpecialTokens, TokenizerTrainConfig
 from llmtrain.data.chat.default_template import chat_template
 
 NUM_BYTES = 256

@@ -18,11 +18,14 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer
 
-from llmtrain.config.sections import OnBadRow, Source, TokenizerTrainConfig
+from llmtrain.config.data import OnBadRow, Source
+from llmtrain.config.tokenizer import TokenizerTrainConfig
 from llmtrain.data.ledger import SourceLedger, end_markers
 from llmtrain.data.sources.documents import iter_documents
 from llmtrain.data.split import eval_share
+from llmtrain.models.folders.compatible import save_tokenizer_files
 from llmtrain.protocols import Report
+from llmtrain.system.counted import counted
 from llmtrain.tokenizers.bpe import as_transformers, special_token_list, train_bpe
 
 REPORT_FILE = "training.json"
@@ -94,7 +97,7 @@ def train_tokenizer(config: TokenizerTrainConfig, report: Report) -> None:
     for text, source in zip(sources, measured, strict=True):
         report(_summary(source))
         for reason, tally in text.ledger.bad_rows.items():
-            report(f"{text.source.path}: skipped {tally.documents} rows: {reason}")
+            report(f"{text.source.path}: skipped {counted(tally.documents, 'row')}: {reason}")
         for warning in end_markers(text.ledger):
             report(f"{text.source.path}: {warning}")
     if vocab_size < config.vocab_size:
@@ -198,7 +201,7 @@ def _write(folder: Path, tokenizer: Tokenizer, config: TokenizerTrainConfig, rep
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    as_transformers(tokenizer, config.special_tokens).save_pretrained(partial)
+    save_tokenizer_files(as_transformers(tokenizer, config.special_tokens), partial)
     (partial / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, folder)
 

@@ -11,7 +11,10 @@ A checkpoint is a folder `step-00000200/`:
 
 No engine's format is used, so any engine and world size resumes any other's. The folder is written under the name
 `step-00000200.partial`, each file and the folder are synced to disk, then it is renamed: it is there whole or not at
-all. Folders and files with other names are left alone.
+all (`checkpoint_writer.py`). Folders and files with other names are left alone.
+
+The main process writes, prunes and verifies. What it finds, every rank has to see too before any of them goes on: on a
+network file system another machine may see a new folder, or the new one of two with the same name, a minute late.
 """
 
 from __future__ import annotations
@@ -21,23 +24,30 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llmtrain.system.files import sync_folder
+from llmtrain.system.files import one_line
+from llmtrain.train.checkpoint_writer import (
+    FORMAT,
+    MANIFEST,
+    PARTIAL,
+    REMOVED,
+    STATE_SEPARATOR,
+    join_tensors,
+    set_aside,
+    write_checkpoint,
+)
 from llmtrain.train.runtime import Runtime
 
-FORMAT = 1
-PIECE_BYTES = 1 << 28  # a file holds no more, one larger tensor excepted: bounds the memory of saving
-STATE_SEPARATOR = "/"  # between a parameter's name, which never holds it, and the optimizer state's
-PARTIAL, REMOVED = ".partial", ".removed"  # suffixes of a folder that is being written, and of one being deleted
-TENSOR_KEY = "$tensor"  # marks, in state.json, the place of a tensor
+SEEN_SECONDS = 90.0  # for every rank to see what the main process does: NFS looks again after 60 s at the latest
+POLL_SECONDS = 0.2
 
 
 class CheckpointError(ValueError):
@@ -74,19 +84,14 @@ class Checkpoints:
         named_state = runtime.named_state()
         error: Exception | None = None
         if runtime.is_main:
-            error = self._refused() or _write(final, step, named_state, state, extra, best)
+            error = self._refused() or write_checkpoint(final, step, named_state, state, extra, best)
         for _ in named_state:  # reading the state is collective: also after an error every rank iterates over all of it
             pass
-        if runtime.any(error is not None):
-            by_disk = runtime.any(isinstance(error, OSError))
-            if error is not None and not isinstance(error, OSError):
-                raise error  # not the disk's fault, so the advice below would mislead
-            if not by_disk:
-                raise CheckpointError(f"cannot write the checkpoint {final}: see the main process")
-            raise CheckpointError(
-                f"cannot write the checkpoint {final}: {error or 'see the main process'}; the last good one is "
-                "untouched: free space on the disk, or move run.dir"
-            )
+        reason = _from_main(runtime, "" if error is None else _why_not_written(final, error))
+        if error is not None and not isinstance(error, OSError):
+            raise error
+        if reason:
+            raise CheckpointError(reason)
         if runtime.is_main:
             self._prune(step, runtime.say)
         return final
@@ -102,7 +107,8 @@ class Checkpoints:
     def latest(self, runtime: Runtime) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on every rank; a damaged one is reported and skipped.
 
-        Raises ValueError on every rank if none verifies, or if one is of another format. Collective.
+        Raises ValueError on every rank if none verifies, if the newest is of another format, and if a rank does not see
+        what the main process sees. Collective.
         """
         return self._newest(runtime, best_only=False)
 
@@ -111,45 +117,52 @@ class Checkpoints:
         return self._newest(runtime, best_only=True)
 
     def _newest(self, runtime: Runtime, best_only: bool) -> Checkpoint | None:
-        searched = self._search(runtime.say, best_only) if runtime.is_main else [0, 0, 0]
-        (found, bad, foreign), *_ = runtime.gather_floats(searched)  # the main process's
-        if foreign:
-            raise ValueError(
-                f"a checkpoint in {self._folder} is of another format than {FORMAT}: continue with the version of "
-                "llmtrain that wrote it, or remove the folder to start from the beginning"
-            )
-        if found >= 0:
-            return Checkpoint(self._path(int(found)))
-        if bad:
-            raise ValueError(f"no checkpoint in {self._folder} is whole: remove the folder to start from the beginning")
-        return None
+        found, refusal = None, ""
+        if runtime.is_main:
+            try:
+                found = self._search(runtime.say, best_only)
+            except ValueError as error:
+                refusal = str(error)
+            except OSError as error:
+                refusal = f"{self._folder}: the checkpoints cannot be read ({one_line(error)})"
+        if refusal := _from_main(runtime, refusal):
+            raise ValueError(refusal)
+        (step, digest), *_ = runtime.gather_floats([-1, 0] if found is None else [found.step, found.digest])
+        if step < 0:
+            return None
+        return found if runtime.world_size == 1 else _seen_by_all(runtime, self._path(int(step)), int(digest))
 
-    def _search(self, say: Callable[[str], None], best_only: bool) -> list[int]:
-        """Step of the newest that verifies, or -1; how many newer ones do not; how many are of another format."""
-        self._clear_leftovers()
+    def _search(self, say: Callable[[str], None], best_only: bool) -> Checkpoint | None:
+        """The newest that verifies; raises ValueError if there are some and none verifies, or for another format."""
+        self._clear_leftovers(say)
         num_bad = 0
         for path in reversed(self._paths()):
             try:
                 checkpoint = Checkpoint(path)
                 if checkpoint.is_best or not best_only:
                     checkpoint.verify()
-                    return [checkpoint.step, num_bad, 0]
+                    return checkpoint
             except FormatError as error:
-                say(str(error))
-                return [-1, num_bad, 1]
+                raise FormatError(f"{error}, or remove {self._folder} to start from the beginning") from None
             except ValueError as error:
                 say(f"{error}; it is skipped in favour of the one before it")
                 num_bad += 1
-        return [-1, num_bad, 0]
+        if num_bad:
+            raise ValueError(f"no checkpoint in {self._folder} is whole: remove the folder to start from the beginning")
+        return None
 
-    def _clear_leftovers(self) -> None:
+    def _clear_leftovers(self, say: Callable[[str], None]) -> None:
         """Remove what a killed save or removal left, after putting back a checkpoint that was being replaced."""
-        for path in _folders(self._folder, REMOVED):
+        removed = _folders(self._folder, REMOVED)
+        for path in reversed(removed):
             final = path.with_suffix("")
-            if path.with_suffix(PARTIAL).exists() and not final.exists():  # killed while replacing it
+            if final.with_suffix(PARTIAL).exists() and not final.exists():  # killed while replacing it
                 path.rename(final)
         for path in _folders(self._folder, PARTIAL) + _folders(self._folder, REMOVED):
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                say(f"cannot remove {path}, which an earlier save left: {one_line(error)}")
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step:08d}"
@@ -159,15 +172,15 @@ class Checkpoints:
 
     def _prune(self, step: int, say: Callable[[str], None]) -> None:
         """Remove what need not be kept now that `step` is saved, later steps included: the run went back."""
-        paths = [path for path in self._paths() if path <= self._path(step)]
+        paths = [path for path in self._paths() if _step(path) <= step]
         kept = set(paths[-self._keep :])
         if self._keep_best:
             kept.update([path for path in paths if _is_best(path)][-1:])
         for path in set(self._paths()) - kept:
             try:
-                _remove(path)
+                shutil.rmtree(set_aside(path))
             except OSError as error:
-                say(f"cannot remove the old checkpoint {path}: {error}")
+                say(f"cannot remove the old checkpoint {path}: {one_line(error)}")
 
 
 class Checkpoint:
@@ -176,9 +189,14 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            content = (path / MANIFEST).read_bytes()
+            self.digest = int.from_bytes(hashlib.sha256(content).digest()[:6], "big")  # exact as a float
+            manifest = json.loads(content)
             if manifest["format"] != FORMAT:
-                raise FormatError(f"checkpoint {path} is of format {manifest['format']}, not {FORMAT}")
+                raise FormatError(
+                    f"checkpoint {path} is of format {manifest['format']}, this version of llmtrain reads format "
+                    f"{FORMAT}: continue with the version that wrote it"
+                )
             self.step: int = manifest["step"]
             self.is_best: bool = manifest["best"]
             self._files: dict[str, dict[str, Any]] = manifest["files"]
@@ -190,7 +208,7 @@ class Checkpoint:
         except FormatError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"checkpoint {path} has no good manifest.json ({error})") from None
+            raise ValueError(f"checkpoint {path} has no good {MANIFEST} ({error})") from None
 
     @property
     def kinds(self) -> list[str]:
@@ -199,7 +217,8 @@ class Checkpoint:
     @property
     def state(self) -> dict[str, Any]:
         """The state that was saved, with its tensors back in their places."""
-        plain = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        with self._read_errors_named():
+            plain = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
         restored = join_tensors(plain, lambda name: self.read("state", name))
         assert isinstance(restored, dict)
         return restored
@@ -208,16 +227,20 @@ class Checkpoint:
         return list(self._tensors[kind])
 
     def read(self, kind: str, name: str) -> Tensor:
-        """One tensor, on the CPU. Raises KeyError if the checkpoint has none of that name."""
-        with safe_open(self.path / self._tensors[kind][name], framework="pt") as file:
+        """One tensor, on the CPU. Raises ValueError if the checkpoint has none of that name, or it cannot be read."""
+        if (holder := self._tensors.get(kind, {}).get(name)) is None:
+            raise ValueError(f"checkpoint {self.path} has no {kind} tensor {name}: it is of another model")
+        with self._read_errors_named(), safe_open(self.path / holder, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
-        return tensor
+            return tensor.clone()  # it is the mapped file: what stays in use would hold that after it is removed
 
     def read_all(self, kind: str) -> dict[str, Tensor]:
-        """Every tensor of a kind, by name; each file is opened, and so mapped, once."""
+        """Every tensor of a kind, by name; each file is opened, and so mapped, once. Raises ValueError as `read`."""
+        if kind not in self._tensors:
+            raise ValueError(f"checkpoint {self.path} has no {kind}: it is of another run")
         tensors: dict[str, Tensor] = {}
         for file_name in dict.fromkeys(self._tensors[kind].values()):
-            with safe_open(self.path / file_name, framework="pt") as file:
+            with self._read_errors_named(), safe_open(self.path / file_name, framework="pt") as file:
                 names = [name for name, holder in self._tensors[kind].items() if holder == file_name]
                 tensors |= {name: file.get_tensor(name) for name in names}
         return tensors
@@ -230,13 +253,83 @@ class Checkpoint:
 
     def verify(self) -> None:
         """Compare every file with the manifest. Raises ValueError naming the first that differs."""
+        self.check_sizes()
         for name, expected in self._files.items():
-            file = self.path / name
-            if not file.is_file() or file.stat().st_size != expected["bytes"]:
+            with self._read_errors_named(), (self.path / name).open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            if digest != expected["sha256"]:
+                raise ValueError(f"checkpoint {self.path} was changed: {name} does not match its hash")
+
+    def check_sizes(self) -> None:
+        """Raise ValueError naming the first file that is missing or has another size."""
+        for name, expected in self._files.items():
+            try:
+                size = (self.path / name).stat().st_size
+            except OSError:  # it may be removed at any moment
+                size = -1
+            if size != expected["bytes"]:
                 raise ValueError(f"checkpoint {self.path} is incomplete: {name} is missing or has another size")
-            with file.open("rb") as opened:
-                if hashlib.file_digest(opened, "sha256").hexdigest() != expected["sha256"]:
-                    raise ValueError(f"checkpoint {self.path} was changed: {name} does not match its hash")
+
+    @contextmanager
+    def _read_errors_named(self) -> Iterator[None]:
+        """Turn an error of reading into a ValueError: a run that goes on removes its old checkpoints."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"checkpoint {self.path} cannot be read ({one_line(error)}): if the run has gone on and removed it, "
+                "take a later one"
+            ) from None
+
+
+def _from_main(runtime: Runtime, text: str) -> str:
+    """The main process's text, on every rank. Collective."""
+    own = list(text.encode()) if runtime.is_main else []
+    size = int(runtime.sum_floats([float(len(own))])[0])
+    if not size:
+        return ""
+    return bytes(int(byte) for byte in runtime.sum_floats([*map(float, own), *[0.0] * (size - len(own))])).decode()
+
+
+def _why_not_written(final: Path, error: Exception) -> str:
+    reason = f"cannot write the checkpoint {final}: {one_line(error)}"
+    if not isinstance(error, OSError):
+        return reason  # not the disk's fault, so the advice below would mislead
+    return f"{reason}; the last good one is untouched: free space on the disk, or move run.dir"
+
+
+def _seen_by_all(runtime: Runtime, path: Path, digest: int) -> Checkpoint:
+    """What the main process found, once every rank sees the same manifest and files of its sizes. Collective.
+
+    Raises ValueError on every rank if one of them does not within SEEN_SECONDS.
+    """
+    deadline = time.monotonic() + SEEN_SECONDS
+    while isinstance(seen := _seen(path, digest), ValueError) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    failed = runtime.gather_floats([float(isinstance(seen, ValueError))])
+    if late := [str(rank) for rank, (is_late,) in enumerate(failed) if is_late]:
+        reason = f" ({seen})" if isinstance(seen, ValueError) else ""
+        raise ValueError(
+            f"rank {', '.join(late)} does not see {path} as the main process does{reason}: run.dir must be on a file "
+            "system that all machines share"
+        )
+    assert isinstance(seen, Checkpoint)
+    return seen
+
+
+def _seen(path: Path, digest: int) -> Checkpoint | ValueError:
+    """A checkpoint as this process sees it now, or what is wrong with it."""
+    try:
+        os.listdir(path.parent)  # on NFS, looks again for the folder if it was not there before
+        checkpoint = Checkpoint(path)
+        if checkpoint.digest != digest:
+            raise ValueError(f"it is another checkpoint here: {MANIFEST} differs")
+        checkpoint.check_sizes()
+    except ValueError as error:
+        return error
+    except OSError as error:
+        return ValueError(one_line(error))
+    return checkpoint
 
 
 def find_checkpoint(folder: Path, which: str) -> Checkpoint:
@@ -245,7 +338,7 @@ def find_checkpoint(folder: Path, which: str) -> Checkpoint:
     Raises ValueError naming the steps that there are, or the damage.
     """
     paths = _folders(folder, suffix="")
-    steps = [int(path.name.removeprefix("step-")) for path in paths]
+    steps = [_step(path) for path in paths]
     there = f"{folder} holds {'no checkpoint' if not steps else 'the steps ' + ', '.join(map(str, steps))}"
     if which == "best":
         paths = [path for path in paths if _is_best(path)]
@@ -264,119 +357,17 @@ def find_checkpoint(folder: Path, which: str) -> Checkpoint:
     return checkpoint
 
 
-def _write(
-    final: Path,
-    step: int,
-    named_state: Iterator[tuple[str, dict[str, Tensor]]],
-    state: Mapping[str, Any],
-    extra: Mapping[str, Mapping[str, Tensor]],
-    best: bool,
-) -> Exception | None:
-    """Write a whole checkpoint, or nothing; returns the error that prevented it, so that ranks can agree on it."""
-    writer = _Writer(final)
-    try:
-        writer.make_folder()
-        for name, tensors in named_state:
-            writer.add_parameter(name, tensors)
-        for kind, named in extra.items():
-            for name, tensor in named.items():
-                writer.add(kind, name, tensor)
-        writer.finish(step, state, best)
-    except Exception as error:
-        writer.discard()
-        return error
-    return None
-
-
-class _Writer:
-    """Writes one checkpoint, in pieces, into a folder beside its final name. Its methods raise OSError."""
-
-    def __init__(self, final: Path) -> None:
-        self._final, self._partial = final, final.with_name(f"{final.name}{PARTIAL}")
-        self._files: dict[str, dict[str, Any]] = {}
-        self._tensors: dict[str, dict[str, str]] = {}
-        self._pending: dict[str, dict[str, Tensor]] = {}
-        self._pending_bytes: dict[str, int] = {}
-
-    def make_folder(self) -> None:
-        """An empty folder to write into."""
-        if self._partial.exists():
-            shutil.rmtree(self._partial)
-        self._partial.mkdir(parents=True)
-
-    def add_parameter(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """A parameter (`param`) and its optimizer state."""
-        for key, tensor in tensors.items():
-            if key == "param":
-                self.add("model", name, tensor)
-            else:
-                self.add("optimizer", f"{name}{STATE_SEPARATOR}{key}", tensor)
-
-    def add(self, kind: str, name: str, tensor: Tensor) -> None:
-        """One tensor of a kind; what is pending goes to disk first if both do not fit in a piece."""
-        size = tensor.numel() * tensor.element_size()
-        if self._pending.get(kind) and self._pending_bytes[kind] + size > PIECE_BYTES:
-            self._flush(kind)
-        self._pending.setdefault(kind, {})[name] = tensor.detach().cpu().contiguous()
-        self._pending_bytes[kind] = self._pending_bytes.get(kind, 0) + size
-
-    def finish(self, step: int, state: Mapping[str, Any], best: bool) -> None:
-        """Write what is pending, the state and the manifest, and give the folder its final name."""
-        plain, tensors = split_tensors(state)
-        for name, tensor in tensors.items():
-            self.add("state", name, tensor)
-        for kind in list(self._pending):
-            self._flush(kind)
-        self._write("state.json", json.dumps(plain, indent=1).encode())
-        manifest = {"format": FORMAT, "step": step, "best": best, "files": self._files, "tensors": self._tensors}
-        self._write("manifest.json", json.dumps(manifest, indent=1).encode())
-        sync_folder(self._partial)
-        replaced = self._final.with_suffix(REMOVED)
-        if self._final.exists():  # incomplete, or from before this step was evaluated, or the run went back
-            self._final.rename(replaced)
-        self._partial.rename(self._final)
-        shutil.rmtree(replaced, ignore_errors=True)
-        sync_folder(self._final.parent)
-
-    def discard(self) -> None:
-        """Remove what was written so far."""
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _flush(self, kind: str) -> None:
-        tensors, self._pending_bytes[kind] = self._pending.pop(kind), 0
-        pieces = sum(name.startswith(f"{kind}-") for name in self._files)
-        file = f"{kind}-{pieces + 1:05d}.safetensors"
-        with _as_os_error():
-            safetensors.torch.save_file(tensors, self._partial / file)  # without a copy of the tensors
-        self._seal(file)
-        self._tensors.setdefault(kind, {}).update(dict.fromkeys(tensors, file))
-
-    def _write(self, name: str, content: bytes) -> None:
-        (self._partial / name).write_bytes(content)
-        self._seal(name)
-
-    def _seal(self, name: str) -> None:
-        """Sync a file that was written to disk, and note its size and the hash of what can be read from it."""
-        with (self._partial / name).open("rb+") as file:
-            os.fchmod(file.fileno(), self._partial.stat().st_mode & 0o666)  # safetensors' are for their owner alone
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._files[name] = {"bytes": (self._partial / name).stat().st_size, "sha256": digest}
-
-
-@contextmanager
-def _as_os_error() -> Iterator[None]:
-    """Turn safetensors' error for a full disk or the like into an OSError with its text; the error number is lost."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-
-
 def _folders(parent: Path, suffix: str) -> list[Path]:
     """The folders of steps with a suffix ("" for whole checkpoints), in order; anything else there is not ours."""
-    name = re.compile(rf"step-\d{{8,}}{re.escape(suffix)}")
-    return sorted(path for path in parent.glob(f"step-*{suffix}") if name.fullmatch(path.name) and path.is_dir())
+    number = r"\d*" if suffix == REMOVED else ""
+    name = re.compile(rf"step-\d{{8,}}{re.escape(suffix)}{number}")
+    found = [path for path in parent.glob("step-*") if name.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: (_step(path), len(path.name), path.name))
+
+
+def _step(path: Path) -> int:
+    """The step of a folder's name, which is longer than others from step 100,000,000 on."""
+    return int(path.name.removeprefix("step-").partition(".")[0])
 
 
 def _is_best(path: Path) -> bool:
@@ -384,45 +375,3 @@ def _is_best(path: Path) -> bool:
         return Checkpoint(path).is_best
     except ValueError:  # incomplete
         return False
-
-
-def split_tensors(state: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-    """A state as plain JSON values with a mark in place of each tensor, and the tensors by their dotted place.
-
-    Raises TypeError if a key is not a string or a value is neither plain nor a tensor: JSON would change it.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def plain(value: Any, place: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors[place] = value.detach().clone()  # a copy: safetensors refuses shared memory
-            return {TENSOR_KEY: place}
-        if isinstance(value, Mapping):
-            if not all(isinstance(key, str) for key in value):
-                raise TypeError(f"state {place}: keys must be strings")
-            return {key: plain(item, f"{place}.{key}" if place else key) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item, f"{place}.{i}") for i, item in enumerate(value)]
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise TypeError(f"state {place}: {type(value).__name__} is neither a plain value nor a tensor")
-
-    return plain(state, ""), tensors
-
-
-def join_tensors(plain: Any, read: Callable[[str], Tensor]) -> Any:
-    """The inverse of `split_tensors`; tuples come back as lists."""
-    if isinstance(plain, dict):
-        if set(plain) == {TENSOR_KEY}:
-            return read(plain[TENSOR_KEY])
-        return {key: join_tensors(item, read) for key, item in plain.items()}
-    if isinstance(plain, list):
-        return [join_tensors(item, read) for item in plain]
-    return plain
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint so that a kill during it leaves a leftover, never a part that looks whole."""
-    leftover = path.with_name(f"{path.name}{REMOVED}")
-    path.rename(leftover)
-    shutil.rmtree(leftover)

@@ -32,7 +32,7 @@ class Progress:
 
     @property
     def row(self) -> dict[str, float | int]:
-        """What every row of `metrics.jsonl` starts with."""
+        """Where and when: the start of every row of `metrics.jsonl`."""
         return {"step": self.step} | self.clocks
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -22,14 +23,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llmtrain.protocols import Counts, Metrics
+from llmtrain.system.ending import Ending, Kind, LaunchEnded
+from llmtrain.system.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
+from llmtrain.system.files import one_line
 from llmtrain.system.precision import DTYPES
+from llmtrain.system.terminal import say
 from llmtrain.train.engines.base import Engine, EngineSettings, NamedState, Precision, ReadState, StepResult
 from llmtrain.train.engines.launch import check_environment, check_outcome, cpu_threads, start_accelerator
 from llmtrain.train.engines.state import checked_read, checked_state, trained_parameters
-from llmtrain.train.engines.table import ENGINES, check_features, launched_engine
+from llmtrain.train.engines.table import ENGINES, check_features, launched_engine, refusal
 from llmtrain.train.engines.watchdog import Watchdog
+from llmtrain.train.pace import SlowRank, SlowRanks, Stopwatch
 from llmtrain.train.tracking import check_trackers, configure_trackers
 
+PATIENCE_SECONDS = 10  # after a collective fails, until it is known which rank's end that was
 BACKSTOP_SECONDS = 60  # the process group's own timeout comes this much after the watchdog's, which can name ranks
 
 _FINISHED: list[Runtime] = []
@@ -77,11 +84,13 @@ class Runtime:
         self._step_finite = self._finite > 0
         # Sums are taken in float64, which MPS lacks; one process needs no device for them.
         self._sum_device = self.device if self.world_size > 1 else torch.device("cpu")
-        self._watchdog: Watchdog | None = None
+        self._stopwatch = Stopwatch(self._sum_device)
+        self._slow_ranks = SlowRanks() if self.is_main and self.world_size > 1 else None
+        self._slow_rank: SlowRank | None = None
+        self._failure: Exception | None = None  # that this process has announced
+        self._watchdog = self._watched(timeout.total_seconds()) if self.world_size > 1 else None
         if self.world_size > 1:
-            store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-            self._watchdog = Watchdog(store, self.rank, self.world_size, timeout.total_seconds())
-            self.barrier()  # from here on every rank has published its count
+            self.barrier()  # from here on every rank is watched
 
     @property
     def shards_parameters(self) -> bool:
@@ -97,10 +106,14 @@ class Runtime:
         """Raise ValueError if a feature that is on does not work under this engine, precision or device."""
         check_features(features, engine=self.engine, precision=self._precision, device_type=self.device.type)
 
+    def refusal(self, feature: str) -> str | None:
+        """Why a feature does not work under this engine; None if it does."""
+        return refusal(feature, self.engine, self._precision)
+
     def say(self, line: str) -> None:
         """Print a line, once for all processes."""
         if self.is_main:
-            print(line, flush=True)
+            say(line)
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Hand the model (one module that holds everything trainable) and its optimizer to the engine. Collective."""
@@ -130,11 +143,24 @@ class Runtime:
         """
         names = sorted(counts[0])
         sums = [sum(count[name] for count in counts) for name in names]
-        *totals, stops = self._summed("the start of a step", [*sums, float(stop)])
+        paces = [0.0] * self.world_size
+        paces[self.rank] = self._stopwatch.seconds()  # before this step's data are counted
+        self._stopwatch.data_is_ready()
+        stops, *summed = self._summed("the start of a step", [float(stop), *paces, *sums])
+        self._stopwatch.forward_begins()
+        paces, totals = summed[: self.world_size], summed[self.world_size :]
+        self._slow_rank = self._slow_ranks.add(paces) if self._slow_ranks is not None and min(paces) > 0 else None
         for name, total in zip(names, totals, strict=True):
             if total <= 0 and not stops:
                 raise ValueError(f"a step has no {name} to train on, over all ranks: look at the loss mask of the data")
         return dict(zip(names, totals, strict=True)), stops > 0
+
+    def slow_rank(self) -> tuple[str, SlowRank] | None:
+        """A rank that all others wait for, and its name, if it is to be named now; on the main process."""
+        if self._slow_rank is None:
+            return None
+        host = "" if self._watchdog is None else f" ({self._watchdog.host_of(self._slow_rank.rank)})"
+        return f"rank {self._slow_rank.rank}{host}", self._slow_rank
 
     def backward(self, share: Tensor, *, last: bool) -> None:
         """Add the gradient of a microbatch's share; `last` marks the step's last microbatch. Collective if it is.
@@ -145,6 +171,7 @@ class Runtime:
         self._arrive("backward")
         self._finite = self._finite * torch.isfinite(share.detach()).to(self._finite.dtype)
         if last:
+            self._stopwatch.forward_ends()
             self._step_finite = self._reduced(self._finite, dist.ReduceOp.MIN) > 0
             share = share * torch.where(self._step_finite, 1.0, math.nan)
             self._finite = torch.ones_like(self._finite)
@@ -162,7 +189,9 @@ class Runtime:
         nothing = torch.zeros((), device=self.device)
         shares = torch.stack([torch.stack([part.get(name, nothing) for part in metrics]) for name in names])
         sums = shares.to(self._sum_device).double().sum(dim=1)
-        return dict(zip(names, self._reduced(sums, dist.ReduceOp.SUM).tolist(), strict=True))
+        values = self._reduced(sums, dist.ReduceOp.SUM).tolist()
+        self._stopwatch.step_ends()
+        return dict(zip(names, values, strict=True))
 
     def sum_floats(self, values: Sequence[float]) -> list[float]:
         """Each value summed over ranks."""
@@ -210,7 +239,14 @@ class Runtime:
         """
         self._arrive("named_state")
         named = self._engine.named_state(is_main=self.is_main)
-        return checked_state(named, self._trained) if self.is_main else named
+        return self._with_progress(checked_state(named, self._trained) if self.is_main else named)
+
+    def _with_progress(self, named: NamedState) -> NamedState:
+        """The same: whoever writes it is not stuck, however slow the disk is."""
+        for each in named:
+            yield each
+            if self._watchdog is not None:
+                self._watchdog.progress()
 
     def load_named_state(self, read: ReadState) -> None:
         """Set trained parameters, buffers and optimizer state to what `read(name)` returns, to the bit. Collective.
@@ -241,12 +277,35 @@ class Runtime:
         if self.is_main:
             self._accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
 
-    def finish(self, *, leave: bool = True) -> None:
-        """Close the trackers and leave the other processes, or wait for them and stay for another runtime."""
-        if not leave:
-            self.barrier()
+    def cause_of(self, error: Exception) -> Exception:
+        """The end of another rank, if that is what broke a collective; else the error, of which the others learn."""
+        if isinstance(error, LaunchEnded) or error is self._failure:
+            return error
+        if is_collective_failure(error) and (ending := self.other_ending(PATIENCE_SECONDS)) is not None:
+            return LaunchEnded(ending)
+        self._failure = error
+        is_user_error = isinstance(error, ValueError)
+        reason = one_line(error) if is_user_error else f"{type(error).__name__}: {one_line(error)}"
+        self.announce("failed", reason, EXIT_USER_ERROR if is_user_error else EXIT_FAILED)
+        return error
+
+    def other_ending(self, seconds: float) -> Ending | None:
+        """The end of another rank, if one is known within a time."""
+        return None if self._watchdog is None else self._watchdog.ending(seconds)
+
+    def announce(self, kind: Kind, reason: str, status: int) -> None:
+        """Let the other ranks end with this one, which is about to leave."""
         if self._watchdog is not None:
-            self._watchdog.stop()
+            self._watchdog.announce(Ending(kind, self.rank, socket.gethostname(), reason, status))
+
+    def finish(self, *, leave: bool = True) -> None:
+        """Close the trackers and leave the other processes, all together, or stay for another runtime.
+
+        The main process may still write for as long as it takes. Raises LaunchEnded if a rank is lost meanwhile.
+        """
+        if self._watchdog is not None:
+            self._watchdog.leave_together()
+            self._watchdog = None
         if leave:
             self._accelerator.end_training()
             _FINISHED.append(self)
@@ -254,6 +313,14 @@ class Runtime:
         for tracker in self._accelerator.trackers:
             tracker.finish()
         AcceleratorState._reset_state()  # its precision and engine are this run's
+
+    def _watched(self, timeout_seconds: float) -> Watchdog | None:
+        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        try:
+            return Watchdog(store, self.rank, timeout_seconds)
+        except OSError as error:
+            say(f"warning: rank {self.rank} cannot reach rank 0 ({error}): a rank that is lost or hangs is not named")
+            return None
 
     def _arrive(self, place: str) -> None:
         if self._watchdog is not None:
@@ -270,3 +337,11 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(tensor, op)
         return tensor
+
+
+def is_collective_failure(error: Exception) -> bool:
+    """Whether an error is what gloo or NCCL raises where another rank has left or does not come."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "onnection closed by peer"))
+    )

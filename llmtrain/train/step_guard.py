@@ -40,11 +40,16 @@ class StepGuard:
             )
         return line
 
+    @property
+    def running_mean(self) -> float:
+        """Of the losses so far, of which there is one at least."""
+        return self.mean / self.weight
+
     def is_spike(self, loss: float) -> bool:
         """Whether the loss of an applied step is a spike; one that is not finite is."""
         if self.spike_factor is None or self.steps < SPIKE_HISTORY_STEPS:
             return False
-        return not loss <= self.spike_factor * self.mean / self.weight
+        return not loss <= self.spike_factor * self.running_mean
 
     def accept(self, loss: float) -> None:
         """Count an applied step that is not a spike: it ends a row of skipped ones, and its loss joins the mean."""
@@ -57,7 +62,7 @@ class StepGuard:
     def record_spike(self, step: int, loss: float, to_step: int) -> str:
         """Count a roll-back after a spike; returns the line to log. Raises ValueError after too many in a row."""
         self.rollbacks += 1
-        line = f"step {step}: loss {loss:.4f} is a spike (mean {self.mean / self.weight:.4f})"
+        line = f"step {step}: loss {loss:.4f} is a spike (mean {self.running_mean:.4f})"
         if self.rollbacks > MAX_ROLLBACKS:
             raise ValueError(
                 f"{line}, after {MAX_ROLLBACKS} rollbacks to step {to_step}: it is not this data; lower optim.lr "

@@ -13,14 +13,15 @@ import subprocess
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-from tiny_run import Ended, built_extensions, fork, run_script
+from tiny_run import Ended, Started, built_extensions, fork, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 240  # DeepSpeed builds an extension of about a minute when it first runs on a CPU
+SHUTDOWN_SECONDS = 10  # until it kills; torchrun's are 30
 LAUNCHERS = ("ACCELERATE_", "FSDP_", "MASTER_", "LOCAL_", "GROUP_", "TORCHELASTIC_")
 
 
@@ -41,7 +42,12 @@ def launch_with(options: Sequence[str], script: Path, arguments: Sequence[str], 
 
 def attempt(options: Sequence[str], script: Path, arguments: Sequence[str] = (), *, output: Path) -> Ended:
     """The same for what may fail."""
-    return fork(_launch, options, script, arguments, output=output).wait(LIMIT_SECONDS)
+    return started(options, script, arguments, output=output).wait(LIMIT_SECONDS)
+
+
+def started(options: Sequence[str], script: Path, arguments: Sequence[str] = (), *, output: Path) -> Started:
+    """The same, which is not waited for."""
+    return fork(_launch, options, script, arguments, output=output)
 
 
 def ended_well(ended: Ended) -> Ended:
@@ -102,16 +108,29 @@ def _launch(options: Sequence[str], script: Path, arguments: Sequence[str]) -> N
 
 
 def _fork_ranks(launcher: Namespace) -> None:
-    """Run the script once per rank; exit with the status of the first rank that fails, and end the others."""
+    """Run the script once per rank; exit with the status of the first rank that fails, and end the others.
+
+    As torchrun does: with SIGTERM, and with SIGKILL after a time. A signal to stop goes on to all.
+    """
     ranks = {_fork_rank(launcher, rank): rank for rank in range(int(launcher.nproc_per_node))}
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda number, _: _signal(ranks, number))
+    signal.signal(signal.SIGALRM, lambda *_: _signal(ranks, signal.SIGKILL))
+    failed = 0
     while ranks:
         process, status = os.wait()
         del ranks[process]
-        if status:
-            for other in ranks:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(other, signal.SIGKILL)
-            sys.exit(abs(os.waitstatus_to_exitcode(status)))
+        if status and not failed:
+            failed = abs(os.waitstatus_to_exitcode(status))
+            _signal(ranks, signal.SIGTERM)
+            signal.alarm(SHUTDOWN_SECONDS)
+    sys.exit(failed)
+
+
+def _signal(processes: Iterable[int], number: int) -> None:
+    for process in list(processes):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _fork_rank(launcher: Namespace, rank: int) -> int:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from llmtrain.batch import Experience, PackedTokens
 from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.models.attention import ATTENTION
+from llmtrain.models.folders.continued import AdapterPlan
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
@@ -145,7 +146,9 @@ def run(runtime: Runtime, kind: str, folder: Path, name: str, mean_of_means: boo
     config = configured(kind)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(SHAPE, attn_implementation=ATTENTION)
-    roles = build_roles(config, model, (), None, runtime, shards_parameters=runtime.shards_parameters)
+    adapter = config.adapter
+    plan = None if adapter.kind == "none" else AdapterPlan(adapter, (), config.run.seed)
+    roles = build_roles(config, model, plan, None, runtime, shards_parameters=runtime.shards_parameters)
     module, reference, parameters = roles.module, roles.reference, roles.module.parameters_by_kind()
     assert reference is not None
     num_parameters = sum(p.numel() for p in module.parameters())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 WORKER = Path(__file__).with_name("worker.py")
 CONFIGS = {"single": None, "ddp": "cpu", "zero1": "zero1", "zero2": "cpu_zero2", "zero3": "cpu_zero3", "fsdp2": "fsdp2"}
+CONFIGS["zero3 with offload"] = "zero3_offload"
 FEATURES = {engine: ["--checkpointing"] for engine in ("zero1", "zero2", "zero3", "fsdp2")}
 RESUMED_FROM = {"ddp": "single", "zero3": "ddp", "zero2": "zero3", "zero1": "zero2", "fsdp2": "ddp"}
 DISTRIBUTED = list(RESUMED_FROM)
@@ -83,6 +84,15 @@ def test_two_processes_train_a_compiled_model_as_one_trains_it_uncompiled(
     assert difference(run / "final.safetensors", runs("single") / "final.safetensors") < TOLERANCE
     assert difference(run / "ema.safetensors", runs("single") / "ema.safetensors") < TOLERANCE
     assert seen(run)["rolled_back_to_the_bit"]
+
+
+def test_weights_and_optimizer_state_in_the_nodes_memory_train_the_same(runs: Runs, tmp_path: Path) -> None:
+    options = ["--resume", str(runs("ddp")), *FEATURES["zero3"]]
+    run = work("zero3 with offload", tmp_path / "run", *options)
+    for state in ("final", "resumed"):
+        assert difference(run / f"{state}.safetensors", runs("single") / "final.safetensors") < TOLERANCE
+    assert seen(run)["engine"] == "zero3" and seen(run)["rolled_back_to_the_bit"] and seen(run)["restored_to_the_bit"]
+    assert [step for step, was_applied in enumerate(seen(run)["applied"]) if not was_applied] == [4, 13]
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from launch import ROOT, accelerate, attempt, launch, options_of
+
+from llmtrain.train.engines.deepspeed import check_deepspeed
 
 pytestmark = pytest.mark.timeout(400)  # longer than `launch` waits, which then ends what it started
 
@@ -92,9 +95,9 @@ def script(folder: Path, code: str) -> Path:
 def test_a_stuck_rank_is_named(tmp_path: Path) -> None:
     ended = attempt(options_of("cpu"), script(tmp_path, STALL), output=tmp_path / "process")
     assert ended.code != 0
-    lines = [line for line in ended.err.splitlines() if line.startswith("error: waited")]
-    assert len(lines) == 1
-    assert "in barrier for rank 1 (last seen in sum_floats)" in lines[0] and "run.timeout_minutes" in lines[0]
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("stopped: rank 1 (")]
+    assert " hangs: waited " in line and "s in barrier for it; it was last seen in sum_floats, at script.py:" in line
+    assert line.endswith("raise run.timeout_minutes if it was only slow")
 
 
 @pytest.mark.parametrize("config", ["cpu", "cpu_zero2"])
@@ -126,4 +129,10 @@ def test_accelerate_reads_our_configurations(file: Path) -> None:
     assert config.distributed_type == wanted
     assert not config.use_cpu
     if wanted == "DEEPSPEED":
-        assert config.deepspeed_config["zero_stage"] == int(file.stem[-1])
+        (stage,) = re.findall(r"zero(\d)", file.stem)
+        assert config.deepspeed_config["zero_stage"] == int(stage)
+        assert config.deepspeed_config["deepspeed_multinode_launcher"] == "standard"  # not pdsh
+        offload = {"device": "cpu"} if file.stem.endswith("offload") else {"device": "none"}
+        check_deepspeed(
+            {"zero_optimization": {"stage": int(stage), "offload_param": offload}}, max_grad_norm=1.0, precision="fp32"
+        )

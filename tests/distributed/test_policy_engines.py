@@ -166,8 +166,16 @@ def samples(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("kind", "engine"), PAIRS)
+def test_two_ranks_answer_the_held_out_prompts_as_one(trained: Trained, kind: str, engine: str) -> None:
+    one, two = ([row for row in samples(trained(kind, each)) if "step" in row] for each in ("single", engine))
+    assert one
+    assert one[0].keys() >= {"index", "prompt", "response", "stopped", "score"}
+    assert two == one
+
+
+@pytest.mark.parametrize(("kind", "engine"), PAIRS)
 def test_two_ranks_draw_the_samples_of_one(trained: Trained, kind: str, engine: str) -> None:
-    one, two = samples(trained(kind, "single")), samples(trained(kind, engine))
+    one, two = ([row for row in samples(trained(kind, each)) if "rollout" in row] for each in ("single", engine))
     for name in ("rollout", "sample", "prompt", "response", "score", "stopped"):
         assert [row[name] for row in one] == [row[name] for row in two]
     first = [row for row in two if row["rollout"] == 0]

@@ -58,8 +58,10 @@ def test_what_two_processes_save_is_whole_and_that_of_one(tuned: Tuned, kind: st
     assert one.keys() == two.keys()
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=TOLERANCE, msg=name)
-    losses = [[row["loss"] for row in metrics(tuned(kind, which)) if "loss" in row] for which in ("single", engine)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    rows = [metrics(tuned(kind, which)) for which in ("single", engine)]
+    for value in ("loss", "error_rate", "epoch", "eval_loss", "eval_error_rate"):
+        found = [[row[value] for row in of_run if value in row] for of_run in rows]
+        assert found[1] == pytest.approx(found[0], abs=1e-5), value
 
 
 @pytest.mark.timeout(400)

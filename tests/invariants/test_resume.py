@@ -12,6 +12,7 @@ import signal
 import time
 from bisect import bisect
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def write_run(inputs: Path, folder: Path, kind: str) -> Path:
     if kind == "ppo":
         sections["policy"] = {"kl_coef": 0.05, "kl_target": 1.0, "kl_horizon": 500}
         sections["rollout"] = {"minibatches": 3}
-        sections["log"] = {"every": 1}
+        sections["log"] = {"every": 1, "report": False}
         return write_policy(folder, inputs / "task", **sections)
     if kind == "lora":
         sections["adapter"] = {"kind": "lora", "rank": 4, "dropout": 0.1}
@@ -236,11 +237,14 @@ def test_a_run_killed_while_it_tokenizes_ends_as_the_run_left_alone(inputs: Path
     )
     assert run(alone).code == 0
     (built,), cache = (path.parent for path in alone.parent.glob("cache/*/store.json")), killed.parent / "cache"
-    seconds = (built / "store.json").stat().st_mtime - (built / "lock").stat().st_mtime
-    for _ in range(3):
+
+    def is_built(share: float) -> bool:
+        built_bytes = (built / "train.tokens").stat().st_size
+        return sum(path.stat().st_size for path in cache.glob("*/train.tokens")) >= share * built_bytes
+
+    for share in sorted(drawn.uniform(0, 0.7) for _ in range(3)):
         process = started(killed)
-        assert process.wait_until(lambda: any(cache.glob("*/train.tokens")))
-        process.run_for(drawn.uniform(0, 0.7 * seconds))
+        assert process.wait_until(partial(is_built, share))
         assert process.kill().code == -signal.SIGKILL
         assert not any(cache.glob("*/store.json"))
     ended = run(killed)

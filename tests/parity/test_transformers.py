@@ -82,6 +82,13 @@ def stock_loss(model: PreTrainedModel, text: torch.Tensor) -> torch.Tensor:
     return model(input_ids=text[None], labels=text[None]).loss * (len(text) - 1)
 
 
+def stock_errors(model: PreTrainedModel, text: torch.Tensor) -> int:
+    """The tokens of one document that `transformers`' own forward would not have chosen."""
+    with torch.no_grad():
+        chosen = model(input_ids=text[None]).logits[0, :-1].argmax(-1)
+    return int((chosen != text[1:]).sum())
+
+
 def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -92,7 +99,8 @@ def test_packed_loss_and_gradients_equal_one_by_one(architecture: str, kernel: A
     model, texts = make_model(architecture), documents()
     module = wrap_causal_lm(model, kernel, 64, torch.device("cpu"))
     model.eval()
-    loss = module(packed(texts)).objective
+    result = module(packed(texts))
+    loss = result.objective
     loss.backward()
     ours = gradients(model)
 
@@ -102,6 +110,7 @@ def test_packed_loss_and_gradients_equal_one_by_one(architecture: str, kernel: A
     reference.backward()
     theirs = gradients(model)
     torch.testing.assert_close(loss.detach(), reference.detach(), rtol=1e-5, atol=1e-4)
+    assert result.errors == sum(stock_errors(model, text) for text in texts) != 0
     assert ours.keys() == theirs.keys()
     for name, grad in theirs.items():
         assert (ours[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6, name

@@ -147,7 +147,7 @@ def test_a_model_that_is_not_there_is_named_by_its_own_key(
 def test_missing_data_is_found_before_a_gguf_file_is_converted(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmtrain.models.load.resolved_path", lambda path: pytest.fail("converts"))
+    monkeypatch.setattr("llmtrain.models.load.given_folder", lambda path: pytest.fail("converts"))
     data = {"train": str(tmp_path / "nothing.jsonl")}
     ended = ran(tmp_path, inputs, SFT, model={"path": "model.gguf"}, data=data)
     assert ended.code == 2 and "nothing.jsonl: no such file or folder" in ended.err, ended.err

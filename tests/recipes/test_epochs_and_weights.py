@@ -59,9 +59,9 @@ def test_an_epoch_is_every_pack_once(inputs: Path, tmp_path: Path, stage: str) -
     assert training["epochs"] == 1
     assert training["tokens_trained"] == training["tokens_per_epoch"]
     assert training["packs"] == training["packs_per_epoch"]
-    assert rows[-1]["epochs"] == 1
+    assert rows[-1]["epoch"] == 1
     assert len(rows) == training["steps"] == training["steps_planned"]
-    assert f"training: 1 epochs of {training['packs']} packs" in ended.out
+    assert f"training: 1 epoch of {training['packs']} packs" in ended.out
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -72,6 +72,9 @@ def test_a_weight_is_a_share_of_the_tokens(inputs: Path, tmp_path: Path, stage: 
     few, many = training["sources"]
     assert few["tokens"] / (few["tokens"] + many["tokens"]) == pytest.approx(0.5, abs=0.03)
     assert few["times_read"] > 5 * many["times_read"]
+    assert many["times_read"] < rows[-1]["epoch"] < few["times_read"]
+    sizes = [each["tokens"] / each["times_read"] for each in (few, many)]
+    assert rows[-1]["epoch"] == pytest.approx((few["tokens"] + many["tokens"]) / sum(sizes), rel=1e-3)
     if stage == "kto":  # the reference of an answer is that of the same answer, in whatever pass it comes
         assert rows[0]["kl"] == 0 and rows[0]["loss"] == pytest.approx(0.5, abs=1e-6)
     if stage == "dpo":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,8 @@ def test_an_earlier_step_has_the_weights_of_its_checkpoint(finished: Path, tmp_p
     exported = load_file(tmp_path / "first" / "model.safetensors")
     saved = Checkpoint(finished / "checkpoints" / "step-00000001").read_all("model")
     assert all(saved[f"model.{name}"].equal(weight) for name, weight in exported.items())
-    card = (tmp_path / "first" / "README.md").read_text()
-    assert "\n  steps: 1\n" in card and "\n  steps_planned" not in card
+    training = json.loads((tmp_path / "first" / "training.json").read_text())["ledger"]["training"]
+    assert training["steps"] == 1 and "steps_planned" not in training
 
 
 def test_a_run_that_was_killed_exports_without_its_base(inputs: Path, tmp_path: Path, capsys: Any) -> None:

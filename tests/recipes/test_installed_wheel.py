@@ -68,7 +68,11 @@ def test_the_installed_package_lists_its_verbs_and_configurations(python: Path, 
     shown = llmtrain(python, tmp_path, "--help")
     assert shown.returncode == 0 and "pretrain" in shown.stdout, shown.stderr
     listed = llmtrain(python, tmp_path, "configs")
-    paths = [Path(line.split()[1]) for line in listed.stdout.splitlines() if line.startswith("  ")]
+    paths: list[Path] = []
+    folder = tmp_path
+    for line in listed.stdout.splitlines():  # FOR WHAT, in FOLDER: then its configurations, each with what it is for
+        folder = folder if line.startswith("  ") else Path(line.removesuffix(":").split(", in ")[1])
+        paths += [folder / f"{line.split()[0]}.yaml"] if line.startswith("  ") else []
     kept = {
         path.name
         for folder in ("recipes/configs", "recipes/accelerate", "tokenizer")
@@ -93,4 +97,6 @@ def test_the_installed_package_trains_a_configuration_found_by_name(python: Path
     words = [f"{key}={value}" for key, value in overrides.items()]
     done = llmtrain(python, tmp_path, "sft", "sft_smollm2_lora", *words)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "sft_smollm2_lora" / "model" / "adapter_model.safetensors").is_file()
+    folder = tmp_path / "runs" / "sft_smollm2_lora"
+    assert (folder / "model" / "adapter_model.safetensors").is_file()
+    assert (folder / "report.html").is_file(), done.stdout

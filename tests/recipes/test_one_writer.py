@@ -59,12 +59,14 @@ def test_a_run_that_was_taken_over_stops_before_it_writes(config: Path, training
     assert ended.err.count("\n") == 1
     assert (folder / "lease-000002.json").exists() and not (folder / "lease-000001.json").exists()
     assert not (folder / "model").exists() and not list(folder.glob("checkpoints/*.partial"))
+    (event,) = (folder / "events.jsonl").read_text().splitlines()  # none of what happened after the folder was lost
+    assert json.loads(event)["event"] == "started"
 
 
 def test_a_signal_saves_and_gives_the_folder_back(config: Path, training: Started) -> None:
     training.send(signal.SIGTERM)
     ended = training.wait()
-    assert ended.code == 0 and not list(run_folder(config).glob("lease-*")), ended.err
+    assert ended.code == 75 and not list(run_folder(config).glob("lease-*")), ended.err
 
 
 def test_bad_data_leaves_no_folder(config: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tiny_run import RLHF, Ended, metrics, run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.models.folders.open import open_model
-from llmtrain.train.run_log import evaluation_path
+from llmtrain.system.run_files import evaluation_path
 
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
 LOSSES: dict[str, dict[str, Any]] = {
@@ -94,6 +94,18 @@ def test_a_run_starts_where_the_reference_stands(inputs: Path, tmp_path: Path) -
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert evaluations(tmp_path)[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert {"accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob"} <= rows[0].keys()
+
+
+def test_before_training_held_out_answers_are_ties_though_the_reference_was_asked_in_other_batches(
+    inputs: Path, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, inputs / "chat", inputs / "pairs.jsonl", **LORA)
+    ran(config, "train.steps=1", f"data.cache_dir={tmp_path}/cache", "train.microbatch_tokens=512")
+    shutil.rmtree(tmp_path / "run")
+    ran(config, "train.steps=1", f"data.cache_dir={tmp_path}/cache", "train.microbatch_tokens=128")
+    first, last = evaluations(tmp_path)
+    assert (first["eval_accuracy"], first["eval_auc"], first["eval_chosen_reward"]) == (0.5, 0.5, 0.0)
+    assert last["eval_accuracy"] != 0.5 and last["eval_chosen_reward"] != 0.0
 
 
 @pytest.mark.parametrize("sections", [{}, LORA], ids=["full", "lora"])
@@ -209,9 +221,14 @@ def test_kto_learns_which_answers_are_desirable(inputs: Path, tmp_path: Path, ki
     assert re.search(r"\d+ desirable and \d+ undesirable answers\n", ended.out)
     first, *_, last = evaluations(tmp_path)
     assert first["eval_loss"] == pytest.approx(0.5, abs=1e-6) and last["eval_loss"] < 0.45
+    assert first["eval_accuracy"] == first["eval_auc"] == 0.5  # nothing but rounding differs from the reference
     assert last["eval_accuracy"] > 0.75 and last["eval_accuracy_low"] > 0.5
     assert last["eval_desirable_reward"] > last["eval_undesirable_reward"]
     assert {"loss", "accuracy", "signed_reward", "kl"} <= metrics(tmp_path / "run")[-2].keys()
+    report = json.loads(evaluation_path(tmp_path / "run", last["step"]).read_text(encoding="utf-8"))
+    right = report["confusion"]["true_positives"] + report["confusion"]["true_negatives"]
+    assert right / report["answers"] == pytest.approx(last["eval_accuracy"])
+    assert report["auc"] == last["eval_auc"] > 0.75
     model, tokenizer = open_model(str(tmp_path / "run"))
     assert preferred(model, tokenizer) > 0.9
 

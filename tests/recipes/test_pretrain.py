@@ -17,6 +17,7 @@ from tiny_run import Ended, command, environment, metrics, run, run_here, write_
 from tokenizers import Regex, Tokenizer, normalizers
 
 from llmtrain.eval.next_token import HeldOut
+from llmtrain.runs.folder import FINISHED
 from llmtrain.train.checkpoint import Checkpoint
 
 
@@ -51,6 +52,7 @@ def test_a_run_leaves_its_folder_as_described(config: Path) -> None:
         "checkpoints",
         "config.yaml",
         "environment.json",
+        "events.jsonl",
         "ledger.json",
         "metrics.jsonl",
         "finished.yaml",
@@ -64,6 +66,11 @@ def test_a_run_leaves_its_folder_as_described(config: Path) -> None:
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 11))
     losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
     assert losses[0] > losses[1] > losses[2]
+    error_rates = [row["eval_error_rate"] for row in rows if "eval_loss" in row]
+    assert 1 >= error_rates[0] > error_rates[2] > 0
+    assert all(0 < row["error_rate"] <= 1 for row in rows if "loss" in row)
+    epochs = [row["epoch"] for row in rows]
+    assert epochs[0] == 0 and epochs == sorted(epochs)
     assert yaml.safe_load((folder / "config.yaml").read_text())["optim"]["beta2"] == 0.95
 
 
@@ -89,6 +96,16 @@ def test_the_same_command_again_finishes_at_once_and_says_so(config: Path) -> No
     ran(config)
     folder = config.parent / "run"
     rows, weights = metrics(folder), exported(folder)
+    assert f"run.dir={folder}: this run is finished" in ran(config).out
+    assert metrics(folder) == rows
+    assert_equal_weights(exported(folder), weights)
+
+
+def test_a_finished_run_is_exported_again_from_its_last_checkpoint(config: Path) -> None:
+    ran(config)
+    folder = config.parent / "run"
+    rows, weights = metrics(folder), exported(folder)
+    (folder / FINISHED).unlink()
     ended = ran(config)
     assert f"resumed at step 10 from {folder}/checkpoints/step-00000010, 0 steps left" in ended.out
     assert f"finished: {folder}/model" in ended.out
@@ -201,7 +218,7 @@ def test_a_run_trains_its_epochs_and_reports_them(config: Path, epochs: float, b
     assert training["epochs"] == pytest.approx(epochs, abs=0.5 / training["packs_per_epoch"])
     assert training["packs"] == round(epochs * training["packs_per_epoch"])
     rows = [row for row in metrics(config.parent / "run") if "loss" in row]
-    assert rows[-1]["epochs"] == training["epochs"]
+    assert rows[-1]["epoch"] == training["epochs"]
     if isinstance(epochs, int):
         assert training["tokens_trained"] == epochs * training["tokens_per_epoch"]
 

@@ -122,7 +122,7 @@ def test_a_merged_model_is_written_on_request(inputs: Path, tmp_path: Path) -> N
 
 def test_a_model_that_is_merged_later_keeps_its_card(inputs: Path, tmp_path: Path) -> None:
     ran(config_of(tmp_path, inputs / "chat", [inputs / "pairs.jsonl"], **LORA))
-    merge.run(Namespace(adapter=str(tmp_path / "run"), output=tmp_path / "merged"))
+    merge.run(Namespace(adapter=str(tmp_path / "run"), output=tmp_path / "merged", base=None, dtype=None))
     assert json.loads((tmp_path / "merged" / "reward_card.json").read_text(encoding="utf-8")) == card_of(tmp_path)
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(inputs: Path, tmp_path
 
 def test_a_run_says_that_prompts_stand_once_and_keeps_to_it(inputs: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path, inputs / "chat", [inputs / "pairs.jsonl"])
-    assert "prompts: once per pair" in ran(config, "train.steps=1").out
+    assert "a pair's prompt is computed once" in ran(config, "train.steps=1").out
     environment = tmp_path / "run" / "environment.json"
     started = json.loads(environment.read_text())
     started["pinned"]["packing"]["shared_prompts"] = False

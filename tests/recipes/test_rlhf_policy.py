@@ -123,7 +123,7 @@ def losses(folder: Path) -> list[float]:
 
 def with_critic(folder: Path, task: Path) -> Path:
     """A run of four steps that logs each, with a critic of its own."""
-    sections: dict[str, Any] = {"train": {"steps": 4}, "eval": {"every": None}, "log": {"every": 1}}
+    sections: dict[str, Any] = {"train": {"steps": 4}, "eval": {"every": None}, "log": {"every": 1, "report": False}}
     return write_config(folder, task, policy={"kl_coef": 0.05, "critic": "separate"}, **sections)
 
 
@@ -151,9 +151,15 @@ def test_compiled_models_make_the_same_updates(task: Path, tmp_path: Path) -> No
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
 
 
+def rollout_samples(run: Path) -> list[dict[str, Any]]:
+    """The rows of `samples.jsonl` that rollouts wrote, not evaluations."""
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    return [row for row in rows if "rollout" in row]
+
+
 def test_the_folder_tells_of_samples_and_loads(task: Path, tmp_path: Path) -> None:
     ran(write_config(tmp_path, task, policy={"kl_coef": 0.05}), "train.steps=6")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    rows = rollout_samples(tmp_path / "run")
     assert [row["rollout"] for row in rows] == sorted([0, 1, 2] * 256)
     assert {"sample", "prompt", "response", "score", "kl", "stopped"} <= rows[0].keys()
     assert len({row["sample"] for row in rows}) == len(rows)
@@ -166,7 +172,7 @@ def test_each_of_several_rewards_has_an_account_of_its_own(task: Path, tmp_path:
     alphabet = yaml.safe_load(config.read_text())["rollout"]["rewards"][0]
     length = {"name": "length", "weight": 0.5, "target": NUM_LETTERS, "unit": "words"}
     ran(config, f"rollout.rewards={json.dumps([alphabet, length])}", "train.steps=2")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    rows = rollout_samples(tmp_path / "run")
     for row in rows:
         assert row["score"] == pytest.approx(row["scores"][alphabet] + 0.5 * row["scores"]["length"], abs=1e-5)
     means = {name: sum(row["scores"][name] for row in rows) / len(rows) for name in (alphabet, "length")}
@@ -182,7 +188,7 @@ def test_a_kl_over_its_budget_ends_the_run(task: Path, tmp_path: Path) -> None:
     ended = ran(config)
     assert "exceeds policy.kl_budget=0.5: the run ends here" in ended.out
     assert metrics(tmp_path / "run")[-1]["step"] < 160
-    assert ran(config).out.count("the run ends here") == 1  # and stays ended
+    assert "this run is finished" in ran(config).out  # and stays ended
 
 
 @pytest.mark.slow
@@ -225,7 +231,7 @@ def test_groups_without_a_signal_are_left_out(task: Path, tmp_path: Path) -> Non
         ({"rollout": {"minibatches": 65}}, "rollout.minibatches=65 is more than rollout.num_prompts=64"),
         ({"rollout": {"on_weak_reward": "refuse"}}, "on_weak_reward does nothing without a reward of the name model"),
         ({"policy": {"critic_init": "reward"}}, "rollout.rewards names 0 reward models: name one"),
-        ({"policy": {"critic_init": "no/such/folder"}}, "no/such/folder: neither a run's folder nor a model's"),
+        ({"policy": {"critic_init": "no/such/folder"}}, "policy.critic_init=no/such/folder: no such folder"),
         ({"reward": {}}, "reward and policy are sections of different stages: put what each needs under reward_stage"),
     ],
 )

@@ -62,7 +62,9 @@ def test_a_finished_run_that_merges_can_be_started_again(inputs: Path, tmp_path:
 def test_the_card_of_an_adapter_says_so(inputs: Path, tmp_path: Path) -> None:
     ran(write_config(tmp_path, inputs / "chat", [inputs / "rows.jsonl"], **LORA), "train.steps=2")
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "library_name: peft" in card and f"base_model: {inputs / 'chat'}" in card
+    assert "library_name: peft" in card and "An adapter of `chat`" in card and str(inputs) not in card
+    rest = json.loads((tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8"))
+    assert rest["config"]["model"]["path"] == str(inputs / "chat") and {"ledger", "versions", "values"} <= rest.keys()
 
 
 def test_an_adapter_of_another_base_does_not_chat(inputs: Path, tmp_path: Path) -> None:

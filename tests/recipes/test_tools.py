@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from refusals import refused
 from tiny_chat import write_config, write_model, write_rows
 from tiny_run import SFT, run_here
 
@@ -25,16 +26,6 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a verb says that stops with exit code 2."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1
-    return err
-
-
 def test_preview_shows_the_first_packs_and_the_account(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["preview", str(tuned / "config.yaml"), "--packs", "2"])
     out = capsys.readouterr().out
@@ -46,7 +37,8 @@ def test_preview_shows_the_first_packs_and_the_account(tuned: Path, capsys: pyte
 
 def test_preview_colours_what_is_trained(tuned: Path) -> None:
     from llmtrain.cli.preview import MASKED, TRAINED, TRAINED_SPECIAL, shown
-    from llmtrain.config.sections import ChatDataConfig, PretrainedModelConfig, TokenizerConfig
+    from llmtrain.config.data import ChatDataConfig
+    from llmtrain.config.sections import PretrainedModelConfig, TokenizerConfig
     from llmtrain.data.chat.tokenizer import open_chat_tokenizer
     from llmtrain.data.packing.documents import pack_documents
     from llmtrain.data.store.kinds import build_chat_stores
@@ -55,9 +47,7 @@ def test_preview_colours_what_is_trained(tuned: Path) -> None:
     (tuned / "one.jsonl").write_text(json.dumps(row))
     data = ChatDataConfig(train=str(tuned / "one.jsonl"), eval_fraction=0.0, cache_dir=str(tuned / "cache"))
     model = str(tuned / "chat")
-    chat = open_chat_tokenizer(
-        PretrainedModelConfig(path=model), TokenizerConfig(), chat_template="auto", loss_on="assistant"
-    )
+    chat = open_chat_tokenizer(PretrainedModelConfig(path=model), TokenizerConfig(), data, "assistant")
     (store,) = build_chat_stores(data, chat.encoder, report=lambda line: None).train
     (text,) = shown(pack_documents(store, 64).pack(0), chat.tokenizer)
     pieces = [(text.plain[span.start : span.end], span.style) for span in text.spans]
@@ -74,7 +64,10 @@ def test_chat_answers_each_line_and_starts_over(
     assert len(answers) == 2 and answers[0] == answers[1]
 
 
-def test_generate_answers_each_prompt_as_alone(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_answers_each_prompt_as_alone(
+    tuned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmtrain.cli.generate.SECONDS_BETWEEN_LINES", 0.0)
     prompts = tuned / "prompts.jsonl"
     rows = [{"prompt": text} for text in ("ab", "abc de fgh ab cd", "h")]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -84,6 +77,8 @@ def test_generate_answers_each_prompt_as_alone(tuned: Path, capsys: pytest.Captu
         )
     one, three = ((tuned / f"{size}.jsonl").read_text() for size in ("1", "3"))
     assert one == three
+    out = capsys.readouterr().out
+    assert f"loading {tuned / 'run'}" in out and "2 of 3 prompts answered" in out
     answers = [json.loads(line)["response"] for line in one.splitlines()]
     assert len(set(answers)) > 1
     assert [json.loads(line)["prompt"] for line in one.splitlines()] == [row["prompt"] for row in rows]
@@ -109,7 +104,7 @@ def test_sample_continues_a_text(tuned: Path, capsys: pytest.CaptureFixture[str]
     ("content", "message"),
     [
         ("", "holds no prompt"),
-        ("{", "prompts.jsonl:1: not valid JSON"),
+        ("{", "prompts.jsonl:1: malformed JSON"),
         ('{"a": 1}', "holds neither `prompt` nor"),
         ('{"messages": 5}', "prompts.jsonl:1: "),
         ('{"prompt": null}', "prompts.jsonl:1: "),
@@ -125,6 +120,12 @@ def test_prompts_that_cannot_be_answered_are_refused(
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_table_is_no_file_of_prompts(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "faq.csv").write_text("question,answer\na,b\n")
+    line = refused(capsys, "generate", str(tuned / "run"), str(tmp_path / "faq.csv"), str(tmp_path / "out.jsonl"))
+    assert "faq.csv: prompts are read from a text file" in line
+
+
 def test_options_out_of_range_and_folders_that_are_not_there_are_refused(
     tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,7 +134,11 @@ def test_options_out_of_range_and_folders_that_are_not_there_are_refused(
     given = ("generate", run, str(prompts), str(tmp_path / "out.jsonl"))
     assert "--temperature=-1.0" in refused(capsys, *given, "--temperature", "-1")
     assert "--top-p=2.0" in refused(capsys, *given, "--top-p", "2")
-    assert "No such file" in refused(capsys, *given[:3], str(tmp_path / "nowhere" / "out.jsonl"))
+    assert "--seed=" in refused(capsys, *given, "--seed", str(2**64))
+    assert "out.jsonl: no folder" in refused(capsys, *given[:3], str(tmp_path / "nowhere" / "out.jsonl"))
+    assert f"{tmp_path}: a folder: name the file" in refused(capsys, *given[:3], str(tmp_path))
+    assert "holds the prompts, which the answers would replace" in refused(capsys, *given[:3], str(prompts))
+    assert prompts.read_text() == "ab\n"
     assert "No such file" in refused(capsys, "generate", run, str(tmp_path / "no.txt"), str(tmp_path / "out.jsonl"))
 
 

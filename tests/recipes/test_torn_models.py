@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused
 from tiny_chat import write_config, write_model, write_rows
 from tiny_run import SFT, run_here
 
-from llmtrain.cli.main import main
 from llmtrain.models.folders.reward import load_reward_model
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -51,11 +53,59 @@ def test_every_tool_names_the_file(
     tools: list[list[Any]] = [["sample", str(run), "x"], ["chat", str(run)], ["generate", str(run), prompts, answers]]
     tools += [["merge", str(run), str(tmp_path / "merged")]] if kind == "adapter" else []
     for tool in tools:
-        with pytest.raises(SystemExit) as ended:
-            main(tool)
-        line = capsys.readouterr().err
-        assert ended.value.code == 2 and line.count("\n") == 1, line
+        line = refused(capsys, *tool)
         assert line.startswith(f"error: {run}/model/{name} cannot be read ("), line
     assert {path.name for path in tmp_path.iterdir()} == {"run", "prompts.txt"}
     with pytest.raises(ValueError, match=rf"{run}/model/{name} cannot be read"):
         load_reward_model(run / "model")
+
+
+STOPS_NOWHERE = b'{"eos_token_id": "x"}'
+OTHER_SHAPES = "its weights have other shapes than its config.json says"
+BASES = [
+    *((name, CONTENTS["cut"], rf"base/{name} cannot be read \(") for name in FILES),
+    *(
+        (name, b"[]", rf"base/{name} cannot be read \(it holds list, not an object\)")
+        for name in FILES
+        if "config" in name
+    ),
+    ("generation_config.json", STOPS_NOWHERE, "eos_token_id holds 'x', which is no id of a token"),
+    ("chat_template.jinja", b"{% for %}", "the chat template is not Jinja: line 1: Expected an expression"),
+    ("tokenizer.json", None, "holds no tokenizer.json: name a tokenizer in tokenizer.path"),
+    ("config.json", {"hidden_size": 64, "intermediate_size": 128}, OTHER_SHAPES),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BASES)
+def test_training_names_what_is_wrong_with_its_base(
+    runs: Path, tmp_path: Path, name: str, content: bytes | dict[str, int] | None, said: str
+) -> None:
+    base = shutil.copytree(runs / "base", tmp_path / "base")
+    if content is None:
+        (base / name).unlink()
+        (base / "tokenizer_config.json").unlink()
+    elif isinstance(content, bytes):
+        (base / name).write_bytes(content)
+    else:
+        (base / name).write_text(json.dumps(json.loads((base / name).read_text()) | content))
+    ended = run_here(write_config(tmp_path / "config", base, [runs / "rows.jsonl"]), recipe=SFT)
+    line = ended.err.strip().splitlines()[-1]
+    assert ended.code == 2 and line.startswith("error: ") and re.search(said, line), ended.err
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"peft_type": "ZORK"}, r"adapter_config.json is not an adapter's of peft \(KeyError: 'ZORK'\)"),
+        ({"r": "x"}, "does not fit its base .*base"),
+        ({"target_modules": ["nope"]}, "does not fit its base .*base"),
+    ],
+)
+def test_training_names_what_is_wrong_with_an_adapter(
+    runs: Path, tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    adapter = shutil.copytree(runs / "adapter" / "model", tmp_path / "adapter")
+    settings = adapter / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | changed))
+    ended = run_here(write_config(tmp_path / "config", adapter, [runs / "rows.jsonl"]), recipe=SFT)
+    assert ended.code == 2 and re.search(said, ended.err.strip().splitlines()[-1]), ended.err

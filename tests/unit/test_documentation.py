@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.cli.launch import VERBS as LAUNCHED
 from llmtrain.cli.main import VERBS
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import (
@@ -18,14 +19,19 @@ from llmtrain.config.recipes import (
     RewardStageConfig,
     SftConfig,
 )
-from llmtrain.config.sections import Section, TokenizerTrainConfig
+from llmtrain.config.sections import Section
+from llmtrain.config.shipped import shipped_configs
 from llmtrain.config.stages import load_stages
+from llmtrain.config.tokenizer import TokenizerTrainConfig
+from llmtrain.launch.options import parsed
 from llmtrain.rewards.functions import REWARDS
 from llmtrain.train.engines.table import ENGINES, FEATURES, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "tokenizer" / "README.md"]
+RUN_ELSEWHERE = {"guide.md", "cluster.md"}
+"""Pages whose commands tests/recipes/test_guide.py and tests/slurm/test_page.py run, on files that they write."""
 YAMLS = sorted(path for folder in ("recipes/configs", "tokenizer") for path in (ROOT / folder).glob("*.yaml"))
 SCHEMAS: dict[str, type[Section]] = {
     "pretrain": PretrainConfig,
@@ -75,7 +81,7 @@ def block_commands(page: Path) -> list[list[str]]:
     return [words for block in blocks for words in commands(block)]
 
 
-SHOWN = [(page, words) for page in PAGES for words in block_commands(page)]
+SHOWN = [(page, words) for page in PAGES if page.name not in RUN_ELSEWHERE for words in block_commands(page)]
 SHOWN += [
     (path, words)
     for path in YAMLS
@@ -90,6 +96,9 @@ def test_a_shown_command_would_start(page: Path, words: list[str]) -> None:
         return
     if words[0] == "llmtrain":
         assert words[1] in VERBS
+        if words[1] == "launch":
+            check_launch(words[2:])
+            return
         if words[1] == "preview":
             check_arguments("sft", words[2:])
         elif words[1] in SCHEMAS and words[2:] != ["--help"]:
@@ -106,6 +115,14 @@ def test_a_shown_command_would_start(page: Path, words: list[str]) -> None:
         assert not word.endswith(".yaml") or (ROOT / word).is_file(), word
     if words[script] in SCHEMAS and arguments != ["--help"]:
         check_arguments(words[script], arguments)
+
+
+def check_launch(words: list[str]) -> None:
+    """Check the options of `llmtrain launch`, and what follows its verb."""
+    at = next(i for i, word in enumerate(words) if word in LAUNCHED)
+    options = parsed(words)
+    assert options.config_file is None or options.config_file in shipped_configs("accelerate")
+    check_arguments(words[at], words[at + 1 :])
 
 
 def test_the_first_page_shows_commands() -> None:

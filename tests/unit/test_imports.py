@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "llmtrain"
 
-CONTRACTS = {"config", "batch", "protocols", "system"}
+CONTRACTS = {"config", "batch", "protocols", "system", "statistics"}
 ROOMS = CONTRACTS | {"data", "models", "objectives", "train"}
 SHELVES = ROOMS | {"tokenizers", "tasks", "rewards"}
 LEARNING = SHELVES | {"rollout", "eval", "runs"}
@@ -20,12 +20,14 @@ MAY_IMPORT = {
     "config": {"system"},
     "batch": {"config", "system"},
     "protocols": {"config", "batch", "system"},
+    "statistics": {"system"},
     "data": CONTRACTS,
     "models": CONTRACTS,
     "objectives": CONTRACTS,
     "train": CONTRACTS,
+    "launch": CONTRACTS,
     "tokenizers": ROOMS,
-    "tasks": ROOMS,
+    "tasks": ROOMS | {"rewards"},
     "rewards": ROOMS,
     "rollout": SHELVES,
     "eval": SHELVES | {"rollout"},
@@ -33,13 +35,19 @@ MAY_IMPORT = {
     "recipes": LEARNING,
     "prove": LEARNING | {"recipes"},
     "tune": LEARNING | {"recipes"},
-    "cli": LEARNING | {"recipes", "prove", "tune"},
+    "cli": LEARNING | {"launch", "recipes", "prove", "tune"},
     "__main__": {"cli"},
 }
 """What each package may import of llmtrain, besides itself."""
 
-ONLY_IN = {"accelerate": "train/", "deepspeed": "train/", "datasets": "data/", "rensa": "data/"}
-"""Third parties and the room that alone imports them."""
+ONLY_IN = {
+    "accelerate": ("train/", "launch/"),
+    "deepspeed": ("train/",),
+    "datasets": ("data/",),
+    "rensa": ("data/",),
+    "psutil": ("launch/",),
+}
+"""Third parties and the rooms that alone import them."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

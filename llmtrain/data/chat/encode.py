@@ -2,8 +2,8 @@ r"""Conversations -> token ids, and which of them are trained.
 
 The ids of a prompt are those that generation will see: what the chat template and the tokenizer give for the
 messages before an answer. A row is one document, unless its turns cannot share one: where the template writes
-earlier turns differently once there are later ones, or where a token of the whole text would lie across the start
-of an answer, such turns become separate documents, each after its own prompt.
+earlier turns differently once there are later ones (`drafts`), or where a token of the whole text would lie across the
+start of an answer, such turns become separate documents, each after its own prompt.
 
     <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n    given
     4<|im_end|>                                                   trained
@@ -13,27 +13,32 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.config.sections import SpecialTokens
-from llmtrain.data.chat.default_template import chat_template
-from llmtrain.data.chat.template import FIX, BadExample, ChatTemplate, Turn
+from llmtrain.config.data import SpeltTokens
+from llmtrain.data.chat.choice import tried_templates
+from llmtrain.data.chat.drafts import Draft, Drafting, Ids, LossOn
+from llmtrain.data.chat.shown import unread_keys
+from llmtrain.data.chat.template import FIX, BadExample
+from llmtrain.data.chat.turn import Turn
+from llmtrain.data.formats.faults import UnfitRow
 from llmtrain.data.formats.instructions import Example, PlainText
-from llmtrain.data.formats.messages import Conversation
+from llmtrain.data.formats.token_rows import TokenRow, require_known
+from llmtrain.data.rendering import sources_of
+from llmtrain.data.spelt_tokens import MARK, ControlTokens, SpeltTokenError
 from llmtrain.data.tokenize import TextEncoder
-from llmtrain.protocols import Array
 from llmtrain.system.files import one_line
+from llmtrain.system.typing import Array
 
-__all__ = ["BadExample", "ChatEncoder", "Encoded", "LossOn", "choose_template"]
+__all__ = ["BadExample", "ChatEncoder", "Encoded", "LossOn"]
 
-Ids = tuple[int, ...]
-LossOn = Literal["assistant", "last", "completion", "all"]
+RENDERING_VERSION = 2
+"""Raised wherever the same rows, template and tokenizer become other documents than before."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +47,14 @@ class Encoded:
 
     input_ids: Array  # (tokens,) unsigned, of ChatEncoder.dtype
     trained: Array  # (tokens,) bool: this token is a target of the loss; never the first, which nothing predicts
+    weights: Array | None = None  # (tokens,) float32: of each target in the loss; None: every target has 1
+    notes: tuple[str, ...] = ()  # what was assumed of its row, to be counted; of a row's first document alone
 
-
-@dataclass
-class _Draft:
-    """A text that becomes one document, and one more for each turn that cannot share it."""
-
-    where: str
-    text: str
-    turns: list[Turn] = field(default_factory=list)  # what is trained; []: everything
-    before: Ids = ()  # put around the text, unless it has them
-    after: Ids = ()
-    separate: list[Turn] = field(default_factory=list)  # turns whose prompt has other ids in this text than alone
+    def part(self, tokens: slice | Array) -> Encoded:
+        """Some of its tokens; a target that comes first is none any more."""
+        trained = self.trained[tokens].copy()
+        trained[:1] = False
+        return Encoded(self.input_ids[tokens], trained, None if self.weights is None else self.weights[tokens])
 
 
 class _Tokens(NamedTuple):
@@ -69,29 +70,45 @@ Tokenized = Mapping[str, _Tokens]
 class ChatEncoder:
     """Turns examples into documents, many at a time, on all cores.
 
-    `plain` is data.chat_template=none: the tokenizer's own chat template is not used. Raises ValueError, one line,
-    for a tokenizer without a template, a template with a fault of syntax, and one whose answers could not be
-    generated as they are trained; with `plain`, for a tokenizer without EOS.
+    `plain` is data.chat_template=none: the tokenizer's own chat template is not used. `spelt_tokens` is
+    data.special_tokens_in_text. Raises ValueError, one line, for a tokenizer without a template, a template with a
+    fault of syntax, and one whose answers could not be generated as they are trained; with `plain`, for a tokenizer
+    without EOS.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, plain: bool, loss_on: LossOn) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        plain: bool,
+        loss_on: LossOn,
+        spelt_tokens: SpeltTokens = "warn",
+        loss_on_thoughts: bool = True,
+    ) -> None:
         around = self._around = TextEncoder(tokenizer)
         self.dtype, self.unknown_id = around.dtype, around.unknown_id
-        self._prefix, self._suffix = around.prefix, around.suffix
-        self._loss_on = loss_on
-        self._bos_id, self._eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._spelt_tokens = spelt_tokens
+        self._sources = () if plain else tuple(sources_of(tokenizer.chat_template).values())
+        self._control = ControlTokens(tokenizer, self._sources)
+        self._vocab_size, self.name = around.vocab_size, str(tokenizer.name_or_path)
+        self._bos_id = tokenizer.bos_token_id
         self._backend = around.backend
         self._backend.encode_special_tokens = False  # a template's tokens are part of its text
         self._backend.post_processor = None  # some trim white space off the places of tokens
-        self._template = None if plain else _template(tokenizer)
-        if self._template is None and self._eos_id is None:
+        templates = {} if plain else tried_templates(tokenizer)
+        if plain and tokenizer.eos_token_id is None:
             raise ValueError("data.chat_template=none ends a completion with EOS, which the tokenizer lacks; " + FIX)
-        stops = (tokenizer.eos_token,) if self._template is None else self._template.stop_tokens
+        stops = [tokenizer.eos_token] if plain else []
+        stops += dict.fromkeys(token for template in templates.values() for token in template.stop_tokens)
         self._stop = stops[0]
+        self._drafting = Drafting(templates, loss_on, loss_on_thoughts, around.prefix, around.suffix)
         self.end_of_turn_ids: Ids = tuple(tokenizer.added_tokens_encoder[stop] for stop in stops)
         """What a trained answer ends with, so that generation must stop on it: end of turn first, then EOS."""
         template = None if plain else tokenizer.chat_template
-        what = (tokenizer.special_tokens_map, template, loss_on, around.prefix, around.suffix)
+        what = (
+            *(RENDERING_VERSION, spelt_tokens, loss_on_thoughts),
+            *(tokenizer.special_tokens_map, template, loss_on, around.prefix, around.suffix),
+        )
         self.fingerprint = blake2b(f"{what}{self._backend.to_str()}".encode(), digest_size=16).hexdigest()
         """32 hexadecimal digits, different wherever examples would become different documents."""
 
@@ -102,9 +119,13 @@ class ChatEncoder:
         """
         # 1. Text: what the template writes, and where in it the answers are, in characters.
         planned = [self._planned(example) for example in examples]
-        drafts = [draft for plan in planned if not isinstance(plan, BadExample) for draft in plan]
+        drafts = [draft for plan in planned if isinstance(plan, list) for draft in plan]
         # 2. Ids of all texts in one call, which uses all cores, and of the ends of prompts alone to compare with.
-        whole = self._tokens(text for draft in drafts for text in (draft.text, *map(self._joint, draft.turns)))
+        whole = self._tokens(
+            text
+            for draft in drafts
+            for text in (draft.text, *(turn.text[turn.joint : turn.start] for turn in draft.turns))
+        )
         for draft in drafts:
             draft.separate = [
                 turn for turn in draft.turns if not self._keeps_prompt_ids(turn, whole[draft.text], whole)
@@ -112,63 +133,45 @@ class ChatEncoder:
         # 3. Ids of prompt and answer separately, of the few turns whose prompt came out with other ids.
         halves = self._tokens(text for draft in drafts for turn in draft.separate for text in self._halves(turn))
         # 4. Documents: ids, and characters that are trained turned into a mask over ids.
-        return [plan if isinstance(plan, BadExample) else self._documents(plan, whole, halves) for plan in planned]
+        return [
+            self._documents(plan, whole, halves)
+            if isinstance(plan, list)
+            else plan
+            if isinstance(plan, BadExample)
+            else [plan]
+            for plan in planned
+        ]
 
-    def _planned(self, example: Example) -> list[_Draft] | BadExample:
+    def _planned(self, example: Example) -> list[Draft] | Encoded | BadExample:
         try:
+            if isinstance(example, TokenRow):
+                return self._tokenized(example)
             if isinstance(example, PlainText):
-                return [_Draft(example.where, example.text, before=self._prefix, after=self._suffix)]
-            if self._template is None:
-                return [self._completion(example)]
-            if self._loss_on == "all":
-                return [_Draft(example.where, self._template.text(example))]
-            return _shared(self._template.turns(example, self._answers(example)), example.where)
+                return [self._drafting.of_text(example)]
+            messages = tuple(self._control.as_asked(example.messages, self._spelt_tokens))
+            notes = self._control.notes(example.messages, self._spelt_tokens)
+            drafts = self._drafting.of_conversation(replace(example, messages=messages))
+            drafts[0].notes += (*notes, *unread_keys(example.messages, self._sources))
+            return drafts
+        except SpeltTokenError as error:
+            return BadExample("control token in text", f"{example.where}: {error}")
         except BadExample as fault:
             return fault
 
-    def _answers(self, conversation: Conversation) -> list[int]:
-        """The places of the answers that are trained. Raises BadExample where there is none."""
-        where = conversation.where
-        answers = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-        if self._loss_on == "completion":
-            if not conversation.num_prompt:
-                raise BadExample(
-                    "no completion", f"{where}: the row marks no completion; set data.loss_on=assistant or last"
-                )
-            answers = [i for i in answers if i >= conversation.num_prompt]
-        elif self._loss_on == "last":
-            answers = answers[-1:]
-        if not answers:
-            raise BadExample("no trained token", f"{where}: no answer to train, with data.loss_on={self._loss_on}")
-        return answers
-
-    def _completion(self, conversation: Conversation) -> _Draft:
-        """A prompt and its completion, unchanged. Raises BadExample for any other conversation."""
-        texts = [message.get("content") for message in conversation.messages]
-        roles = [message["role"] for message in conversation.messages]
-        has_calls = bool(conversation.tools) or any(message.get("tool_calls") for message in conversation.messages)
-        match roles, texts:
-            case ["user", "assistant"], [str(prompt), str(completion)] if (
-                conversation.num_prompt == 1 and not has_calls
-            ):
-                text = prompt + completion
-                turn = Turn(text, len(prompt), ((len(prompt), len(text)),))
-                turns = [] if self._loss_on == "all" else [turn]
-                return _Draft(conversation.where, text, turns, before=self._prefix, after=self._suffix)
-        raise BadExample(
-            "conversation without template",
-            f"{conversation.where}: a conversation needs a chat template; set data.chat_template=auto, ours or a "
-            "Jinja file",
-        )
-
-    def _joint(self, turn: Turn) -> str:
-        r"""The end of a turn's prompt, from where its ids could depend on the answer: `<|im_start|>assistant\n`."""
-        prompt = turn.text[: turn.start]
-        return prompt if self._template is None else prompt[self._template.anchor(prompt) :]
+    def _tokenized(self, row: TokenRow) -> Encoded:
+        """The ids of a row as they are. Raises BadExample for ids that the tokenizer does not have."""
+        try:
+            require_known(row, self._vocab_size, self.name)
+        except UnfitRow as fault:
+            raise BadExample(fault.reason, f"{row.where}: {fault}") from None
+        weights = np.full(len(row.ids), row.weight, dtype=np.float32)
+        if row.weights is not None:
+            weights *= np.array(row.weights, dtype=np.float32)
+        return self._weighed(row.where, np.array(row.ids, dtype=self.dtype), weights)
 
     def _keeps_prompt_ids(self, turn: Turn, tokens: _Tokens, joints: Tokenized) -> bool:
         """Whether the prompt of a turn has, within a whole text, the ids that it has alone."""
-        joint = joints[self._joint(turn)].ids
+        joint = joints[turn.text[turn.joint : turn.start]].ids
         end = bisect_left(tokens.places, (turn.start,))
         return len(joint) <= end and tokens.ids[end - len(joint) : end] == joint
 
@@ -180,7 +183,7 @@ class ChatEncoder:
         """
         return turn.text[: turn.start], self._stop + turn.text[turn.start :]
 
-    def _documents(self, drafts: Sequence[_Draft], whole: Tokenized, halves: Tokenized) -> list[Encoded] | BadExample:
+    def _documents(self, drafts: Sequence[Draft], whole: Tokenized, halves: Tokenized) -> list[Encoded] | BadExample:
         documents = []
         try:
             for draft in drafts:
@@ -190,52 +193,73 @@ class ChatEncoder:
                     self._separate(draft, turn, *(halves[half] for half in self._halves(turn)))
                     for turn in draft.separate
                 ]
+            if drafts[0].notes:
+                documents[0] = replace(documents[0], notes=drafts[0].notes)
         except BadExample as fault:
             return fault
         return documents
 
-    def _together(self, draft: _Draft, tokens: _Tokens) -> Encoded:
+    def _together(self, draft: Draft, tokens: _Tokens) -> Encoded:
         """A draft's text up to the end of the last turn that is trained in it."""
         places = tokens.places
         turns = [turn for turn in draft.turns if turn not in draft.separate]
         if not turns:
-            trained = np.ones(len(places), dtype=bool)
+            weights = np.full(len(places), draft.weight, dtype=np.float32)
         else:
-            trained = np.zeros(bisect_left(places, (len(turns[-1].text),)), dtype=bool)
+            weights = np.zeros(bisect_left(places, (len(turns[-1].text),)), dtype=np.float32)
             for turn in turns:
-                _mark_trained(trained, places, turn.trained)
-        return self._encoded(draft, tokens.ids[: len(trained)], trained)
+                _mark_trained(weights, places, turn.trained, turn.weight)
+        return self._encoded(draft, tokens.ids[: len(weights)], weights)
 
-    def _separate(self, draft: _Draft, turn: Turn, prompt: _Tokens, answer: _Tokens) -> Encoded:
+    def _separate(self, draft: Draft, turn: Turn, prompt: _Tokens, answer: _Tokens) -> Encoded:
         """A turn after its prompt, each with the ids that it has alone."""
         shift = turn.start - len(self._stop)
-        trained = np.zeros(len(answer.ids), dtype=bool)
-        _mark_trained(trained, answer.places, [(start - shift, end - shift) for start, end in turn.trained])
+        weights = np.zeros(len(answer.ids), dtype=np.float32)
+        spans = [(start - shift, end - shift) for start, end in turn.trained]
+        _mark_trained(weights, answer.places, spans, turn.weight)
         first = bisect_left(answer.places, (len(self._stop),))
-        mask = np.concatenate([np.zeros(len(prompt.ids), dtype=bool), trained[first:]])
-        return self._encoded(draft, [*prompt.ids, *answer.ids[first:]], mask)
+        weights = np.concatenate([np.zeros(len(prompt.ids), dtype=np.float32), weights[first:]])
+        return self._encoded(draft, [*prompt.ids, *answer.ids[first:]], weights)
 
-    def _encoded(self, draft: _Draft, ids: Sequence[int], trained: Array) -> Encoded:
+    def _encoded(self, draft: Draft, ids: Sequence[int], weights: Array) -> Encoded:
         """A document of these ids, with BOS and EOS where the draft wants them. Raises BadExample."""
         before = draft.before if tuple(ids[: len(draft.before)]) != draft.before else ()
         after = draft.after if tuple(ids[-len(draft.after) :]) != draft.after else ()
         input_ids = np.array([*before, *ids, *after], dtype=self.dtype)
-        mask = np.concatenate([np.zeros(len(before), dtype=bool), trained, np.ones(len(after), dtype=bool)])
-        mask[:1] = False
+        around = np.zeros(len(before)), np.full(len(after), draft.weight)
+        weights = np.concatenate([around[0], weights, around[1]], dtype=np.float32)
         if self._bos_id is not None and input_ids[:2].tolist() == [self._bos_id] * 2:
             raise BadExample(
                 "doubled BOS",
                 f"{draft.where}: the text begins with BOS twice; take one out of the row or the chat template",
             )
-        if not mask.any():
-            raise BadExample("no trained token", f"{draft.where}: no token of the row would be trained")
-        if draft.turns and int(input_ids[np.flatnonzero(mask)[-1]]) not in self.end_of_turn_ids:
+        encoded = self._weighed(draft.where, input_ids, weights)
+        if draft.turns and int(input_ids[np.flatnonzero(encoded.trained)[-1]]) not in self.end_of_turn_ids:
             raise BadExample("untrained stop token", f"{draft.where}: the end of the last answer would not be trained")
-        return Encoded(input_ids, mask)
+        return encoded
+
+    def _weighed(self, where: str, input_ids: Array, weights: Array) -> Encoded:
+        """A document whose targets are the tokens with a weight. Raises BadExample where there is none."""
+        trained = weights > 0
+        trained[:1] = False
+        if not trained.any():
+            raise BadExample("no trained token", f"{where}: no token of the row would be trained")
+        return Encoded(input_ids, trained, None if np.all(weights[trained] == 1) else weights)
 
     def _tokens(self, texts: Iterable[str]) -> dict[str, _Tokens]:
         """Each text with its ids and their places, nothing put around them."""
         distinct = list(dict.fromkeys(texts))
+        if self._spelt_tokens == "encode_as_text":
+            marked = {text: self._in_pieces(text) for text in distinct if MARK in text}
+            return marked | self._tokens_of([text for text in distinct if text not in marked])
+        return self._tokens_of(distinct)
+
+    def _in_pieces(self, text: str) -> _Tokens:
+        """A text in which spelt control tokens are broken: their ids are those of plain text."""
+        self._around.require_known([piece for _, piece, is_token in self._control.pieces(text) if not is_token])
+        return _Tokens(*self._control.encoded(text, self._backend))
+
+    def _tokens_of(self, distinct: Sequence[str]) -> dict[str, _Tokens]:
         self._around.require_known(distinct)
         try:
             encodings = self._backend.encode_batch(distinct, add_special_tokens=False)
@@ -246,72 +270,12 @@ class ChatEncoder:
         }
 
 
-def choose_template(tokenizer: PreTrainedTokenizerFast, asked: str) -> tuple[str | None, list[str]]:
-    """The template that data.chat_template asks for, and the special tokens it needs that the tokenizer lacks.
-
-    None: prompt and completion unchanged. Raises ValueError for a file that cannot be read, and for a tokenizer
-    with several templates none of which is the default.
-    """
-    if asked == "none":
-        return None, []
-    if asked == "auto" and tokenizer.chat_template is not None:
-        try:
-            return str(tokenizer.get_chat_template()), []
-        except ValueError:
-            raise ValueError(
-                "data.chat_template=auto: the tokenizer has several chat templates and no default; "
-                "set data.chat_template=ours or a Jinja file"
-            ) from None
-    if asked in ("auto", "ours"):
-        tokens = SpecialTokens()
-        needed = (tokens.start_of_turn, tokens.end_of_turn)
-        return chat_template(tokens), [token for token in needed if not _is_token(tokenizer, token)]
-    try:
-        return Path(asked).expanduser().read_text(encoding="utf-8"), []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"data.chat_template={asked} cannot be read ({error}); give auto, ours, none or a Jinja file"
-        ) from None
-
-
-def _is_token(tokenizer: PreTrainedTokenizerFast, text: str) -> bool:
-    return len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids) == 1
-
-
-def _template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
-    """The tokenizer's template, tried. Raises ValueError if it has none, or one that cannot be used."""
-    source = tokenizer.chat_template
-    if not isinstance(source, str):
-        raise ValueError(
-            f"the tokenizer has no chat template; {FIX}, or to none for prompts and completions as they are"
-        )
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.single_word]
-    return ChatTemplate(source, tokenizer.special_tokens_map, added, tokenizer.eos_token)
-
-
-def _shared(turns: Iterable[Turn], where: str) -> list[_Draft]:
-    r"""Turns in as few texts as hold each of them unchanged, in order.
-
-    The text of one turn mostly begins the text of the next, and then both share the longer. A template that takes the
-    thoughts off earlier turns needs two texts, for the second does not begin with the first:
-
-        <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n<think>\nEasy.\n</think>\n\n4<|im_end|>
-        <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n<|im_start|>user\n3 + 3? ...
-    """
-    drafts: list[_Draft] = []
-    for turn in turns:
-        if drafts and turn.text.startswith(drafts[-1].text):
-            drafts[-1].text = turn.text
-            drafts[-1].turns.append(turn)
-        else:
-            drafts.append(_Draft(where, turn.text, [turn]))
-    return drafts
-
-
-def _mark_trained(trained: Array, places: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> None:
-    """Mark the tokens that begin within spans of characters.
+def _mark_trained(
+    weights: Array, places: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]], weight: float
+) -> None:
+    """Give the tokens that begin within spans of characters their weight.
 
     Tokens at [(0, 4), (4, 5), (5, 15)] and the span (4, 15): the second and the third.
     """
     for start, end in spans:
-        trained[bisect_left(places, (start,)) : bisect_left(places, (end,))] = True
+        weights[bisect_left(places, (start,)) : bisect_left(places, (end,))] = weight

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
+from llmtrain.config.data import ChatDataConfig, TemplatedSourcesConfig
 from llmtrain.config.sections import PretrainedModelConfig, TokenizerConfig
-from llmtrain.data.chat.encode import ChatEncoder, LossOn, choose_template
+from llmtrain.data.chat.arguments import with_arguments, with_fixed_date
+from llmtrain.data.chat.choice import choose_template
+from llmtrain.data.chat.encode import ChatEncoder, LossOn
+from llmtrain.data.chat.system_prompt import require_sent, with_system_prompt
 from llmtrain.data.tokenize import load_tokenizer
 
 
@@ -17,15 +21,13 @@ class ChatTokenizer:
 
     tokenizer: PreTrainedTokenizerFast  # with the chosen template and its tokens
     encoder: ChatEncoder
-    new_token_ids: tuple[int, ...]  # tokens that the template needed and the vocabulary lacked
+    new_token_ids: tuple[int, ...]  # tokens that the model has no trained rows for, as the template brings them
 
 
 def open_chat_tokenizer(
-    model: PretrainedModelConfig, tokenizer: TokenizerConfig, *, chat_template: str, loss_on: LossOn
+    model: PretrainedModelConfig, tokenizer: TokenizerConfig, data: TemplatedSourcesConfig, loss_on: LossOn
 ) -> ChatTokenizer:
-    """The tokenizer of `model`, or the one that `tokenizer` names, with the chat template of this name.
-
-    `chat_template` and `loss_on` are as in the `data` section of an SFT run.
+    """The tokenizer of `model`, or the one that `tokenizer` names, with the chat template that `data` asks for.
 
     Raises ValueError for a tokenizer or template that cannot be used.
     """
@@ -35,8 +37,20 @@ def open_chat_tokenizer(
         model.trust_remote_code,
         key="model.path" if tokenizer.path is None else "tokenizer.path",
     )
-    template, new_tokens = choose_template(loaded, chat_template)
+    template, new_tokens = choose_template(loaded, data.chat_template)
     loaded.add_tokens(new_tokens, special_tokens=True)
     loaded.chat_template = template
-    encoder = ChatEncoder(loaded, plain=template is None, loss_on=loss_on)
+    if template is not None:
+        template = with_fixed_date(with_arguments(template, data.template_kwargs), data.template_date)
+        loaded.chat_template = template
+    if data.system_prompt is not None and template is not None:
+        loaded.chat_template = with_system_prompt(template, data.system_prompt)
+        require_sent(loaded, data.system_prompt)
+    encoder = ChatEncoder(
+        loaded,
+        plain=template is None,
+        loss_on=loss_on,
+        spelt_tokens=data.special_tokens_in_text,
+        loss_on_thoughts=data.loss_on_thoughts if isinstance(data, ChatDataConfig) else True,
+    )
     return ChatTokenizer(loaded, encoder, tuple(loaded.get_vocab()[token] for token in new_tokens))

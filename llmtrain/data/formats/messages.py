@@ -1,64 +1,28 @@
 """The ways in which people write down a dialogue -> messages, as chat templates take them.
 
-Lists of turns (OpenAI's `role` and `content`, ShareGPT's `from` and `value`), strings with marked turns
-(HH-RLHF, Guanaco), trees of replies (OpenAssistant); `instructions` says which field holds which.
+Lists of turns, whose keys and speakers `roles` knows, with tool calls; strings with marked turns are `marked`, trees of
+replies `trees`. `row_formats` says which field holds which.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from llmtrain.data.formats.faults import UnfitRow, kind, shortened
+from llmtrain.data.formats.roles import content_key_of, is_caller, role_key_of, role_of, unknown_role
+from llmtrain.data.formats.weights import MESSAGE_KEYS, WEIGHT, message_weight, weights_of, without_weights
+
 Message = Mapping[str, Any]
 SHOWN_MESSAGES = 4
 """Messages of the first row that are shown."""
-
-ROLES = {
-    "system": "system",
-    "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
-"""What rows call a speaker -> what chat templates call it."""
-FUNCTION_CALL = "function_call"
-"""The speaker of a ShareGPT turn that holds an assistant's tool calls as JSON."""
-
-MARKS = {
-    "HH-RLHF dialogue": re.compile(r"\n\n(Human|Assistant):"),
-    "### Human dialogue": re.compile(r"(?:^|\s)### (Human|Assistant):"),
-}
-"""Name of a marking -> what it writes before each turn."""
-
-
-class UnfitRow(ValueError):
-    """A row that is wrong: `reason`, one of a few, for counting; the text names what is wrong and where in the row."""
-
-    def __init__(self, reason: str, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
-
-
-class UnwantedRow(Exception):
-    """A row that is valid, but not to be trained on: `reason`, for counting."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class UnknownFormat(ValueError):
-    """A row in no format that is read; the text is one line that starts with file:line."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""The keys of a message that `transformers` hands to templates as its reasoning."""
+LEGACY_CALL = "function_call"
+"""The key of a message that held its one call before OpenAI's `tool_calls`."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +32,7 @@ class Dialogue:
     messages: Sequence[Message]
     num_prompt: int = 0  # messages[:num_prompt] are the prompt, where the row marks one
     tools: tuple[Mapping[str, Any], ...] = ()
+    prompt_text: str | None = None  # the prompt where the row has it as one text with marked turns
 
 
 @dataclass(frozen=True)
@@ -79,6 +44,9 @@ class Conversation:
     tools: tuple[Mapping[str, Any], ...]
     where: str  # file:line, for messages to the user
     num_bytes: int  # as UTF-8: of all strings of an instruction row, of an answer's whole dialogue as JSON
+    weights: tuple[float, ...] = ()  # of each message's tokens in the loss; (): each has 1
+    weight: float = 1.0  # of the whole row, by which those are multiplied
+    prompt_text: str | None = None  # the prompt where the row has it as one text with marked turns
 
     def digest(self) -> bytes:
         """16 bytes that depend on the messages and tools alone."""
@@ -86,10 +54,25 @@ class Conversation:
         return blake2b(content.encode(), digest_size=16).digest()
 
 
+def conversation(dialogue: Dialogue, num_prompt: int, where: str, num_bytes: int, weight: float = 1.0) -> Conversation:
+    """A dialogue in its one form, its weights separate from its messages."""
+    return Conversation(
+        messages=without_weights(dialogue.messages),
+        num_prompt=num_prompt,
+        tools=dialogue.tools,
+        where=where,
+        num_bytes=num_bytes,
+        weights=weights_of(dialogue.messages),
+        weight=weight,
+        prompt_text=dialogue.prompt_text,
+    )
+
+
 def answered(dialogue: Dialogue, num_prompt: int, where: str) -> Conversation:
     """A dialogue whose messages from `num_prompt` on are an answer; raises UnicodeEncodeError, RecursionError."""
-    num_bytes = len(json.dumps([dialogue.messages, dialogue.tools], ensure_ascii=False).encode())
-    return Conversation(tuple(dialogue.messages), num_prompt, dialogue.tools, where, num_bytes)
+    messages = without_weights(dialogue.messages)
+    num_bytes = len(json.dumps([messages, dialogue.tools], ensure_ascii=False).encode())
+    return conversation(dialogue, num_prompt, where, num_bytes)
 
 
 def first_question(messages: Sequence[Message]) -> str:
@@ -107,35 +90,40 @@ def text_message(role: str, content: Any, place: str) -> Message:
 
 
 def turn_messages(turns: Any, place: str) -> list[Message]:
-    """A list of turns, each with role and content or with from and value, keeping what else they hold.
+    """A list of turns, keeping what else they hold.
 
     Raises UnfitRow for what is not a turn, an unknown role, and content or tool calls that cannot be used.
     """
     if not isinstance(turns, list):
-        raise UnfitRow("not a list of messages", f"{place} holds {_kind(turns)}, not a list of messages")
+        raise UnfitRow("not a list of messages", f"{place} holds {kind(turns)}, not a list of messages")
     if not turns:
         raise UnfitRow("empty conversation", f"{place} holds no message")
     return [turn_message(turn, f"message {number} of {place}") for number, turn in enumerate(turns)]
 
 
 def turn_message(turn: Any, place: str) -> Message:
-    """One turn, with role and content or with from and value; raises UnfitRow as `turn_messages` does."""
+    """One turn, whatever its keys and its speaker are called; raises UnfitRow as `turn_messages` does."""
     if not isinstance(turn, Mapping):
-        raise UnfitRow("not a message", f"{place} is {_kind(turn)}, not an object with role and content")
-    if turn.get("role") is not None:
-        role_key, content_key = "role", "content"
-    elif turn.get("from") is not None:
-        role_key, content_key = "from", "value"
-    else:
+        raise UnfitRow("not a message", f"{place} is {kind(turn)}, not an object with role and content")
+    role_key, content_key = role_key_of(turn), content_key_of(turn)
+    if role_key is None:
         names = ", ".join(map(repr, turn)) or "nothing"
-        raise UnfitRow("not a message", f"{place} has neither role and content nor from and value, but {names}")
-    role, content = turn[role_key], turn.get(content_key)
-    rest = {key: value for key, value in turn.items() if key not in (role_key, content_key) and value is not None}
-    if role == FUNCTION_CALL:
+        raise UnfitRow(
+            "not a message",
+            f"{place} has neither role and content nor from and value, but {names}; name them by the source's role_key "
+            "and content_key",
+        )
+    speaker, content = turn[role_key], None if content_key is None else turn[content_key]
+    used = {role_key, content_key, *MESSAGE_KEYS}
+    rest = {key: value for key, value in turn.items() if key not in used and value is not None}
+    role = "assistant" if is_caller(speaker) else role_of(speaker)
+    if role is None:
+        raise unknown_role(speaker, place)
+    weight = message_weight(turn, role, place)
+    rest |= {WEIGHT: weight} if weight != 1 else {}
+    if is_caller(speaker) and "tool_calls" not in rest:
         return _message("assistant", "", {**rest, "tool_calls": content}, place)
-    if not isinstance(role, str) or role not in ROLES:
-        raise UnfitRow("unknown role", f"{place} has the role {role!r}, which is none of {', '.join(ROLES)}")
-    return _message(ROLES[role], content, rest, place)
+    return _message(role, content, rest, place)
 
 
 def tool_list(tools: Any, place: str) -> tuple[Mapping[str, Any], ...]:
@@ -148,64 +136,7 @@ def tool_list(tools: Any, place: str) -> tuple[Mapping[str, Any], ...]:
     listed = _parsed(tools, place)
     if not isinstance(listed, list) or not all(isinstance(tool, Mapping) for tool in listed):
         raise UnfitRow("malformed tools", f"{place} is not a list of objects")
-    functions = [tool if "function" in tool or "name" not in tool else _as_function(tool) for tool in listed]
-    return tuple(_without_nulls(tool) for tool in functions)
-
-
-def marking_of(text: Any) -> str | None:
-    """The name in MARKS of the marks that a string begins with; None: it is not a marked dialogue."""
-    if not isinstance(text, str):
-        return None
-    if text.startswith("\n\nHuman:"):
-        return "HH-RLHF dialogue"
-    return "### Human dialogue" if text.lstrip().startswith("### Human:") else None
-
-
-def marked_messages(text: Any, marking: str, place: str, *, open_end: bool = False) -> list[Message]:
-    """A string of marked turns; with `open_end` a last answer without text is left out.
-
-    Raises UnfitRow for a string that is not so marked, and for an answer without text.
-    """
-    if marking_of(text) != marking:
-        shown = shortened(text) if isinstance(text, str) else _kind(text)
-        raise UnfitRow("not a marked dialogue", f"{place} is not a {marking}: it begins with {shown}")
-    pieces = MARKS[marking].split(text)[1:]
-    turns = [(speaker, content.strip()) for speaker, content in zip(pieces[::2], pieces[1::2], strict=True)]
-    if open_end and turns[-1] == ("Assistant", ""):
-        turns.pop()
-    return [
-        text_message(ROLES[speaker.lower()], content, f"message {number} of {place}")
-        for number, (speaker, content) in enumerate(turns)
-    ]
-
-
-def best_path(root: Any, place: str) -> list[Message]:
-    """The best replies of an OpenAssistant tree, from its root to the last one by an assistant.
-
-    Of several replies the one of lowest `rank` is taken, one without a rank after those that have one, the
-    first of equals; deleted ones never. Raises UnwantedRow where no assistant has replied, UnfitRow for a
-    node that is not a message (Köpf et al. 2023).
-    """
-    messages: list[Message] = []
-    node = root
-    while node is not None:
-        here = f"reply {len(messages)} of {place}" if messages else place
-        if not isinstance(node, Mapping) or not isinstance(node.get("replies") or [], list):
-            raise UnfitRow("not a message", f"{here} is not an object with role, text and a list of replies")
-        replies = [reply for reply in node.get("replies") or [] if isinstance(reply, Mapping)]
-        messages.append(turn_message({"role": node.get("role"), "content": node.get("text")}, here))
-        node = min((reply for reply in replies if not reply.get("deleted")), key=_rank, default=None)
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    if not messages:
-        raise UnwantedRow("no assistant turn")
-    return messages
-
-
-def shortened(text: str, max_chars: int = 48) -> str:
-    """A string in quotes on one line, its end left out where it is long."""
-    line = " ".join(text[: 8 * max_chars].split())
-    return json.dumps(line if len(line) <= max_chars else line[: max_chars - 3] + "...", ensure_ascii=False)
+    return tuple(tool if "function" in tool or "name" not in tool else _as_function(tool) for tool in listed)
 
 
 def shown(messages: Sequence[Message]) -> str:
@@ -222,16 +153,15 @@ def shown(messages: Sequence[Message]) -> str:
     return " -> ".join(parts)
 
 
-def _rank(reply: Mapping[str, Any]) -> tuple[bool, float]:
-    rank = reply.get("rank")
-    return (False, rank) if isinstance(rank, int | float) else (True, 0)
-
-
 def _message(role: str, content: Any, rest: Mapping[str, Any], place: str) -> Message:
     """A message in its one form: text content, tool calls as objects, no key without a value."""
     text = _joined(content, place)
     extras = dict(rest)
     calls = _tool_calls(extras.pop("tool_calls", None), place)
+    legacy = extras.pop(LEGACY_CALL, None) if role == "assistant" else None
+    if calls and legacy is not None:
+        raise UnfitRow("malformed tool call", f"{place} has both tool_calls and {LEGACY_CALL}: leave one of them out")
+    calls = calls or _tool_calls(legacy, place)
     if calls:
         extras["tool_calls"] = calls
     elif content is None:
@@ -248,22 +178,22 @@ def _joined(content: Any, place: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise UnfitRow("content is not a string", f"{place}: the content is {_kind(content)}, not a string")
+        raise UnfitRow("content is not a string", f"{place}: the content is {kind(content)}, not a string")
     texts = []
     for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if not isinstance(part, Mapping) or kind != "text" or not isinstance(part.get("text"), str):
-            named = f"a part of type {kind!r}" if kind is not None else _kind(part)
+        part_type = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping) or part_type != "text" or not isinstance(part.get("text"), str):
+            named = f"a part of type {part_type!r}" if part_type is not None else kind(part)
             raise UnfitRow("content is not text", f"{place}: the content holds {named}; parts of type 'text' are read")
         texts.append(part["text"])
     return "".join(texts)
 
 
 def _tool_calls(calls: Any, place: str) -> list[Mapping[str, Any]]:
-    """Tool calls as `{"type": "function", "function": {"name": ..., "arguments": {...}}}`, whose arguments are objects.
+    """Tool calls as `{"type": "function", "function": {"name": ..., "arguments": ...}}`.
 
-    OpenAI writes arguments as JSON in a string; most chat templates write them as JSON themselves, and would
-    so quote them twice.
+    Arguments are an object, or one as JSON in a string, as OpenAI writes them: the row's own text, which `rendering`
+    hands to the chat template as it wants it.
     """
     if calls is None:
         return []
@@ -276,14 +206,15 @@ def _tool_call(call: Any, place: str) -> Mapping[str, Any]:
     function = wrapped["function"]
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UnfitRow("malformed tool call", f"{place}: a tool call needs the name of a function")
-    arguments = function.get("arguments")
-    arguments = _parsed(arguments or "{}", f"{place}, the arguments of {function['name']}")
-    if not isinstance(arguments, Mapping):
+    arguments = function.get("arguments") or {}
+    parsed = _parsed(arguments, f"{place}, the arguments of {function['name']}")
+    if not isinstance(parsed, Mapping):
         raise UnfitRow(
             "malformed tool call",
-            f"{place}: the arguments of {function['name']} are {_kind(arguments)}, not an object",
+            f"{place}: the arguments of {function['name']} are {kind(parsed)}, not an object",
         )
-    return _without_nulls({**wrapped, "type": "function", "function": {**function, "arguments": arguments}})
+    kept = {key: value for key, value in wrapped.items() if value is not None}
+    return {**kept, "type": "function", "function": {**function, "arguments": arguments}}
 
 
 def _as_function(function: Any) -> dict[str, Any]:
@@ -300,14 +231,3 @@ def _parsed(value: Any, place: str) -> Any:
         raise UnfitRow("malformed JSON", f"malformed JSON in {place} ({error.msg} at character {error.pos})") from None
     except RecursionError:
         raise UnfitRow("malformed JSON", f"malformed JSON in {place} (nested too deep)") from None
-
-
-def _without_nulls(tree: Any) -> Any:
-    """A tree without keys that have no value: Arrow gives every object of a column the keys of all of them."""
-    if isinstance(tree, Mapping):
-        return {key: _without_nulls(value) for key, value in tree.items() if value is not None}
-    return [_without_nulls(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__

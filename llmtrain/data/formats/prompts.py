@@ -8,42 +8,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from llmtrain.config.data import Source, SpeltTokens
 from llmtrain.config.rl import PromptDataConfig
-from llmtrain.config.sections import Source
-from llmtrain.data.formats.instructions import (
-    RowFormat,
-    check_canonical,
-    recognise,
-    recognised_as,
-    renamed,
-    with_extras,
-)
-from llmtrain.data.formats.messages import (
-    Dialogue,
-    Message,
-    UnfitRow,
-    shortened,
-    shown,
-    text_message,
-    turn_messages,
-)
+from llmtrain.data import rendering
+from llmtrain.data.formats.asked import asks
+from llmtrain.data.formats.faults import UnfitRow, shortened
+from llmtrain.data.formats.instructions import check_canonical
+from llmtrain.data.formats.messages import Dialogue, Message, shown
+from llmtrain.data.formats.naming import Naming
 from llmtrain.data.formats.read import FormatReader, read_examples
-from llmtrain.data.ledger import Ledger, SourceLedger, Split, files_not_read
+from llmtrain.data.formats.weights import weight_field, without_weights
+from llmtrain.data.ledger import Ledger, SourceLedger, Split, files_not_read, noted
 from llmtrain.data.sources.files import content_of, resolve_rows
 from llmtrain.data.sources.overlap import Read, as_read, require_disjoint
 from llmtrain.data.sources.rows import Fields, Row
+from llmtrain.data.spelt_tokens import SpeltTokenError
 from llmtrain.data.split import split_of
-from llmtrain.protocols import Report
-from llmtrain.system.files import one_line
+from llmtrain.data.tokenize import TextEncoder
+from llmtrain.system.counted import counted
+from llmtrain.system.typing import Report
 
-PROMPT_FIELDS = ("prompt", "question", "query")
 TOO_LONG = "no room for a response within data.max_seq_len"
 
 
@@ -56,6 +47,7 @@ class Prompt:
     row: Mapping[str, Any]  # `tools` in it, where it has any under whatever name
     where: str  # file:line, for messages to the user
     num_bytes: int = 0  # of the messages, written as JSON
+    notes: tuple[str, ...] = ()  # what was found in its text, to be counted
 
     def digest(self) -> bytes:
         """16 bytes that depend on the prompt alone."""
@@ -135,7 +127,7 @@ def iter_prompts(
 ) -> Iterator[Prompt]:
     """The prompts of a source, read as `read_examples` does."""
     check_canonical(source.fields, source.path)
-    recognised = partial(_reader, source.fields, tokenizer)
+    recognised = partial(_reader, Naming.of(source), tokenizer, data.special_tokens_in_text)
     return read_examples(source, recognised, data.on_bad_row, ledger, report, unit="prompt")
 
 
@@ -148,6 +140,7 @@ def _kept(
         if len(prompt.ids) > max_tokens:
             ledger.drop(TOO_LONG, prompt.num_bytes)
             continue
+        ledger.note(prompt.notes)
         split = split_of(prompt, eval_fraction)
         kept[split].append(prompt)
         ledger.kept[split].add(prompt.num_bytes)
@@ -155,67 +148,83 @@ def _kept(
     return kept
 
 
-def _reader(fields: Mapping[str, str], tokenizer: PreTrainedTokenizerFast, row: Row) -> FormatReader[Prompt]:
-    """How the rows of a source are read whose first row is `row`: by a field that holds prompts, else by its format."""
-    view = renamed(row.fields, fields)
-    name = next((name for name in PROMPT_FIELDS if view.get(name)), None)
-    if name is not None:
-        format_name, described = "prompt", f"prompts (field {fields.get(name, name)})"
-        asked: Callable[[Fields], Dialogue] = partial(_asked, name)
-    else:
-        row_format = recognise(row, fields)
-        format_name, described = row_format.name, recognised_as(row_format, fields)
-        asked = partial(_before_the_answer, row_format)
-    return FormatReader(format_name, partial(_prompts, asked, fields, tokenizer), partial(_described, described))
-
-
-def _asked(name: str, row: Fields) -> Dialogue:
-    """The prompt that a field holds, with the row's system prompt and tools. Raises UnfitRow."""
-    given = row.get(name)
-    if not given:
-        raise UnfitRow("no prompt", f"{name!r} is missing or empty")
-    messages = [text_message("user", given, name)] if isinstance(given, str) else turn_messages(given, name)
-    if messages[-1]["role"] == "assistant":
-        raise UnfitRow("no prompt", f"{name!r} ends with an answer: leave it out, or put all of it into messages")
-    return with_extras(row, messages, 0)
-
-
-def _before_the_answer(row_format: RowFormat, row: Fields) -> Dialogue:
-    """What comes before the last answer of a row. Raises UnfitRow and UnwantedRow."""
-    dialogue = row_format.convert(row)
-    if isinstance(dialogue, str):
-        return Dialogue([text_message("user", dialogue, "text")])
-    answers = [index for index, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
-    messages = list(dialogue.messages[: answers[-1]] if answers else dialogue.messages)
-    if not messages:
-        raise UnfitRow("no prompt", "nothing comes before the answer")
-    return replace(dialogue, messages=messages)
+def _reader(
+    names: Naming, tokenizer: PreTrainedTokenizerFast, spelt_tokens: SpeltTokens, row: Row
+) -> FormatReader[Prompt]:
+    """How the rows of a source are read whose first row is `row`."""
+    how = asks(names, row)
+    read = partial(_prompts, how.convert, names, tokenizer, spelt_tokens)
+    return FormatReader(how.name, read, partial(_described, how.described))
 
 
 def _prompts(
-    asked: Callable[[Fields], Dialogue], fields: Mapping[str, str], tokenizer: PreTrainedTokenizerFast, row: Row
+    asked: Callable[[Fields], Dialogue],
+    names: Naming,
+    tokenizer: PreTrainedTokenizerFast,
+    spelt_tokens: SpeltTokens,
+    row: Row,
 ) -> list[Prompt]:
     """A row's one prompt; raises UnfitRow, UnwantedRow, UnicodeEncodeError, RecursionError."""
-    dialogue = asked(renamed(row.fields, fields))
-    messages = dialogue.messages
-    tools: list[Any] = list(dialogue.tools)
+    dialogue = asked(names.view(row.fields))
+    messages, tools = without_weights(dialogue.messages), dialogue.tools
+    weight = weight_field(row.fields)
+    unused = () if weight is None else (f"{weight} of a row, which prompts do not use",)
     if tokenizer.chat_template is None:
-        if len(messages) > 1 or tools:
-            what = "tools need" if tools else "several messages need"
-            raise UnfitRow("no template", f"{what} a chat template (data.chat_template)")
-        text = str(messages[0]["content"])
-        num_bytes = len(text.encode())
-        return [Prompt(tuple(tokenizer(text)["input_ids"]), text, row.fields, row.where, num_bytes)]
+        text = _only_text(dialogue)
+        return [Prompt(_text_ids(tokenizer, text), text, row.fields, row.where, len(text.encode()), unused)]
+    ids = prompt_ids(tokenizer, messages, tools, spelt_tokens)
     num_bytes = len(json.dumps(messages, ensure_ascii=False, default=str).encode())
-    given: Any = list(messages)
+    scored_by = {"tools": list(tools), **row.fields} if tools else row.fields
+    notes = unused + rendering.control_tokens(tokenizer).notes(messages, spelt_tokens)
+    return [Prompt(ids, messages, scored_by, row.where, num_bytes, notes)]
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    spelt_tokens: SpeltTokens = "warn",
+) -> tuple[int, ...]:
+    """The ids of messages up to where an answer begins, or goes on, if the last message is the beginning of one.
+
+    Without a template, of the one message as text. Raises UnfitRow.
+    """
+    if tokenizer.chat_template is None:
+        return _text_ids(tokenizer, _only_text(Dialogue(messages, tools=tuple(tools))))
     try:
-        ids: Any = tokenizer.apply_chat_template(
-            given, tools=tools or None, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except Exception as error:  # a template may raise anything; jinja2 has no class for what it raises itself
-        raise UnfitRow("template refuses the row", f"the chat template refuses the row: {one_line(error)}") from None
-    scored_by = {"tools": tools, **row.fields} if tools else row.fields
-    return [Prompt(tuple(ids), tuple(messages), scored_by, row.where, num_bytes)]
+        return tuple(rendering.prompt_ids(tokenizer, messages, tools, spelt_tokens=spelt_tokens))
+    except SpeltTokenError as error:
+        raise UnfitRow("control token in text", str(error)) from None
+    except UnicodeEncodeError:
+        raise
+    except ValueError as error:
+        raise UnfitRow("template refuses the row", str(error)) from None
+
+
+def _only_text(dialogue: Dialogue) -> str:
+    """The one text that a prompt is where there is no chat template. Raises UnfitRow."""
+    if dialogue.prompt_text is not None and not dialogue.tools:
+        return dialogue.prompt_text
+    if len(dialogue.messages) > 1 or dialogue.tools or dialogue.messages[0]["role"] != "user":
+        one = f"a {dialogue.messages[0]['role']} message needs"
+        what = "tools need" if dialogue.tools else "several messages need" if len(dialogue.messages) > 1 else one
+        raise UnfitRow("no template", f"{what} a chat template (data.chat_template)")
+    return str(dialogue.messages[0]["content"])
+
+
+def _text_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+    """A text's ids as its continuation is trained: after what the tokenizer begins a text with, without an end."""
+    around = _around(tokenizer)
+    ids = tuple(around.backend.encode(text, add_special_tokens=False).ids)
+    return ids if ids[: len(around.prefix)] == around.prefix else (*around.prefix, *ids)
+
+
+@lru_cache(maxsize=4)
+def _around(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
+    around = TextEncoder(tokenizer)
+    around.backend.encode_special_tokens = False  # as in tuning with data.chat_template=none
+    around.backend.post_processor = None
+    return around
 
 
 def _described(recognised: str, first: Prompt) -> str:
@@ -225,7 +234,7 @@ def _described(recognised: str, first: Prompt) -> str:
 
 
 def _account(ledger: SourceLedger) -> str:
-    parts = [f"{tally.documents:,} {split} prompts" for split, tally in ledger.kept.items() if tally.documents]
-    parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
+    parts = [counted(tally.documents, f"{split} prompt") for split, tally in ledger.kept.items() if tally.documents]
+    parts += [f"{counted(tally.documents, 'bad row')} skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
     parts += [f"{tally.documents:,} dropped: {reason}" for reason, tally in ledger.dropped.items()]
-    return "; ".join(parts + files_not_read(ledger)) or "no rows"
+    return "; ".join(parts + noted(ledger, "prompts") + files_not_read(ledger)) or "no rows"

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from llmtrain.config.sections import OnBadRow, Source
-from llmtrain.data.formats.messages import UnfitRow, UnknownFormat, UnwantedRow
+from llmtrain.config.data import OnBadRow, Source
+from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, UnwantedRow
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, resolve_rows
 from llmtrain.data.sources.items import iter_items
 from llmtrain.data.sources.rows import BadRow, IsRow, Row, Rows, Wanted
 from llmtrain.data.sources.text import Document
-from llmtrain.protocols import Report
+from llmtrain.system.typing import Report
 
 
 class Counted(Protocol):
@@ -30,6 +30,9 @@ class Counted(Protocol):
 
 
 ExampleType = TypeVar("ExampleType", bound=Counted)
+
+UNKNOWN_FORMAT = "unknown format"
+"""Why a row is bad whose fields no format recognises."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,30 @@ class FormatReader(Generic[ExampleType]):
     describe: Callable[[ExampleType], str]  # the format and a first example, on one line
 
 
+@dataclass(frozen=True)
+class ReadRow(Generic[ExampleType]):
+    """A row of a source, and what became of it."""
+
+    row: Row | BadRow  # as the source has it
+    found: Sequence[ExampleType | Dropped] | BadRow
+    reader: FormatReader[ExampleType] | None  # what read it, or would have
+
+    @property
+    def examples(self) -> list[ExampleType]:
+        """What of it is used."""
+        if isinstance(self.found, BadRow):
+            return []
+        return [example for example in self.found if not isinstance(example, Dropped)]
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing of it is used; None: something is."""
+        if isinstance(self.found, BadRow):
+            return self.found.reason
+        reasons = [example.reason for example in self.found if isinstance(example, Dropped)]
+        return None if self.examples else next(iter(reasons), "holds nothing")
+
+
 def read_examples(
     source: Source,
     recognise: Callable[[Row], FormatReader[ExampleType]],
@@ -64,34 +91,54 @@ def read_examples(
     is the word for an example. Raises ValueError, one line, for a source that is missing, empty or unreadable, where
     several formats fit, and, unless `on_bad_row` is skip, for a row that is bad or in no known format.
     """
-    reader: FormatReader[ExampleType] | None = None
+    is_reported = False
     first_fault = ""
-    for row in iter_rows(source, partial(_is_recognised, recognise), ledger):
-        try:
-            found = row if isinstance(row, BadRow) else _converted(row, reader, recognise)
-        except UnknownFormat as fault:
-            if on_bad_row == "error":
-                raise
-            assert isinstance(row, Row)
-            found = BadRow("unknown format", str(fault), row_bytes(row))
+    for read in read_rows(source, recognise, ledger):
+        found = read.found
         if isinstance(found, BadRow):
             if on_bad_row == "error":
-                raise ValueError(f"{found.message}; fix the row, or set data.on_bad_row=skip")
+                fix = "" if found.reason == UNKNOWN_FORMAT else "; fix the row, or set data.on_bad_row=skip"
+                raise ValueError(f"{found.message}{fix}")
             first_fault = first_fault or f"; {found.message}"
             ledger.bad_row(found.reason, found.num_bytes)
             continue
-        row_reader, examples = found
-        for example in examples:
+        for example in found:
             ledger.read.add(example.num_bytes)
             if isinstance(example, Dropped):
                 ledger.drop(example.reason, example.num_bytes)
                 continue
-            if reader is None:
-                reader, ledger.row_format = row_reader, row_reader.name
-                report(f"{source.path}: {reader.describe(example)}")
+            if not is_reported and read.reader is not None:
+                is_reported, ledger.row_format = True, read.reader.name
+                report(f"{source.path}: {read.reader.describe(example)}")
             yield example
-    if reader is None:
+    if not is_reported:
         raise ValueError(f"{source.path}: no {unit} to train on ({_what_was_read(ledger)}){first_fault}")
+
+
+def read_rows(
+    source: Source, recognise: Callable[[Row], FormatReader[ExampleType]], ledger: SourceLedger | None = None
+) -> Iterator[ReadRow[ExampleType]]:
+    """Every row of a source with what became of it; the ledger gets the account of the files alone.
+
+    The first row that gives an example decides the format of the source. Raises ValueError, one line, for a source that
+    is missing, empty or unreadable, and where several formats fit.
+    """
+    reader: FormatReader[ExampleType] | None = None
+    for row in iter_rows(source, partial(_is_recognised, recognise), ledger):
+        if isinstance(row, BadRow):
+            yield ReadRow(row, row, reader)
+            continue
+        try:
+            found = _converted(row, reader, recognise)
+        except UnknownFormat as fault:
+            found = BadRow(UNKNOWN_FORMAT, str(fault), row_bytes(row))
+        if isinstance(found, BadRow):
+            yield ReadRow(row, found, reader)
+            continue
+        row_reader, examples = found
+        if reader is None and any(not isinstance(example, Dropped) for example in examples):
+            reader = row_reader
+        yield ReadRow(row, examples, row_reader)
 
 
 def iter_rows(source: Source, is_row: IsRow, ledger: SourceLedger | None = None) -> Rows:
@@ -133,14 +180,25 @@ def _converted(
         return row_reader, row_reader.convert(row)
     except UnwantedRow as unwanted:
         return row_reader, [Dropped(unwanted.reason, row_bytes(row))]
-    except UnfitRow as fault:
+    except (UnfitRow, UnicodeEncodeError) as fault:
+        if (broken := _half_a_pair(row)) is not None:  # whatever a template or tokenizer said of it
+            message = f"{row.where}: a string holds {broken}, half a surrogate pair, which is not valid Unicode"
+            return BadRow("invalid UTF-8", message, row_bytes(row))
+        if not isinstance(fault, UnfitRow):
+            raise
         return BadRow(fault.reason, f"{row.where}: {fault}{known}", row_bytes(row))
-    except UnicodeEncodeError as error:
-        character = error.object[error.start : error.start + 1].encode("unicode_escape").decode()
-        message = f"{row.where}: a string holds {character}, half a surrogate pair, which is not valid Unicode"
-        return BadRow("invalid UTF-8", message, row_bytes(row))
     except RecursionError:
         return BadRow("nested too deep", f"{row.where}: the row is nested too deep", 0)
+
+
+def _half_a_pair(row: Row) -> str | None:
+    r"""The first half of a surrogate pair in a row, as in `\ud800`; None if its strings are valid Unicode."""
+    try:
+        json.dumps(row.fields, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        character: str = error.object[error.start : error.start + 1]
+        return character.encode("unicode_escape").decode()
+    return None
 
 
 def _what_was_read(ledger: SourceLedger) -> str:

@@ -13,10 +13,11 @@ from typing import Any, Generic, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens, empty_batch
 from llmtrain.data.loader.order import skipped_position
-from llmtrain.data.packing.documents import Pack
+from llmtrain.data.packing.documents import Pack, WeightedPack
 from llmtrain.protocols import BatchType
 
 FetchPack = Callable[[int], Pack]
@@ -56,7 +57,19 @@ def collate(packs: Sequence[tuple[int, Pack]]) -> PackedTokens:
         segment_lengths=lengths,
         num_trained=int(np.count_nonzero(labels != IGNORE_INDEX)),
         sample_ids=tuple(sample_id for sample_id, _ in packs),
+        label_weights=_label_weights([pack for _, pack in packs]),
     )
+
+
+def _label_weights(packs: Sequence[Pack]) -> Tensor | None:
+    """The weight of every label in the loss (tokens,); None: each has 1."""
+    if not any(isinstance(pack, WeightedPack) for pack in packs):
+        return None
+    weights = [
+        pack.label_weights if isinstance(pack, WeightedPack) else (pack.labels != IGNORE_INDEX).astype(np.float32)
+        for pack in packs
+    ]
+    return torch.from_numpy(np.concatenate(weights))
 
 
 def rank_batches(
@@ -75,6 +88,19 @@ def rank_batches(
         yield collate([(sample_id, fetch(sample_id)) for sample_id in chosen])
 
 
+def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Documents in batches of at most `max_tokens`, the shortest first; a longer one is a batch by itself."""
+    batches: list[list[int]] = []
+    filled = max_tokens
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not batches or filled + lengths[index] > max_tokens:
+            batches.append([])
+            filled = 0
+        batches[-1].append(index)
+        filled += lengths[index]
+    return batches
+
+
 @dataclass(frozen=True)
 class PacksOfRun:
     """How many packs a run takes, and how they become steps.
@@ -86,7 +112,7 @@ class PacksOfRun:
     num_packs: int
     per_step: int
     per_microbatch: int
-    per_epoch: int | None  # None: each source has its own epochs
+    epoch: Callable[[int], float]  # packs taken -> how often the data has been seen
     replaces_skipped: bool
 
 
@@ -127,9 +153,13 @@ class StoredBatches(Generic[BatchType]):
     def advance(self) -> None:
         self._num_taken += len(self._sample_ids())
 
+    @property
+    def epoch(self) -> float:
+        return self._packs.epoch(self._num_taken)
+
     def metrics(self) -> dict[str, float]:
-        """The epochs so far, the present step included if it is done."""
-        return {} if self._packs.per_epoch is None else {"epochs": self._num_taken / self._packs.per_epoch}
+        """Nothing of stored data but its epoch changes from step to step."""
+        return {}
 
     def state_without_step(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
         """`earlier`, a state of this source, with the present step's samples, and all skipped since, skipped."""

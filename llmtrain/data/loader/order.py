@@ -16,7 +16,7 @@ from hashlib import blake2b
 import numpy as np
 
 from llmtrain.data.random_bits import GOLDEN, MASK, all_mixed, mixed
-from llmtrain.protocols import Array
+from llmtrain.system.typing import Array
 
 ORDER_VERSION = 2  # of everything here: a run keeps the one that it started with
 SHUFFLED_SIZE = 1 << 12  # up to here every permutation is equally likely; a larger range is walked without memory
@@ -68,13 +68,23 @@ class SampleOrder:
     """Maps a position to (source, pack), over one or several sources.
 
     Without weights the sources are one pool and each pack comes once per epoch, in an order shuffled
-    again for each epoch. With weights each source has its own epochs, and after any number of whole blocks the sources
-    have been taken in proportion to their weights, to within a pack or two each.
+    again for each epoch, or, `as_given`, in the one that it has, source after source. With weights each source has its
+    own epochs, and after any number of whole blocks the sources have been taken in proportion to their weights, to
+    within a pack or two each.
     """
 
-    def __init__(self, num_packs: Sequence[int], weights: Sequence[float | Fraction] | None, seed: int) -> None:
+    def __init__(
+        self,
+        num_packs: Sequence[int],
+        weights: Sequence[float | Fraction] | None,
+        seed: int,
+        *,
+        as_given: bool = False,
+    ) -> None:
         """`weights` are shares of the positions, in any unit."""
         assert num_packs and all(count > 0 for count in num_packs), num_packs
+        assert weights is None or not as_given
+        self._as_given = as_given
         self._num_packs = list(num_packs)
         self._starts = np.concatenate([[0], np.cumsum(num_packs)]).tolist()
         self._seed = seed
@@ -98,7 +108,7 @@ class SampleOrder:
         """(source, pack within the source) at a position."""
         if self._weights is None:
             epoch, index = divmod(position, self.epoch_size)
-            pack = permuted_index(index, self.epoch_size, self._key("pool", epoch))
+            pack = index if self._as_given else permuted_index(index, self.epoch_size, self._key("pool", epoch))
             source = bisect.bisect_right(self._starts, pack) - 1
             return source, pack - self._starts[source]
         number, offset = divmod(position, BLOCK_SIZE)

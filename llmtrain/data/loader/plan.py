@@ -20,6 +20,7 @@ from llmtrain.data.packing.documents import Pack, Packing
 from llmtrain.protocols import BatchType
 
 EVAL_KEY = 0  # the held-out sample is the same for every run and seed
+FEW_STEPS = 10  # of a run whose length follows from its data: it was hardly meant
 LEAST_PACKS = 64  # of a weighted source: at most one of them is short
 
 
@@ -51,7 +52,7 @@ class DataPlan:
             num_packs=self.num_packs,
             per_step=self.packs_per_step,
             per_microbatch=self.packs_per_microbatch,
-            per_epoch=None if self.order.is_weighted else self.order.epoch_size,
+            epoch=self.epoch,
             replaces_skipped=self.config.train.epochs is None,
         )
         return StoredBatches(self.train_pack, collate, process, packs)
@@ -79,7 +80,8 @@ class DataPlan:
 
     def report(self) -> Iterator[str]:
         """What the run reads, in lines for the user: its epochs, or how often it repeats each weighted source."""
-        epochs, steps = self.num_packs / self.order.epoch_size, f"{self.num_steps:,} steps of {self.packs_per_step:,}"
+        epochs = self.num_packs / self.order.epoch_size
+        steps = f"{self.num_steps:,} step{'s' * (self.num_steps != 1)} of {self.packs_per_step:,}"
         last = self.num_packs - (self.num_steps - 1) * self.packs_per_step
         steps += f" packs, the last of {last:,}" if last < self.packs_per_step else " packs"
         if self.order.is_weighted:
@@ -92,12 +94,31 @@ class DataPlan:
                     + (f": warning: weight={source.weight:g} gives it none of the run's packs" if not times else "")
                 )
             return
-        yield f"training: {epochs:.4g} epochs of {self.order.epoch_size:,} packs, in {steps}"
+        plural = "" if epochs == 1 else "s"
+        yield f"training: {epochs:.4g} epoch{plural} of {self.order.epoch_size:,} packs, in {steps}"
         if self.num_packs < self.packs_per_step:
             yield (
                 f"warning: train.epochs={self.config.train.epochs} is {self.num_packs:,} packs, less than one step: "
                 f"lower train.global_batch_tokens={self.config.train.global_batch_tokens}, or raise train.epochs"
             )
+        elif self.config.train.epochs is not None and self.num_steps < FEW_STEPS:
+            few = "1 step teaches" if self.num_steps == 1 else f"{self.num_steps} steps teach"
+            yield (
+                f"warning: {few} a model little: lower "
+                f"train.global_batch_tokens={self.config.train.global_batch_tokens}, or raise "
+                f"train.epochs={self.config.train.epochs}"
+            )
+
+    def epoch(self, num_packs: int) -> float:
+        """How often the training data has been seen after so many packs.
+
+        Of a weighted mixture, whose sources are read unequally often: the tokens taken over the tokens of all sources.
+        """
+        if not self.order.is_weighted:
+            return num_packs / self.order.epoch_size
+        taken = zip(self.train, self.order.taken(num_packs), strict=True)
+        tokens = sum(count * packing.num_tokens / packing.num_packs for packing, count in taken)
+        return tokens / sum(packing.num_tokens / packing.num_passes for packing in self.train)
 
     def account(self, step: int, tokens_trained: int, batches: StoredBatches[Any]) -> dict[str, Any]:
         """What `ledger.json` holds of training: the packs taken from `batches`, `tokens_trained` targets of them.
@@ -118,7 +139,7 @@ class DataPlan:
         return account | {
             "packs_per_epoch": self.order.epoch_size,
             "tokens_per_epoch": sum(packing.num_targets for packing in self.train),
-            "epochs": batches.num_taken / self.order.epoch_size,
+            "epochs": batches.epoch,
         }
 
     def _tokens_taken(self, num_packs: int) -> list[dict[str, Any]]:
@@ -158,7 +179,8 @@ def plan_data(
     if packs_per_step < world_size:
         raise ValueError(
             f"train.global_batch_tokens={train.global_batch_tokens} is {packs_per_step} packs of data.max_seq_len="
-            f"{data.max_seq_len} for {world_size} processes: raise it to at least {world_size * data.max_seq_len}"
+            f"{data.max_seq_len} for {world_size} processes: start at most {packs_per_step}, or, for another run, "
+            f"raise it to at least {world_size * data.max_seq_len}"
         )
     for index, (source, packing) in enumerate(zip(data.train, train_packs, strict=True)):
         if not packing.num_targets:
@@ -170,7 +192,8 @@ def plan_data(
             Fraction(source.weight or 0) * packing.num_packs / packing.num_tokens
             for source, packing in zip(data.train, train_packs, strict=True)
         ]
-    order = SampleOrder([packing.num_packs for packing in train_packs], weights, config.run.seed)
+    as_given = data.order == "given"
+    order = SampleOrder([packing.num_packs for packing in train_packs], weights, config.run.seed, as_given=as_given)
     num_packs = packs_per_step * (train.steps or 0)
     if train.epochs is not None:
         num_packs = max(1, math.floor(Fraction(str(train.epochs)) * order.epoch_size + Fraction(1, 2)))

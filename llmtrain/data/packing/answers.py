@@ -27,7 +27,8 @@ from llmtrain.data.packing.documents import (
 from llmtrain.data.packing.mismatch import MISMATCH, mismatched_documents
 from llmtrain.data.store.derived import derived
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.protocols import Array, Report
+from llmtrain.system.terminal import say
+from llmtrain.system.typing import Array, Report
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,20 @@ class AnswerPack(Pack):
 
 
 def pack_answers(
-    store: TokenStore, max_seq_len: int, report: Report = print, *, mismatched: bool = False
+    store: TokenStore,
+    max_seq_len: int,
+    report: Report = say,
+    *,
+    mismatched: bool = False,
+    as_given: bool = False,
 ) -> BestFitPacking:
     """The packs of a store of labelled answers or of pairs.
 
     `mismatched` packs hold the same documents in the same order, each with the answer to another prompt; raises
-    ValueError if the store has answers to one prompt only.
+    ValueError if the store has answers to one prompt only. `as_given` keeps the documents in their own order.
     """
     others = derived(store, MISMATCH, partial(mismatched_documents, store), report) if mismatched else None
-    return best_fit_packing(store, AnswerLayout(store, max_seq_len, others), max_seq_len, report)
+    return best_fit_packing(store, AnswerLayout(store, max_seq_len, others), max_seq_len, report, as_given=as_given)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Best-fit decreasing bin packing (Johnson 1973), by lengths instead of by items, in a few bytes per item.
 
 lengths [9, 7, 5, 3], capacity 10    bins [0], [1, 3], [2]
+
+`in_order` keeps the items in theirs, at the price of room in the bins.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmtrain.protocols import Array
+from llmtrain.system.typing import Array
 
 ALGORITHM_VERSION = 1  # part of the name under which bins are kept
 
@@ -73,6 +75,21 @@ def best_fit(lengths: Array, capacity: int) -> Bins:
     starts = np.zeros(num_bins + 1, dtype)
     np.cumsum(np.bincount(bin_of, minlength=num_bins), out=starts[1:])
     return Bins(starts, order[np.argsort(bin_of, kind="stable")])
+
+
+def in_order(lengths: Array, capacity: int) -> Bins:
+    """The items of each bin, in their own order: an item that does not fit into the last bin opens the next.
+
+    lengths [5, 4, 3, 9], capacity 10    bins [0, 1], [2], [3]
+    """
+    assert not len(lengths) or (lengths.min() > 0 and lengths.max() <= capacity), (lengths.min(), lengths.max())
+    dtype = np.uint32 if len(lengths) < 1 << 32 else np.uint64
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = [0]
+    while starts[-1] < len(lengths):
+        before = int(ends[starts[-1] - 1]) if starts[-1] else 0
+        starts.append(int(np.searchsorted(ends, before + capacity, side="right")))
+    return Bins(np.array(starts, dtype), np.arange(len(lengths), dtype=dtype))
 
 
 class _Rooms:

@@ -21,10 +21,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from llmtrain.batch import IGNORE_INDEX
-from llmtrain.data.packing.best_fit import ALGORITHM_VERSION, Bins, best_fit
+from llmtrain.data.packing.best_fit import ALGORITHM_VERSION, Bins, best_fit, in_order
 from llmtrain.data.store.derived import derived
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.protocols import Array, Report
+from llmtrain.system.terminal import say
+from llmtrain.system.typing import Array, Report
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ class Pack:
     input_ids: Array  # (tokens,) int64
     labels: Array  # (tokens,) int64
     segment_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WeightedPack(Pack):
+    """A pack whose labels have other weights in the loss than 1."""
+
+    label_weights: Array  # (tokens,) float32, 0 where there is no label
 
 
 class Packing(Protocol):
@@ -173,7 +181,7 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class BestFitPacking:
-    """Whole groups of documents in packs chosen once by `best_fit`."""
+    """Whole groups of documents in packs chosen once, by `best_fit` or `in_order`."""
 
     store: TokenStore
     layout: Layout
@@ -214,17 +222,25 @@ class BestFitPacking:
         return [group % num_groups for group in self.bins[index]]
 
 
-def best_fit_packing(store: TokenStore, layout: Layout, max_seq_len: int, report: Report = print) -> BestFitPacking:
-    """The packs of a store, each of at most `max_seq_len` tokens; no group of documents is longer."""
-    name = f"packs-{max_seq_len}-{layout.name}-{ALGORITHM_VERSION}"
+def best_fit_packing(
+    store: TokenStore, layout: Layout, max_seq_len: int, report: Report = say, *, as_given: bool = False
+) -> BestFitPacking:
+    """The packs of a store, each of at most `max_seq_len` tokens; no group of documents is longer.
+
+    `as_given` packs hold the documents in their own order.
+    """
+    fill, name = (in_order, "packs-in-order") if as_given else (best_fit, "packs")
+    name = f"{name}-{max_seq_len}-{layout.name}-{ALGORITHM_VERSION}"
     num_groups = store.num_documents // layout.group_size
-    kept = derived(store, name, lambda: best_fit(layout.lengths, max_seq_len).to_array(), report)
+    kept = derived(store, name, lambda: fill(layout.lengths, max_seq_len).to_array(), report)
     return BestFitPacking(store, layout, max_seq_len, Bins.from_array(kept, num_groups))
 
 
-def pack_documents(store: TokenStore, max_seq_len: int, report: Report = print) -> BestFitPacking:
+def pack_documents(
+    store: TokenStore, max_seq_len: int, report: Report = say, *, as_given: bool = False
+) -> BestFitPacking:
     """The packs of a store, its documents one by one."""
-    return best_fit_packing(store, DocumentLayout(store), max_seq_len, report)
+    return best_fit_packing(store, DocumentLayout(store), max_seq_len, report, as_given=as_given)
 
 
 @dataclass(frozen=True)
@@ -252,11 +268,22 @@ class DocumentLayout:
 
     def pack(self, groups: Sequence[int], ref_logprobs: Array | None) -> Pack:
         documents = [read_document(self.store, document) for document in groups]
-        return Pack(
+        pack = Pack(
             input_ids=np.concatenate([ids for ids, _ in documents]),
             labels=np.concatenate([next_token_labels(ids, trained) for ids, trained in documents]),
             segment_lengths=tuple(len(ids) for ids, _ in documents),
         )
+        if self.store.weights is None:
+            return pack
+        weights = np.concatenate([_label_weights(self.store, document) for document in groups])
+        return WeightedPack(**vars(pack), label_weights=np.where(pack.labels == IGNORE_INDEX, 0, weights))
+
+
+def _label_weights(store: TokenStore, document: int) -> Array:
+    """The weight of each token's label, which is the next token (tokens,) float32."""
+    assert store.weights is not None
+    start, end = int(store.document_offsets[document]), int(store.document_offsets[document + 1])
+    return np.append(np.asarray(store.weights[start + 1 : end]), np.float32(0))
 
 
 def read_document(store: TokenStore, document: int, num_documents: int = 1) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmtrain.data.random_bits import all_mixed
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.protocols import Array
+from llmtrain.system.typing import Array
 
 MISMATCH = "mismatch-2"  # the name and version of what follows
 TOKENS_AT_ONCE = 1 << 20

@@ -19,7 +19,8 @@ from llmtrain.batch import IGNORE_INDEX, PreferencePairs, empty_pairs
 from llmtrain.data.packing.documents import BestFitPacking, Pack, best_fit_packing, next_token_labels, read_document
 from llmtrain.data.store.derived import derived
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.protocols import Array, Report
+from llmtrain.system.terminal import say
+from llmtrain.system.typing import Array, Report
 
 TOKENS_AT_ONCE = 1 << 20
 LEAST_SHARED = 8  # tokens of a prompt; one more call of attention costs the smallest models as much as these
@@ -40,20 +41,21 @@ class PairPack(Pack):
 def pack_pairs(
     store: TokenStore,
     max_seq_len: int,
-    report: Report = print,
+    report: Report = say,
     *,
     share_prompts: bool = False,
     answers_only: bool = False,
+    as_given: bool = False,
 ) -> BestFitPacking:
     """The packs of a store of pairs.
 
     `share_prompts`: the `shared_lengths` tokens of a pair are in a pack once, where they are at least LEAST_SHARED;
-    `answers_only`: the loss is over the answers' tokens, not over all that is read.
+    `answers_only`: the loss is over the answers' tokens, not over all that is read; `as_given`: pairs in their order.
     """
     shared = None
     if share_prompts:
         shared = derived(store, SHARED, partial(_worth_sharing, store), report)
-    return best_fit_packing(store, PairLayout(store, shared, answers_only), max_seq_len, report)
+    return best_fit_packing(store, PairLayout(store, shared, answers_only), max_seq_len, report, as_given=as_given)
 
 
 @dataclass(frozen=True)

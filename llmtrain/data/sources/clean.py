@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from llmtrain.config.sections import CleanConfig, OnBadRow, Source
+from llmtrain.config.data import CleanConfig, OnBadRow, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents, iter_texts
 from llmtrain.data.sources.near_duplicates import NearDuplicates
@@ -29,7 +29,7 @@ class Cleaner:
         self, config: CleanConfig, sources: Sequence[Source], on_bad_row: OnBadRow, cache_dir: str | None = None
     ) -> None:
         self._config, self._sources, self._on_bad_row, self._cache_dir = config, sources, on_bad_row, cache_dir
-        self._num_seen = 0  # sources whose documents went through the steps
+        self._num_seen: int | None = 0  # sources that went through the steps; None: one went in part
         self._steps: dict[str, Drops] | None = None  # made on first use: a run that finds its stores needs none
 
     @property
@@ -40,17 +40,18 @@ class Cleaner:
     def clean(self, index: int, documents: Iterator[Document], ledger: SourceLedger) -> Iterator[Document]:
         """The documents of source number `index` that every step lets through.
 
-        Sources before it that were not cleaned in this process, because their stores were found, are read first.
+        Sources before it that did not go through the steps, because their stores were found, are read first.
         Raises ValueError if `rensa` is missing or an evaluation file cannot be read.
         """
-        if self._steps is None:
-            self._steps = _steps(self._config, self._cache_dir)
+        if self._steps is None or (self.spans_sources and (self._num_seen is None or self._num_seen > index)):
+            self._steps, self._num_seen = _steps(self._config, self._cache_dir), 0
         if self.spans_sources:
-            for source in self._sources[self._num_seen : index]:
+            earlier, self._num_seen = self._sources[self._num_seen : index], None
+            for source in earlier:
                 unused = SourceLedger(path=source.path)
                 deque(_kept(iter_documents(source, self._on_bad_row, unused), self._steps, unused), maxlen=0)
-            self._num_seen = index + 1
         yield from _kept(documents, self._steps, ledger)
+        self._num_seen = index + 1
 
 
 def _kept(documents: Iterator[Document], steps: dict[str, Drops], ledger: SourceLedger) -> Iterator[Document]:

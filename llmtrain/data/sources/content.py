@@ -18,9 +18,9 @@ from pathlib import Path
 
 import xxhash
 
-from llmtrain.protocols import Report
-from llmtrain.system.device import usable_cores
+from llmtrain.system.cores import usable_cores
 from llmtrain.system.files import cache_root, exclusive, full_disk_named
+from llmtrain.system.typing import Report
 
 FOLDER, TABLE = "file-hashes", "table"
 BLOCK_BYTES = 16 << 20

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from llmtrain.config.sections import OnBadRow, Source
+from llmtrain.config.data import OnBadRow, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, resolve
 from llmtrain.data.sources.items import iter_items
@@ -42,10 +42,10 @@ def iter_documents(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger) -
     num_documents, first_fault = 0, ""
     for item in iter_items(source, location, _wanted(source)):
         if isinstance(item, Row):
-            field = ledger.text_field or source.text_field or _recognise(item)
+            field = ledger.text_field or source.text_field or recognise_text(item)
             if isinstance(field, str):
                 ledger.text_field = field
-                item = _row_document(item, field)
+                item = row_document(item, field)
             else:
                 item = field
         if isinstance(item, BadRow):
@@ -75,23 +75,24 @@ def iter_texts(path: str) -> Iterator[str]:
         if isinstance(item, BadRow):
             raise ValueError(item.message)
         if isinstance(item, Row):
-            yield from _strings(item.fields)
+            yield from strings_of(item.fields)
         else:
             yield "".join(item.pieces())
 
 
-def _strings(tree: Any) -> Iterator[str]:
+def strings_of(tree: Any) -> Iterator[str]:
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, Mapping):
         for value in tree.values():
-            yield from _strings(value)
+            yield from strings_of(value)
     elif isinstance(tree, list):
         for value in tree:
-            yield from _strings(value)
+            yield from strings_of(value)
 
 
-def _row_document(row: Row, text_field: str) -> Document | BadRow:
+def row_document(row: Row, text_field: str) -> Document | BadRow:
+    """The text that a field of a row holds."""
     try:
         text = value_at(row.fields, text_field)
     except KeyError:
@@ -122,7 +123,7 @@ def _has_text(source: Source, row: Row) -> bool:
     return any(isinstance(row.fields.get(name), str) for name in TEXT_FIELDS)
 
 
-def _recognise(row: Row) -> str | BadRow:
+def recognise_text(row: Row) -> str | BadRow:
     """The one field of a row that is known to hold text. Raises ValueError if there are several."""
     known = [name for name in TEXT_FIELDS if isinstance(row.fields.get(name), str)]
     if len(known) == 1:
@@ -132,7 +133,7 @@ def _recognise(row: Row) -> str | BadRow:
         raise ValueError(f"{row.where}: fields {' and '.join(known)} could each be the text; {choose}")
     empty = next((name for name in TEXT_FIELDS if name in row.fields), None)
     if empty is not None:
-        return _row_document(row, empty)  # type: ignore[return-value]  # it is no string
+        return row_document(row, empty)  # type: ignore[return-value]  # it is no string
     return BadRow("no text field", f"{row.where}: no field is known to hold the text; {choose}", 0)
 
 

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.ledger import not_read_summary
 from llmtrain.data.sources.compressed import COMPRESSIONS
 from llmtrain.data.sources.content import content_hashes
@@ -22,8 +22,8 @@ from llmtrain.data.sources.folders import each_once, files_of
 from llmtrain.data.sources.readers import READERS, TEXT_SUFFIXES
 from llmtrain.data.sources.splits import EVERY_FILE, Folder, splits_of
 from llmtrain.data.store.token_store import META, is_store
-from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
+from llmtrain.system.typing import Report
 
 READABLE = f"{' '.join([*TEXT_SUFFIXES, *READERS])}, each also with {' or '.join(COMPRESSIONS)}"
 ON_REQUEST = "the source's text_suffixes, such as [.py], names others to read as text"

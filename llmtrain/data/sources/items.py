@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.sources.compressed import readable
 from llmtrain.data.sources.files import Files, HubDataset, file_kind
 from llmtrain.data.sources.readers import READERS, count_rows, read_hub, read_rows

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.sources.files import Content, HubDataset
 from llmtrain.data.sources.slices import parse_slice
 

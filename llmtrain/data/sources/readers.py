@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.sources.compressed import readable
 from llmtrain.data.sources.json_rows import count_jsonl, read_json, read_jsonl
 from llmtrain.data.sources.rows import Row, Rows, Wanted

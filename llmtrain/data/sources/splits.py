@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fsspec.utils import glob_translate
 
+from llmtrain.config.load import parsed_yaml
 from llmtrain.system.files import one_line
 
 CARD, DICT = "README.md", "dataset_dict.json"
@@ -97,10 +97,10 @@ def _configs(card: Path) -> dict[str, Mapping[str, Any]]:
         return {}
     matter = FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
     try:
-        tree = yaml.safe_load(matter[1]) if matter else None
-    except yaml.YAMLError as error:
+        tree = parsed_yaml(matter[1]) if matter else None
+    except ValueError as error:
         if matter and re.search(r"^configs:", matter[1], re.MULTILINE):
-            raise ValueError(f"{card}: its configs cannot be read ({one_line(error)}); fix them") from None
+            raise ValueError(f"{card}: its configs cannot be read ({error}); fix them") from None
         return {}  # a text that begins with a rule
     configs = tree.get("configs") if isinstance(tree, dict) else None
     if configs is None:

@@ -126,6 +126,10 @@ def _is_quoted(sample: str) -> bool:
     return '"' in sample and len(widths) == 1
 
 
+SPOKEN = frozenset(("role", "from", "function", "arguments", "parameters"))
+"""Keys of messages, of tool calls and of tools."""
+
+
 def read_parquet(path: Path, wanted: Wanted) -> Rows:
     """The rows of a Parquet file, read a row group's batch at a time."""
     with _parquet(path) as file:
@@ -192,8 +196,26 @@ def _batch_rows(batches: Iterator[Any], path: Path) -> Iterator[Row]:
             columns = [[_plain(value) for value in column] for column in batch.columns]
             rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         for fields in rows:
-            yield Row(fields, f"{path} row {number}")
+            yield Row({name: _without_filled(value) for name, value in fields.items()}, f"{path} row {number}")
             number += 1
+
+
+def _without_filled(column: Any) -> Any:
+    """The messages or tools of a column without the keys that Arrow filled with nulls; any other value as it is.
+
+    Arrow gives every object of a column the keys of all of them: `{"city": "Paris"}` of one call comes back as
+    `{"city": "Paris", "unit": null}` where another one has a unit. A row of JSON is kept to the letter.
+    """
+    is_spoken = isinstance(column, list) and any(
+        isinstance(item, dict) and not SPOKEN.isdisjoint(item) for item in column
+    )
+    return _without_nulls(column) if is_spoken else column
+
+
+def _without_nulls(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_nulls(value) for key, value in tree.items() if value is not None}
+    return [_without_nulls(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _selected(batch: Any, wanted: Wanted, path: Path) -> Any:

@@ -1,74 +1,31 @@
 """The token stores of a run: each source's, found or built, shared by all runs that agree on its content.
 
-What is the same of every kind: the store's folder is named by what decides its content; it is found, or built under
-its lock while other processes wait; what is read is accounted for. What rows become is the kind's own: `kinds` for
+What is the same of every kind: the store's folder is named by what decides its content (`spec`); it is found, or its
+shards are made (`shards`) and joined; what is read is accounted for. What rows become is the kind's own: `kinds` for
 rows of chats, pairs and labelled answers, `text` for plain text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from llmtrain.config.sections import Source, SourcesConfig
+from llmtrain.config.data import SourcesConfig
 from llmtrain.data.ledger import Ledger, SourceLedger, Split
-from llmtrain.data.sources.files import Content, Files, HubDataset, content_of, fingerprint, resolve
+from llmtrain.data.sources.files import Files
 from llmtrain.data.sources.overlap import Read, as_read, require_disjoint
-from llmtrain.data.store.token_store import FORMAT, TokenStore, is_store, open_store, read_meta
-from llmtrain.data.store.writer import Layout, StoreWriter
-from llmtrain.protocols import Report
-from llmtrain.system.files import FREE_CACHE, cache_root, exclusive, full_disk_named
+from llmtrain.data.store.documents import Damaged, finish, join
+from llmtrain.data.store.shards import Plan, documents_of, make_shards, remove_shards
+from llmtrain.data.store.spec import StoreSpec, StoreSpecs
+from llmtrain.data.store.token_store import TokenStore, is_store, open_store, read_meta
+from llmtrain.system.counted import counted
+from llmtrain.system.files import FREE_CACHE, exclusive, full_disk_named
+from llmtrain.system.typing import Report
 
-Fill = Callable[[Source, SourceLedger, StoreWriter], None]
-"""Writes all documents of a source, entered in its ledger, and makes them durable."""
-
-READING = frozenset({"earlier", "clean", "decontaminate", "words"})
-"""What of a kind's `content` decides which items there are, not what is made of one."""
-
-
-@dataclass(frozen=True)
-class StoreKind:
-    """What the rows of a source become, and what decides it besides the source."""
-
-    unit: str  # what a document, or several, make: "pair"
-    content: Mapping[str, Any]  # all that decides a store's content besides the source; names its folder
-    dtype: np.dtype[Any]  # of token ids
-    fill: Fill  # raises ValueError, one line, for bad input
-    summary: Callable[[SourceLedger], str]  # the account in one line
-    resolve: Callable[[Source], Files | HubDataset] = resolve  # the files of a source that are read
-    masked: bool = True  # tokens come with whether they are targets of the loss
-    values: tuple[str, ...] = ()  # names of the numbers that each document carries
-    about: Mapping[str, Any] = field(default_factory=dict)  # written to store.json in place of `content`, by key
-
-    @property
-    def layout(self) -> Layout:
-        made = {name: value for name, value in self.content.items() if name not in READING}
-        own, strict = (
-            fingerprint({"format": FORMAT, **made, "on_bad_row": on}) for on in (made["on_bad_row"], "error")
-        )
-        # What was built while bad rows were errors has none, so it is the same where they are skipped.
-        return Layout(self.dtype, self.masked, self.values, tokens_of=own, goes_on_from=(own, strict))
-
-
-@dataclass(frozen=True)
-class StoreSpec:
-    """The store of one source: where it is, and how it is built."""
-
-    key: str  # where the configuration names the source, for messages
-    source: Source
-    kind: StoreKind
-    folder: Path
-    read: Content | None  # what is read; None: the source is a finished store
-    meta: Mapping[str, Any]  # written to store.json
-
-    @property
-    def named(self) -> str:
-        """The source, for messages."""
-        return f"{self.key} ({self.source.path})"
+LATER = f"{FREE_CACHE}, then start again: what is finished is kept"
 
 
 @dataclass(frozen=True)
@@ -90,53 +47,49 @@ class Stores:
         return [store.name for store in (*self.train, *self.eval)]
 
 
-def store_spec(key: str, source: Source, kind: StoreKind, cache_dir: str | None, report: Report) -> StoreSpec:
-    """The store of a source of this kind, in the cache. Raises ValueError for a source that is not there."""
-    read = content_of(source, kind.resolve(source), cache_dir, report)
-    name = fingerprint({"format": FORMAT, "source": read.fingerprint, **kind.content})
-    return StoreSpec(
-        key=key,
-        source=source,
-        kind=kind,
-        folder=cache_root(cache_dir) / name,
-        read=read,
-        meta={
-            "name": name,
-            "source": source.model_dump(),
-            "source_fingerprint": read.fingerprint,
-            "parts": as_read(key, source, read).parts,
-            "revision": read.location.commit if isinstance(read.location, HubDataset) else None,
-            **kind.content,
-            **kind.about,
-        },
-    )
+def find_or_build(specs: StoreSpecs, report: Report) -> Stores:
+    """The stores of a run's sources: found, or built by this process while others of the run wait for it.
 
-
-def find_or_build(
-    data: SourcesConfig, train: Sequence[StoreSpec], held_out: Sequence[StoreSpec], report: Report
-) -> Stores:
-    """The stores of a run's sources: found, or built by this process while others wait for it.
-
-    `held_out` are those of `data.eval`; without it, a split of `train` is held out. Raises ValueError, one line, for
-    bad input, a source of which nothing is left, or a full disk.
+    Processes of `llmtrain prepare` share the work. Raises ValueError, one line, for bad input, a source of which
+    nothing is left, or a full disk.
     """
-    if held_out:
-        require_disjoint(*([_as_read(spec, report) for spec in specs] for specs in (train, held_out)))
-    for spec in (*train, *held_out):
+    data = specs.data
+    check_sources(specs, report)
+    for spec in specs:
         if not is_store(spec.folder):
             with exclusive(spec.folder, report):
                 if not is_store(spec.folder):
-                    _build(spec, data.cache_dir, report)
+                    _build(spec, report)
         report(f"{spec.named}: {spec.kind.summary(_ledger(spec))}")
-    train_stores = [_opened(spec, "train") for spec in train]
+    train_stores = [_opened(spec, "train") for spec in specs.train]
     if data.eval is None:
-        eval_stores = [open_store(spec.folder, "eval") for spec in train] if data.eval_fraction else []
+        eval_stores = [open_store(spec.folder, "eval") for spec in specs.train] if data.eval_fraction else []
         _require_held_out(data, train_stores, eval_stores, report)
     else:
-        eval_stores = [_opened(spec, _held_out_split(spec.folder)) for spec in held_out]
-    ledger = Ledger(*([_ledger(spec) for spec in specs] for specs in (train, held_out)))
+        eval_stores = [_opened(spec, _held_out_split(spec.folder)) for spec in specs.eval]
+    ledger = Ledger(*([_ledger(spec) for spec in each] for each in (specs.train, specs.eval)))
     ledger.check()
     return Stores(train_stores, eval_stores, ledger)
+
+
+def check_sources(specs: StoreSpecs, report: Report) -> None:
+    """Look at what each source begins with: a format that fits none is found before hours of tokenizing another.
+
+    Raises ValueError for that, and for a source that is both trained on and held out.
+    """
+    if specs.eval:
+        require_disjoint(*([_as_read(spec, report) for spec in each] for each in (specs.train, specs.eval)))
+    for spec in specs:
+        if not is_store(spec.folder) and spec.read is not None and isinstance(spec.read.location, Files):
+            spec.kind.try_first(spec.source)
+
+
+def help_build(specs: StoreSpecs, report: Report) -> None:
+    """Make shards of every store that is missing, with other processes, until all are made. Raises as a build does."""
+    for spec in specs:
+        if not is_store(spec.folder):
+            with full_disk_named(spec.folder, LATER):
+                make_shards(spec, report)
 
 
 def _as_read(spec: StoreSpec, report: Report) -> Read:
@@ -151,21 +104,46 @@ def _as_read(spec: StoreSpec, report: Report) -> Read:
     return Read(spec.key, spec.source.path, parts, (), part_of_source, store=meta["name"], holds_out=holds_out)
 
 
-def _build(spec: StoreSpec, cache_dir: str | None, report: Report) -> None:
-    """Build a store in its folder, whose lock the caller holds.
+def _build(spec: StoreSpec, report: Report) -> None:
+    """Build a store in its folder, which the caller holds.
 
     Raises ValueError for bad input and for a full disk, and keeps what a later build goes on from.
     """
-    kind, ledger = spec.kind, SourceLedger(path=spec.source.path)
-    later = f"{FREE_CACHE}, then start again: the build goes on with its last whole unit"
-    with full_disk_named(spec.folder, later), StoreWriter(spec.folder, kind.layout) as writer:
+    with full_disk_named(spec.folder, LATER):
         report(f"{spec.named}: tokenizing in {spec.folder}")
-        kind.fill(spec.source, ledger, writer)
-        ledger.check()
-        now = content_of(spec.source, kind.resolve(spec.source), cache_dir, report)
-        if spec.read is None or now.fingerprint != spec.read.fingerprint:
-            raise ValueError(f"{spec.named}: its files changed while they were read; start again")
-        writer.finish({**spec.meta, "ledger": ledger.to_dict()})
+        while (plan := make_shards(spec, report)) is not None:
+            try:
+                _join(spec, plan, report)
+            except Damaged as missing:  # perhaps removed with another store that has the same shard
+                report(f"{missing}: is made again")
+                Path(str(missing)).unlink(missing_ok=True)
+                continue
+            remove_shards(spec, plan)
+            return
+
+
+def _join(spec: StoreSpec, plan: Plan, report: Report) -> None:
+    """Join the shards of a store. Raises Damaged."""
+    ledger, layout = plan.ledger, spec.kind.layout
+    joined = join(spec.folder, layout, documents_of(spec, plan))
+    ledger.add(joined.ledger)
+    ledger.check()
+    finish(spec.folder, layout, joined, {**spec.meta, "ledger": ledger.to_dict()})
+    if joined.about:
+        report(f"{spec.named}: {_makers(joined.about)}")
+
+
+def _makers(shards: Sequence[Mapping[str, Any]]) -> str:
+    """Who made the shards of a store, and how fast: `8 shards: 5 by 2 processes on node0, 2.1 MB/s each`."""
+    places = Counter((shard["host"], shard["job"]) for shard in shards)
+    parts = []
+    for (host, job), count in places.most_common():
+        theirs = [shard for shard in shards if (shard["host"], shard["job"]) == (host, job)]
+        processes = len({shard["pid"] for shard in theirs})
+        speed = sum(shard["bytes"] for shard in theirs) / 1e6 / sum(shard["seconds"] for shard in theirs)
+        by = counted(processes, "process", "processes")
+        parts.append(f"{count:,} by {by} on {host}{'' if job is None else f', Slurm job {job}'}, {speed:.1f} MB/s each")
+    return f"{counted(len(shards), 'shard')}: {'; '.join(parts)}"
 
 
 def _opened(spec: StoreSpec, split: Split) -> TokenStore:
@@ -186,9 +164,10 @@ def _require_held_out(data: SourcesConfig, train: list[TokenStore], held_out: li
     empty = [index for index, store in enumerate(held_out) if not store.num_tokens]
     if held_out and len(empty) == len(held_out):
         num_documents = sum(store.num_documents for store in train)
+        larger = min(0.5, round(max(2 * data.eval_fraction, 8 / num_documents), 2))  # about eight documents
         raise ValueError(
             f"data.eval_fraction={data.eval_fraction} holds out none of the {num_documents} documents that are "
-            "left; raise it, give data.eval, or set it to 0"
+            f"left, as it happens: raise it, to {larger:g} for example, give data.eval, or set it to 0"
         )
     for index in empty:
         report(f"data.train[{index}] ({data.train[index].path}): no document of it is held out")

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from llmtrain.data.store.token_store import TokenStore
-from llmtrain.protocols import Array, Report
 from llmtrain.system.files import exclusive, write_whole
+from llmtrain.system.typing import Array, Report
 
 
 def derived(store: TokenStore, name: str, compute: Callable[[], Array], report: Report) -> Array:

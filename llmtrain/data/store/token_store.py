@@ -2,8 +2,9 @@
 
 A store is a folder. For each split it holds `tokens` (uint16 or uint32, documents end to end), `offsets`
 (int64, where each document ends) and `bytes` (int64, UTF-8 length of each document); a store with a loss mask
-also `trained` (uint8, 1 where a token is a target), and one whose documents carry numbers a file of float32 for
-each. `store.json` marks it as finished, and names its tokenizer and source. `writer` builds it.
+also `trained` (uint8, 1 where a token is a target), and `weights` (float32) if some row weighs its targets; one whose
+documents carry numbers a file of float32 for each. `store.json` marks it as finished, and names its tokenizer and
+source. `documents` writes it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llmtrain.data.ledger import SPLITS, SourceLedger, Split
-from llmtrain.protocols import Array
+from llmtrain.system.typing import Array
 
 FORMAT = 2  # 2: named by content
 META = "store.json"
@@ -36,6 +37,7 @@ class TokenStore:
     document_bytes: Array  # (num_documents,) int64, memory-mapped
     num_bytes: int  # UTF-8 bytes of all documents
     trained: Array | None = None  # (num_tokens,) uint8, memory-mapped: 1 where a token is a target; None: all are
+    weights: Array | None = None  # (num_tokens,) float32, memory-mapped: of each target in the loss; None: 1
     values: Mapping[str, Array] = field(default_factory=dict)  # name -> (num_documents,) float32, memory-mapped
     name: str = ""  # what identifies its content, wherever it is
 
@@ -92,6 +94,9 @@ def open_store(path: Path, split: Split) -> TokenStore:
         document_bytes=_map(path / f"{split}.bytes", np.dtype(np.int64), sizes["documents"]),
         num_bytes=sizes["bytes"],
         trained=_map(path / f"{split}.trained", np.dtype(np.uint8), sizes["tokens"]) if meta.get("masked") else None,
+        weights=_map(path / f"{split}.weights", np.dtype(np.float32), sizes["tokens"])
+        if meta.get("weighted")
+        else None,
         values={
             name: _map(path / f"{split}.{name}", np.dtype(np.float32), sizes["documents"])
             for name in meta.get("values", ())

@@ -8,30 +8,37 @@ still the one transformers model, and only what is trainable is saved and export
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmtrain.config.sections import AdapterConfig
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.quantized import num_weights
+from llmtrain.models.adapters.targets import ALL_LINEAR, linear_layers, saved_modules, target_modules
 from llmtrain.models.adapters.token_rows import train_rows
 
 
 def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Sequence[int], seed: int) -> PeftModel:
     """Freeze a model and put an adapter into it, in fp32 and initialised from `seed`; the model wrapped by peft.
 
-    The rows of `new_token_ids`, tokens that the base does not know, are trained too. Raises ValueError for targets
-    that match no linear layer, or the head.
+    The rows of `new_token_ids`, tokens that the base does not know, are trained too, and the modules of
+    `modules_to_save` in full. Raises ValueError for targets, layers or modules that match nothing, or the head.
     """
     torch.manual_seed(seed)
+    lora = lora_config(model, config, model.get_output_embeddings())
+    lora.modules_to_save = None  # peft would hold them twice
+    lora.exclude_modules = sorted(_layers_in_full(model, config)) or None
     with expected_warnings():
-        adapted = get_peft_model(model, lora_config(model, config, model.get_output_embeddings()))
+        adapted = get_peft_model(model, lora)
+    train_in_full(model, config.modules_to_save)
     if new_token_ids:
         train_rows(model, new_token_ids)
     return adapted
@@ -39,31 +46,59 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
 
 def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> LoraConfig:
     """peft's configuration of an adapter for a model; `head` takes none. Raises ValueError as `add_adapter` does."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
-    if config.target == "all-linear":
-        targeted = [module for module in layers.values() if module is not head]
-    else:
-        names = sorted({name.rsplit(".", 1)[-1] for name, module in layers.items() if module is not head})
-        targeted = []
-        for target in config.target:
-            found = [module for name, module in layers.items() if f".{name}".endswith(f".{target}")]
-            if not found:
-                raise ValueError(
-                    f"adapter.target={target}: this model has no linear layer of that name; it has {', '.join(names)}"
-                )
-            if any(module is head for module in found):
-                raise ValueError(f"adapter.target={target} is the output head, which takes no adapter: leave it out")
-            targeted += found
-    return LoraConfig(
+    targets = target_modules(model, config, head)
+    in_full = _layers_in_full(model, config)
+    lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
         lora_alpha=int(config.alpha) if float(config.alpha).is_integer() else config.alpha,  # type: ignore[arg-type]
         use_rslora=config.rslora,
         use_dora=config.kind == "dora",
         lora_dropout=config.dropout,
-        target_modules=config.target,
-        fan_in_fan_out=all(isinstance(module, Conv1D) for module in targeted),
+        target_modules=targets,
+        layers_to_transform=config.chosen_layers(),
+        modules_to_save=[*config.modules_to_save] or None,  # peft adds to it
     )
+    covered = [
+        module
+        for name, module in linear_layers(model).items()
+        if name not in in_full and (module is not head if targets == ALL_LINEAR else _covers(lora, name))
+    ]
+    if not covered:
+        raise ValueError(
+            f"adapter.modules_to_save={', '.join(config.modules_to_save)} holds every layer that adapter.target names: "
+            "leave one out"
+        )
+    lora.fan_in_fan_out = all(isinstance(module, Conv1D) for module in covered)
+    return lora
+
+
+def _layers_in_full(model: PreTrainedModel, config: AdapterConfig) -> set[str]:
+    """The linear layers that are trained in full, which take no adapter, as peft has it.
+
+    Raises ValueError for a part of a name, by which peft would give a layer both.
+    """
+    saved = saved_modules(model, config.modules_to_save)
+    inside = {name for name in linear_layers(model) if any(f"{name}.".startswith(f"{whole}.") for whole in saved)}
+    both = LoraConfig(target_modules=".*", modules_to_save=config.modules_to_save or None)
+    if twice := next((name for name in sorted(inside) if _covers(both, name)), None):
+        last = twice.rsplit(".", 1)[-1]
+        raise ValueError(f"adapter.modules_to_save: {last} is named by a part of its name: write it out")
+    return inside
+
+
+def _covers(lora: LoraConfig, name: str) -> bool:
+    """Whether peft gives a module an adapter: it answers with a match, True, or a mark of one that is left out."""
+    found = check_target_module_exists(lora, name)
+    return found is True or isinstance(found, re.Match)
+
+
+def train_in_full(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Make the modules of `adapter.modules_to_save` trainable in place, in fp32, on weights of their own."""
+    for whole in saved_modules(model, names).values():
+        for module in whole.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                module.register_parameter(name, nn.Parameter(parameter.detach().clone().float()))
 
 
 @contextmanager

@@ -64,11 +64,12 @@ class HeadWithRows(Head):
         hidden: Float[Tensor, "*batch hidden"],
         labels: Int[Tensor, " tokens"] | None = None,
         options: LossOptions | LogprobOptions = LossOptions(),
+        weights: Float[Tensor, " tokens"] | None = None,
     ) -> Tensor | TokenLoss | TokenLogprobs:
         """As Head: logits, or with `labels` the summed loss."""
         if labels is not None:
             assert isinstance(options, LossOptions), "has_logprobs is False"
-            return chunked_loss(hidden, self.weight, self.bias, labels, options, self.rows, self.row_ids)
+            return chunked_loss(hidden, self.weight, self.bias, labels, options, self.rows, self.row_ids, weights)
         logits = nn.functional.linear(hidden, self.weight)
         rows = nn.functional.linear(hidden, self.rows.to(self.weight.dtype))
         return logits.index_copy(-1, self.row_ids, rows.to(logits.dtype))

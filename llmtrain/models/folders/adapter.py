@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,159 +18,217 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from llmtrain.config.sections import AdapterConfig
-from llmtrain.models.adapters.base import base_facts
+from llmtrain.models.adapters.base import HASH_DIGITS, base_facts
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
+from llmtrain.models.adapters.targets import saved_modules
+from llmtrain.models.folders.bases import Base, find_base
 from llmtrain.models.folders.card import as_model_card
-from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, GENERATION_CONFIG, require_readable
-from llmtrain.models.folders.kind import ModelKind, kind_of_adapter, load_options
+from llmtrain.models.folders.compatible import add_older_names, save_tokenizer_files
+from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, TRAINING, require_readable
+from llmtrain.models.folders.generation import generation_config, read_generation
+from llmtrain.models.folders.given import is_adapter
+from llmtrain.models.folders.kind import LANGUAGE, ModelKind, kind_of_adapter, load_options
 from llmtrain.models.folders.model import (
     WRAPPER_PREFIX,
     ExportSpec,
-    generation_config,
     no_progress_bar,
     save_tokenizer,
     skeleton,
 )
+from llmtrain.models.folders.origin import read_base
+from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.system.files import one_line
 
 PEFT_PREFIX = "base_model.model."
 # What the trained rows of tokens are called here and in peft.
 ROWS, PEFT_ROWS = re.compile(r"\.rows$"), ".token_adapter.trainable_tokens_delta.default"
 ROW_IDS = ".row_ids"
+UNKNOWN_BASE = "unknown"
 
 
-@dataclass(frozen=True)
-class AdapterSpec:
-    """An adapter and the base that it was trained on."""
-
-    config: AdapterConfig
-    base_path: str
-    base_revision: str | None = None
-    base: Mapping[str, Any] = field(default_factory=dict)  # facts, compared when the adapter is opened; those there are
-
-
-def export_adapter(
-    folder: Path, weights: Mapping[str, Tensor], card: str, spec: ExportSpec, adapter: AdapterSpec
-) -> None:
+def export_adapter(folder: Path, weights: Mapping[str, Tensor], card: str, spec: ExportSpec) -> None:
     """Write what was trained and its buffers (by the names of a wrapper), with all that `export_model` writes.
 
     Whoever loads a reward adapter gives `num_labels=1` and the tokenizer's `pad_token_id`, which the base's own
     configuration does not say.
     """
+    adapter, origin = spec.adapter, spec.origin
+    assert adapter is not None and origin is not None, "an adapter is of a given model"
     named = {name.removeprefix(WRAPPER_PREFIX): tensor for name, tensor in weights.items()}
     row_ids = {name.removesuffix(ROW_IDS): named.pop(name).tolist() for name in list(named) if name.endswith(ROW_IDS)}
     model = skeleton(spec.shape, spec.kind, torch.float32, spec.trust_remote_code)
-    is_folder = Path(adapter.base_path).is_dir()
-    model.name_or_path = str(Path(adapter.base_path).resolve()) if is_folder else adapter.base_path
+    model.name_or_path = origin.peft_path or UNKNOWN_BASE
     head = None if spec.kind.head is None else model.get_submodule(spec.kind.head)
-    config = lora_config(model, adapter.config, head or model.get_output_embeddings())
+    config = lora_config(model, adapter, head or model.get_output_embeddings())
     config.task_type = spec.kind.task_type
     # A tied head has the embedding's rows, and peft ties them by itself.
     config.trainable_token_indices = {name: ids for name, ids in row_ids.items() if f"{name}.rows" in named} or None
+    in_full = [*saved_modules(model, adapter.modules_to_save), *([spec.kind.head] if spec.kind.head else [])]
     with expected_warnings():
-        adapted = get_peft_model(model, config, revision=adapter.base_revision, low_cpu_mem_usage=True)
-    if spec.kind.head is not None:
-        named[f"{spec.kind.head}.modules_to_save.default.weight"] = named.pop(f"{spec.kind.head}.weight")
+        adapted = get_peft_model(model, config, revision=origin.revision, low_cpu_mem_usage=True)
+    named = {_saved_name(name, in_full): tensor for name, tensor in named.items()}
     renamed = {f"{PEFT_PREFIX}{ROWS.sub(PEFT_ROWS, name)}": tensor.float() for name, tensor in named.items()}
     _, unexpected = adapted.load_state_dict(renamed, strict=False, assign=True)
     left_out = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad and parameter.is_meta]
     assert not left_out and not unexpected, (left_out, unexpected)
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     if spec.kind.generates:
-        generation_config(spec).save_pretrained(folder)
+        generation_config(spec.generation, spec.tokenizer, spec.stop_ids).save_pretrained(folder)
     save_tokenizer(folder, spec)
-    (folder / ADAPTER_BASE).write_text(json.dumps(dict(adapter.base), indent=2) + "\n", encoding="utf-8")
+    _forget_unknown_base(folder / ADAPTER_CONFIG)
+    base = {**spec.base, "origin": origin.to_dict()}
+    (folder / ADAPTER_BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def merge_adapter(adapter_folder: Path, out_folder: Path, trust_remote_code: bool = False) -> None:
-    """Write the base with an adapter added in as the folder of a model, merged in fp32.
+def _saved_name(name: str, in_full: Sequence[str]) -> str:
+    """peft's name of a tensor of a module that is trained in full, any other name as it is."""
+    whole = next((each for each in in_full if name.startswith(f"{each}.")), None)
+    return name if whole is None else f"{whole}.modules_to_save.default{name.removeprefix(whole)}"
 
-    It is saved in the dtype that a base of its kind is opened in. Raises ValueError for a folder without an adapter, a
-    base that is not there or not the adapter's, and an `out_folder` that is in use.
+
+def _forget_unknown_base(path: Path) -> None:
+    """Name no base in `adapter_config.json` where none is known that peft could open."""
+    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if tree["base_model_name_or_path"] == UNKNOWN_BASE:
+        path.write_text(json.dumps(tree | {"base_model_name_or_path": None}, indent=2) + "\n", encoding="utf-8")
+
+
+def merge_adapter(
+    adapter_folder: Path,
+    out_folder: Path,
+    trust_remote_code: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+    base: str | None = None,
+) -> torch.dtype:
+    """Write the base with an adapter added in as the folder of a model, merged in fp32; the dtype it is saved in.
+
+    `dtype`: of the saved weights; None: that of the base as it is saved. `base`: where its base is; None: as the
+    adapter's folder tells. Raises ValueError for a folder without an adapter, a base that is not there or not the
+    adapter's, and an `out_folder` that is in use.
     """
-    if not (adapter_folder / ADAPTER_CONFIG).is_file():
+    if not is_adapter(adapter_folder):
         raise ValueError(f"{adapter_folder} is not an adapter: it has no {ADAPTER_CONFIG}")
     if out_folder.exists():
         raise ValueError(f"{out_folder} exists already: choose another folder, or remove that one")
     require_readable(adapter_folder)
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
-    adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code)
-    dtype = adapted.get_base_model().dtype
-    adapted.float()
-    merged = adapted.merge_and_unload(safe_merge=True).to(dtype)
-    if (adapter_folder / GENERATION_CONFIG).is_file():
-        merged.generation_config = GenerationConfig.from_pretrained(adapter_folder)
+    adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code, base=base, dtype=torch.float32)
+    found = find_base(adapter_folder, base)
+    dtype = dtype or saved_dtype(found.path, found.revision, trust_remote_code)
+    merged = _merged(adapted, adapter_folder).to(dtype)  # type: ignore[arg-type]
     partial = out_folder.with_name(f"{out_folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with no_progress_bar():
         merged.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    add_older_names(partial, trust_remote_code)
+    save_tokenizer_files(tokenizer, partial)
+    if (adapter_folder / TRAINING).is_file():  # it says who trained it
+        shutil.copy(adapter_folder / TRAINING, partial)
     card = adapter_folder / CARD
     if card.is_file():
         kind = adapter_kind(adapter_folder)
         (partial / CARD).write_text(as_model_card(card.read_text(encoding="utf-8"), kind), encoding="utf-8")
     partial.rename(out_folder)
+    return dtype
 
 
 def adapter_kind(adapter_folder: Path) -> ModelKind:
-    """Whether an adapter makes its base a language model or a reward model."""
-    return kind_of_adapter(PeftConfig.from_pretrained(str(adapter_folder)).task_type)
+    """Whether an adapter makes its base a language model or a reward model. Raises ValueError as `_settings` does."""
+    return kind_of_adapter(_settings(adapter_folder).task_type)
+
+
+def _settings(adapter_folder: Path) -> PeftConfig:
+    """peft's settings of an adapter. Raises ValueError for those that peft cannot read."""
+    try:
+        return PeftConfig.from_pretrained(str(adapter_folder))
+    except (KeyError, TypeError, ValueError) as error:
+        place = adapter_folder / ADAPTER_CONFIG
+        raise ValueError(f"{place} is not an adapter's of peft ({type(error).__name__}: {one_line(error)})") from None
 
 
 def open_adapter(
-    adapter_folder: Path, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False
+    adapter_folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    trust_remote_code: bool = False,
+    *,
+    base: str | None = None,
+    **loading: Any,
 ) -> PeftModel:
     """An adapter on its base, which gets rows for the tokenizer's tokens if it has fewer.
 
-    Raises ValueError if the base is not there, or is not the one that the adapter was trained on.
+    `base`: where that is; None: as the adapter's folder tells. `loading`: further arguments of transformers, such
+    as `dtype`. Raises ValueError if the base is not there, or is not the one that the adapter was trained on.
     """
-    config = PeftConfig.from_pretrained(str(adapter_folder))
-    base = _base(adapter_folder, config, tokenizer, trust_remote_code)
-    _check_base(adapter_folder, config, base)
-    if len(tokenizer) > base.config.vocab_size:
-        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    config, found = _settings(adapter_folder), find_base(adapter_folder, base)
+    kind = kind_of_adapter(config.task_type)
+    model = _open_base(adapter_folder, found, kind, trust_remote_code, **load_options(kind, tokenizer), **loading)
+    _check_base(adapter_folder, found.path, config, model)
+    if len(tokenizer) > model.config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
         with expected_warnings():
-            adapted: PeftModel = PeftModel.from_pretrained(base, str(adapter_folder))
-    except (RuntimeError, ValueError, SafetensorError) as error:  # shapes that differ, or targets that are not there
-        base_path = config.base_model_name_or_path
-        raise ValueError(f"{adapter_folder} does not fit its base {base_path}: {one_line(error)}") from None
+            adapted: PeftModel = PeftModel.from_pretrained(model, str(adapter_folder), config=config)
+    except (RuntimeError, ValueError, TypeError, SafetensorError) as error:  # other shapes, settings, or targets
+        raise ValueError(f"{adapter_folder} does not fit its base {found.path}: {one_line(error)}") from None
     return adapted
 
 
-def _base(
-    adapter_folder: Path, config: PeftConfig, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool
+def _open_base(
+    adapter_folder: Path, found: Base, kind: ModelKind, trust_remote_code: bool, **loading: Any
 ) -> PreTrainedModel:
-    """The base that an adapter names."""
-    path, kind = str(config.base_model_name_or_path), kind_of_adapter(config.task_type)
+    """The base of an adapter, which may be another adapter's model. Raises ValueError if it cannot be loaded."""
+    if is_adapter(found.path):
+        inner = Path(found.path).expanduser()
+        if adapter_kind(inner) is not LANGUAGE or kind is not LANGUAGE:
+            raise ValueError(
+                f"{adapter_folder}: its base is the adapter {inner}, and one of the two scores: merge it first"
+            )
+        return open_merged(inner, trust_remote_code, **loading)
+    options = {"dtype": kind.dtype, "revision": found.revision} | loading
     try:
         with no_progress_bar(), _quiet(kind):
             model: PreTrainedModel = kind.auto_class.from_pretrained(
-                path,
-                revision=config.revision,
-                trust_remote_code=trust_remote_code,
-                dtype=kind.dtype,
-                **load_options(kind, tokenizer),
+                found.path, trust_remote_code=trust_remote_code, **options
             )
     except (OSError, ValueError) as error:
-        raise ValueError(f"{adapter_folder}: its base {path} cannot be loaded: {one_line(error)}") from None
+        raise ValueError(f"{adapter_folder}: its base {found.path} cannot be loaded: {one_line(error)}") from None
     return model
 
 
-def _check_base(adapter_folder: Path, config: PeftConfig, base: PreTrainedModel) -> None:
+def open_merged(adapter_folder: Path, trust_remote_code: bool = False, **loading: Any) -> PreTrainedModel:
+    """An adapter's model as a plain one, the adapter added into its base in memory; it generates as the adapter says.
+
+    Raises ValueError as `open_adapter` does.
+    """
+    require_readable(adapter_folder)
+    tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
+    adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code, **loading)
+    return _merged(adapted, adapter_folder).requires_grad_(True)
+
+
+def _merged(adapted: PeftModel, adapter_folder: Path) -> PreTrainedModel:
+    """The base with its adapter added in, which generates as the adapter's folder says."""
+    with expected_warnings():
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    if (generation := read_generation(adapter_folder)) is not None:
+        merged.generation_config = generation
+    return merged
+
+
+def _check_base(adapter_folder: Path, base_path: str, config: PeftConfig, base: PreTrainedModel) -> None:
     """Raise ValueError if the base is not the one that the adapter was trained on, as far as that was recorded."""
-    if not (adapter_folder / ADAPTER_BASE).is_file():
+    trained_on = {name: fact for name, fact in read_base(adapter_folder).items() if name != "origin"}
+    if not trained_on:
         return  # an adapter from elsewhere
-    trained_on = json.loads((adapter_folder / ADAPTER_BASE).read_text(encoding="utf-8"))
-    if "fingerprint" in trained_on:
+    if "fingerprint" in trained_on or ("weights" in trained_on and len(trained_on["weights"]) != HASH_DIGITS):
         raise ValueError(
-            f"{adapter_folder / ADAPTER_BASE} was written by a version of llmtrain that did not record the base's "
-            "configuration: train again, or remove the file if you are sure of the base"
+            f"{adapter_folder / ADAPTER_BASE} was written by a version of llmtrain that recorded other facts of the "
+            "base: train again, or remove the file if you are sure of the base"
         )
     rows = config.to_dict()["trainable_token_indices"] or {}
     first_new = min((min(ids) for ids in rows.values()), default=None)
@@ -180,8 +237,8 @@ def _check_base(adapter_folder: Path, config: PeftConfig, base: PreTrainedModel)
         if fact != found[name]:
             what = name if name == "weights" else _differing(fact, found[name])
             raise ValueError(
-                f"{adapter_folder} was trained on another base than {config.base_model_name_or_path} is now ({what} "
-                f"differ): name the right one in {ADAPTER_CONFIG}"
+                f"{adapter_folder} was trained on another base than {base_path} is now ({what} differ): name the right "
+                f"one in {ADAPTER_CONFIG}, or in `llmtrain merge --base`"
             )
 
 

@@ -6,27 +6,45 @@ Everything else (loading, the tokenizer, an adapter's base, merging) sees the fo
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from llmtrain.models.folders.compatible import add_older_names, save_tokenizer_files
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.model import no_progress_bar, skeleton
 from llmtrain.protocols import Report
 from llmtrain.system.files import cache_root, exclusive, one_line
+from llmtrain.system.paths import package_of
+from llmtrain.system.terminal import say
 
 MAGIC = b"GGUF"
 DIGIT_SPLITTERS = ("smollm",)  # values of tokenizer.ggml.pre: each digit separate, then as GPT-2 splits
 GPT2_SPLITTERS = ("gpt-2",)
+HUB_KEYS = (
+    "general.source.huggingface.repository",
+    "general.source.repo_url",
+    "general.source.url",
+    "general.huggingface.repository",
+    "general.repo_url",
+    "general.url",
+)
+"""Where a GGUF file says what it was made from; a base that it was tuned from (`general.base_model`) comes after."""
+HUB_ID = re.compile(r"(?:https?://huggingface\.co/)?([\w.-]+/[\w.-]+?)/?")
+SOURCE = "gguf.json"  # in a converted folder: what the file says of its origin
 KEYS = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
 
 
-def resolved_path(path: str, report: Report = print) -> str:
+def resolved_path(path: str, report: Report = say) -> str:
     """The model folder of `path`: a GGUF file is converted, any other path comes back unchanged.
 
     A GGUF file is given by its path, or as `PACKAGE:FILE.gguf` where an installed Python package holds it. Raises
@@ -58,10 +76,16 @@ def _fingerprint(file: Path, _modified: int) -> str:
         return hashlib.file_digest(content, "blake2b").hexdigest()[:16]
 
 
+def hub_id_of(folder: Path) -> str | None:
+    """The hub's name of the model that a converted file was made from, where the file told it."""
+    path = folder / SOURCE
+    return json.loads(path.read_text(encoding="utf-8"))["hub_id"] if path.is_file() else None
+
+
 def _find(path: str) -> Path:
     """The file that a path names. Raises ValueError if there is none."""
-    package, colon, name = path.partition(":")
-    if not colon or not package.isidentifier():
+    package, name = package_of(path), path.partition(":")[2]
+    if package is None:
         file = Path(path).expanduser()
         if not file.is_file():
             raise ValueError(f"model.path={path}: no such file")
@@ -85,7 +109,10 @@ def _convert(path: str, file: Path, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        tokenizer = _tokenizer(file)
+        from gguf import GGUFReader
+
+        fields = {name: field.contents() for name, field in GGUFReader(file).fields.items() if not _is_long(name)}
+        tokenizer = _tokenizer(file, fields)
         read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         # transformers marks this model as quantized and would not save it so: its weights go into an unmarked one.
         model = skeleton(read.config, LANGUAGE, torch.float32)
@@ -98,8 +125,10 @@ def _convert(path: str, file: Path, folder: Path) -> None:
         )
         with no_progress_bar():
             model.save_pretrained(partial)
+        add_older_names(partial)
         tokenizer.model_max_length = read.config.max_position_embeddings
-        tokenizer.save_pretrained(partial)
+        save_tokenizer_files(tokenizer, partial)
+        (partial / SOURCE).write_text(json.dumps({"hub_id": _hub_id(fields)}) + "\n", encoding="utf-8")
     except (ValueError, LookupError, RuntimeError) as error:  # a torn file, or one of an unknown kind
         raise ValueError(f"model.path={path}: cannot be converted: {one_line(error)}") from None
     except OSError as error:
@@ -107,17 +136,27 @@ def _convert(path: str, file: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _tokenizer(file: Path) -> PreTrainedTokenizerFast:
+def _is_long(name: str) -> bool:
+    """Whether a field holds a vocabulary."""
+    return name.removeprefix("tokenizer.ggml.") in ("tokens", "merges", "scores", "token_type")
+
+
+def _hub_id(fields: Mapping[str, Any]) -> str | None:
+    """The hub's name of what a file was made from, else of the one base that it names."""
+    keys = [*HUB_KEYS, *(["general.base_model.0.repo_url"] if fields.get("general.base_model.count") == 1 else [])]
+    found = (HUB_ID.fullmatch(str(fields[key])) for key in keys if key in fields)
+    return next((match[1] for match in found if match is not None), None)
+
+
+def _tokenizer(file: Path, fields: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer in a GGUF file. Raises ValueError for a way of splitting text that is not known.
 
     transformers splits a byte-level vocabulary of a kind that it does not know as GPT-2 does, without a warning: ids
     other than the model was trained on, around digits for one.
     """
-    from gguf import GGUFReader
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    fields = GGUFReader(file).fields
-    kind, splitter = (fields[key].contents() if key in fields else None for key in KEYS)
+    kind, splitter = (fields.get(key) for key in KEYS)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     if kind == "gpt2" and splitter in DIGIT_SPLITTERS:

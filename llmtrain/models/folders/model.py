@@ -5,16 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.models.folders.compatible import add_older_names, save_tokenizer_files
 from llmtrain.models.folders.files import CARD
+from llmtrain.models.folders.generation import generation_config
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
+from llmtrain.models.folders.origin import Origin
 
 WRAPPER_PREFIX = "model."  # every wrapper holds the exported model under this name
 
@@ -27,7 +32,11 @@ class ExportSpec:
     tokenizer: PreTrainedTokenizerBase
     kind: ModelKind = LANGUAGE
     dtype: torch.dtype = torch.float32  # of the weights of a whole model; those of an adapter are in fp32
-    stop_ids: tuple[int, ...] = ()  # generation stops at any of these; (): at the tokenizer's EOS
+    stop_ids: tuple[int, ...] = ()  # where training taught it to stop; (): at the tokenizer's EOS
+    generation: Mapping[str, Any] = field(default_factory=dict)  # the base's settings, kept with ours added
+    origin: Origin | None = None  # where the base comes from; None: the model was new
+    adapter: AdapterConfig | None = None  # None: every weight was trained
+    base: Mapping[str, Any] = field(default_factory=dict)  # facts by which an adapter's base is known; those there are
     trust_remote_code: bool = False
 
 
@@ -46,9 +55,10 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], card: str, spec: E
     left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left_out and not unexpected, (left_out, missing, unexpected)
     if spec.kind.generates:
-        model.generation_config = generation_config(spec)
+        model.generation_config = generation_config(spec.generation, spec.tokenizer, spec.stop_ids)
     with no_progress_bar():
         model.save_pretrained(folder)
+    add_older_names(folder, spec.trust_remote_code)
     save_tokenizer(folder, spec)
     (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -67,17 +77,6 @@ def skeleton(
     return model
 
 
-def generation_config(spec: ExportSpec) -> GenerationConfig:
-    """Sampling that stops where the spec says."""
-    tokenizer = spec.tokenizer
-    return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(spec.stop_ids) or tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        do_sample=True,
-    )
-
-
 def save_tokenizer(folder: Path, spec: ExportSpec) -> None:
     """Write the tokenizer, with the number of the model's positions as the length that it warns at.
 
@@ -89,7 +88,7 @@ def save_tokenizer(folder: Path, spec: ExportSpec) -> None:
     positions = spec.shape.to_dict().get("max_position_embeddings")
     if positions is not None:
         spec.tokenizer.model_max_length = positions
-    spec.tokenizer.save_pretrained(folder)
+    save_tokenizer_files(spec.tokenizer, folder)
 
 
 @contextmanager

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders.adapter import adapter_kind, open_adapter
-from llmtrain.models.folders.files import ADAPTER_CONFIG, require_readable
+from llmtrain.models.folders.files import (
+    ADAPTER_BASE,
+    TRAINING,
+    find_reward_card,
+    load_fault,
+    require_readable,
+)
+from llmtrain.models.folders.given import is_adapter, model_folder
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import no_progress_bar
+from llmtrain.models.heads.score import SCORE
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.system.files import one_line
+from llmtrain.system.paths import is_local
+
+FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")  # of a model of the hub
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model for sequence classification, frozen, in fp32 on the CPU, an adapter on its base included."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    is_ours: bool  # trained by llmtrain
+
+    @property
+    def has_score_head(self) -> bool:
+        """Whether it scores hidden states by one matrix, as `transformers`' causal models do."""
+        return isinstance(dict(self.model.named_children()).get(SCORE), nn.Module)
 
 
 def beats_chance(card: Mapping[str, Any]) -> bool:
@@ -34,25 +68,67 @@ def card_verdict(card: Mapping[str, Any]) -> str:
     return f"warning: the reward model may be no better than chance: {found}"
 
 
-def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFast]:
-    """A finished reward model, frozen, in fp32 on the CPU, an adapter on its base included; and its tokenizer.
+def reward_folder(path: str, revision: str | None = None) -> Path:
+    """The folder of a reward model: of its path, that of a run, or of a name of the hub, downloaded once.
 
-    Raises ValueError for a folder that holds none, and for an adapter whose base is not the one it was trained on.
+    Raises ValueError if there is none.
     """
-    require_readable(folder)
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if is_local(path) or Path(path).expanduser().is_dir():
+        return model_folder(path)
+    import huggingface_hub
+
     try:
-        if is_adapter and adapter_kind(folder) is not REWARD:
+        return Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # the hub's client raises several libraries' errors
+        raise ValueError(f"{path}: no folder, and not to be had from the hub ({one_line(error)})") from None
+
+
+def open_classifier(folder: Path) -> Classifier:
+    """The model in a folder. Raises ValueError if it holds none, or an adapter whose base is not its own."""
+    require_readable(folder)
+    try:
+        if is_adapter(folder) and adapter_kind(folder) is not REWARD:
             raise ValueError("this is the adapter of a language model")
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        if is_adapter:
+        if is_adapter(folder):
             model: Any = open_adapter(folder, tokenizer).get_base_model()
         else:
             with no_progress_bar():
-                model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+                model, loading = AutoModelForSequenceClassification.from_pretrained(
+                    folder, dtype=torch.float32, output_loading_info=True
+                )
+            if missing := sorted(loading["missing_keys"]):
+                raise ValueError(f"its weights lack {missing[0]}: it was not trained to score")
+        _require_rows(model, tokenizer)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder}: no reward model can be loaded ({one_line(error)})") from None
-    if model.config.num_labels != 1:
-        raise ValueError(f"{folder}: a classifier with {model.config.num_labels} labels is not a reward model")
-    model.set_attn_implementation(ATTENTION)
-    return RewardModel(model.requires_grad_(False), "segments").eval(), tokenizer
+        raise ValueError(f"{folder}: no reward model can be loaded ({load_fault(error)})") from None
+    return Classifier(model.requires_grad_(False).eval(), tokenizer, _is_ours(folder))
+
+
+def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFast]:
+    """A finished reward model with one label and a score head, and its tokenizer.
+
+    Raises ValueError for a folder that holds none, and for an adapter whose base is not the one it was trained on.
+    """
+    found = open_classifier(folder)
+    if found.model.config.num_labels != 1:
+        raise ValueError(f"{folder}: a classifier with {found.model.config.num_labels} labels is not a reward model")
+    if not found.has_score_head:
+        raise ValueError(f"{folder}: {found.model.config.model_type} has no head named {SCORE} that could be taken")
+    assert isinstance(found.tokenizer, PreTrainedTokenizerFast)
+    found.model.set_attn_implementation(ATTENTION)
+    return RewardModel(found.model, "segments").eval(), found.tokenizer
+
+
+def _require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(f"its tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether llmtrain trained the model in a folder, by the files that its runs write."""
+    if (folder / TRAINING).is_file():
+        return "reward" in json.loads((folder / TRAINING).read_text(encoding="utf-8")).get("config", {})
+    return (folder / ADAPTER_BASE).is_file() or find_reward_card(folder) is not None

@@ -1,9 +1,10 @@
-"""Hidden states -> cross-entropy summed over tokens, never holding all logits.
+"""Hidden states -> cross-entropy and errors summed over tokens, never holding all logits.
 
     objective = (1 - s) (log Z - z[label]) + s (log Z - mean z) + zeta (log Z)^2,   z = W h + b,   log Z = log sum exp z
 
-s is the label smoothing, zeta the z-loss. The head runs over chunks of tokens, and each chunk's gradient is taken at
-once, so nothing of size tokens x vocabulary outlives its chunk.
+s is the label smoothing, zeta the z-loss; a token's loss may have a weight. An error is a token that greedy decoding
+would not have chosen: of several most likely tokens it takes the first. The head runs over chunks of tokens, and each
+chunk's gradient is taken at once, so nothing of size tokens x vocabulary outlives its chunk.
 """
 
 from __future__ import annotations
@@ -26,15 +27,22 @@ def chunked_loss(
     options: LossOptions,
     rows: Float[Tensor, "rows hidden"] | None = None,
     row_ids: Int[Tensor, " rows"] | None = None,
+    weights: Float[Tensor, " tokens"] | None = None,
 ) -> TokenLoss:
-    """The summed loss of `hidden` at every token; `rows` replace the rows `row_ids` of a weight without bias."""
+    """The summed loss of `hidden` at every token, each times its weight, if there are any.
+
+    `rows` replace the rows `row_ids` of a weight without bias.
+    """
     assert rows is None or bias is None
     needed = torch.is_grad_enabled()  # ctx.needs_input_grad is True for weights also under no_grad
-    return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, weight, bias, rows, row_ids, labels, options, needed))
+    return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, weight, bias, rows, row_ids, labels, options, weights, needed))
 
 
 def logits_loss(
-    logits: Float[Tensor, "tokens vocab"], labels: Int[Tensor, " tokens"], options: LossOptions
+    logits: Float[Tensor, "tokens vocab"],
+    labels: Int[Tensor, " tokens"],
+    options: LossOptions,
+    weights: Float[Tensor, " tokens"] | None = None,
 ) -> TokenLoss:
     """The summed loss from logits, by autograd: the plain form of what the chunked one computes."""
     logits = logits.float()
@@ -43,7 +51,19 @@ def logits_loss(
     smoothed = log_z - logits.mean(-1)
     objective = (1 - options.label_smoothing) * cross_entropy + options.label_smoothing * smoothed
     objective = objective + options.z_loss * log_z**2
-    return TokenLoss(objective.sum(), cross_entropy.detach().sum())
+    if weights is not None:
+        objective, cross_entropy = objective * weights, cross_entropy * weights
+    token_losses = cross_entropy.detach()
+    return TokenLoss(objective.sum(), token_losses.sum(), _num_errors(logits, labels[:, None]), token_losses)
+
+
+def _num_errors(logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, "tokens 1"]) -> Float[Tensor, ""]:
+    """How many targets are not the first of the largest logits."""
+    if logits.device.type == "cpu":  # numpy's argmax is ten times as fast there: torch 2.13 takes one number at a time
+        chosen = torch.from_numpy(logits.detach().numpy().argmax(-1, keepdims=True))
+    else:
+        chosen = logits.argmax(-1, keepdim=True)
+    return (chosen != targets).sum().float()  # exact up to 2^24
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -59,8 +79,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         row_ids: Int[Tensor, " rows"] | None,
         labels: Int[Tensor, " tokens"],
         options: LossOptions,
+        weights: Float[Tensor, " tokens"] | None,
         needed: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         smoothing, z_loss = options.label_smoothing, options.z_loss
         need_hidden, need_weight, need_bias, need_rows = (needed and need for need in ctx.needs_input_grad[:4])
         grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if need_hidden else None
@@ -68,7 +89,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
         grad_rows = torch.zeros_like(rows, dtype=torch.float32) if need_rows and rows is not None else None
         objective = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        cross_entropy = torch.zeros_like(objective)
+        cross_entropy, errors = torch.zeros_like(objective), torch.zeros_like(objective)
+        token_losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         for chunk in chunks(hidden, weight):
             targets = labels[chunk, None]
             logits = nn.functional.linear(hidden[chunk], weight, bias).float()  # (chunk, vocab)
@@ -76,10 +98,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits[:, row_ids] = nn.functional.linear(hidden[chunk], rows.to(weight.dtype)).float()
             log_z = logits.logsumexp(-1, keepdim=True)
             losses = log_z - logits.gather(-1, targets)
-            cross_entropy += losses.sum()
+            token_weights = None if weights is None else weights[chunk, None]
+            token_losses[chunk] = (losses if token_weights is None else losses * token_weights)[:, 0]
+            cross_entropy += token_losses[chunk].sum()
+            errors += _num_errors(logits, targets)
             if smoothing:
                 losses = (1 - smoothing) * losses + smoothing * (log_z - logits.mean(-1, keepdim=True))
-            objective += (losses + z_loss * log_z**2).sum()
+            losses = losses + z_loss * log_z**2
+            objective += (losses if token_weights is None else losses * token_weights).sum()
             if not (need_hidden or need_weight or need_bias or need_rows):
                 continue
             grad = logits.sub_(log_z).exp_()
@@ -88,6 +114,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if smoothing:
                 grad -= smoothing / weight.shape[0]
             grad.scatter_add_(-1, targets, torch.full_like(log_z, smoothing - 1))
+            if token_weights is not None:
+                grad *= token_weights
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             with gradient_precision(hidden):
@@ -106,11 +134,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     add_product(grad_weight, grad.t(), hidden[chunk].to(grad.dtype))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_rows)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, rows)]
-        ctx.mark_non_differentiable(cross_entropy)
-        return objective, cross_entropy
+        ctx.mark_non_differentiable(cross_entropy, errors, token_losses)
+        return objective, cross_entropy, errors, token_losses
 
     @staticmethod
-    def backward(ctx: Any, grad_objective: Tensor, _: Tensor) -> Any:
+    def backward(ctx: Any, grad_objective: Tensor, *_: Tensor) -> Any:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         grads = [None if grad is None else (grad * grad_objective).to(dtype) for grad, dtype in pairs]
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None

@@ -29,10 +29,14 @@ class Head(nn.Linear):
         return head.train(projection.training)
 
     def loss(
-        self, hidden: Float[Tensor, "tokens hidden"], labels: Int[Tensor, " tokens"], options: LossOptions
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        labels: Int[Tensor, " tokens"],
+        options: LossOptions,
+        weights: Float[Tensor, " tokens"] | None = None,
     ) -> TokenLoss:
-        """The loss of `hidden` at every token, summed."""
-        loss = self(hidden, labels, options)
+        """The loss of `hidden` at every token, times its weight if there are any, summed."""
+        loss = self(hidden, labels, options, weights)
         assert isinstance(loss, TokenLoss)
         return loss
 
@@ -52,13 +56,14 @@ class Head(nn.Linear):
         hidden: Float[Tensor, "*batch hidden"],
         labels: Int[Tensor, " tokens"] | None = None,
         options: LossOptions | LogprobOptions = LossOptions(),
+        weights: Float[Tensor, " tokens"] | None = None,
     ) -> Tensor | TokenLoss | TokenLogprobs:
         """Logits without `labels`; with them, what the type of `options` asks for."""
         if labels is None:
             return super().forward(hidden)
         if isinstance(options, LogprobOptions):
             return chunked_logprobs(hidden, self.weight, self.bias, labels, options)
-        return chunked_loss(hidden, self.weight, self.bias, labels, options)
+        return chunked_loss(hidden, self.weight, self.bias, labels, options, weights=weights)
 
 
 def is_projection(head: nn.Module | None) -> bool:

@@ -46,17 +46,18 @@ class CausalLMLoss(TrainedModule):
         return {"attention": self.kernel, "whole_logits": self.whole_logits}
 
     def forward(self, batch: PackedTokens, options: LossOptions = LossOptions()) -> TokenLoss:
-        """Losses summed over the batch's trained tokens; zero, but attached to every parameter, if there are none."""
+        """Losses summed over the batch's trained tokens by their weights; zero, but attached to every parameter, if
+        there are none."""
         inputs = pack_inputs(batch, self.kernel)
         if self.neftune_alpha is not None and self.training:
             embedded = self.model.get_input_embeddings()(inputs.pop("input_ids"))
             inputs["inputs_embeds"] = add_noise(embedded, batch.segment_lengths, self.neftune_alpha)
-        labels, selected = batch.labels, None
+        labels, weights, selected = batch.labels, batch.label_weights, None
         if batch.num_trained < labels.numel():
             selected = (labels != IGNORE_INDEX).nonzero()[:, 0]
-            labels = labels[selected]
+            labels, weights = labels[selected], None if weights is None else weights[selected]
         if self.whole_logits:
             logits = run_model(self.model, inputs)
-            return logits_loss(logits if selected is None else logits[selected], labels, options)
+            return logits_loss(logits if selected is None else logits[selected], labels, options, weights)
         hidden = run_trunk(self.model.base_model, inputs)
-        return output_head(self.model).loss(hidden if selected is None else hidden[selected], labels, options)
+        return output_head(self.model).loss(hidden if selected is None else hidden[selected], labels, options, weights)

@@ -73,7 +73,11 @@ def shares_prompts(
     states of pairs that share one must be those of `transformers`, one document at a time.
     """
     obstacle = sharing_obstacle(kernel) or _sharing_error(model, kernel, max_seq_len, device)
-    report("prompts: once per pair" if obstacle is None else f"prompts: twice per pair, since {obstacle}")
+    report(
+        "a pair's prompt is computed once"
+        if obstacle is None
+        else f"a pair's prompt is computed twice, since {obstacle}"
+    )
     return obstacle is None
 
 

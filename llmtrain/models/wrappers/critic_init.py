@@ -14,8 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from llmtrain.models.folders.open import model_folder
-from llmtrain.models.folders.reward import load_reward_model
+from llmtrain.models.folders.reward import load_reward_model, reward_folder
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.wrappers.actor_critic import ValueHead
 from llmtrain.models.wrappers.reward_model import RewardModel
@@ -30,11 +29,12 @@ class CriticStart:
     path: str  # of the model's folder, or of its run
     weight: float  # of its reward in the sum of rewards
     key: str  # the config key and value that name it, for messages
+    revision: str | None = None  # of a name of the hub
 
 
 def start_critic(start: CriticStart, head: ValueHead, trunk: nn.Module | None) -> None:
     """Let a critic start as a reward model on disk. Raises ValueError if there is none, or it does not fit."""
-    reward, _ = load_reward_model(model_folder(start.path))
+    reward, _ = load_reward_model(reward_folder(start.path, start.revision))
     start_as_reward(head, trunk, reward, start.weight, start.key)
 
 

@@ -28,9 +28,10 @@ from llmtrain.system.device import AttentionKernel
 class RewardModel(TrainedModule):
     """The one module that is trained: packed conversations in, a score for each out."""
 
-    def __init__(self, model: PreTrainedModel, kernel: AttentionKernel) -> None:
+    def __init__(self, model: PreTrainedModel, kernel: AttentionKernel, label: int = 0) -> None:
+        """`label`: the one of several whose score is taken."""
         super().__init__()
-        self.model = model
+        self.model, self._label = model, label
         self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
 
@@ -47,7 +48,7 @@ class RewardModel(TrainedModule):
         """The score of each document, at its last token: the last of a segment."""
         hidden = run_trunk(self.model.base_model, pack_inputs(batch, self.kernel))
         scores: Tensor = self.model.get_submodule(SCORE)(hidden[segment_ends(batch).to(hidden.device)])
-        return scores[:, 0]
+        return scores[:, self._label]
 
 
 def score_model(

@@ -7,16 +7,15 @@ adapter. Without one each role has its own weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.config.recipes import PolicyStageConfig
-from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
 from llmtrain.models.cpu.prepare import prepare_layers
+from llmtrain.models.folders.continued import AdapterPlan
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.critic_init import CriticStart, start_critic
@@ -36,7 +35,7 @@ class PolicyRoles:
 def build_roles(
     config: PolicyStageConfig,
     model: PreTrainedModel,
-    new_token_ids: Sequence[int],
+    plan: AdapterPlan | None,
     critic_start: CriticStart | None,
     ranks: Ranks,
     *,
@@ -44,10 +43,10 @@ def build_roles(
 ) -> PolicyRoles:
     """Policy, critic and reference from the model that the run starts from, which becomes the policy's.
 
-    `critic_start`: the reward model that the critic starts as; None: at zero. Raises ValueError as
-    `prepare_causal_lm` and `start_critic` do.
+    `plan`: the adapter that policy and critic train; None: they train every weight. `critic_start`: the reward model
+    that the critic starts as; None: at zero. Raises ValueError as `prepare_causal_lm` and `start_critic` do.
     """
-    policy, has_adapter = config.policy, config.adapter.kind != "none"
+    policy, has_adapter = config.policy, plan is not None
     prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
     has_critic = policy.has_critic
     reference_model: PreTrainedModel | None = None
@@ -56,10 +55,12 @@ def build_roles(
         reference_model = shared_copy(model) if has_adapter else frozen_copy(model)
     if has_critic and policy.critic == "separate":
         critic_model = shared_copy(model) if has_adapter else copy.deepcopy(model)
-    for trained in (model, critic_model):
-        if has_adapter and trained is not None:
-            add_adapter(trained, config.adapter, new_token_ids, config.run.seed)
-            prepare_layers(trained, ranks.device, shards_parameters=shards_parameters)
+    # The reference is what the policy starts as: with an adapter that goes on being trained, it has that one.
+    starts_with_it = reference_model if plan is not None and plan.start is not None else None
+    for adapted in (model, critic_model, starts_with_it):
+        if plan is not None and adapted is not None:
+            plan.put_into(adapted)
+            prepare_layers(adapted, ranks.device, shards_parameters=shards_parameters)
     checked = prepare_causal_lm(config, model, ranks, shards_parameters=shards_parameters)
 
     width = model.config.get_text_config().hidden_size

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import SamplingMask
+from llmtrain.models.context import num_positions
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.cache import LayerStates, RowCache
 from llmtrain.rollout.local.forward import ROWS_MULTIPLE, Forward, Outputs
@@ -87,9 +88,7 @@ def generate(
 def _check_prompts(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], sampling: Sampling
 ) -> None:
-    shape = model.config
-    field_name = shape.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    positions: int | None = shape.to_dict().get(field_name)
+    positions = num_positions(model.config)
     for prompt, sample in zip(prompts, sample_ids, strict=True):
         if not prompt:
             raise ValueError(

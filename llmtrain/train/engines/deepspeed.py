@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO-1, -2 and -3, driven by us: accumulation, clipping and precision come from our configuration.
 
-DeepSpeed keeps fp32 weights and optimizer state in flat partitions. Its public `safe_get_full_*` and
-`safe_set_full_*` reach single parameters in them. What they leave to us in 0.19.8 needs private names, in `_Zero12`,
+DeepSpeed keeps fp32 weights and optimizer state in flat partitions. Its public `safe_get_*` and
+`safe_set_*` reach single parameters in them. What they leave to us in 0.19.8 needs private names, in `_Zero12`,
 `_Zero3` and `_Flats` below:
 
 - ZeRO-1 and -2 link optimizer state to parameters once the first parameter group has stepped, so that of the other
@@ -79,18 +79,16 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def load_named_state(self, read: ReadState) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         engine, partitions = self._engine, _partitions(self._engine)
         partitions.make_state(read)
         for name, parameter in trained_parameters(engine.module):
             saved = read(name)
             value = saved.pop("param").to(engine.device)
             check_shape(name, value, partitions.full_shape(parameter))
-            safe_set_full_fp32_param(parameter, value)
+            partitions.set_master(parameter, value)
             for key, state in saved.items():
                 if state.dim():
-                    safe_set_full_optimizer_state(parameter, state.to(engine.device), key)
+                    partitions.set_state(parameter, key, state.to(engine.device))
             partitions.set_model_copy(parameter, value)
         load_buffers(engine.module, read)
         partitions.refresh()
@@ -106,6 +104,7 @@ def configure(config: dict[str, Any], settings: EngineSettings) -> None:
     config["gradient_clipping"] = settings.max_grad_norm or 0.0  # 0 is off
     config["gradient_accumulation_steps"] = config["train_micro_batch_size_per_gpu"] = 1
     config["data_types"] = {"grad_accum_dtype": "fp32"}
+    config["zero_force_ds_cpu_optimizer"] = False  # its own AdamW keeps other state than torch's
     if settings.precision == "bf16":
         config["bf16"]["check_grad_overflow"] = True  # else a step with non-finite gradients is applied
 
@@ -134,8 +133,11 @@ def check_deepspeed(config: Mapping[str, object], *, max_grad_norm: float | None
     zero = config.get("zero_optimization")
     for part in ("offload_optimizer", "offload_param"):
         offload = zero.get(part) if isinstance(zero, Mapping) else None
-        if isinstance(offload, Mapping) and offload.get("device", "none") != "none":
-            raise ValueError(f"{part}_device: {offload['device']}: offloading is not supported yet, set it to none")
+        device = offload.get("device", "none") if isinstance(offload, Mapping) else "none"
+        if device not in ("none", "cpu"):
+            raise ValueError(f"{part}_device: {device}: only offloading to the CPU is supported, set it to cpu or none")
+        if device == "cpu" and isinstance(zero, Mapping) and zero.get("stage") != 3:
+            raise ValueError(f"{part}_device: cpu needs zero_stage: 3 (recipes/accelerate/zero3_offload.yaml)")
     for section_name, ours in (("optimizer", "optim"), ("scheduler", "optim.schedule")):
         if section_name in config:
             raise ValueError(f"DeepSpeed's configuration has a section {section_name}: remove it, {ours} decides")
@@ -147,6 +149,8 @@ class _Partitions(Protocol):
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]: ...
     def make_state(self, read: ReadState) -> None: ...
     def full_shape(self, parameter: nn.Parameter) -> torch.Size: ...
+    def set_master(self, parameter: nn.Parameter, value: Tensor) -> None: ...  # in fp32, whole
+    def set_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None: ...  # whole
     def set_model_copy(self, parameter: nn.Parameter, value: Tensor) -> None: ...
     def refresh(self) -> None: ...
 
@@ -174,6 +178,16 @@ class _Zero12:
 
     def full_shape(self, parameter: nn.Parameter) -> torch.Size:
         return parameter.shape
+
+    def set_master(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        safe_set_full_fp32_param(parameter, value)
+
+    def set_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(parameter, value, key)
 
     def set_model_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.copy_(value)
@@ -203,6 +217,16 @@ class _Zero3:
         shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
         return shape
 
+    def set_master(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        safe_set_local_fp32_param(parameter, _shard(parameter, value))
+
+    def set_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_local_optimizer_state
+
+        safe_set_local_optimizer_state(parameter, _shard(parameter, value), key)
+
     def set_model_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
@@ -213,6 +237,17 @@ class _Zero3:
         """Bring the small parameters that stay gathered up to date, as DeepSpeed does after a step."""
         if self._zero.persistent_parameters:
             self._zero.persistent_parameters[0].all_gather(self._zero.persistent_parameters)
+
+
+def _shard(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, (elements,): equally many on each rank, the last filled up with zeros.
+
+    DeepSpeed's own `safe_set_full_*` leave the filling out, and fail unless the ranks divide the elements.
+    """
+    size = parameter.ds_tensor.numel()
+    start = size * dist.get_rank(parameter.ds_process_group)
+    shard = value.flatten()[start : start + size]
+    return nn.functional.pad(shard, (0, size - shard.numel()))
 
 
 class _Flats:

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataPara
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from llmtrain.system.device import share_of_cores
+from llmtrain.system.cores import share_of_cores
 from llmtrain.train.engines.base import EngineSettings
 
 
@@ -49,6 +49,7 @@ def check_environment(environment: Mapping[str, str], *, precision: str, has_acc
             f"WORLD_SIZE={environment['WORLD_SIZE']} is set, but this process was not started as one of several: "
             "start it with `accelerate launch` or torchrun, or unset WORLD_SIZE"
         )
+    _check_slurm(environment)
     steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps not in ("1", "auto"):
         raise ValueError(
@@ -68,6 +69,21 @@ def check_environment(environment: Mapping[str, str], *, precision: str, has_acc
         raise ValueError(f"dynamo_backend: {backend} in accelerate's configuration: use train.compile instead")
     if is_on(environment, "FSDP_ACTIVATION_CHECKPOINTING"):
         raise ValueError("fsdp_activation_checkpointing: true: use train.activation_checkpointing instead")
+
+
+def _check_slurm(environment: Mapping[str, str]) -> None:
+    """Raise ValueError for one of several tasks of `srun` that know nothing of each other.
+
+    Only a step's own variables count: SLURM_NTASKS is set too in a batch script, in a job of an array and in a shell of
+    `salloc`, where one process runs.
+    """
+    num_tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" not in environment and int(num_tasks) > 1:
+        raise ValueError(
+            f"srun started {num_tasks} tasks, each of which would train the whole run alone: start one launcher per "
+            "node, `srun --ntasks-per-node=1 llmtrain launch ...`; for a separate run per task, unset "
+            "SLURM_STEP_NUM_TASKS"
+        )
 
 
 def cpu_threads(environment: Mapping[str, str]) -> int | None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from llmtrain.config.data import Source
 from llmtrain.config.help import help_text
 from llmtrain.config.load import load_config, save_config, validate
 from llmtrain.config.marks import Feature
+from llmtrain.config.other_tools import OURS
 from llmtrain.config.recipes import (
     PolicyStageConfig,
     PreferenceStageConfig,
@@ -19,7 +21,9 @@ from llmtrain.config.recipes import (
     RewardStageConfig,
     SftConfig,
 )
-from llmtrain.config.sections import Source, TokenizerTrainConfig, iter_keys
+from llmtrain.config.sections import iter_keys
+from llmtrain.config.tokenizer import TokenizerTrainConfig
+from llmtrain.config.which import STAGES
 from llmtrain.train.engines.table import FEATURES
 
 LEAST: dict[str, Any] = {
@@ -48,7 +52,9 @@ def test_what_is_required_is_enough(least: str) -> None:
 def test_a_warm_up_that_leaves_nothing_of_the_run_is_refused_before_anything_is_loaded(
     least: str, steps: int, warmup: int
 ) -> None:
-    with pytest.raises(ValueError, match=rf"optim.warmup_steps={warmup} leaves nothing of the run's {steps} steps"):
+    with pytest.raises(
+        ValueError, match=rf"optim.warmup_steps={warmup} leaves nothing of the run's {steps} steps: lower it"
+    ):
         load_config(PretrainConfig, [least, f"train.steps={steps}", f"optim.warmup_steps={warmup}"])
     assert load_config(PretrainConfig, [least, "train.steps=1", "optim.warmup_steps=0"]).train.steps == 1
 
@@ -78,7 +84,7 @@ def test_the_last_override_of_a_key_counts(least: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optim.learning_rate=1"], "unknown key optim.learning_rate: optim has name, lr,"),
+        (["optim.learning_rate=1"], "unknown key optim.learning_rate: here it is optim.lr"),
         (["train.step=5"], "unknown key train.step: the nearest is train.steps"),
         (["checkpoints.every=5"], "unknown key checkpoints: the nearest is checkpoint"),
         (["data.clean.min_char=5"], "unknown key data.clean.min_char: the nearest is data.clean.min_chars"),
@@ -232,6 +238,41 @@ def test_a_typing_error_does_not_make_a_file_that_of_another_recipe(least: str, 
     path.write_text(yaml.safe_dump({name: section for name, section in LEAST.items() if name != "tokenizer"}))
     with pytest.raises(ValueError, match=r"^unknown key optim\.lrr: the nearest is optim\.lr$"):
         load_config(SftConfig, [str(path), "model.path=x", "optim.lrr=1"])
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [
+        ("learning_rate", "optim.lr"),
+        ("optim.learning_rate", "optim.lr"),
+        ("per_device_train_batch_size", "train.microbatch_tokens"),
+        ("num_train_epochs", "train.epochs"),
+        ("lora_r", "adapter.rank"),
+        ("max_seq_length", "data.max_seq_len"),
+        ("bf16", "train.precision=bf16"),
+        ("output_dir", "run.dir"),
+        ("dataset", "data.train"),
+    ],
+)
+def test_a_key_of_another_tool_is_refused_with_ours(key: str, ours: str) -> None:
+    with pytest.raises(ValueError, match=f"^unknown key {key}: here it is {ours}$"):
+        load_config(SftConfig, ["sft_full", f"{key}=1"])
+
+
+def test_what_is_near_nothing_gets_no_suggestion() -> None:
+    with pytest.raises(ValueError, match="unknown key zzz: a configuration has run, model") as refused:
+        load_config(SftConfig, ["sft_full", "zzz=1"])
+    assert "nearest" not in str(refused.value) and "here it is" not in str(refused.value)
+
+
+def test_every_name_of_another_tool_leads_to_a_key_that_some_recipe_has() -> None:
+    schemas = [PretrainConfig, SftConfig, *STAGES.values()]
+    keys = {key for schema in schemas for key, _ in iter_keys(schema)}
+    sections = {key.split(".")[0] for key in keys}
+    for name, ours in OURS.items():
+        key = re.split("[^a-z0-9_.]", ours)[0]
+        assert key in keys | sections, (name, ours)
+        assert name not in {each.rsplit(".", 1)[-1] for each in keys}, f"{name} is a key of ours"
 
 
 def test_a_file_that_only_lacks_a_section_is_not_that_of_another_recipe(least: str, tmp_path: Path) -> None:

@@ -26,21 +26,23 @@ from llmtrain.data.loader.batches import SingleProcess
 from llmtrain.data.loader.plan import DataPlan, plan_data
 from llmtrain.data.packing.pairs import pack_pairs
 from llmtrain.data.store.kinds import build_pair_stores
-from llmtrain.eval.intervals import wilson_interval
 from llmtrain.eval.pairs import (
+    EXAMPLES,
     HEADLINES,
     HeldOutPairs,
     PairScores,
-    area_under_curve,
     calibration,
     calibration_error,
-    correlation,
+    decisions,
     evaluation,
     length_bias,
     report_of,
     reward_card,
 )
 from llmtrain.models.folders.reward import beats_chance
+from llmtrain.statistics.intervals import wilson_interval
+from llmtrain.statistics.labelled import LabelledScores, area_under_curve
+from llmtrain.statistics.weighted import correlation
 from llmtrain.train.run_log import RunLog
 
 
@@ -76,7 +78,7 @@ def test_auc_counts_every_chosen_against_every_rejected() -> None:
         for r, rw in zip(rejected, weights, strict=True):
             wins += cw * rw * ((c > r) + (c == r) / 2)
             total += cw * rw
-    assert area_under_curve(chosen, rejected, weights) == pytest.approx(wins / total)
+    assert area_under_curve(LabelledScores(chosen, rejected, weights, weights)) == pytest.approx(wins / total)
 
 
 def test_calibration_compares_confidence_with_accuracy_in_ten_bins() -> None:
@@ -129,6 +131,45 @@ def test_the_histogram_holds_every_comparison() -> None:
     counts = report["margin_histogram"]["comparisons"]
     assert sum(counts) == 3 and (counts[0], counts[-1]) == (1, 1)
     assert counts[report["margin_histogram"]["edges"].index(0.0) + 1] == 1
+
+
+def test_decisions_are_counted_by_length() -> None:
+    found = decisions(
+        scored(
+            [1.0, 2.0, 0.0, 1.0, 5.0],
+            [0.0, 3.0, 0.0, 2.0, 1.0],
+            weights=[1.0, 2.0, 1.0, 0.5, 0.5],
+            chosen_tokens=[5, 2, 2, 3, 1],
+            rejected_tokens=[4, 4, 4, 3, 9],
+        )
+    )
+    assert found["chosen_longer"] == {"prefers_chosen": 1.0, "tie": 0.0, "prefers_rejected": 0.0}
+    assert found["same_length"] == {"prefers_chosen": 0.0, "tie": 0.0, "prefers_rejected": 0.5}
+    assert found["rejected_longer"] == {"prefers_chosen": 0.5, "tie": 1.0, "prefers_rejected": 2.0}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_score_that_is_not_finite_is_counted_and_ranked_wrong(bad: float, both: bool) -> None:
+    report = report_of(scored([bad, 2.0, 1.0], [bad if both else 0.0, 1.0, 0.0]), 1)
+    assert (report["pairs"], report["comparisons_not_finite"]) == (3, 1.0)
+    assert report["accuracy"] == pytest.approx(2 / 3)
+    assert report["auc"] == 0.875  # of the two other pairs
+    assert sum(report["margin_histogram"]["comparisons"]) == sum(p["comparisons"] for p in report["calibration"]) == 2
+
+
+def test_scores_that_are_all_not_finite_leave_no_curve() -> None:
+    report = report_of(scored([math.nan], [math.nan]), 1)
+    assert report["roc"]["thresholds"] == [] and math.isnan(report["auc"]) and report["accuracy"] == 0
+    assert report["examples"]["chosen"] == []
+
+
+def test_examples_are_a_bounded_sample_that_does_not_depend_on_the_order_of_pairs() -> None:
+    values = [float(number) for number in range(1000)]
+    report = report_of(scored(values, [0.1234567] * 1000), 1)["examples"]
+    assert report == report_of(scored(values[::-1], [0.1234567] * 1000), 1)["examples"]
+    assert len(report["chosen"]) == EXAMPLES and {report["chosen"][0], report["chosen"][-1]} == {0.0, 999.0}
+    assert set(report["rejected"]) == {0.123457}
 
 
 def test_each_source_is_judged_apart() -> None:
@@ -232,6 +273,8 @@ def numbers(tree: Any) -> list[float]:
     """All numbers of a tree, in order."""
     if isinstance(tree, dict):
         return [number for value in tree.values() for number in numbers(value)]
+    if isinstance(tree, str):
+        return []
     return [number for value in tree for number in numbers(value)] if isinstance(tree, list) else [float(tree)]
 
 

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from tiny_llama import tiny_llama
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from llmtrain.batch import Experience
 from llmtrain.config.rl import PolicyConfig
@@ -25,17 +26,7 @@ BATCH = pack_episodes(EPISODES)
 
 
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=24,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-        )
-    )
+    return tiny_llama(vocab_size=24, num_hidden_layers=1, max_position_embeddings=64)
 
 
 @pytest.mark.parametrize("critic", ["none", "separate"])

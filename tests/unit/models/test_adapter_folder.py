@@ -16,12 +16,15 @@ from tiny_run import MODEL, write_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, pipeline
 
-from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.sections import ModelConfig, PretrainedModelConfig
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import add_adapter
-from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter, open_adapter
-from llmtrain.models.folders.card import model_card
+from llmtrain.models.folders.adapter import export_adapter, merge_adapter, open_adapter
+from llmtrain.models.folders.bases import origin_of
+from llmtrain.models.folders.card import CardFacts, model_card
 from llmtrain.models.folders.model import ExportSpec
+from llmtrain.models.folders.origin import Origin
 from llmtrain.models.load import load_model, load_pretrained
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 
@@ -77,8 +80,14 @@ def export(
         folder,
         trained | buffers,
         "---\nlibrary_name: peft\n---\n",
-        ExportSpec(model.config, tokenizer, stop_ids=stop_ids),
-        AdapterSpec(config, base_path=str(base), base=base_facts(model)),
+        ExportSpec(
+            model.config,
+            tokenizer,
+            stop_ids=stop_ids,
+            origin=origin_of(str(base)),
+            adapter=config,
+            base=base_facts(model),
+        ),
     )
     model.set_attn_implementation("eager")
     model.eval()
@@ -227,7 +236,7 @@ def test_names_versions_and_storage_of_a_base_may_change(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"fingerprint": "ab12"}', "did not record the base's configuration"),
+        ('{"fingerprint": "ab12"}', "recorded other facts of the base"),
         ('{"weights": "ab', "cannot be read .*: export or copy the model again"),
     ],
 )
@@ -269,11 +278,20 @@ def test_a_folder_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
 
 def test_the_card_of_an_adapter_names_its_base_and_loads_it_through_peft(tmp_path: Path) -> None:
     config = {"run": {"dir": "runs/x"}, "data": {"train": [{"path": "a.jsonl"}]}}
-    card = model_card(config=config, ledger={}, values={}, versions={}, num_parameters=7, adapter_of="org/base")
+    facts = CardFacts(
+        config=config | {"model": {"path": "org/base"}},
+        ledger={},
+        before={},
+        after={},
+        num_parameters=7,
+        is_adapter=True,
+        origin=Origin("hub", "org/base", hub_id="org/base"),
+    )
+    card = model_card(facts)
     front = yaml.safe_load(card.split("---")[1])
     assert (front["library_name"], front["base_model"]) == ("peft", "org/base")
     assert (
-        "A causal language model, an adapter of `org/base`, of 7 parameters" in card
+        "An adapter of [org/base](https://huggingface.co/org/base): a causal language model, 7 parameters" in card
         and "AutoPeftModelForCausalLM" in card
     )
     folder = export(tmp_path / "adapter", write_base(tmp_path / "base"), {}).folder

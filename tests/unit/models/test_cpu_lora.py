@@ -6,26 +6,18 @@ import copy
 
 import pytest
 import torch
+from tiny_llama import tiny_llama
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from llmtrain.config.sections import AdapterConfig
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.cpu.lora import FusedLoraLinear, fuse_adapters
 
 
 def adapted(**settings: object) -> PreTrainedModel:
     """A tiny Llama with an adapter whose second matrix is not zero."""
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        attention_bias=True,
-    )
-    model = LlamaForCausalLM(shape)
+    model = tiny_llama(vocab_size=40, intermediate_size=24, attention_bias=True)
     add_adapter(model, AdapterConfig.model_validate({"kind": "lora", "rank": 4, "alpha": 12} | settings), (), 0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
-from llmtrain.config.sections import AdapterConfig, TunedModelConfig
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.sections import TunedModelConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.adapters.weight_sharing import shared_copy
-from llmtrain.models.folders.adapter import AdapterSpec, export_adapter
+from llmtrain.models.folders.adapter import export_adapter
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec, export_model
+from llmtrain.models.folders.origin import Origin
 from llmtrain.models.folders.reward import load_reward_model
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
@@ -58,7 +60,8 @@ def reward_folder(folder: Path, base: Path, adapter: dict[str, Any] | None) -> P
     if adapter is None:
         export_model(folder, weights, "", spec)
     else:
-        export_adapter(folder, weights, "", spec, AdapterSpec(AdapterConfig(**adapter), str(base)))
+        own = replace(spec, origin=Origin("folder", str(base)), adapter=AdapterConfig(**adapter))
+        export_adapter(folder, weights, "", own)
     return folder
 
 

@@ -8,7 +8,8 @@ import pytest
 from tiny_run import MODEL, write_tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtrain.config.sections import AdapterConfig, ModelConfig
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.sections import ModelConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.flops import training_flops
 from llmtrain.models.load import load_model

@@ -17,8 +17,6 @@ from llmtrain.models.adapters import quantized
 from llmtrain.models.load import load_model, load_pretrained
 from llmtrain.models.presets import PRESETS
 
-VOCABULARY = 259  # of the tiny tokenizer: 256 bytes, BOS, EOS, PAD
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.batch import PackedTokens
-from llmtrain.config.sections import AdapterConfig, ModelConfig, PretrainedModelConfig
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.sections import ModelConfig, PretrainedModelConfig
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import adapter_report, add_adapter
 from llmtrain.models.load import load_model, load_pretrained

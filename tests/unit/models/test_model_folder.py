@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny_run import MODEL, write_tokenizer
 from torch import Tensor
@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
-from llmtrain.models.folders.card import model_card
+from llmtrain.models.folders.bases import origin_of
+from llmtrain.models.folders.card import CardFacts, model_card
 from llmtrain.models.folders.model import ExportSpec, export_model
 from llmtrain.models.load import load_model
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
@@ -164,16 +165,63 @@ def test_weights_of_another_architecture_are_not_written(
     assert not (tmp_path / "bad").exists()
 
 
-def test_the_card_tells_data_values_settings_and_versions() -> None:
-    card = model_card(
-        config={"run": {"dir": "runs/mine/"}, "data": {"train": [{"path": "a.txt"}]}, "optim": {"lr": 0.1}},
-        ledger={"train": [{"path": "a.txt", "tokens": 7}]},
-        values={"step": 10, "eval_loss": 1.25},
-        versions={"torch": "2.13.0"},
+def card_of(base: str | None, **changed: Any) -> tuple[dict[str, Any], str]:
+    """The front matter and the body of a card, of a model trained from a base."""
+    model = {"path": base}
+    account = {"kept": {"train": {"documents": 40}}, "tokens": {"train": {"tokens": 5000}}}
+    facts = CardFacts(
+        config={
+            "run": {"dir": "/secret/runs/mine/"},
+            "model": model,
+            "data": {"train": [{"path": "/secret/faq.csv"}, {"path": "org/rows"}]},
+        },
+        ledger={"train": [account], "training": {"tokens_trained": 9000}},
+        before={"eval_loss": 2.5},
+        after={"eval_loss": 1.25},
         num_parameters=1234,
+        origin=None if base is None else origin_of(base),
     )
-    _, front, body = card.split("---\n", 2)
-    assert yaml.safe_load(front)["library_name"] == "transformers"
+    card = ModelCard(model_card(replace(facts, **changed)))
+    return card.data.to_dict(), card.text
+
+
+def test_the_card_is_what_a_person_would_publish() -> None:
+    front, body = card_of("org/base")
+    assert (front["library_name"], front["base_model"]) == ("transformers", "org/base")
     assert body.strip().startswith("# mine\n")
-    for said in ("1,234 parameters", "`a.txt`", "| eval_loss | 1.25 |", "tokens: 7", "lr: 0.1", "| torch | 2.13.0 |"):
-        assert said in body, said
+    assert "[org/base](https://huggingface.co/org/base)" in body and "1,234 parameters" in body
+    assert "| `faq.csv` | 40 | 5,000 |" in body and "datasets/org/rows" in body and "9,000 tokens" in body
+    assert "| loss (`eval_loss`) | 2.5 | 1.25 |" in body
+    assert "## Limits" in body and "Licence:** unknown" in body
+    assert "/secret" not in body and len(body.splitlines()) < 70
+
+
+def test_the_card_names_the_licence_that_its_bases_card_names(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n", encoding="utf-8")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    front, body = card_of(str(tmp_path))
+    assert front["license"] == "apache-2.0" and "base_model" not in front
+    assert "Licence:** apache-2.0" in body and str(tmp_path.parent) not in body
+
+
+def test_a_bases_card_that_is_no_yaml_names_no_licence(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\ndate: 2020-13-45\n---\n", encoding="utf-8")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert "Licence:** unknown" in card_of(str(tmp_path))[1]
+
+
+def test_the_cards_example_generates(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").symlink_to(export(tmp_path, tokenizer, config=MODEL).folder)
+    monkeypatch.chdir(tmp_path)
+    for chats in (False, True):
+        _, body = card_of(None, chats=chats)
+        code = body.split("```python\n")[1].split("```")[0].replace("max_new_tokens=200", "max_new_tokens=2")
+        if not chats:
+            exec(code, {})
+        assert '"mine"' in code and ("apply_chat_template" in code) == chats
+
+
+def test_a_card_without_held_out_data_says_so() -> None:
+    assert "Nothing was held out" in card_of(None, before={}, after={})[1]

@@ -9,7 +9,8 @@ import torch
 from tiny_run import MODEL, write_tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtrain.config.sections import AdapterConfig, ModelConfig
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.sections import ModelConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
 from llmtrain.models.load import load_model

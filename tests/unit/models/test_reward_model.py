@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ from transformers import (
 )
 
 from llmtrain.batch import PackedTokens, PreferencePairs, empty_pairs
-from llmtrain.config.sections import AdapterConfig, ModelConfig, TunedModelConfig
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.sections import ModelConfig, TunedModelConfig
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.cpu.lora import fuse_adapters
-from llmtrain.models.folders.adapter import AdapterSpec, export_adapter, merge_adapter
-from llmtrain.models.folders.card import model_card
+from llmtrain.models.folders.adapter import export_adapter, merge_adapter
+from llmtrain.models.folders.card import CardFacts, model_card
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec, export_model
+from llmtrain.models.folders.origin import Origin
 from llmtrain.models.folders.reward import load_reward_model
 from llmtrain.models.load import load_model, load_pretrained
 from llmtrain.models.param_kinds import parameters_by_kind
@@ -158,7 +160,8 @@ def export(one: Trained, folder: Path, base: Path | None = None, card: str = "--
     if one.adapter is None:
         export_model(folder, one.weights, card, spec)
         return
-    export_adapter(folder, one.weights, card, spec, AdapterSpec(one.adapter, str(base), base=one.base))
+    own = replace(spec, origin=Origin("folder", str(base)), adapter=one.adapter, base=one.base)
+    export_adapter(folder, one.weights, card, own)
 
 
 def test_new_tokens_are_trained_and_exported_with_an_adapter(tmp_path: Path) -> None:
@@ -199,8 +202,8 @@ def test_the_adapter_of_a_language_model_is_no_reward_model(tmp_path: Path) -> N
     causal = load_pretrained(TunedModelConfig(path=str(tmp_path / "base")), tokenizer, max_seq_len=64)
     add_adapter(causal, config, (), 0)
     weights = {f"model.{name}": p.detach() for name, p in causal.named_parameters() if p.requires_grad}
-    spec = ExportSpec(causal.config, tokenizer)
-    export_adapter(tmp_path / "out", weights, "", spec, AdapterSpec(config, str(tmp_path / "base")))
+    spec = ExportSpec(causal.config, tokenizer, origin=Origin("folder", str(tmp_path / "base")), adapter=config)
+    export_adapter(tmp_path / "out", weights, "", spec)
     with pytest.raises(ValueError, match=r"out: no reward model .*the adapter of a language model"):
         load_reward_model(tmp_path / "out")
 
@@ -349,13 +352,19 @@ def test_an_empty_batch_has_a_loss_of_zero_that_reaches_every_parameter(tmp_path
 def test_the_card_loads_a_model_that_scores(tmp_path: Path, adapter: dict[str, Any] | None, loader: str) -> None:
     one = trained(write_base(tmp_path / "base"), adapter)
     config = {"run": {"dir": "runs/x"}, "data": {"train": [{"path": "a.jsonl"}]}}
-    values = {"eval_accuracy": 0.7}
-    adapter_of = None if adapter is None else "org/base"
-    card = model_card(
-        config=config, ledger={}, values=values, versions={}, num_parameters=7, adapter_of=adapter_of, kind=REWARD
+    facts = CardFacts(
+        config=config,
+        ledger={},
+        before={},
+        after={"eval_accuracy": 0.7},
+        num_parameters=7,
+        is_adapter=adapter is not None,
+        origin=Origin("hub", "org/base", hub_id="org/base"),
+        kind=REWARD,
     )
+    card = model_card(facts)
     export(one, tmp_path / "out", tmp_path / "base", card)
     written = (tmp_path / "out" / "README.md").read_text()
     assert f"{loader}ForSequenceClassification" in written and "CausalLM" not in written
-    assert "text-classification" in written and "A reward model" in written and "of 7 parameters" in written
+    assert "text-classification" in written and "reward model" in written and "7 parameters" in written
     assert "eval_accuracy" in written

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PreferencePairs
-from llmtrain.config.sections import AdapterConfig, TunedModelConfig
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.sections import TunedModelConfig
 from llmtrain.models import trunk
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
@@ -176,13 +177,15 @@ def test_models_that_share_prompts_rightly_do(name: str, max_seq_len: int) -> No
     said: list[str] = []
     model = tiny(name).float().train()
     assert shares_prompts(model, "segments", max_seq_len, CPU, said.append)
-    assert said == ["prompts: once per pair"] and model.training
+    assert said == ["a pair's prompt is computed once"] and model.training
 
 
 def test_prompts_stand_twice_under_a_kernel_that_cannot_share_them() -> None:
     said: list[str] = []
     assert not shares_prompts(tiny("llama").float(), "varlen", 64, CPU, said.append)
-    assert said == ["prompts: twice per pair, since attention runs as varlen, which has no shared prompts yet"]
+    assert said == [
+        "a pair's prompt is computed twice, since attention runs as varlen, which has no shared prompts yet"
+    ]
 
 
 def test_prompts_stand_twice_where_sharing_is_computed_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,4 +196,6 @@ def test_prompts_stand_twice_where_sharing_is_computed_otherwise(monkeypatch: py
 
     monkeypatch.setattr(trunk, "plan_segments", leaking)
     assert not shares_prompts(tiny("llama").float(), "segments", 64, CPU, said.append)
-    assert said[0].startswith("prompts: twice per pair, since llama computes them differently when they are shared")
+    assert said[0].startswith(
+        "a pair's prompt is computed twice, since llama computes them differently when they are shared"
+    )

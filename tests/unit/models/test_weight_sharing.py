@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from tiny_llama import tiny_llama
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from llmtrain.config.sections import AdapterConfig
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.adapters.weight_sharing import share_equal, shared_copy
 
@@ -14,17 +15,7 @@ LORA = AdapterConfig(kind="lora", rank=2, alpha=4)
 
 
 def tiny() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=50,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            tie_word_embeddings=True,
-        )
-    )
+    return tiny_llama(vocab_size=50, tie_word_embeddings=True)
 
 
 def addresses(model: nn.Module) -> dict[str, int]:

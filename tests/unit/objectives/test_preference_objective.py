@@ -202,6 +202,8 @@ class Stored:
     def load_state_dict(self, state: Any) -> None:
         pass
 
+    epoch = 0.0
+
     def metrics(self) -> dict[str, float]:
         return {}
 

@@ -10,7 +10,8 @@ from tiny_chat import write_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.data.formats.prompts import Prompt
-from llmtrain.rewards.score import WeightedReward, score_responses
+from llmtrain.rewards.batch import WeightedReward, of_rows
+from llmtrain.rewards.score import score_responses
 from llmtrain.rollout.engine import Generated
 from llmtrain.rollout.sample_log import readable
 
@@ -45,7 +46,7 @@ def test_a_reward_sees_every_token_but_the_one_that_stopped_the_response(
         return [1.0]
 
     score_responses(
-        [WeightedReward("one", 1.0, reward)], tokenizer, [PROMPT], [response_of(text, stopped, tokenizer)], [0]
+        [WeightedReward("one", 1.0, of_rows(reward))], tokenizer, [PROMPT], [response_of(text, stopped, tokenizer)], [0]
     )
     assert seen == [shown]
 
@@ -56,3 +57,26 @@ def test_samples_tell_what_rewards_see(
 ) -> None:
     sample = {"prompt": PROMPT, "response": response_of(text, stopped, tokenizer)}
     assert readable(sample, tokenizer)["response"] == shown
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"),
+    [
+        ("<|im_start|>assistant\n<think>\n", "<think>\n"),
+        ("<|im_start|>assistant\n<think>", "<think>"),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", ""),
+        ("say <think> first<|im_start|>assistant\n", ""),
+        ("<|im_start|>assistant\n", ""),
+    ],
+)
+def test_a_thought_that_the_prompt_opens_belongs_to_the_answer(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, opened: str
+) -> None:
+    seen: list[str] = []
+    ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    asked = Prompt(ids, ({"role": "user", "content": "hi"},), {}, "rows.jsonl:1")
+    response = response_of("a</think>b<|im_end|>", True, tokenizer)
+    reward = WeightedReward("one", 1.0, of_rows(lambda prompts, texts, rows: seen.extend(texts) or [1.0]))
+    score_responses([reward], tokenizer, [asked], [response], [0])
+    assert seen == [f"{opened}a</think>b"]
+    assert readable({"prompt": asked, "response": response}, tokenizer)["response"] == seen[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
-from llmtrain.rewards.functions import REWARDS, RowError, code_tests, countdown, gsm8k
+from llmtrain.rewards.functions import REWARDS, code_tests, countdown, gsm8k
+from llmtrain.rewards.row import RowError
 from llmtrain.rewards.sentences import sentences
 
 
@@ -43,6 +45,27 @@ def test_exact_match(response: str, answer: Any, settings: dict[str, Any], expec
 )
 def test_regex(response: str, whole: bool, expected: float) -> None:
     assert scored("regex", response, pattern="yes", whole=whole) == expected
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(\w+\s?)+\?", r"^(([a-z])+.)+[A-Z]([a-z])+$"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_search_without_an_end_is_ended_and_the_next_response_is_scored(pattern: str, whole: bool) -> None:
+    logged: list[tuple[str, float]] = []
+    responses = ["a" * 60 + "!", "aa" if pattern.endswith("$") else "aa?"]
+    if pattern.startswith("^"):
+        responses[1] = "abCd"
+    settings = {"pattern": pattern, "whole": whole, "seconds": 0.3}
+    scores = REWARDS["regex"](
+        [""] * 2, responses, [{}] * 2, log_metric=lambda *metric: logged.append(metric), **settings
+    )
+    assert scores == [0, 1]
+    assert [value for name, value in logged if name == "regex/timeout"] == [1, 0]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+def test_a_limit_of_no_time_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        scored("regex", "a", pattern="a", seconds=seconds)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +152,37 @@ def test_sentences_are_counted(text: str, num_sentences: int) -> None:
     assert len(sentences(text)) == num_sentences
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [
+        ". ",
+        ".",
+        ".x",
+        '."',
+        "Mr. ",
+        "a.b. ",
+        "Yes. no. ",
+        "(((",
+        ". (",
+        "\n",
+        "\n ",
+        "No. 5 ",
+        "1. ",
+        "?!...",
+        "e.g.",
+        "a ",
+    ],
+)
+def test_sentences_of_a_long_text_take_linear_time(piece: str) -> None:
+    def seconds(count: int) -> float:
+        started = time.process_time()
+        sentences(piece * count + "x")
+        return time.process_time() - started
+
+    short, long = (min(seconds(count) for _ in range(3)) for count in (4_000, 40_000))
+    assert long < 40 * max(short, 0.001)  # ten times as long; a hundred times, if it were quadratic
+
+
 @pytest.mark.parametrize(("response", "expected"), [("Paris.", 1), ("Paris. Yes.", 1), ("A. B? C! D.", 0), ("", 0)])
 def test_max_sentences(response: str, expected: float) -> None:
     assert scored("max_sentences", response, limit=2) == expected
@@ -150,6 +204,7 @@ def test_length(response: str, settings: dict[str, Any], expected: float) -> Non
     assert scored("length", response, **settings) == expected
 
 
+NODE = "class Node:\n    def __init__(self, v): self.v, self.left = v, None\n"
 TESTS = ["assert double(2) == 4", "assert double(-1) == -2", "assert double(base) == 2"]
 
 
@@ -203,3 +258,53 @@ def test_countdown_divides_exactly() -> None:
 
 def test_countdown_may_leave_numbers_out() -> None:
     assert countdown([""], ["44 + 19"], [{"nums": [44, 19, 35], "target": 63}], all_numbers=False) == [1.0]
+
+
+def test_how_programs_end_is_logged_and_stops_nothing() -> None:
+    logged: list[tuple[str, float]] = []
+    codes = [
+        "def f(x): return x",
+        "def f(x): return 1",
+        "def f(x) return",
+        "while True: pass",
+        "import os; os._exit(0)",
+    ]
+    rows = [{"test_list": ["assert f(2) == 2"]}] * len(codes)
+    scores = code_tests([""] * 5, codes, rows, seconds=1, log_metric=lambda name, value: logged.append((name, value)))
+    assert scores == [1.0, 0.0, 0.0, 0.0, 0.0]
+    happened = [name.removeprefix("code_tests/") for name, value in logged if value]
+    assert happened == ["passed", "wrong", "error", "timeout", "crash"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"test_list": ["assert f(1 == 2"]},
+            r"^test 1 of the row is not Python \('\(' was never closed\): 'a",
+        ),
+        (
+            {"test_list": ["assert f(1)"], "test_setup_code": "x ="},
+            r"^the setup of the row is not Python \(invalid ",
+        ),
+        ({"test_list": []}, r"^the row's field 'test_list' is not a list of tests: \[\]$"),
+    ],
+)
+def test_a_row_whose_tests_cannot_run_is_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        code_tests([""], ["def f(x): pass"], [row])
+
+
+@pytest.mark.parametrize(
+    ("setup", "code", "test"),
+    [
+        ("root = Node(1)\nroot.left = Node(2)", NODE + "def f(n): return n.left.v", "assert f(root) == 2"),
+        (NODE, "def f(n: Node): return n.v", "assert f(Node(3)) == 3"),
+        ("LIMIT = 3", "def f(x): return min(x, LIMIT)", "assert f(9) == 3"),
+        ("import math", "def f(x): return math.floor(x)", "assert f(1.5) == math.floor(1.5)"),
+        ("def near(a, b): return abs(a - b) < 1e-3", "def f(x): return x / 3", "assert near(f(1), 0.3333)"),
+        ("def half(x): return x / 2", "def f(x): return half(x)", "assert f(4) == 2"),
+    ],
+)
+def test_the_setup_of_a_row_is_where_it_is_needed(setup: str, code: str, test: str) -> None:
+    assert code_tests([""], [code], [{"test_list": [test], "test_setup_code": setup}]) == [1.0]

@@ -18,8 +18,8 @@ from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec, export_model
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
+from llmtrain.rewards.batch import ScoreBatch, WeightedReward
 from llmtrain.rewards.model import model_reward
-from llmtrain.rewards.score import WeightedReward
 
 
 @pytest.fixture(scope="module")
@@ -77,5 +77,31 @@ def test_the_tools_of_a_row_reach_the_models_template(run: Path, tmp_path: Path)
     tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}" + tokenizer.chat_template
     tokenizer.save_pretrained(tmp_path / "run" / "model")
     rows = [{}, {"tools": json.dumps([{"name": "search", "description": ""}])}]
-    plain, with_tools = reward_of(tmp_path / "run").function(["hi", "hi"], ["yes", "yes"], rows)
+    plain, with_tools = reward_of(tmp_path / "run").function(ScoreBatch(["hi", "hi"], ["yes", "yes"], rows, [0, 1]))
     assert plain != with_tools
+
+
+HEAD = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+TAIL = (
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+KEEPS = HEAD + "{{ m['content'] }}" + TAIL
+DROPS = HEAD + "{{ m['content'].split('</think>')[-1] }}" + TAIL
+WRITES = (
+    HEAD
+    + "{% if m['role'] == 'assistant' and '</think>' not in m['content'] %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    + "{{ m['content'] }}"
+    + TAIL
+)
+
+
+@pytest.mark.parametrize("template", [KEEPS, DROPS, WRITES], ids=["keeps", "drops", "writes"])
+def test_a_model_whose_template_opens_a_thought_scores_such_answers(run: Path, tmp_path: Path, template: str) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "run" / "model")
+    answers = ["<think>\na\n</think>\n\nb", "<think>\na\n</think>\n\nc", "<think>\na"]
+    prompts = [({"role": "user", "content": "hi"},)] * len(answers)
+    scores = reward_of(tmp_path / "run").function(ScoreBatch(prompts, answers, [{}] * 3, range(3)))
+    assert len(scores) == 3 and scores[0] != scores[1]

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
-from llmtrain.rewards.score import Scores, WeightedReward, load_rewards, score, with_unique_names
+from llmtrain.rewards.batch import ScoreBatch, Scores, WeightedReward
+from llmtrain.rewards.load import load_rewards, with_unique_names
+from llmtrain.rewards.score import score
 
 PROMPTS = ["What is 2 + 2?", "What is 3 + 3?", "What is 4 + 4?"]
 RESPONSES = ["It is 4.", "It is 7.\nSorry.", "8"]
 ROWS = [{"answer": "#### 4"}, {"answer": "#### 6"}, {"answer": "#### 8"}]
 IDS = [10, 11, 12]
+FINITE = "return a finite number, or None to abstain$"
 
 
 def scored(rewards: Sequence[WeightedReward], rows: Sequence[dict[str, Any]] = ROWS) -> Scores:
-    return score(rewards, PROMPTS, RESPONSES, rows, IDS)
+    return score(rewards, ScoreBatch(PROMPTS, RESPONSES, rows, IDS, [[1]] * 3))
 
 
 def user_reward(
@@ -52,7 +55,7 @@ def test_two_rewards_of_one_name_are_numbered() -> None:
 
 def test_a_reward_is_not_asked_about_no_response(tmp_path: Path) -> None:
     term = user_reward(tmp_path, "raise ValueError('nothing to score')")
-    assert score([term], [], [], [], []) == Scores([], {term.name: []})
+    assert score([term], ScoreBatch([], [], [], [])) == Scores([], {term.name: []}, {term.name: 0})
 
 
 def test_a_users_function_gets_prompts_responses_rows_and_settings(tmp_path: Path) -> None:
@@ -62,7 +65,10 @@ def test_a_users_function_gets_prompts_responses_rows_and_settings(tmp_path: Pat
 
 
 def test_a_function_with_trls_signature_gets_completions_and_columns(tmp_path: Path) -> None:
-    body = "assert set(others) == {'prompts', 'task'}\n    return [float(a in c) for a, c in zip(answer, completions)]"
+    body = (
+        "assert {'prompts', 'task', 'completion_ids', 'trainer_state'} <= set(others) and 'prompt' not in others\n"
+        "    return [float(a in c) for a, c in zip(answer, completions)]"
+    )
     term = user_reward(tmp_path, body, "completions, answer, **others")
     rows = [{"answer": "4", "prompt": "never given twice"}, {"answer": "6", "task": "sums"}, {"answer": "8"}]
     assert scored([term], rows).total == [1.0, 0.0, 1.0]
@@ -77,7 +83,7 @@ def test_completions_of_chats_are_messages(tmp_path: Path) -> None:
     body = "return [float(c == [{'role': 'assistant', 'content': 'Hi.'}]) for c in completions]"
     term = user_reward(tmp_path, body, "prompts, completions")
     chat = [{"role": "user", "content": "Hello"}]
-    assert score([term], [chat], ["Hi."], [{}], [0]).total == [1.0]
+    assert score([term], ScoreBatch([chat], ["Hi."], [{}], [0])).total == [1.0]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -90,8 +96,8 @@ def test_trls_own_rewards_score_texts() -> None:
         ]
     )
     responses = ["<think>\nTwo and two.\n</think>\n4", "one one one one"]
-    rows = [{"completion_ids": list(range(9))}, {"completion_ids": [1, 1, 1, 1]}]
-    scores = score(rewards, PROMPTS[:2], responses, rows, IDS[:2])
+    ids = [list(range(9)), [1, 1, 1, 1]]
+    scores = score(rewards, ScoreBatch(PROMPTS[:2], responses, [{}, {}], IDS[:2], ids))
     assert scores.by_reward["trl:think_format_reward"] == [1.0, 0.0]
     assert scores.by_reward["trl:get_repetition_penalty_reward"][1] == -0.75
 
@@ -99,7 +105,7 @@ def test_trls_own_rewards_score_texts() -> None:
 def test_a_function_that_changes_its_arguments_changes_nothing_else(tmp_path: Path) -> None:
     body = "prompts.clear(); responses.clear(); [row.clear() for row in rows]; return [0.0] * 3"
     rows = [dict(row) for row in ROWS]
-    scores = score([user_reward(tmp_path, body), *load_rewards(["gsm8k"])], PROMPTS, RESPONSES, rows, IDS)
+    scores = scored([user_reward(tmp_path, body), *load_rewards(["gsm8k"])], rows)
     assert scores.by_reward["gsm8k"] == [1.0, 0.0, 1.0] and rows == ROWS
 
 
@@ -113,12 +119,26 @@ def test_a_function_that_changes_its_arguments_changes_nothing_else(tmp_path: Pa
         ("import sys; sys.exit(0)", r"failed on sample 10 \('It is 4\.'\): SystemExit: 0 \(.*mine\.py:2\)$"),
         ("return [1.0 / (len(responses) == 1) for _ in responses]", r"failed on the batch: ZeroDivisionError: .*"),
         ("raise ValueError('two\\nlines')", r"failed on sample 10 .*: ValueError: two lines \(.*\)$"),
-        ("return [1.0, float('nan'), 1.0]", r"returned nan for sample 11 .*: return a finite number$"),
-        ("return [1.0, 1.0, float('-inf')]", r"returned -inf for sample 12 .*: return a finite number$"),
-        ("return [None] * 3", r"returned None for sample 10 .*: return a finite number$"),
-        ("return ['1.0', 1.0, 1.0]", r"returned '1\.0' \(str\) for sample 10 .*: return a finite number$"),
-        ("return [1j, 1.0, 1.0]", r"returned 1j \(complex\) for sample 10 .*: return a finite number$"),
-        ("return [[1.0]] * 3", r"returned \[1\.0\] \(list\) for sample 10 .*: return a finite number$"),
+        (
+            "return [1.0, float('nan'), 1.0]",
+            r"returned nan for sample 11 .*: " + FINITE,
+        ),
+        (
+            "return [1.0, 1.0, float('-inf')]",
+            r"returned -inf for sample 12 .*: " + FINITE,
+        ),
+        (
+            "return ['1.0', 1.0, 1.0]",
+            r"returned '1\.0' \(str\) for sample 10 .*: " + FINITE,
+        ),
+        (
+            "return [1j, 1.0, 1.0]",
+            r"returned 1j \(complex\) for sample 10 .*: " + FINITE,
+        ),
+        (
+            "return [[1.0]] * 3",
+            r"returned \[1\.0\] \(list\) for sample 10 .*: " + FINITE,
+        ),
         (
             "return [1.0, 1.0]",
             r"returned 2 scores for 3 responses, the first of them sample 10 .*: return one for each$",
@@ -139,7 +159,10 @@ def test_a_function_that_misbehaves_is_named_with_its_sample(tmp_path: Path, bod
     [
         "return (True, False, 1)",
         "import numpy; return numpy.array([1, 0, 1], dtype=numpy.float32)",
+        "import numpy; return numpy.array([1, 0, 1]) == 1",
         "return (float(i != 1) for i in range(3))",
+        "import torch; return torch.tensor([1.0, 0.0, 1.0])",
+        "import torch; return [torch.tensor(1), torch.zeros(1), 1.0]",
     ],
 )
 def test_any_real_numbers_are_scores(tmp_path: Path, body: str) -> None:
@@ -147,9 +170,9 @@ def test_any_real_numbers_are_scores(tmp_path: Path, body: str) -> None:
 
 
 def test_a_long_response_is_cut_in_the_message(tmp_path: Path) -> None:
-    term = user_reward(tmp_path, "return [None]")
+    term = user_reward(tmp_path, "return ['x']")
     with pytest.raises(ValueError, match=r"for sample 0 \('(ab ){20}\.\.\.'\): return") as caught:
-        score([term], ["Say ab."], ["ab " * 500], [{}], [0])
+        score([term], ScoreBatch(["Say ab."], ["ab " * 500], [{}], [0]))
     assert len(str(caught.value)) < 300
 
 
@@ -201,13 +224,8 @@ def test_a_wrong_configuration_says_where(spec: Any, message: str) -> None:
         ("def other(): ...", {}, r".*mine\.py:mine: no function 'mine' there, only other$"),
         ("import no_such_module", {}, r".*mine\.py fails: ModuleNotFoundError: No module named 'no_such_module'$"),
         ("def mine(texts): ...", {}, r".*mine takes neither \(prompts, responses, rows\) nor, as TRL's, "),
-        (
-            "async def mine(prompts, responses, rows): ...",
-            {},
-            r".*mine is a coroutine: a reward must be a plain",
-        ),
         ("def mine(prompts, responses, rows): ...", {"scale": 2}, r".*mine takes no 'scale', only prompts, responses"),
-        ("mine = 3", {}, r".*mine\.py:mine: no function 'mine' there"),
+        ("mine = 3", {}, r".*mine\.py:mine: no function 'mine' there, only nothing$"),
     ],
 )
 def test_a_users_file_that_cannot_serve_is_refused(

@@ -24,7 +24,7 @@ from tiny_generation import (
 from torch import Tensor, nn
 
 from llmtrain.batch import PackedTokens
-from llmtrain.config.sections import AdapterConfig
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss

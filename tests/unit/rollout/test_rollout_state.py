@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmtrain.batch import Experience, SamplingMask
 from llmtrain.rollout.state import Queue, collect, distribute
-from llmtrain.train.checkpoint import join_tensors, split_tensors
+from llmtrain.train.checkpoint_writer import join_tensors, split_tensors
 
 Rank = tuple[list[Experience], Queue]
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from rollout_fixtures import WithoutModel
 
 from llmtrain.config.rl import RolloutConfig
-from llmtrain.protocols import Interrupted
-from llmtrain.rewards.score import Scores
+from llmtrain.protocols import Interrupted, SourceFailed
+from llmtrain.rewards.batch import Scores
+from llmtrain.rewards.score import RewardFailed
 from llmtrain.rollout.engine import Generated, Sampling
-from llmtrain.rollout.sample import MAX_ROUNDS, SampledRollout, Sampler, prompts_needed
+from llmtrain.rollout.sample import MAX_ROUNDS, SampledRollout, Sampler, prompts_needed, scored_together
 from llmtrain.rollout.shaping import RunningScores
 
 
@@ -54,24 +55,6 @@ class Threads:
         raise AssertionError("not asked for")
 
 
-@dataclass(frozen=True)
-class WithoutModel:
-    """An engine whose responses are the number of the rollout and of the sample."""
-
-    should_stop: Callable[[], bool]
-    gives_values: bool = False
-
-    def current_weights(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], sampling: Sampling
-    ) -> list[Generated] | None:
-        if self.should_stop():
-            return None
-        return [Generated([sampling.rollout, sample], [-1.0, -1.0], True) for sample in sample_ids]
-
-
 def drawn_by(
     world_size: int,
     differs: Callable[[int], bool],
@@ -91,11 +74,15 @@ def drawn_by(
         ]
         return Scores(scores, {"one": scores, "two": [-score for score in scores]})
 
+    def numbered(sample: int, sampling: Sampling) -> Generated:
+        return Generated([sampling.rollout, sample], [-1.0, -1.0], True)
+
     def run(rank: int) -> None:
         try:
             sampler = Sampler(
-                generator=WithoutModel(lambda: stops(rank)),
+                generator=WithoutModel(numbered, lambda: stops(rank)),
                 prompt_at=lambda place: Asked((place,), place),
+                num_prompts=100,
                 score=score,
                 sampling=Sampling(2),
                 config=RolloutConfig.model_validate(settings),
@@ -117,6 +104,30 @@ def drawn_by(
             raise result
         results.append(result)
     return results
+
+
+@pytest.mark.parametrize("failing", [{0}, {1}, {0, 1}])
+def test_a_reward_that_fails_on_one_rank_stops_all(failing: set[int]) -> None:
+    barrier, shared = threading.Barrier(2), dict[int, list[float]]()
+    said: dict[int, str] = {}
+
+    def score(rank: int) -> Scores:
+        if rank in failing:
+            raise RewardFailed(f"reward one failed on sample {rank}")
+        return Scores([1.0], {"one": [1.0]})
+
+    def run(rank: int) -> None:
+        with pytest.raises(SourceFailed) as caught:
+            scored_together(lambda: score(rank), Threads(rank, barrier, shared))
+        said[rank] = str(caught.value)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    own, other = "reward one failed on sample {}", "a reward failed on another process"
+    assert said == {rank: own.format(rank) if rank in failing else other for rank in range(2)}
 
 
 def trained(drawn: Sequence[SampledRollout]) -> list[int]:

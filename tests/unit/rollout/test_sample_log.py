@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llmtrain.rollout.sample_log import SampleLog
+from llmtrain.system.json_lines import whole_lines
 
 
 def write(log: SampleLog, *rollouts: int, response: str = "yes") -> None:
@@ -56,14 +58,13 @@ def test_a_line_that_a_kill_has_torn_is_dropped(path: Path, num_bytes: int) -> N
 def test_only_the_first_rollout_of_a_process_reads_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(log_of(path), 0)
     reads: list[Path] = []
-    read = Path.read_bytes
 
-    def counted(self: Path) -> bytes:
-        reads.append(self)
-        return read(self)
+    def counted(path: Path) -> Iterator[bytes]:
+        reads.append(path)
+        return whole_lines(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", counted)
+        patched.setattr("llmtrain.train.sample_file.whole_lines", counted)
         write(log_of(path), 1, 2, 3)
     assert reads == [path]
     assert [rollout for rollout, _ in kept(path)] == [0, 1, 2, 3]

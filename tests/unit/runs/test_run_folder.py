@@ -105,11 +105,13 @@ def test_what_may_change_is_marked_in_the_schemas() -> None:
     of_finished = {"run.dir", "run.resume", "run.push_to_hub", "run.timeout_minutes", "data.cache_dir", "log"}
     changed = {f"train.{name}" for name in ("steps", "epochs", "microbatch_tokens", "compile", "spike_factor")}
     changed |= {"train.activation_checkpointing", "train.max_nonfinite_steps", "eval.every", "eval.patience"}
+    changed |= {f"eval.{name}" for name in ("samples", "sample_tokens", "tasks", "task_data", "task_items")}
     assert set(immaterial(PolicyStageConfig)) == of_finished
     by_content = {f"{key}.{name}" for key in ("model", "tokenizer") for name in ("path", "revision")}
     by_content |= {f"data.{split}[].{name}" for split in ("train", "eval") for name in ("path", "revision")}
     by_content |= {"data.chat_template", "rollout.rewards", "policy.critic_init"}
     changed |= {"checkpoint", "policy.kl_budget"}
+    changed |= {f"rollout.{name}" for name in ("sandbox", "reward_seconds", "reward_retries", "on_reward_error")}
     assert set(may_change(PolicyStageConfig)) == of_finished | changed | by_content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from llmtrain.config.recipes import PolicyStageConfig, RecipeConfig, RewardStage
 from llmtrain.config.stages import stage_configs
 from llmtrain.runs.folder import mark_finished
 from llmtrain.runs.stages import run_stages
+from llmtrain.system.stop_signal import Stopped
 
 STAGES = ("reward", "policy")
 
@@ -94,9 +94,9 @@ class Ran:
             self.seen.append((name, last))
             folder = Path(config.run.dir)
             folder.mkdir(parents=True, exist_ok=True)
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            if name != interrupted:
-                mark_finished(folder, config)
+            if name == interrupted:
+                raise Stopped
+            mark_finished(folder, config)
 
         return run
 
@@ -110,7 +110,8 @@ def test_stages_run_in_turn_and_only_the_last_is_told_that_it_is(tmp_path: Path)
 
 
 def test_what_is_finished_is_skipped_and_said(tmp_path: Path) -> None:
-    Ran(interrupted="policy")(tree(tmp_path))
+    with pytest.raises(Stopped):
+        Ran(interrupted="policy")(tree(tmp_path))
     again = Ran()
     assert again(tree(tmp_path)) == [("policy", True)]
     assert again.said[0] == f"reward stage: finished in {tmp_path / 'hh' / 'reward'}, skipped"
@@ -118,7 +119,10 @@ def test_what_is_finished_is_skipped_and_said(tmp_path: Path) -> None:
 
 
 def test_nothing_runs_after_a_stage_that_was_interrupted(tmp_path: Path) -> None:
-    assert Ran(interrupted="reward")(tree(tmp_path)) == [("reward", False)]
+    ran = Ran(interrupted="reward")
+    with pytest.raises(Stopped):
+        ran(tree(tmp_path))
+    assert ran.seen == [("reward", False)]
 
 
 def test_a_stage_that_is_asked_for_more_runs_on_and_the_next_is_told_to_be_older(tmp_path: Path) -> None:
@@ -133,12 +137,6 @@ def test_a_stage_that_is_asked_for_more_runs_on_and_the_next_is_told_to_be_older
 def test_what_changes_nothing_of_a_finished_run_does_not_start_it_again(tmp_path: Path) -> None:
     Ran()(tree(tmp_path))
     assert Ran()(tree(tmp_path, log={"every": 7})) == []
-
-
-def test_between_stages_a_signal_ends_the_process_as_before(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGUSR1)
-    Ran()(tree(tmp_path))
-    assert signal.getsignal(signal.SIGUSR1) is before
 
 
 @pytest.mark.parametrize("spelling", ["{}/", "{}/.", "{}/../{}", "link"])

@@ -6,6 +6,7 @@ Other machines are leases with another host name, as a shared file system shows 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import signal
 import subprocess
@@ -274,6 +275,36 @@ def test_a_build_waits_for_one_on_another_machine(folder: Path) -> None:
         assert names(folder) == ["lease-000001.json", "lock"] and "node7" not in (folder / path.name).read_text()
     assert len(said) == 1 and "on node7, Slurm job 77" in said[0] and said[0].endswith("builds this; waiting for it")
     assert names(folder) == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("holder", "words"),
+    [
+        ("1 node0:29500", "rank 1 of this launch"),
+        ("1 node0:29501", "another process"),
+        ("", "another process"),
+        ("torn", "another process"),
+    ],
+)
+def test_a_build_by_a_rank_of_the_same_launch_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, holder: str, words: str
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    with (folder / "lock").open("w") as other:
+        other.write(holder)
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def report(line: str) -> None:
+            said.append(line)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        with exclusive(folder, report):
+            assert (folder / "lock").read_text() == "0 node0:29500"
+    assert said == [f"{folder}: {words} builds this; waiting for it"]
+    assert (folder / "lock").read_text() == ""
 
 
 def test_a_build_on_a_file_system_without_locks_is_held_by_its_lease(

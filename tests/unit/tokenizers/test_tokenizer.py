@@ -13,7 +13,7 @@ from tiny_run import ROOT, run_here
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.config.load import validate
-from llmtrain.config.sections import TokenizerTrainConfig
+from llmtrain.config.tokenizer import TokenizerTrainConfig
 from llmtrain.tokenizers.bpe import MAX_PIECE_CHARS, NUM_BYTES
 from llmtrain.tokenizers.train import SourceText, interleave, train_tokenizer
 

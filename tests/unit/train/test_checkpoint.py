@@ -7,8 +7,10 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +20,8 @@ from tiny_run import fork, run_script
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from llmtrain.train import checkpoint as checkpoint_module
-from llmtrain.train.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from llmtrain.train import checkpoint_writer as writer_module
+from llmtrain.train.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_checkpoint
 from llmtrain.train.runtime import Runtime
 
 
@@ -164,27 +166,6 @@ def test_a_state_that_json_would_change_is_refused(checkpoints, runtime, model, 
     assert checkpoints.latest(runtime) is None
 
 
-def test_ranks_agree_on_a_state_that_cannot_be_saved_before_any_of_them_raises(
-    checkpoints, runtime, model, optimizer, monkeypatch
-) -> None:
-    agreed: list[bool] = []
-    of_any_rank = iter([True, False, True, False, True, True])  # whether it failed, and by the disk
-
-    def any_rank(flag: bool) -> bool:
-        agreed.append(flag)
-        return next(of_any_rank)
-
-    monkeypatch.setattr(runtime, "any", any_rank)
-    with pytest.raises(TypeError, match="keys must be strings"):
-        checkpoints.save(runtime, 1, {"source": {3: "x"}}, extra={})
-    monkeypatch.setattr(runtime, "is_main", False)
-    with pytest.raises(CheckpointError, match=r"see the main process$"):
-        checkpoints.save(runtime, 1, {"source": {3: "x"}}, extra={})
-    with pytest.raises(CheckpointError, match=r"see the main process; .* free space on the disk"):
-        checkpoints.save(runtime, 1, {}, extra={})
-    assert agreed == [True, False, False, False, False, False]
-
-
 def test_further_kinds_are_read_by_name(checkpoints, runtime, model, optimizer) -> None:
     ema = {name: p.detach() * 2 for name, p in model.named_parameters()}
     checkpoints.save(runtime, 1, {}, extra={"ema": ema})
@@ -197,7 +178,7 @@ def test_further_kinds_are_read_by_name(checkpoints, runtime, model, optimizer) 
 
 
 def test_large_states_are_written_in_pieces(checkpoints, runtime, model, optimizer, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "PIECE_BYTES", 100)
+    monkeypatch.setattr(writer_module, "PIECE_BYTES", 100)
     path = checkpoints.save(runtime, 1, {}, extra={})
     assert len(list(path.glob("model-*.safetensors"))) > 2
     saved = snapshot(runtime, model, optimizer)
@@ -208,7 +189,7 @@ def test_large_states_are_written_in_pieces(checkpoints, runtime, model, optimiz
 def test_a_first_tensor_larger_than_a_piece_leaves_no_empty_file(
     checkpoints, runtime, model, optimizer, monkeypatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_module, "PIECE_BYTES", 1)
+    monkeypatch.setattr(writer_module, "PIECE_BYTES", 1)
     path = checkpoints.save(runtime, 1, {}, extra={})
     manifest = json.loads((path / "manifest.json").read_text())
     holders = {file for tensors in manifest["tensors"].values() for file in tensors.values()}
@@ -277,10 +258,11 @@ def test_a_checkpoint_of_another_format_is_refused_and_left_as_it_is(checkpoints
     checkpoints.save(runtime, 10, {}, extra={})
     later = checkpoints.save(runtime, 20, {}, extra={})
     manifest = json.loads((later / "manifest.json").read_text())
-    (later / "manifest.json").write_text(json.dumps(manifest | {"format": checkpoint_module.FORMAT + 1}))
-    with pytest.raises(ValueError, match=r"is of another format than 1: continue with the version of llmtrain"):
+    (later / "manifest.json").write_text(json.dumps(manifest | {"format": writer_module.FORMAT + 1}))
+    read = r"step-00000020 is of format 2, this version of llmtrain reads format 1: continue with the version that"
+    with pytest.raises(ValueError, match=rf"{read} wrote it, or remove .* to start from the beginning"):
         checkpoints.latest(runtime)
-    with pytest.raises(ValueError, match=r"step-00000020 is of format 2, not 1"):
+    with pytest.raises(ValueError, match=read):
         Checkpoint(later)
     assert steps(checkpoints) == [10, 20]
 
@@ -314,6 +296,105 @@ def test_a_damaged_later_checkpoint_never_displaces_a_good_one(runtime, tmp_path
     empty_the_manifest(checkpoints.save(runtime, 20, {}, extra={}))
     checkpoints.save(runtime, 15, {}, extra={})
     assert steps(checkpoints) == [15]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps_however_many_digits_these_have(
+    checkpoints, runtime, model, optimizer
+) -> None:
+    for step in (999_999, 1_000_000, 99_999_999, 100_000_000, 100_000_001):
+        checkpoints.save(runtime, step, {"step": step}, extra={})
+        assert checkpoints.latest(runtime).step == step
+    assert steps(checkpoints) == [100_000_000, 100_000_001]
+
+
+def test_who_reads_while_a_run_prunes_gets_a_whole_checkpoint_or_one_line(runtime, tmp_path, model, optimizer) -> None:
+    runtime.prepare(model, optimizer)
+    runtime.make_state()
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
+    checkpoints.save(runtime, 1, {"step": 1}, extra={})
+    wanted = snapshot(runtime, model, optimizer)["0.weight/param"]
+    refusals, num_read = [], 0
+
+    def train_on() -> None:
+        for step in range(2, 80):
+            checkpoints.save(runtime, step, {"step": step}, extra={})
+
+    running = threading.Thread(target=train_on)
+    running.start()
+    while running.is_alive() or not num_read:
+        try:
+            found = find_checkpoint(tmp_path, "latest")
+            weights, state = found.read_all("model"), found.state
+        except ValueError as error:
+            refusals.append(str(error))
+            continue
+        num_read += 1
+        assert state["step"] == found.step and torch.equal(weights["0.weight"], wanted)
+    running.join()
+    known = ("has no good manifest", "is incomplete", "cannot be read", "no checkpoint latest")
+    assert all(any(each in line for each in known) for line in refusals), refusals
+
+
+def test_the_clocks_of_machines_decide_nothing(checkpoints, runtime, model, optimizer) -> None:
+    for step, hour in ((10, 3), (20, 2), (30, 1)):
+        path = checkpoints.save(runtime, step, {"step": step}, extra={})
+        for each in (path, *path.iterdir()):
+            os.utime(each, (hour * 3600, hour * 3600))
+    assert steps(checkpoints) == [20, 30]
+    assert checkpoints.latest(runtime).state == {"step": 30}
+
+
+def test_what_of_a_removed_checkpoint_cannot_be_deleted_never_stops_a_run(
+    checkpoints, runtime, model, optimizer, monkeypatch, capsys
+) -> None:
+    """NFS keeps the files that another process has open, and with them their folder."""
+    folder = checkpoints.save(runtime, 5, {"turn": 0}, extra={}).parent
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        for turn in (1, 2, 3):
+            checkpoints.save(runtime, 5, {"turn": turn}, extra={})
+            assert checkpoints.latest(runtime).state == {"turn": turn}
+        for step in (6, 7):
+            checkpoints.save(runtime, step, {}, extra={})
+    assert "cannot remove the old checkpoint" in capsys.readouterr().out
+    checkpoints.latest(runtime)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000006", "step-00000007"]
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_one_line(checkpoints, runtime, model, optimizer) -> None:
+    path = checkpoints.save(runtime, 1, {}, extra={})
+    read = Checkpoint(path)
+    shutil.rmtree(path)
+    for reading in (lambda: read.read_all("model"), lambda: read.read("model", "0.bias"), lambda: read.state):
+        with pytest.raises(ValueError, match=r"step-00000001 cannot be read .*: if the run has gone on and removed it"):
+            reading()
+    with pytest.raises(ValueError, match=r"step-00000001 is incomplete"):
+        read.verify()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what a process maps")
+def test_a_resumed_run_holds_no_file_of_the_checkpoint_so_that_its_space_is_free_once_it_is_removed(
+    checkpoints, runtime, model, optimizer
+) -> None:
+    path = checkpoints.save(runtime, 1, {"source": torch.ones(3)}, extra={})
+    latest = checkpoints.latest(runtime)
+    runtime.load_named_state(latest.read_parameter)
+    state = latest.state
+    assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    assert torch.equal(state["source"], torch.ones(3))
+
+
+def test_a_tensor_that_a_checkpoint_does_not_have_is_named(checkpoints, runtime, model, optimizer) -> None:
+    saved = Checkpoint(checkpoints.save(runtime, 1, {}, extra={}))
+    with pytest.raises(ValueError, match=r"has no model tensor head\.weight: it is of another model"):
+        saved.read_parameter("head.weight")
+    with pytest.raises(ValueError, match=r"has no ema: it is of another run"):
+        saved.read_all("ema")
 
 
 def test_a_step_saved_again_replaces_the_one_before(checkpoints, runtime, model, optimizer) -> None:

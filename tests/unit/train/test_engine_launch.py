@@ -37,6 +37,7 @@ def test_a_process_that_was_left_one_thread_takes_its_share_of_the_cores(
         (SPAWNED | {"ACCELERATE_USE_CPU": "True", "ACCELERATE_USE_DEEPSPEED": "true"}, "use_cpu must be false"),
         (SPAWNED | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP needs a GPU"),
         (LAUNCHER | {"MASTER_ADDR": "127.0.0.1"}, "several processes were requested but only one was started"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "srun started 2 tasks, each of which would train the whole run alone"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set, but this process was not started as one of several"),
         (SPAWNED | {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps=4"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision: bf16 .* train.precision is fp32"),
@@ -49,6 +50,19 @@ def test_a_launch_that_would_fall_back_is_refused(environment: dict[str, str], m
     with pytest.raises(ValueError, match=message) as caught:
         check_environment(environment, precision="fp32", has_accelerator=False)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        SPAWNED | {"SLURM_STEP_NUM_TASKS": "2"},
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "0"},  # a batch script
+        {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_NTASKS": "4"},  # of an array
+        {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"},  # srun -n1, a shell of salloc
+    ],
+)
+def test_one_process_of_a_slurm_job_is_fine(environment: dict[str, str]) -> None:
+    check_environment(environment, precision="fp32", has_accelerator=False)
 
 
 @pytest.mark.parametrize("environment", [{}, LAUNCHER, SPAWNED, SPAWNED | {"ACCELERATE_USE_DEEPSPEED": "true"}])

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
 from llmtrain.data.loader.order import skipped_position
 from llmtrain.protocols import Counts, Evaluate, Metrics
+from llmtrain.system.stop_signal import StopSignal
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.ema import Ema
 from llmtrain.train.loop import Loop, Outcome
@@ -23,7 +25,6 @@ from llmtrain.train.profile import StepProfiler
 from llmtrain.train.run_log import RunLog
 from llmtrain.train.runtime import Runtime
 from llmtrain.train.step_guard import SPIKE_HISTORY_STEPS, StepGuard
-from llmtrain.train.stop_signal import StopSignal
 
 SAMPLES_PER_STEP = 4
 LR = 0.1
@@ -70,6 +71,10 @@ class NumberedSamples:
 
     def advance(self) -> None:
         self.step += 1
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.num_steps
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -130,9 +135,8 @@ def runtime() -> Iterator[Runtime]:
 
 @pytest.fixture
 def stop() -> Iterator[StopSignal]:
-    stop = StopSignal()
-    yield stop
-    stop.restore()
+    with StopSignal() as stop:
+        yield stop
 
 
 @dataclass
@@ -150,6 +154,8 @@ class Run:
     evaluate: Evaluate | None = None
     ema_decay: float | None = None
     l1: float = 0.0
+    log_every: int = 1
+    may_write: Callable[[], bool] = lambda: True
     evaluated: list[Tensor] = field(default_factory=list)  # the weights that each evaluation saw
 
     def loop(self) -> Loop[Samples]:
@@ -173,7 +179,7 @@ class Run:
             checkpoints=self.checkpoints,
             log=RunLog(
                 self.folder,
-                may_write=lambda: True,
+                may_write=self.may_write,
                 num_steps=self.num_steps,
                 flops=lambda totals: 0.0,
                 peak_flops=1.0,
@@ -185,7 +191,7 @@ class Run:
             profiler=StepProfiler(None, self.folder, rank=0, num_steps=self.num_steps),
             eval_config=EvalConfig(**self.eval),
             checkpoint_config=CheckpointConfig(**self.checkpoint),
-            log_config=LogConfig(every=1),
+            log_config=LogConfig(every=self.log_every),
             l1=self.l1,
             ema=ema,
         )
@@ -214,6 +220,16 @@ class Run:
     @property
     def log(self) -> str:
         return (self.folder / "train.log").read_text(encoding="utf-8")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        text = (self.folder / "events.jsonl").read_text(encoding="utf-8")
+        assert text.endswith("\n")
+        return [json.loads(line) for line in text.splitlines()]
+
+    @property
+    def event_steps(self) -> list[tuple[str, int]]:
+        return [(event["event"], event["step"]) for event in self.events]
 
     def see(self, model: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """An evaluation that notes the weights it sees; its loss is the distance from (1, 1)."""
@@ -268,6 +284,7 @@ def test_it_evaluates_at_the_start_every_so_often_and_at_the_end_once_each(
     run.run()
     assert run.evaluated_steps == steps
     assert len(run.evaluated) == len(steps)
+    assert all(row["epoch"] == row["step"] / 10 for row in run.rows)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -278,6 +295,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(new_run: NewRu
     assert [row.get("nonfinite_steps") for row in run.rows] == [None] * 3 + [1] * 7
     assert run.trained_steps == list(range(1, 11))
     assert "step 4: loss or gradient not finite, step skipped (samples 12 to 15)" in run.log
+    assert run.event_steps == [("started", 0), ("skipped", 4), ("finished", 10)]
 
 
 def test_the_tokens_of_a_skipped_step_do_not_count_as_trained(new_run: NewRun) -> None:
@@ -289,8 +307,13 @@ def test_the_tokens_of_a_skipped_step_do_not_count_as_trained(new_run: NewRun) -
 def test_steps_that_are_not_finite_are_fatal_after_so_many_in_a_row(new_run: NewRun) -> None:
     bad = {4, 8, 16, 20, 24}  # steps 2, 3 and 5, 6, 7
     run = new_run(objective=Distance(lambda i: math.nan if i in bad else 1.0), train={"max_nonfinite_steps": 3})
-    with pytest.raises(ValueError, match=r"step 7: .*samples 24 to 27.* 3 in a row, train.max_nonfinite_steps"):
+    with pytest.raises(
+        ValueError, match=r"step 7: .*samples 24 to 27.* 3 in a row, train.max_nonfinite_steps"
+    ) as error:
         run.run()
+    skipped = [("skipped", step) for step in (2, 3, 5, 6, 7)]
+    assert run.event_steps == [("started", 0), *skipped, ("failed", 7)]
+    assert run.events[-1]["reason"] == str(error.value)
 
 
 def test_the_count_of_steps_in_a_row_survives_a_restart(new_run: NewRun) -> None:
@@ -319,6 +342,9 @@ def test_a_spike_rolls_back_and_skips_exactly_its_own_samples(new_run: NewRun) -
     assert loop.source.state_dict()["skip_list"] == list(range(4 * spiking, 4 * spiking + 4))
     assert run.trained_steps == list(range(1, 31))
     assert f"step {spiking + 1}: loss" in run.log and "rolled back to step 20" in run.log
+    assert run.event_steps == [("started", 0), ("rolled_back", spiking + 1), ("finished", 30)]
+    event = run.events[1]
+    assert event["to_step"] == 20 and event["loss"] > 10 * event["mean"] > 0
 
 
 def test_two_spikes_of_one_stretch_are_both_skipped(new_run: NewRun) -> None:
@@ -350,6 +376,8 @@ def test_patience_stops_the_run_and_the_best_checkpoint_stays(new_run: NewRun) -
     assert latest is not None and latest.step == 10
     assert run.run() == "stopped early"
     assert run.trained_steps == list(range(1, 11))
+    assert run.event_steps == [("started", 0), ("finished", 10), ("resumed", 10), ("finished", 10)]
+    assert {event["outcome"] for event in run.events if event["event"] == "finished"} == {"stopped early"}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -411,6 +439,57 @@ def test_a_signal_is_seen_before_the_next_step_and_its_samples_come_again(new_ru
     stop.requested, run.objective = None, Distance()
     assert run.run() == "finished"
     torch.testing.assert_close(run.weights(), descended(steps_of(*range(10))))
+    assert run.event_steps == [("started", 0), ("interrupted", 6), ("resumed", 6), ("finished", 10)]
+    assert run.events[1]["reason"] == "SIGTERM"
+    times = [datetime.fromisoformat(event["time"]) for event in run.events]
+    assert times == sorted(times) and all(time.utcoffset() is not None for time in times)
+
+
+@pytest.mark.parametrize(("every", "words"), [(1, 0), (5, 1)])
+def test_nobody_waits_for_the_first_row_without_a_word(new_run: NewRun, every: int, words: int) -> None:
+    run = new_run(log_every=every)
+    run.evaluate = run.see
+    run.run()
+    assert run.log.count("evaluating before the first step") == 1
+    assert run.log.count(f"; a line every {every} steps") == words
+    assert run.log.index("evaluating before") < run.log.index("step 0/10  evaluation: held-out loss 2.0000")
+
+
+def test_events_stay_where_a_run_goes_back_and_follow_a_line_that_a_kill_cut_short(new_run: NewRun) -> None:
+    run = new_run(checkpoint={"every": 4})
+    run.objective = Distance(lambda i: math.nan if i == 24 else (1.0 if i < 28 else _die()))
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    with (run.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"time": "2026-')
+    run.objective = Distance(lambda i: math.nan if i == 24 else 1.0)
+    run.run()
+    assert run.event_steps == [("started", 0), ("skipped", 7), ("resumed", 4), ("skipped", 7), ("finished", 10)]
+
+
+def test_what_ends_a_run_is_raised_and_noted_in_one_line(new_run: NewRun) -> None:
+    def fail(sample_id: int) -> float:
+        raise RuntimeError("CUDA error:\n  out of memory")
+
+    run = new_run(objective=Distance(fail))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.run()
+    assert run.event_steps == [("started", 0), ("failed", 0)]
+    assert run.events[-1]["reason"] == "CUDA error: out of memory"
+
+
+def test_a_run_that_lost_its_folder_writes_no_event_there(new_run: NewRun) -> None:
+    def may_write() -> bool:
+        if run.trained_steps[-1:] == [3]:
+            raise ValueError("was taken over")
+        return True
+
+    run = new_run()
+    (run.folder / "metrics.jsonl").touch()
+    run.may_write = may_write
+    with pytest.raises(ValueError, match="was taken over"):
+        run.run()
+    assert run.event_steps == [("started", 0)]
 
 
 def interrupt_evaluation_at(step: int, run: Run) -> Evaluate:

@@ -37,12 +37,6 @@ def test_l1_shrinks_decayed_weights_to_zero_and_leaves_others() -> None:
     assert norm.item() == pytest.approx(0.01)
 
 
-def tensors_of(optimizer: torch.optim.Optimizer) -> set[int]:
-    """Which tensors the state has."""
-    values = [value for state in optimizer.state.values() for value in state.values()]
-    return {id(value) for value in values if torch.is_tensor(value)}
-
-
 @pytest.mark.parametrize("name", ["adamw", "muon", "adamw8bit"])
 def test_state_that_is_made_beforehand_changes_no_step(name: str) -> None:
     if name == "adamw8bit":

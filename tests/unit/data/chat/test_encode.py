@@ -13,9 +13,10 @@ from chat_templates import GEMMA, LLAMA3, MARKED_CHATML, QWEN25, SPOKEN, Family,
 from tiny_tokenizers import byte_level_bpe
 from transformers import PreTrainedTokenizerFast
 
-from llmtrain.config.sections import SpecialTokens
+from llmtrain.config.tokenizer import SpecialTokens
+from llmtrain.data.chat.choice import choose_template
 from llmtrain.data.chat.default_template import chat_template
-from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded, LossOn, choose_template
+from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded, LossOn
 from llmtrain.data.formats.instructions import Example, PlainText
 
 CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
@@ -256,7 +257,7 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_several_templates_without_a_default_are_refused():
     tokenizer = family_tokenizer(LLAMA3)
     tokenizer.chat_template = {"one": GEMMA.template, "two": LLAMA3.template}
-    with pytest.raises(ValueError, match="several chat templates and no default"):
+    with pytest.raises(ValueError, match=r"several chat templates \(one, two\) and no default"):
         choose_template(tokenizer, "auto")
 
 

@@ -8,7 +8,10 @@ from chat_templates import DEEPSEEK_R1, GEMMA, LLAMA3, MARKED_CHATML, PHI3, QWEN
 from tiny_tokenizers import byte_level_bpe
 
 from llmtrain.data.chat.encode import ChatEncoder
+from llmtrain.data.chat.opening import EMPTY_THOUGHT
+from llmtrain.data.chat.template import OPENING_ANSWER
 from llmtrain.data.formats.instructions import Example
+from llmtrain.data.formats.messages import Message
 
 CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
 ANSWER = {"role": "assistant", "content": "Hi"}
@@ -87,18 +90,45 @@ def test_what_the_template_would_pass_over_is_named(family: Family, row: Example
 
 
 def test_an_answer_that_nothing_comes_before_has_no_prompt():
-    assert fault(family_tokenizer(LLAMA3), conversation("a: Hi", "u: x", "a: y")).reason == "no prompt"
+    assert fault(family_tokenizer(LLAMA3), conversation("a: Hi", "u: x")).reason == "no prompt"
+
+
+def test_an_answer_that_nothing_comes_before_is_given_to_those_that_follow():
+    tokenizer = family_tokenizer(LLAMA3)
+    (document,) = documents(tokenizer, conversation("a: Hi", "u: x", "a: y"))
+    assert "assistant<|end_header_id|>\n\nHi<|eot_id|>" in tokenizer.decode(document.input_ids)
+    assert trained_text(tokenizer, document) == "y<|eot_id|>"
+    assert document.notes == (OPENING_ANSWER,)
 
 
 def test_an_answer_that_the_template_leaves_open_is_named():
     answer = '{{- "<|im_start|>assistant\\n" + m.content + ("" if m.content == "Hi" else "<|im_end|>\\n") }}'
     tokenizer = family_tokenizer(QWEN25, chatml(answer))
     found = fault(tokenizer, conversation("u: x", "a: Hi"))
-    assert found.reason == "untrained stop token" and "message 2 does not end with <|im_end|>" in str(found)
+    assert found.reason == "untrained stop token" and "message 1 does not end with <|im_end|>" in str(found)
 
 
-def test_an_answer_without_the_thought_that_its_prompt_opens_is_named():
-    found = fault(family_tokenizer(DEEPSEEK_R1), conversation(*CHAT))
+@pytest.mark.parametrize(
+    ("message", "trained", "notes"),
+    [
+        (ANSWER, "\n</think>\n\nHi<|end|>", (EMPTY_THOUGHT,)),
+        ({**ANSWER, "reasoning_content": "the sky"}, "the sky\n</think>\n\nHi<|end|>", ()),
+        ({**ANSWER, "thinking": "\nthe sky\n"}, "the sky\n</think>\n\nHi<|end|>", ()),
+        ({**ANSWER, "content": "<think>\nthe sky\n</think>\n\nHi"}, "the sky\n</think>\n\nHi<|end|>", ()),
+    ],
+    ids=["none", "reasoning_content", "thinking", "within the text"],
+)
+def test_a_thought_goes_on_from_a_prompt_that_opens_it(message: Message, trained: str, notes: tuple[str, ...]) -> None:
+    tokenizer = family_tokenizer(DEEPSEEK_R1)
+    row = conversation("u: x", message)
+    (document,) = documents(tokenizer, row)
+    asked = tokenizer.apply_chat_template([row.messages[0]], add_generation_prompt=True, return_dict=False)
+    assert document.input_ids.tolist()[: len(asked)] == asked
+    assert trained_text(tokenizer, document) == trained and document.notes == notes
+
+
+def test_a_thought_that_is_never_closed_is_named():
+    found = fault(family_tokenizer(DEEPSEEK_R1), conversation("u: x", "a: y <think> z"))
     assert found.reason == "answer does not follow its prompt" and "begin its content with <think>" in str(found)
 
 
@@ -123,9 +153,11 @@ def test_a_thought_that_the_prompt_opens_is_trained_from_there():
     assert trained_text(tokenizer, document) == "y\n</think>Hi<|im_end|>"
 
 
-def test_an_answer_without_a_thought_where_prompts_open_one_is_named():
-    found = fault(family_tokenizer(QWEN25, THINKING), conversation("u: x", ANSWER))
-    assert found.reason == "answer does not follow its prompt" and "give it reasoning_content" in str(found)
+def test_an_answer_without_a_thought_closes_the_one_that_its_prompt_opens():
+    tokenizer = family_tokenizer(QWEN25, THINKING)
+    (document,) = documents(tokenizer, conversation("u: x", ANSWER))
+    assert trained_text(tokenizer, document) == "</think>Hi<|im_end|>"
+    assert document.notes == (EMPTY_THOUGHT,)
 
 
 def test_an_answer_ends_with_the_last_token_that_stays_after_it():

@@ -183,3 +183,10 @@ def test_a_row_that_does_not_fit_its_sources_format_is_bad(tmp_path: Path, first
     said = fault(tmp_path, first, bad)
     assert said.startswith("rows.jsonl:2: ")
     assert message in said
+
+
+@pytest.mark.parametrize("prompt", [[USER, ASSISTANT], [ASSISTANT]])
+@pytest.mark.parametrize("completion", [ASSISTANT, [ASSISTANT, USER, ASSISTANT], "4"])
+def test_an_answer_begun_in_the_prompt_is_not_two_answers(tmp_path: Path, prompt: Any, completion: Any):
+    said = fault(tmp_path, {"prompt": prompt, "completion": completion})
+    assert "rows.jsonl:1: the prompt ends with an assistant's message, and 'completion' begins with another" in said

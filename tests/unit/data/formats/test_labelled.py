@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.formats.labelled import Labelled, has_labels, iter_labelled
 from llmtrain.data.formats.preferences import iter_preferences
 from llmtrain.data.ledger import SourceLedger
@@ -58,8 +58,10 @@ def test_the_label_of_a_row_of_any_format_is_of_its_last_answer(
     ("fields", "message"),
     [
         ({"prompt": "a", "completion": "b"}, "rows.jsonl:2: no field is true or false"),
-        ({"prompt": "a", "completion": "b", "label": "good"}, "rows.jsonl:2: no field is true or false"),
+        ({"prompt": "a", "completion": "b", "label": "maybe"}, "rows.jsonl:2: 'label' holds 'maybe', which does not"),
+        ({"prompt": "a", "completion": "b", "label": 7}, "rows.jsonl:2: 'label' holds 7, which does not say whether"),
         ({"prompt": "a", "completion": [ASKED], "label": True}, "rows.jsonl:2: the last message is not an answer"),
+        ({"prompt": [ANSWER], "completion": [ANSWER], "label": 1}, "rows.jsonl:2: the prompt ends with an assistant's"),
         ({"prompt": "a", "completion": None, "label": False}, "rows.jsonl:2: 'completion' is missing or null"),
     ],
 )
@@ -100,3 +102,33 @@ def test_the_format_is_reported_once_with_the_first_answer(tmp_path: Path) -> No
         f"{path}: labelled prompt/completion rows (fields prompt, completion); the first, undesirable: "
         'user "question 0" -> assistant "no"'
     ]
+
+
+@pytest.mark.parametrize("name", ["label", "kto_tag"])
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        (1, 0),
+        (1.0, 0.0),
+        ("true", "false"),
+        ("True", "False"),
+        ("yes", "no"),
+        ("1", "-1"),
+        ("desirable", "undesirable"),
+    ],
+)
+def test_labels_are_read_however_they_are_written(tmp_path: Path, name: str, good: Any, bad: Any) -> None:
+    rows = [{"prompt": f"q{i}", "completion": "a", name: label} for i, label in enumerate((good, bad, good))]
+    path = written(tmp_path / "rows.jsonl", rows)
+    assert has_labels(Source(path=str(path)))
+    assert [each.desirable for each in read(path)] == [True, False, True]
+
+
+def test_a_pair_with_some_other_label_is_a_pair(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "label": "physics"}
+    assert not has_labels(Source(path=str(written(tmp_path / "rows.jsonl", [row]))))
+
+
+def test_the_weight_of_a_row_is_that_of_its_answer(tmp_path: Path) -> None:
+    rows = [{**row(i), "weight": weight} for i, weight in enumerate((None, 0.5, 0, 2))]
+    assert [each.weight for each in read(written(tmp_path / "rows.jsonl", rows))] == [1, 0.5, 2]

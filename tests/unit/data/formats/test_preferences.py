@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config.sections import Source
-from llmtrain.data.formats.preferences import BEST_FIRST, EQUAL, Preference, iter_preferences
+from llmtrain.config.data import Source
+from llmtrain.data.formats.preference_formats import BEST_FIRST
+from llmtrain.data.formats.preferences import EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.split import eval_share
 
@@ -253,3 +254,9 @@ def test_all_pairs_of_a_question_fall_into_the_same_split(tmp_path: Path) -> Non
         shares.setdefault(pair.group, set()).add(eval_share(pair))
     assert len(shares) == 50 and all(len(found) == 1 for found in shares.values())
     assert 0.2 < sum(next(iter(found)) < 0.5 for found in shares.values()) / 50 < 0.8
+
+
+@pytest.mark.parametrize("answers", [{"chosen": [GOOD], "rejected": [BAD]}, {"responses": ["4", "5"], "ranks": [1, 2]}])
+def test_an_answer_begun_in_the_prompt_is_not_two_answers(tmp_path: Path, answers: dict[str, Any]) -> None:
+    begun = {"role": "assistant", "content": "It is"}
+    assert "the prompt ends with an assistant's message" in fault(tmp_path, {"prompt": [USER, begun], **answers})

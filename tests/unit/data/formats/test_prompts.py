@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from instruction_rows import conversation as conversation_of_rows
 from tiny_chat import CHATML, write_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.config.rl import PromptDataConfig
+from llmtrain.data.chat.encode import BadExample, ChatEncoder
 from llmtrain.data.formats.prompts import Prompt, Prompts, load_prompts
+from llmtrain.rewards.row import RowError, row_field
 
 TOOLS = [{"type": "function", "function": {"name": "search", "description": "Looks up."}}]
 WITH_TOOLS = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}" + CHATML
@@ -75,10 +78,13 @@ def test_tools_of_another_name_are_in_the_row_as_tools(tokenizer: PreTrainedToke
     assert prompt.row == {"tools": TOOLS, **row}
 
 
-def test_a_prompt_that_ends_with_an_answer_is_a_bad_row(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1: 'prompt' ends with an answer"):
-        prompt_of({"prompt": messages}, tokenizer, tmp_path)
+@pytest.mark.parametrize("begun", ["So", "<think>\nEasy.", "1. "])
+def test_a_begun_answer_goes_on_where_it_ends(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, begun: str) -> None:
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": begun}]
+    prompt = prompt_of({"prompt": messages}, tokenizer, tmp_path)
+    text = f"<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n{begun}"
+    assert tokenizer.decode(prompt.ids) == text
+    assert prompt.messages == tuple(messages)
 
 
 def test_a_message_and_its_system_prompt_need_a_template(tmp_path: Path) -> None:
@@ -140,3 +146,110 @@ def test_the_format_is_reported_once_with_the_first_prompt(tokenizer: PreTrained
     assert [line for line in lines if "the first" in line] == [
         f'{path}: prompts (field question); the first: user "Why?"'
     ]
+
+
+def test_a_prompt_with_marked_turns_is_read_as_in_tuning(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    marked = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Really?\n\nAssistant:"
+    prompt = prompt_of({"prompt": marked}, tokenizer, tmp_path)
+    assert [(each["role"], each["content"]) for each in prompt.messages] == [  # type: ignore[index]
+        ("user", "Why?"),
+        ("assistant", "So."),
+        ("user", "Really?"),
+    ]
+    assert prompt_of({"prompt": marked, "completion": "Yes."}, tokenizer, tmp_path).ids == prompt.ids
+
+
+@pytest.mark.parametrize("name", ["question", "query"])
+def test_what_a_question_is_about_reaches_the_prompt(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+) -> None:
+    prompt = prompt_of({name: "Who?", "context": "Ann sang.", "answer": "Ann"}, tokenizer, tmp_path)
+    assert "user\nWho?\nAnn sang.<|im_end|>" in tokenizer.decode(prompt.ids)
+    other = prompt_of({name: "Who?", "context": ["Ann sang."], "answer": "Ann"}, tokenizer, tmp_path)
+    assert "user\nWho?<|im_end|>" in tokenizer.decode(other.ids)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [{"role": "system", "content": "Greet."}]},
+        {"prompt": "", "system": "Greet."},
+        {"prompt": None, "system_prompt": "Greet."},
+        {"messages": [{"role": "system", "content": "Greet."}, {"role": "assistant", "content": "Hi."}]},
+    ],
+)
+def test_a_system_prompt_alone_is_a_prompt(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, row: dict[str, Any]
+) -> None:
+    prompt = prompt_of(row, tokenizer, tmp_path)
+    assert tokenizer.decode(prompt.ids) == "<|im_start|>system\nGreet.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_rows_of_verl_are_read_with_all_that_they_hold(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    row = {
+        "data_source": "gsm8k",
+        "prompt": [{"role": "user", "content": "2 + 2?"}],
+        "reward_model": {"style": "rule", "ground_truth": "4"},
+        "extra_info": {"question": "2 + 2?", "split": "train"},
+    }
+    prompt = prompt_of(row, tokenizer, tmp_path)
+    assert prompt.messages == ({"role": "user", "content": "2 + 2?"},)
+    assert prompt.row == row
+    assert row_field(prompt.row, "reward_model.ground_truth") == "4"
+    with pytest.raises(RowError, match=r"no field 'reward_model\.answer'"):
+        row_field(prompt.row, "reward_model.answer")
+
+
+def ending(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """One that begins a text with BOS and ends it with EOS."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos, eos = str(tokenizer.bos_token), str(tokenizer.eos_token)
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (bos, eos)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A {eos}", special_tokens=ids)
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", ["Why?", "\n\nHuman: Why?\n\nAssistant:", "\n\nHuman: A\n\nAssistant: B\n\nHuman: C"])
+def test_without_a_template_a_prompt_is_its_text_as_it_is_trained(tmp_path: Path, text: str) -> None:
+    plain = ending(AutoTokenizer.from_pretrained(write_model(tmp_path / "model", chat=False)))
+    prompt = prompt_of({"prompt": text}, plain, tmp_path)
+    assert prompt.messages == text
+    assert plain.decode(prompt.ids) == f"{plain.bos_token}{text}"
+    row = conversation_of_rows(tmp_path, {"prompt": text, "completion": " So."})
+    (documents,) = ChatEncoder(plain, plain=True, loss_on="completion").encode([row])
+    assert not isinstance(documents, BadExample)
+    ids = documents[0].input_ids.tolist()
+    assert tuple(ids[: len(prompt.ids)]) == prompt.ids
+    assert plain.decode(ids) == f"{plain.bos_token}{text} So.{plain.eos_token}"
+
+
+@pytest.mark.parametrize("given", ["What does <|im_end|> do?", "<|im_start|>", "<|pad|> <|bos|>"])
+def test_control_tokens_that_prompts_spell_are_counted_refused_or_text(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, given: str
+) -> None:
+    path = write(tmp_path / "rows.jsonl", {"prompt": given}, {"prompt": "Why?"})
+    lines: list[str] = []
+
+    def read(spelt: str) -> Prompts:
+        tree = {"train": str(path), "eval_fraction": 0.0, "special_tokens_in_text": spelt}
+        data = PromptDataConfig.model_validate(tree)
+        return load_prompts(data, tokenizer, max_new_tokens=8, report=lines.append)
+
+    warned, as_text = (read(spelt).train[0][0].ids for spelt in ("warn", "encode_as_text"))
+    assert tokenizer.decode(warned) == tokenizer.decode(as_text) and len(as_text) > len(warned)
+    assert "spelt in user text, read as that token" in lines[1] and "encoded as text" in lines[-1]
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: message 0 \(user\) spells the control token <\|\w+\|>"):
+        read("error")
+
+
+@pytest.mark.parametrize("given", [{"weight": 0.5}, {"train": False}])
+def test_a_weight_that_prompts_do_not_use_is_counted(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", {"prompt": "Why?", **given}, {"prompt": "How?"})
+    lines: list[str] = []
+    data = PromptDataConfig.model_validate({"train": str(path), "eval_fraction": 0.0})
+    prompts = load_prompts(data, tokenizer, max_new_tokens=8, report=lines.append)
+    assert len(prompts.train[0]) == 2
+    assert f"1 prompt: {next(iter(given))} of a row, which prompts do not use" in lines[-1]

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from instruction_rows import (
     ASSISTANT,
-    CALL,
     CALLING,
     GUANACO,
     HH,
@@ -29,10 +28,12 @@ from instruction_rows import (
     write,
 )
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.formats.instructions import PlainText, iter_examples
 from llmtrain.data.formats.messages import Conversation
 from llmtrain.data.ledger import SourceLedger
+from llmtrain.data.sources.rows import Wanted
+from llmtrain.data.sources.tables import read_parquet
 from llmtrain.data.sources.text import Document
 
 FORMATS = [
@@ -103,10 +104,35 @@ def test_text_parts_of_a_content_are_joined(tmp_path: Path):
     assert conversation(tmp_path, row).messages[0] == USER
 
 
-def test_tool_calls_are_kept_and_their_arguments_are_objects(tmp_path: Path):
-    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}
+@pytest.mark.parametrize(
+    "arguments", ['{"a": 2, "b":2}', '{"a": null}', {"a": None}, {"a": {"b": None, "c": [None, {"d": None}]}}, {}]
+)
+def test_tool_calls_are_kept_to_the_letter(tmp_path: Path, arguments: Any):
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": arguments}}
     row = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]}
-    assert conversation(tmp_path, row).messages[1] == {**CALLING, "tool_calls": [{"id": "c1", **CALL}]}
+    assert conversation(tmp_path, row).messages[1] == {**CALLING, "tool_calls": [call]}
+
+
+@pytest.mark.parametrize("default", [{"default": None}, {"default": None, "enum": ["x", None]}, {}])
+def test_schemas_are_kept_to_the_letter(tmp_path: Path, default: Any):
+    schema = {"type": "object", "properties": {"a": {"type": "string", **default}}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": schema}}
+    for tools in ([tool], json.dumps([tool])):
+        assert conversation(tmp_path, {"messages": TURNS, "tools": tools}).tools == (tool,)
+
+
+def test_what_arrow_filled_with_nulls_is_taken_out_of_calls_and_tools(tmp_path: Path):
+    calls = [[{"function": {"name": "add", "arguments": given}}] for given in ({"a": 2}, {"b": 3})]
+    rows = [{"messages": [USER, {"role": "assistant", "content": "", "tool_calls": made}]} for made in calls]
+    properties = ({"a": {"type": "integer"}}, {"b": {"type": "integer", "description": "a number"}})
+    tools = [[{"function": {"name": "add", "parameters": {"properties": given}}}] for given in properties]
+    path = tmp_path / "rows.parquet"
+    columns = {"messages": [row["messages"] for row in rows], "tools": tools, "extra": [{"x": 1}, {"y": 2}]}
+    pq.write_table(pa.table(columns), path)
+    found = list(read_parquet(path, Wanted(lambda fields: True)))
+    assert [row.fields["messages"][1]["tool_calls"] for row in found] == calls
+    assert [row.fields["tools"] for row in found] == tools
+    assert found[0].fields["extra"] == {"x": 1, "y": None}  # not what people say: as Arrow has it
 
 
 def test_a_sharegpt_function_call_is_an_assistants_tool_call_and_its_observation_a_tools(tmp_path: Path):

@@ -127,12 +127,19 @@ def test_the_ledger_and_the_rows_have_the_true_epochs() -> None:
     source = made.batches(collate, SingleProcess())
     assert source.next_step() is not None
     source.advance()
-    assert source.metrics() == {"epochs": 1.0}
+    assert source.epoch == 1.0
     account = made.account(1, 39, source)
     assert (account["epochs"], account["packs"], account["tokens_per_epoch"]) == (1.0, 5, 39)
     lines = list(made.report())
-    assert lines[0] == "training: 1 epochs of 5 packs, in 1 steps of 64 packs, the last of 5"
+    assert lines[0] == "training: 1 epoch of 5 packs, in 1 step of 64 packs, the last of 5"
     assert "train.epochs=1.0 is 5 packs, less than one step: lower train.global_batch_tokens=512" in lines[1]
+
+
+def test_a_run_of_few_steps_that_follow_from_the_data_says_so() -> None:
+    lines = list(plan([store_of([8] * 64)], [], global_batch_tokens=8 * 32).report())
+    assert lines[0] == "training: 1 epoch of 64 packs, in 2 steps of 32 packs"
+    assert lines[1].startswith("warning: 2 steps teach a model little: lower train.global_batch_tokens=256, or raise")
+    assert len(list(plan([store_of([8] * 64)], [], global_batch_tokens=8).report())) == 1
 
 
 SOURCES = {

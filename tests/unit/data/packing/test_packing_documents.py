@@ -19,6 +19,7 @@ class FakeStore:
     trained: np.ndarray | None = None
     path: Path = Path("no such folder")
     split: str = "train"
+    weights: np.ndarray | None = None
 
     @property
     def num_documents(self) -> int:
@@ -122,7 +123,13 @@ def batches_of(num_steps: int) -> StoredBatches:
         lambda sample_id: stream_pack(store, order(sample_id)[1], 8, True),
         collate,
         SingleProcess(),
-        PacksOfRun(3 * num_steps, per_step=3, per_microbatch=2, per_epoch=order.epoch_size, replaces_skipped=True),
+        PacksOfRun(
+            3 * num_steps,
+            per_step=3,
+            per_microbatch=2,
+            epoch=lambda num_packs: num_packs / order.epoch_size,
+            replaces_skipped=True,
+        ),
     )
 
 

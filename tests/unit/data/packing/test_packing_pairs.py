@@ -22,7 +22,8 @@ from llmtrain.data.chat.encode import ChatEncoder, Encoded
 from llmtrain.data.formats.preferences import EQUAL
 from llmtrain.data.packing.pairs import LEAST_SHARED, PairPack, collate_pairs, has_margins, pack_pairs, shared_lengths
 from llmtrain.data.store.build import Stores
-from llmtrain.data.store.kinds import NO_PROMPT_LEFT, TOO_LONG, build_pair_stores, cut_prompts
+from llmtrain.data.store.fitting import cut_prompts
+from llmtrain.data.store.kinds import NO_PROMPT_LEFT, TOO_LONG, build_pair_stores
 
 ROWS = [
     {"prompt": "one", "chosen": "yes", "rejected": "no no", "margin": 0.5},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents
 

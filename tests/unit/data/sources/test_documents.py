@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources import text
 from llmtrain.data.sources.documents import iter_documents, iter_texts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents
 

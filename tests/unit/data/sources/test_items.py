@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.formats.instructions import iter_examples
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents

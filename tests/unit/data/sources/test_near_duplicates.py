@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config.sections import CleanConfig, Source
+from llmtrain.config.data import CleanConfig, Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.clean import Cleaner
 from llmtrain.data.sources.text import Document

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.formats.instructions import iter_examples
 from llmtrain.data.ledger import SourceLedger, text_summary
 from llmtrain.data.sources.documents import END_MARKERS, iter_documents

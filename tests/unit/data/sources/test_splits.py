@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset_builder
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.formats.read import iter_rows
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents
@@ -251,6 +251,7 @@ def test_a_folder_of_texts_has_its_readme_read(tmp_path: Path):
     [
         ("{data_files: a.jsonl}", "configs must be a list"),
         ("[{config_name: x, data_files: a.jsonl]", "its configs cannot be read"),
+        ("[{config_name: x, data_files: 2020-13-45}]", "its configs cannot be read"),
         ("[{data_files: a.jsonl}]", "each with a config_name"),
         ("[{config_name: default}, {config_name: b, default: true}]", "several default subsets"),
         ("[{config_name: c, data_files: [a.jsonl, gone.jsonl]}]", "names gone.jsonl of split train"),

@@ -11,10 +11,11 @@ import pytest
 from tiny_chat import write_model, write_rows
 from transformers import AutoTokenizer
 
-from llmtrain.config.sections import ChatDataConfig
+from llmtrain.config.data import ChatDataConfig
 from llmtrain.data.chat.encode import ChatEncoder, Encoded
 from llmtrain.data.store.build import Stores
-from llmtrain.data.store.kinds import NOTHING_LEFT, TOO_LONG, build_chat_stores, fit
+from llmtrain.data.store.fitting import fit
+from llmtrain.data.store.kinds import NOTHING_LEFT, TOO_LONG, build_chat_stores
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ from tiny_kinds import STORES, row_of, write_kinds
 import llmtrain
 
 NAMES = [f"{number} words größer" for number in range(60)]
-GOES_ON = "going on with an interrupted build"
+GOES_ON = "made already"
 
 
 def built(kind: str, train: Path | list[str], cache: Path, lines: list[str] | None = None, **options: Any) -> Any:
@@ -31,7 +30,7 @@ def files_of(stores: Any) -> dict[str, bytes]:
 
 
 def with_small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmtrain.data.store.units.UNIT_BYTES", 1)
+    monkeypatch.setattr("llmtrain.data.store.shards.SHARD_BYTES", 1)
     monkeypatch.setattr("llmtrain.data.store.kinds.BATCH_ROWS", 4)
     monkeypatch.setattr("llmtrain.data.store.text.batch_chars", lambda: 100)
 
@@ -65,28 +64,29 @@ def kills(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-POINTS = [("flush", 1, "before"), ("flush", 3, "before"), ("flush", 9, "after"), ("finish", 1, "before")]
+POINTS = [("save", 1, "before"), ("save", 3, "before"), ("save", 9, "after"), ("join", 1, "before")]
 PROGRAM = """
 import json, os, sys
 from pathlib import Path
 from tiny_kinds import STORES
-from llmtrain.data.store import kinds, text, units, writer
+from llmtrain.data.store import build, documents, kinds, shards, text
 
-units.UNIT_BYTES, kinds.BATCH_ROWS, text.batch_chars = 1, 4, lambda: 100
+shards.SHARD_BYTES, kinds.BATCH_ROWS, text.batch_chars = 1, 4, lambda: 100
 
 
 def kill(place, number, when):
-    original, calls = getattr(writer.StoreWriter, place), []
+    owner = documents.Documents if place == "save" else build
+    original, calls = getattr(owner, place), []
 
-    def run(self, *arguments):
+    def run(*arguments):
         calls.append(place)
         if len(calls) == number and when == "before":
             os.kill(os.getpid(), 9)
-        original(self, *arguments)
+        original(*arguments)
         if len(calls) == number:
             os.kill(os.getpid(), 9)
 
-    setattr(writer.StoreWriter, place, run)
+    setattr(owner, place, run)
 
 
 folder = Path(sys.argv[1])
@@ -114,11 +114,11 @@ def test_a_build_killed_outright_goes_on_to_the_same_store(
     resumed = built(kind, kills / "rows.jsonl", kills / f"{kind}-{point[0]}-{point[1]}", lines)
     assert files_of(resumed) == files_of(whole)
     assert resumed.ledger == whole.ledger and resumed.names == whole.names
-    assert any(GOES_ON in line for line in lines) == (point != POINTS[0])
+    assert any(GOES_ON in line for line in lines) == (point[:2] in [("save", 3), ("save", 9)])
     rest = sum(counts)
     counts.clear()
     built(kind, kills / "rows.jsonl", tmp_path / "again")
-    assert (rest < sum(counts)) == (point != POINTS[0]) and (rest < 15) == (point[0] == "finish")
+    assert (rest < sum(counts)) == (point != POINTS[0]) and (rest < 15) == (point[0] == "join")
 
 
 @pytest.mark.parametrize("fix", ["the row", "on_bad_row", "remove", "two files"])
@@ -162,7 +162,7 @@ def test_an_edit_of_what_was_finished_is_seen(tmp_path: Path, monkeypatch: pytes
     write_kinds(path, names)
     lines: list[str] = []
     resumed = built(kind, path, tmp_path / "cache", lines)
-    assert any(GOES_ON in line and ("16" in line or "20" in line or "21" in line) for line in lines)
+    assert any(GOES_ON in line and "21 shards at the beginning" in line for line in lines)
     whole = built(kind, path, tmp_path / "whole")
     assert files_of(resumed) == files_of(whole) and resumed.ledger == whole.ledger
 
@@ -178,26 +178,9 @@ def test_rows_that_were_skipped_are_not_taken_over_where_bad_rows_are_errors(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("llmtrain.data.store.writer.StoreWriter.finish", killed)
+        patch.setattr("llmtrain.data.store.build.join", killed)
         with pytest.raises(KeyboardInterrupt):
             built(kind, path, tmp_path / "cache", on_bad_row="skip")
     lines: list[str] = []
     built(kind, path, tmp_path / "cache", lines, on_bad_row="error")
     assert not any(GOES_ON in line for line in lines)
-
-
-def test_an_unfinished_build_that_another_process_has_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with_small_units(monkeypatch)
-    path = write_kinds(tmp_path / "a.jsonl", NAMES)
-    good = path.read_text()
-    path.write_text(good + "{broken\n")
-    with pytest.raises(ValueError, match="malformed JSON"):
-        built("text", path, tmp_path / "cache")
-    (folder,) = (each.parent for each in (tmp_path / "cache").glob("*/journal"))
-    path.write_text(good)
-    lines: list[str] = []
-    with (folder / "lock").open("r+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        built("text", path, tmp_path / "cache", lines)
-    assert not any(GOES_ON in line for line in lines)
-    assert (folder / "journal").is_file()

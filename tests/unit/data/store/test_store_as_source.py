@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_kinds import KINDS, STORES, write_kinds
 
-from llmtrain.config.sections import Source
+from llmtrain.config.data import Source
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.documents import iter_documents, iter_texts
 

@@ -15,7 +15,7 @@ from tiny_chat import write_model
 from tiny_tokenizers import byte_level_bpe
 from transformers import AutoTokenizer
 
-from llmtrain.config.sections import ChatDataConfig, CleanConfig, DataConfig
+from llmtrain.config.data import ChatDataConfig, CleanConfig, DataConfig
 from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.store.build import Stores
 from llmtrain.data.store.kinds import build_chat_stores

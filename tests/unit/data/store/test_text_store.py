@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from tiny_tokenizers import WORDS, byte_level_bpe, metaspace_bpe
 
-from llmtrain.config.sections import CleanConfig, DataConfig
+from llmtrain.config.data import CleanConfig, DataConfig
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.text import FileText
 from llmtrain.data.split import eval_share
 from llmtrain.data.store import text as text_store
 from llmtrain.data.store import token_store as store
-from llmtrain.data.store import writer
 from llmtrain.data.store.build import Stores
+from llmtrain.data.store.documents import Damaged, Documents, Layout, join
 from llmtrain.data.store.text import build_text_stores
 from llmtrain.data.store.token_store import TokenStore, open_store
 from llmtrain.system.files import LOCK, cache_root
@@ -58,13 +58,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def stores_in(cache: Path) -> list[Path]:
-    return [folder for folder in cache.iterdir() if folder.name != "file-hashes"]
+    return [folder for folder in cache.iterdir() if folder.name not in ("file-hashes", "shards")]
 
 
 def with_small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of a few documents and a journal line after each."""
+    """Batches of a few documents, and a shard for each document."""
     monkeypatch.setattr(text_store, "batch_chars", lambda: 300)
-    monkeypatch.setattr("llmtrain.data.store.units.UNIT_BYTES", 1)
+    monkeypatch.setattr("llmtrain.data.store.shards.SHARD_BYTES", 1)
 
 
 def test_every_document_is_stored_in_order_in_one_split_with_its_specials_and_bytes(tmp_path: Path):
@@ -175,31 +175,29 @@ def test_a_build_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path, monk
             build_text_stores(data, byte_level_bpe(), report=silent)
     (folder,) = stores_in(cache_root(data.cache_dir))
     assert not store.is_store(folder)
-    for name in ("train.tokens", "eval.bytes", writer.JOURNAL):  # what a kill may leave after the last journal line
-        with (folder / name).open("ab") as file:
-            file.write(b"torn")
+    for name in ("train.tokens", "eval.bytes"):  # what a kill may leave of files that were being joined
+        (folder / name).write_bytes(b"torn")
     again: list[str] = []
     resumed = build_text_stores(data, byte_level_bpe(), report=again.append)
     if stop_after > 1:
-        assert any("going on with an interrupted build" in message for message in again)
+        assert any("made already" in message for message in again)
     assert files_of(resumed.train[0].path) == files_of(whole.train[0].path)
     assert resumed.ledger == whole.ledger
 
 
-def test_a_journal_line_that_outran_its_files_is_not_believed(tmp_path: Path):
-    layout = writer.Layout(np.dtype(np.uint16))
-    with writer.StoreWriter(tmp_path, layout) as first:
-        first.begin(None, 0)
-        for number in (1, 2):
-            first.write_tokens("train", np.array([5, 6], dtype=np.uint16), 2, 0)
-            first.end_document("train", 2)
-            first.flush(number, "", {})
-    os.truncate(tmp_path / "train.tokens", 6)
-    with writer.StoreWriter(tmp_path, layout) as second:
-        (build,) = second.earlier
-        assert [point.items for point in build.points] == [1]
-        second.begin(build, 1)
-        assert (tmp_path / "train.tokens").stat().st_size == 4
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99])])
+def test_a_shard_that_is_lost_or_damaged_is_named(tmp_path: Path, damage):
+    layout = Layout(np.dtype(np.uint16))
+    made = Documents(layout)
+    made.add_tokens("train", np.array([5, 6], dtype=np.uint16))
+    made.end_document("train", 2)
+    for name in ("one", "two"):
+        made.save(tmp_path / name, {})
+    assert join(tmp_path, layout, [tmp_path / "one", tmp_path / "two"]).splits["train"]["tokens"] == 4
+    assert np.fromfile(tmp_path / "train.offsets", np.int64).tolist() == [0, 2, 4]
+    damage(tmp_path / "two")
+    with pytest.raises(Damaged, match="two"):
+        join(tmp_path, layout, [tmp_path / "one", tmp_path / "two"])
 
 
 def test_a_second_process_waits_for_the_first_and_finds_its_store(tmp_path: Path):
@@ -230,13 +228,13 @@ def test_a_second_process_waits_for_the_first_and_finds_its_store(tmp_path: Path
 
 def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch):
     path = write_rows(tmp_path / "a.jsonl")
-    account = text_store._account
+    make = text_store._make
 
     def changing(*arguments):
         write_rows(path, [*TEXTS, "one more"])
-        account(*arguments)
+        make(*arguments)
 
-    monkeypatch.setattr(text_store, "_account", changing)
+    monkeypatch.setattr(text_store, "_make", changing)
     with pytest.raises(ValueError, match="its files changed while they were read"):
         build_text_stores(config(tmp_path, path), byte_level_bpe(), report=silent)
 
@@ -245,21 +243,22 @@ def test_a_full_disk_is_one_clear_line_and_the_build_goes_on_later(tmp_path: Pat
     with_small_units(monkeypatch)
     path = write_rows(tmp_path / "a.jsonl")
     data = config(tmp_path, path)
-    flush = text_store.StoreWriter.flush
+    save, saved = Documents.save, []
 
-    def full(self, num_items, *what):
-        if num_items > 60:
+    def full(self, path, about):
+        saved.append(path)
+        if len(saved) > 60:
             raise OSError(errno.ENOSPC, "No space left on device")
-        flush(self, num_items, *what)
+        save(self, path, about)
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_store.StoreWriter, "flush", full)
+        patch.setattr(Documents, "save", full)
         with pytest.raises(ValueError, match="the disk is full; free some space") as raised:
             build_text_stores(data, byte_level_bpe(), report=silent)
     assert "\n" not in str(raised.value)
     messages: list[str] = []
     build_text_stores(data, byte_level_bpe(), report=messages.append)
-    assert any("going on with an interrupted build" in message for message in messages)
+    assert any("made already" in message for message in messages)
 
 
 def test_a_long_text_file_is_stored_as_if_encoded_whole(tmp_path: Path, monkeypatch):

@@ -1,0 +1,116 @@
+"""Is B better than A? `llmtrain compare A B`, on the same items, with the noise of so few of them.
+
+A and B are files of `llmtrain eval`, or runs and models, which are measured first (`--tasks`), or whose folder has an
+`evaluation.jsonl` already. Several seeds of one side are given with commas: `A1,A2,A3 B1,B2,B3`. The verdict is about
+B: better, worse, or not distinguishable. docs/evaluate.md says by which test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmtrain.cli.columns import in_columns
+from llmtrain.cli.eval import default_output, evaluate, read_tasks
+from llmtrain.cli.options import add_tasks, add_training_data
+from llmtrain.system.terminal import say
+
+if TYPE_CHECKING:
+    from llmtrain.eval.tasks.compared import Compared
+    from llmtrain.eval.tasks.results import Evaluation
+    from llmtrain.tasks.rows import TaskRows
+
+SUFFIX = ".jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", metavar="A", help="an evaluation, a run or a model; several seeds with commas")
+    parser.add_argument("second", metavar="B", help="what is compared with it")
+    add_tasks(parser)
+    add_training_data(parser)
+    parser.add_argument("--common", action="store_true", help="if their items differ, compare those that both have")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read or make both evaluations, and print what differs."""
+    from llmtrain.eval.tasks.compared import compare, left_out, seeds_together
+    from llmtrain.statistics.paired import require_scipy
+
+    require_scipy()
+    sides = [[name for name in side.split(",") if name] for side in (arguments.first, arguments.second)]
+    if not all(sides):
+        raise ValueError("usage: llmtrain compare A B")
+    if len(sides[0]) != len(sides[1]):
+        raise ValueError(f"{len(sides[0])} seeds of the one and {len(sides[1])} of the other: give equally many")
+    tasks: list[TaskRows] = []
+    is_file = [name.endswith(SUFFIX) for side in sides for name in side]
+    if not all(is_file) and arguments.tasks:
+        tasks = read_tasks(arguments, [name for side in sides for name in side])  # before a model is loaded
+    first, second = (seeds_together([evaluation_of(name, tasks, arguments) for name in side]) for side in sides)
+    found = compare(first, second, common=arguments.common)
+    for line in (*table(found), *left_out(first, second), "", *sentences(found, arguments.second)):
+        say(line)
+
+
+def evaluation_of(name: str, tasks: list[TaskRows], arguments: argparse.Namespace) -> Evaluation:
+    """The results of a file, of a model that is measured now, or those that its folder has. Raises ValueError."""
+    from llmtrain.eval.tasks.results import read_evaluation, save_evaluation
+
+    path = Path(name).expanduser()
+    if name.endswith(SUFFIX):
+        if not path.is_file():
+            raise ValueError(f"{name}: no such file")
+        return read_evaluation(path)
+    if tasks:
+        evaluation = evaluate(name, tasks, arguments, say)
+        if path.is_dir():
+            save_evaluation(default_output(name), evaluation)
+        return evaluation
+    kept = default_output(name)
+    if not path.is_dir() or not kept.is_file():
+        raise ValueError(f"{name}: it has no evaluation yet: name --tasks to measure it, or run `llmtrain eval` on it")
+    return read_evaluation(kept)
+
+
+def table(found: list[Compared]) -> list[str]:
+    """A line for each measure."""
+    rows = [("task", "measure", "A", "B", "B - A", "95 % interval", "p", "items", "B is")]
+    for each in found:
+        pair = each.paired
+        interval = f"{pair.low:+.4f} to {pair.high:+.4f}" if not math.isnan(pair.low) else "needs two items"
+        rows.append(
+            (
+                each.task,
+                each.measure.name,
+                f"{each.first.value:.4f}",
+                f"{each.second.value:.4f}",
+                f"{pair.difference:+.4f}",
+                interval,
+                f"{each.p_value:.2g}",
+                f"{pair.num_items:,}",
+                each.verdict,
+            )
+        )
+    return in_columns(rows)
+
+
+def sentences(found: list[Compared], name: str) -> list[str]:
+    """What follows, in words."""
+    lines = []
+    for each in found:
+        pair, what = each.paired, f"{each.task} {each.measure.name}"
+        if each.verdict != "not distinguishable":
+            lines.append(f"{what}: {name} is {each.verdict} by {abs(pair.difference):.4f}")
+        elif pair.num_needed is None or math.isnan(pair.smallest):
+            lines.append(f"{what}: not distinguishable: no difference on {pair.num_items:,} items")
+        else:
+            lines.append(
+                f"{what}: not distinguishable on {pair.num_items:,} items, which find a difference of "
+                f"{pair.smallest:.4f} four times in five; one of {abs(pair.difference):.4f} needs about "
+                f"{pair.num_needed:,} items"
+            )
+    if len(found) > 1:
+        lines.append(f"p-values are corrected for {len(found)} comparisons (Holm)")
+    return lines

@@ -1,0 +1,213 @@
+"""Measure a model on tasks: `llmtrain eval RUN_OR_MODEL --tasks arc_easy,gsm8k --data FOLDER`.
+
+A task is one of ours, a FILE.py with a TASK, or a file of rows: `{prompt, choices, answer}`, `{prompt, answer}` or
+`{text}`; `held_out` is what a pretraining run held out. A task's data is FILE in `--tasks TASK=FILE`, else the file
+called after it in `--data`, else on the hub. Results are printed with 95 % intervals, and kept item by item in a file
+that `llmtrain compare` reads. docs/evaluate.md has each task's prompt and scores, and how to add one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmtrain.cli.columns import in_columns
+from llmtrain.cli.options import add_tasks, add_training_data
+from llmtrain.system.terminal import say
+
+if TYPE_CHECKING:
+    from llmtrain.config.data import Source
+    from llmtrain.eval.tasks.results import Evaluation
+    from llmtrain.tasks.rows import TaskRows
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's folder, a model's, an adapter's, or a GGUF file")
+    add_tasks(parser)
+    add_training_data(parser)
+    parser.add_argument("--output", metavar="FILE.jsonl", type=Path, help="results by item (default: beside the model)")
+    parser.add_argument(
+        "--harness", action="store_true", help="hand it to lm-evaluation-harness; --data is a folder of its YAML tasks"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read the data before the model, measure, print, save."""
+    if arguments.tasks == "list":
+        print("\n".join(list_tasks()))
+        return
+    if arguments.harness:
+        from llmtrain.eval.tasks.harness import HarnessOptions, run_harness
+
+        names = require_tasks(arguments)
+        options = HarnessOptions(names, arguments.limit, arguments.shots, arguments.chat, arguments.data)
+        run_harness(arguments.model, options)
+        return
+    tasks = read_tasks(arguments, [arguments.model])
+    output = arguments.output or default_output(arguments.model)
+    check_output(output)
+    evaluation = evaluate(arguments.model, tasks, arguments, say)
+    from llmtrain.eval.tasks.results import save_evaluation
+
+    if lost := earlier_tasks(output) - evaluation.tasks.keys():
+        say(f"{output}: replaces earlier results, which had {', '.join(sorted(lost))} too")
+    save_evaluation(output, evaluation)
+    for line in (*table(evaluation), "", f"by item in {output}"):
+        say(line)
+
+
+def list_tasks() -> list[str]:
+    """A line for each of our tasks."""
+    from llmtrain.tasks.load import TASKS
+
+    return [f"{name:14}{task.source}" for name, task in TASKS.items()]
+
+
+def require_tasks(arguments: argparse.Namespace) -> list[str]:
+    """The names of tasks. Raises ValueError if there are none, or an option is out of its range."""
+    names = [name.strip() for name in (arguments.tasks or "").split(",") if name.strip()]
+    if not names:
+        raise ValueError("--tasks names no task: `--tasks list` shows ours")
+    least = {"--limit": (arguments.limit, 1), "--shots": (arguments.shots, 0)}
+    least["--max-new-tokens"] = (arguments.max_new_tokens, 1)
+    for option, (value, minimum) in least.items():
+        if value is not None and value < minimum:
+            raise ValueError(f"{option}={value}: give at least {minimum}")
+    return names
+
+
+def read_tasks(arguments: argparse.Namespace, models: Sequence[str]) -> list[TaskRows]:
+    """The items of each task that is asked for; `held_out` are the documents that the first run of `models` held out.
+
+    Raises ValueError.
+    """
+    from llmtrain.eval.tasks.held_out import HELD_OUT, held_out_rows
+    from llmtrain.runs.folder import CONFIG
+    from llmtrain.tasks.rows import read_tasks as read
+
+    names = require_tasks(arguments)
+    others = [name for name in names if name != HELD_OUT]
+    tasks = read(others, "--tasks", arguments.data, arguments.limit, arguments.shots)
+    if len(others) == len(names):
+        return tasks
+    if any(each.task.name == "text" for each in tasks):
+        raise ValueError(f"--tasks: {HELD_OUT} is measured as text, which is there too: measure one of them at a time")
+    configs = {model: Path(model).expanduser() / CONFIG for model in models}
+    run = next((model for model, config in configs.items() if config.is_file()), models[0])
+    return [*tasks, held_out_rows(run, configs[run], arguments.limit)]
+
+
+def default_output(model: str) -> Path:
+    """Where results go: into the folder of a run or model; of what is no folder, into this one."""
+    folder = Path(model).expanduser()
+    return (folder if folder.is_dir() else Path()) / "evaluation.jsonl"
+
+
+def earlier_tasks(output: Path) -> set[str]:
+    """The tasks of the results that are in a file already."""
+    from llmtrain.eval.tasks.results import read_evaluation
+
+    try:
+        return set(read_evaluation(output).tasks)
+    except (OSError, ValueError):  # nothing is there, or something else
+        return set()
+
+
+def check_output(output: Path) -> None:
+    """Raises ValueError for a place that cannot be written to, before anything is measured."""
+    if not output.parent.is_dir():
+        raise ValueError(f"--output={output}: the folder {output.parent} does not exist")
+    if output.is_dir():
+        raise ValueError(f"--output={output}: is a folder: name a file in it")
+
+
+def evaluate(
+    path: str, tasks: Sequence[TaskRows], arguments: argparse.Namespace, report: Callable[[str], None]
+) -> Evaluation:
+    """The results of a model on all tasks."""
+    from llmtrain.eval.tasks.contamination import find_matches, with_matches
+    from llmtrain.eval.tasks.measure import Asking, Watch, measure
+    from llmtrain.eval.tasks.opened import generated, opened_subject
+    from llmtrain.eval.tasks.results import Evaluation
+
+    sources = training_data(path, arguments.trained_on, report)
+    if sources:
+        report(f"looking for the items in {', '.join(source.path for source in sources)}")
+    matches = find_matches(tasks, sources)
+    report(f"loading {path}")
+    subject, facts = opened_subject(path, report)
+    asking = Asking(generated(subject), facts.stop_ids, arguments.max_new_tokens, arguments.chat)
+    results = {}
+    for task_rows in tasks:
+        name, count = task_rows.task.name, len(task_rows.rows)
+        report(
+            f"{name}: {count:,} items of {task_rows.path}"
+            + (f", {len(task_rows.shots)} examples before each" if task_rows.shots else "")
+        )
+        result = measure(subject, task_rows, asking, Watch(_progress(name, count, report)))
+        assert result is not None, "nothing asks it to stop"
+        results[name] = with_matches(result, matches) if sources else result
+    return Evaluation(facts.record, results)
+
+
+def training_data(path: str, given: Sequence[str] | None, report: Callable[[str], None]) -> list[Source]:
+    """The training data that is known: what is given, else that of a run, as far as it is still there.
+
+    Raises ValueError for given data that is not there.
+    """
+    from llmtrain.config.data import Source
+    from llmtrain.config.load import read_yaml
+    from llmtrain.data.sources.files import resolve
+    from llmtrain.runs.folder import CONFIG
+
+    if given is not None:
+        return [Source(path=each, split="all" if Path(each).is_dir() else "train") for each in given if each != "none"]
+    saved = Path(path).expanduser() / CONFIG
+    if not saved.is_file():
+        return []
+    found = []
+    for fields in read_yaml(saved).get("data", {}).get("train", []):
+        source = Source.model_validate(fields)
+        try:
+            resolve(source)
+        except ValueError as error:
+            report(f"the run's training data cannot be read, so no item is looked for in it: {error}")
+            continue
+        found.append(source)
+    return found
+
+
+def _progress(name: str, count: int, report: Callable[[str], None]) -> Callable[[int], None]:
+    """Reports now and then how many items are done."""
+    started = said = time.monotonic()
+    num_done = 0
+
+    def done(number: int) -> None:
+        nonlocal num_done, said
+        num_done += number
+        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            report(f"{name}: {num_done:,} of {count:,} items, {said - started:.0f} s")
+
+    return done
+
+
+def table(evaluation: Evaluation) -> list[str]:
+    """The results in words: a line for each measure."""
+    from llmtrain.eval.tasks.results import estimate
+
+    rows = [("task", "measure", "value", "95 % interval", "items")]
+    notes = []
+    for name, result in evaluation.tasks.items():
+        for measure in result.measures:
+            found = estimate(result.items, measure)
+            interval = f"{found.low:.4f} to {found.high:.4f}" if not math.isnan(found.low) else "needs two items"
+            rows.append((name, measure.name, f"{found.value:.4f}", interval, f"{len(result.items):,}"))
+        notes += [f"{name}: {note}" for note in result.notes]
+    return ["", *in_columns(rows), *notes]

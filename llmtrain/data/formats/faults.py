@@ -1,0 +1,37 @@
+"""Why a row is not used: it is wrong, it is not wanted, or it is in no format that is read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+class UnfitRow(ValueError):
+    """A row that is wrong: `reason`, one of a few, for counting; the text names what is wrong and where in the row."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class UnwantedRow(Exception):
+    """A row that is valid, but not to be trained on: `reason`, for counting."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UnknownFormat(ValueError):
+    """A row in no format that is read; the text is one line that starts with file:line."""
+
+
+def kind(value: Any) -> str:
+    """What a value is, for messages."""
+    return "null" if value is None else type(value).__name__
+
+
+def shortened(text: str, max_chars: int = 48) -> str:
+    """A string in quotes on one line, its end left out where it is long."""
+    line = " ".join(text[: 8 * max_chars].split())
+    return json.dumps(line if len(line) <= max_chars else line[: max_chars - 3] + "...", ensure_ascii=False)

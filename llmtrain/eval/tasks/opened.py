@@ -1,0 +1,52 @@
+"""A model's folder -> a subject, what is recorded of it, and a generator of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from llmtrain.eval.tasks.measure import Generate
+from llmtrain.eval.tasks.subject import Subject, subject_of
+from llmtrain.models.folders.open import open_model
+from llmtrain.protocols import Report
+from llmtrain.rollout.engine import Generated, Sampling
+from llmtrain.rollout.local.generate import generate
+from llmtrain.rollout.stops import answer_stops
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is known of an opened model."""
+
+    record: Mapping[str, Any]  # for the file of results
+    stop_ids: tuple[int, ...]  # tokens that end an answer
+
+
+def opened_subject(path: str, report: Report) -> tuple[Subject, Opened]:
+    """A run's, a model's or an adapter's folder, or a GGUF file, opened. Raises ValueError as `open_model` does."""
+    model, tokenizer = open_model(path)
+    try:
+        subject = subject_of(model, tokenizer, report)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}, nor measured here; --harness may measure it") from None
+    record = {"path": path, "tokenizer": tokenizer_digest(tokenizer), "dtype": str(subject.model.dtype)}
+    return subject, Opened(record, answer_stops(model, tokenizer))
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 digits that are equal for tokenizers with the same tokens."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return blake2b(repr(vocabulary).encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def generated(subject: Subject, should_stop: Callable[[], bool] = lambda: False) -> Generate:
+    """Answers by our generator."""
+
+    def answers(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated] | None:
+        return generate(subject.model, prompts, list(range(len(prompts))), sampling, should_stop)
+
+    return answers

@@ -1,0 +1,132 @@
+"""Which modules an adapter covers, as peft decides it, and which are trained in full beside it.
+
+peft passes over a name that matches nothing if another one matches; here each name, expression and layer must match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from llmtrain.config.adapter import AdapterConfig
+
+ALL_LINEAR = "all-linear"
+LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number among the parts of a name, as peft finds it
+SHOWN_NAMES = 20
+
+
+def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> str | list[str]:
+    """What peft is to take as `target_modules`. Raises ValueError for what matches no linear layer, or the head."""
+    layers = linear_layers(model)
+    inner = {name: module for name, module in layers.items() if module is not head}
+    _check_layers(inner, config)
+    if config.target == ALL_LINEAR:
+        return ALL_LINEAR if config.layers is None else sorted(last_parts(inner))
+    if isinstance(config.target, str):
+        _check_expression(dict(model.named_modules()), config.target, head)
+        return config.target
+    for target in config.target:
+        found = [module for name, module in layers.items() if f".{name}".endswith(f".{target}")]
+        if not found:
+            raise ValueError(
+                f"adapter.target={target}: this model has no linear layer of that name; it has "
+                f"{shown(last_parts(inner))}"
+            )
+        if any(module is head for module in found):
+            raise ValueError(f"adapter.target={target} is the output head, which takes no adapter: leave it out")
+    return config.target
+
+
+def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules that are trained in full, by their whole names: those whose name ends so, as peft has it.
+
+    Raises ValueError for a name that no module with weights ends with, for a module that shares its weight with
+    another, and for one inside another.
+    """
+    modules = {name: module for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    found: dict[str, nn.Module] = {}
+    for name in names:
+        ending = [whole for whole in modules if whole.endswith(name)]
+        if not ending:
+            raise ValueError(
+                f"adapter.modules_to_save={name}: this model has no module of that name; it has "
+                f"{shown(last_parts(modules))}"
+            )
+        found |= {whole: modules[whole] for whole in ending}
+    for whole in found:
+        if outer := next((other for other in found if whole.startswith(f"{other}.")), None):
+            raise ValueError(f"adapter.modules_to_save: {whole} is a part of {outer}: name one of them")
+    shared = _shared(model, found)
+    if shared is not None:
+        raise ValueError(
+            f"adapter.modules_to_save: {shared[0]} has its weight in common with {shared[1]}, which peft would leave "
+            "as it is: leave it out"
+        )
+    return found
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> linear layer."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+
+
+def last_parts(names: Iterable[str]) -> set[str]:
+    """The last parts of dotted names, numbers left out."""
+    return {last for name in names if (last := name.rsplit(".", 1)[-1]) and not last.isdigit()}
+
+
+def shown(names: Iterable[str]) -> str:
+    """Names for a message, in order."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - SHOWN_NAMES} more" if len(ordered) > SHOWN_NAMES else ""
+    return ", ".join(ordered[:SHOWN_NAMES]) + more
+
+
+def _check_layers(linear: Mapping[str, nn.Module], config: AdapterConfig) -> None:
+    chosen = config.chosen_layers()
+    if chosen is None:
+        return
+    if isinstance(config.target, str) and config.target != ALL_LINEAR:
+        raise ValueError(
+            "adapter.layers does nothing beside a regular expression in adapter.target: write the layers into it, as "
+            r"in .*\.(8|9|10)\..*(q|v)_proj"
+        )
+    there = sorted({int(found[1]) for name in linear if (found := LAYER.match(name))})
+    if not there:
+        raise ValueError("adapter.layers: the names of this model's modules have no numbers of layers: leave it out")
+    if missing := [number for number in chosen if number not in there]:
+        raise ValueError(f"adapter.layers={missing[0]}: this model has the layers {there[0]} to {there[-1]}")
+
+
+def _check_expression(modules: Mapping[str, nn.Module], expression: str, head: nn.Module | None) -> None:
+    """Raise ValueError for an expression that covers no linear layer, the head, or anything else."""
+    matched = {name: module for name, module in modules.items() if re.fullmatch(expression, name)}
+    layers = linear_layers(modules[""])
+    found = [module for name, module in matched.items() if name in layers]
+    if not found:
+        example = next((name for name, module in layers.items() if module is not head), "")
+        hint = f"; a name by itself goes into a list, [{expression}]" if expression in last_parts(layers) else ""
+        raise ValueError(
+            f"adapter.target={expression}: matches no whole name of a linear layer, such as {example}{hint}"
+        )
+    if any(module is head for module in found):
+        raise ValueError(f"adapter.target={expression} matches the output head, which takes no adapter: leave it out")
+    if other := next((name for name in matched if name not in layers), None):
+        raise ValueError(f"adapter.target={expression} matches {other}, which is not a linear layer: narrow it")
+
+
+def _shared(model: PreTrainedModel, found: Mapping[str, nn.Module]) -> tuple[str, str] | None:
+    """A module of these and one outside of them that have a parameter in common; None: there is none."""
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            first = owners.setdefault(id(parameter), name)
+            if first != name:
+                inside = [each for each in (first, name) if any(f"{each}.".startswith(f"{whole}.") for whole in found)]
+                if inside:
+                    return inside[0], name if inside[0] == first else first
+    return None

@@ -1,0 +1,95 @@
+"""The answer in a response: what follows its thoughts, and the code blocks in that. All rewards read these here."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Collection
+from typing import NamedTuple
+
+THOUGHTS = ("think", "thinking", "thought", "reasoning", "seed:think")
+OPENED_LAST = re.compile(rf"<({'|'.join(THOUGHTS)})>\s*\Z")
+OPENED = re.compile(rf"\s*<({'|'.join(THOUGHTS)})>")
+CLOSED = re.compile(rf"</({'|'.join(THOUGHTS)})>")
+# ``` or ~~~ after indentation, a list's mark or a sentence; then the info string: python title="a.py"
+FENCE = re.compile(r"(?P<before>[^\n]*?)(?<![`~])(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)")
+LEADING = re.compile(r"[ \t]*(?:[-*+][ \t]+|\d+[.)][ \t]+|>[ \t]?)*")
+LANGUAGE = re.compile(r"[\s{.]*([A-Za-z][\w+#-]*)")
+
+
+class Block(NamedTuple):
+    """A code block."""
+
+    language: str  # in small letters; "" if it names none
+    text: str
+
+
+def without_thoughts(response: str) -> str:
+    """What follows the last `</think>`; nothing if the response begins to think and does not end it.
+
+    "<think>18? No.</think>\\nIt is 19." is "\\nIt is 19."; tags in the middle of an answer are part of it.
+    """
+    ends = [end.end() for end in CLOSED.finditer(response)]
+    rest = response[ends[-1] :] if ends else response
+    return "" if OPENED.match(rest) else rest
+
+
+def code_blocks(text: str) -> list[Block]:
+    """The code blocks of a text, in order: fenced by ``` or ~~~, of any length, indented or not, closed or not."""
+    blocks: list[Block] = []
+    lines = iter(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+    for first in lines:
+        opening = FENCE.match(first)
+        if opening is None:
+            continue
+        fence, info = opening["fence"], opening["info"]
+        if fence[0] == "~" and opening["before"].strip(" \t>"):
+            continue  # ~~~ within a sentence
+        language = LANGUAGE.match(info)
+        inline, closed, _ = info.partition(fence)
+        if closed:  # ```json {"a": 1}```
+            if language is None or not inline[language.end() : language.end() + 1].isspace():
+                blocks.append(Block("", inline.strip()))
+            else:
+                blocks.append(Block(language[1].lower(), inline[language.end() :].strip()))
+            continue
+        indent = len(LEADING.match(opening["before"])[0])  # type: ignore[index]
+        held: list[str] = []
+        for line in lines:
+            end = _closing(line, fence)
+            if end is not None:
+                held += [line[:end]] if line[:end].strip(" \t>") else []
+                break
+            held.append(line)
+        text_of_block = "\n".join(_dedented(line, indent) for line in held)
+        blocks.append(Block(language[1].lower() if language else "", textwrap.dedent(text_of_block)))
+    return blocks
+
+
+def fenced(response: str, languages: Collection[str] = ()) -> str:
+    """The first code block of an answer in one of the languages, else the first that names none, else the first.
+
+    Without a code block it is the whole answer. Thoughts, with all that is in them, are not looked at.
+    """
+    answer = without_thoughts(response)
+    blocks = code_blocks(answer)
+    if blocks:
+        ranks = [0 if block.language in languages else 1 if not block.language else 2 for block in blocks]
+        return blocks[ranks.index(min(ranks))].text
+    return textwrap.dedent(answer.replace("\r\n", "\n").strip("\n")).strip()
+
+
+def _closing(line: str, fence: str) -> int | None:
+    """Where a line closes a fence: it begins with one as long, and no language follows; or it ends with one."""
+    begun, ended = line.lstrip(" \t>"), line.rstrip()
+    rest, before = begun.lstrip(fence[0]), ended.rstrip(fence[0])
+    if len(begun) - len(rest) >= len(fence) and not rest[:1].isalnum():
+        return len(line) - len(begun)
+    if fence[0] == "`" and len(ended) - len(before) >= len(fence):
+        return len(before)
+    return None
+
+
+def _dedented(line: str, indent: int) -> str:
+    spaces = len(line) - len(line.lstrip(" \t>"))
+    return line[min(indent, spaces) :]

@@ -1,0 +1,17 @@
+"""Names of files in a run's folder that training writes and reports read: known without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+METRICS_FILE = "metrics.jsonl"  # a row for each logged step and for each evaluation
+EVENTS_FILE = "events.jsonl"  # starts, stops, skipped steps, roll-backs; unlike rows, they stay where a run goes back
+LOG_FILE = "train.log"
+SAMPLES_FILE = "samples.jsonl"
+MEETING_PREFIX = "meeting-"  # a file that is there for a moment, so that each process sees that it is one folder
+EVALUATIONS = "evaluations"  # a file for each evaluation that reports more than numbers
+
+
+def evaluation_path(folder: Path, step: int) -> Path:
+    """Where the report of a step's evaluation is."""
+    return folder / EVALUATIONS / f"step-{step:08d}.json"

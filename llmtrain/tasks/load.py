@@ -1,0 +1,83 @@
+"""Tasks by name: ours, a file of the user's (`my_task.py`, whose TASK it is), or rows of data (`my_rows.jsonl`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmtrain.data.sources.compressed import COMPRESSIONS
+from llmtrain.data.sources.readers import READERS
+from llmtrain.rewards.user_function import load_value
+from llmtrain.system.nearest import nearest
+from llmtrain.tasks.arc import ARC_CHALLENGE, ARC_EASY
+from llmtrain.tasks.copa import COPA
+from llmtrain.tasks.countdown import COUNTDOWN
+from llmtrain.tasks.gsm8k import GSM8K
+from llmtrain.tasks.hellaswag import HELLASWAG
+from llmtrain.tasks.lambada import LAMBADA
+from llmtrain.tasks.mbpp import MBPP
+from llmtrain.tasks.own_rows import ANSWERED, CHOICES
+from llmtrain.tasks.piqa import PIQA
+from llmtrain.tasks.task import AnswerTask, ChoiceTask, ContinuationTask, Task, TextTask
+from llmtrain.tasks.texts import TEXT
+from llmtrain.tasks.winogrande import WINOGRANDE
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        ARC_EASY,
+        ARC_CHALLENGE,
+        PIQA,
+        WINOGRANDE,
+        COPA,
+        HELLASWAG,
+        LAMBADA,
+        GSM8K,
+        MBPP,
+        COUNTDOWN,
+        CHOICES,
+        ANSWERED,
+        TEXT,
+    )
+}
+PYTHON = ".py"
+VARIABLE = "TASK"
+KINDS = (ChoiceTask, ContinuationTask, AnswerTask, TextTask)
+
+
+def load_task(name: str, key: str) -> Task:
+    """The task of a name, or of a `FILE.py`. Raises ValueError, naming the `key`, for one that is not there."""
+    if name in TASKS:
+        return TASKS[name]
+    if name.endswith(PYTHON):
+        task, _ = load_value(Path(name), VARIABLE, key)
+        if not isinstance(task, KINDS):
+            raise ValueError(f"{key}: {name}: TASK is no task of llmtrain.tasks.task but {type(task).__name__}")
+        return task
+    near = nearest(name, TASKS)
+    hint = f"the nearest is {near}" if near else f"there are {', '.join(TASKS)}, and FILE.py"
+    raise ValueError(f"{key}: no task {name!r}: {hint}")
+
+
+def reward_of(name: str, key: str) -> tuple[Callable[..., list[float]], Mapping[str, str]]:
+    """The reward that a task's score is, and what says which code it is. Raises ValueError if the task has none."""
+    task = load_task(name, key)
+    if not isinstance(task, AnswerTask):
+        have = ", ".join(each.name for each in TASKS.values() if isinstance(each, AnswerTask))
+        raise ValueError(f"{key}: the task {name} scores no generated answers, so it is no reward; these do: {have}")
+    return task.reward, load_value(Path(name), VARIABLE, key)[1] if name.endswith(PYTHON) else {"task": name}
+
+
+def is_rows(name: str) -> bool:
+    """Whether a name is that of a file of rows, which is a task of its own."""
+    suffixes = Path(name).suffixes
+    kept = [suffix for suffix in suffixes if suffix not in COMPRESSIONS]
+    return bool(kept) and kept[-1] in READERS
+
+
+def task_of_rows(first: Any) -> Task:
+    """The task that rows like the first one are: choices, answers or texts."""
+    if "choices" in first:
+        return CHOICES
+    return TEXT if "text" in first and "answer" not in first else ANSWERED

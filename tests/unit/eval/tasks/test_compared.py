@@ -1,0 +1,166 @@
+"""Two files of results: what is compared, what is refused, and that a file comes back as it was written."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain.cli.main import main
+from llmtrain.eval.tasks.compared import compare, left_out, seeds_together
+from llmtrain.eval.tasks.results import (
+    ACC,
+    BITS_PER_BYTE,
+    NATS_PER_TOKEN,
+    Evaluation,
+    ItemResult,
+    Measure,
+    TaskResult,
+    estimate,
+    read_evaluation,
+    save_evaluation,
+)
+
+
+def shares(values: list[int], *, task: str = "piqa", first: int = 0, tokenizer: str = "t", **facts: Any) -> Evaluation:
+    items = [ItemResult(task, f"i{n + first}", f"f:{n}", {"acc": float(value)}) for n, value in enumerate(values)]
+    return Evaluation(
+        {"path": "m", "tokenizer": tokenizer}, {task: TaskResult(task, [ACC], items, {"shots": 0, **facts})}
+    )
+
+
+def texts(bits: list[float], *, tokenizer: str) -> Evaluation:
+    items = [
+        ItemResult("text", f"i{n}", f"f:{n}", {"bits_per_byte": b, "nats_per_token": b, "bytes": 10.0, "tokens": 5.0})
+        for n, b in enumerate(bits)
+    ]
+    result = TaskResult("text", [BITS_PER_BYTE, NATS_PER_TOKEN], items, {})
+    return Evaluation({"path": "m", "tokenizer": tokenizer}, {"text": result})
+
+
+def test_a_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    evaluation = texts([20.0, 30.0], tokenizer="t")
+    save_evaluation(tmp_path / "e.jsonl", evaluation)
+    assert read_evaluation(tmp_path / "e.jsonl") == evaluation
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (0, "{}", ":1: not a file of `llmtrain eval`"),
+        (0, "no json", ":1: not a file of"),
+        (0, '{"kind": "llmtrain evaluation", "format": 1}', ":1: not the first line of an evaluation"),
+        (1, "{}", ":2: not an item of an evaluation"),
+        (2, '{"task": "other", "item": "i", "where": "", "values": {}}', ":3: not an item"),
+        (2, '{"task": "text", "item": "i", "where": "", "values": {"bits_per_byte": null}}', ":3: not an item"),
+    ],
+)
+def test_a_broken_file_is_named_by_its_line(line: int, text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    save_evaluation(path, texts([20.0, 30.0], tokenizer="t"))
+    lines = path.read_text().splitlines()
+    lines[line] = text
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_evaluation(path)
+
+
+def test_better_worse_and_not_distinguishable() -> None:
+    low, high = shares([0] * 20), shares([1] * 15 + [0] * 5)
+    assert compare(low, high, common=False)[0].verdict == "better"
+    assert compare(high, low, common=False)[0].verdict == "worse"
+    alike = compare(low, shares([1] * 2 + [0] * 18), common=False)[0]
+    assert alike.verdict == "not distinguishable"
+    assert alike.paired.num_needed is not None and alike.paired.num_needed > 20
+    # A lower loss is the better one.
+    assert (
+        compare(texts([20.0] * 9, tokenizer="t"), texts([19.0] * 9, tokenizer="t"), common=False)[0].verdict == "better"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (shares([1], task="piqa"), shares([1], task="copa"), "no task is in both: piqa and copa"),
+        (shares([1, 0]), shares([1, 0], first=2), "no item in common"),
+        (shares([1, 0, 1]), shares([1, 0], first=1), "1 are in the first only, 0 in the second only"),
+        (shares([1]), shares([1], chat=True), "chat is None in the first, True in the second"),
+    ],
+)
+def test_results_that_do_not_compare_say_what_differs(first: Evaluation, second: Evaluation, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(first, second, common=False)
+
+
+def test_common_items_are_compared_if_asked() -> None:
+    found = compare(shares([1, 0, 1]), shares([1, 0], first=1), common=True)
+    assert found[0].paired.num_items == 2
+
+
+def test_another_tokenizer_leaves_out_what_is_per_token() -> None:
+    first, second = texts([20.0, 21.0], tokenizer="a"), texts([20.0, 25.0], tokenizer="b")
+    assert [each.measure.name for each in compare(first, second, common=False)] == ["bits_per_byte"]
+    assert left_out(first, second) == ["their tokenizers differ, so measures per token are left out"]
+    per_token = [
+        Evaluation(e.model, {"text": TaskResult("text", [NATS_PER_TOKEN], e.tasks["text"].items, {})})
+        for e in (first, second)
+    ]
+    with pytest.raises(ValueError, match="their tokenizers differ, and all measures are per token"):
+        compare(*per_token, common=False)
+
+
+def test_seeds_of_one_side_are_one() -> None:
+    together = seeds_together([shares([1, 0]), shares([1, 1])])
+    assert [item.values["acc"] for item in together.tasks["piqa"].items] == [1.0, 0.5]
+    assert together.tasks["piqa"].measures[0].unit == "mean"
+    with pytest.raises(ValueError, match="not measured on the same items"):
+        seeds_together([shares([1, 0]), shares([1, 1], first=1)])
+
+
+def test_estimates_have_the_interval_of_their_kind() -> None:
+    share = estimate(shares([1, 1, 1, 0]).tasks["piqa"].items, ACC)
+    assert share.value == 0.75 and share.low == pytest.approx(0.3006, abs=1e-4)  # Wilson
+    ratio = estimate(texts([20.0, 30.0], tokenizer="t").tasks["text"].items, BITS_PER_BYTE)
+    assert ratio.value == 2.5 and ratio.low < 2.5 < ratio.high
+    one = estimate([ItemResult("t", "i", "", {"x": 2.0})], Measure("x", True, "mean"))
+    assert one.value == 2.0 and math.isnan(one.low)
+
+
+def test_the_command_prints_a_verdict_and_refuses_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, evaluation in (("a", shares([0] * 20)), ("b", shares([1] * 15 + [0] * 5)), ("c", shares([1] * 3))):
+        save_evaluation(tmp_path / f"{name}.jsonl", evaluation)
+    a, b, c = (str(tmp_path / f"{name}.jsonl") for name in "abc")
+    main(["compare", a, b])
+    assert "b.jsonl is better by 0.7500" in capsys.readouterr().out
+    main(["compare", f"{a},{a}", f"{b},{b}"])
+    assert "better" in capsys.readouterr().out
+    refused = [
+        ([a, c], "17 are in the first only"),
+        ([a, f"{b},{b}"], "give equally many"),
+        ([a, "none.jsonl"], "no such file"),
+    ]
+    for argv, message in [*refused, ([a, str(tmp_path)], "it has no evaluation yet")]:
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", *argv])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_files_without_scipy_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmtrain.statistics.paired.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["compare", "a.jsonl", "b.jsonl"])
+    assert capsys.readouterr().err == "error: comparing needs SciPy: pip install 'llmtrain[measure]'\n"
+
+
+def test_the_head_of_a_file_has_the_results_for_a_person(tmp_path: Path) -> None:
+    save_evaluation(tmp_path / "e.jsonl", shares([1, 1, 1, 0]))
+    head = json.loads((tmp_path / "e.jsonl").read_text().splitlines()[0])
+    assert head["tasks"]["piqa"]["results"]["acc"][0] == 0.75
