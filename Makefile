@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help venv demo demo-quick test test-all check golden soak
+.PHONY: help venv demo demo-quick test test-all test-again check golden soak
 
 help:
 	@echo "make demo    from Python's own library to an aligned model and its report, six minutes on two cores"
@@ -13,6 +13,7 @@ help:
 	@echo "make venv    only set up .venv"
 	@echo
 	@echo "make test-all    all tests but the long ones"
+	@echo "make test-again  those that failed in the last run, one at a time"
 	@echo "make soak        the long tests and the benchmarks"
 	@echo "make demo-quick  the demo with a third of its training, under three minutes"
 	@echo "make golden BEFORE=REVISION  tiny runs of every recipe: does this tree give what REVISION gave, to the bit?"
@@ -39,6 +40,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest tests -q -m 'not soak' $(PARALLEL)
+
+test-again: $(STAMP)
+	$(BIN)/python -m pytest tests -v -m 'not soak' --last-failed --last-failed-no-failures none
 
 check: $(STAMP)
 	$(BIN)/ruff check .
