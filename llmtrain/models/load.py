@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -29,6 +30,7 @@ from llmtrain.models.folders.bases import innermost
 from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
+from llmtrain.models.folders.known_base import require_base
 from llmtrain.models.folders.model import skeleton
 from llmtrain.models.presets import preset_fields
 from llmtrain.protocols import Report
@@ -116,15 +118,18 @@ def load_pretrained(
     *,
     max_seq_len: int,
     new_token_ids: Sequence[int] = (),
+    adapter: Path | None = None,
     report: Report = say,
 ) -> PreTrainedModel:
     """A given model with document attention: in fp32, or its linear layers in 4 bits and the rest in bf16.
 
     An adapter is added into its base, in fp32 and in memory. What `config.config` changes of its positions is reported.
+    `adapter`: the folder of one whose base the model must be, as it goes on being trained on it.
 
     `new_token_ids`, of tokens that the tokenizer was given after the model was made, get rows of the embedding and
     the head that are the mean of the others (Hewitt 2021, "Initializing new word embeddings"). Raises ValueError as
-    `load_model` does, for a model whose weights are quantized already, and for `quantize` if it cannot run.
+    `load_model` does, for a model whose weights are quantized already, for `quantize` if it cannot run, and as
+    `require_base` does.
     """
     shape = _pretrained_config(config)
     if config.config:
@@ -142,6 +147,10 @@ def load_pretrained(
         )
     else:
         model = _loaded(config, shape)
+    if adapter is not None:
+        doubt = require_base(adapter, config.path, PeftConfig.from_pretrained(str(adapter)), model)
+        if doubt is not None:
+            report(doubt)
     if new_token_ids:
         _make_rows(model, new_token_ids)
     return model

@@ -128,6 +128,7 @@ def load_base(
         chat.tokenizer,
         max_seq_len=run.config.data.max_seq_len,
         new_token_ids=chat.new_token_ids if plan is None else plan.new_token_ids,
+        adapter=None if plan is None else plan.start,
         report=run.runtime.say,
     )
     first_new = None if plan is None else min(plan.new_token_ids, default=None)

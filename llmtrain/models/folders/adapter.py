@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from llmtrain.models.adapters.base import HASH_DIGITS, base_facts
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.adapters.targets import saved_modules
 from llmtrain.models.folders.bases import Base, find_base
@@ -31,6 +30,7 @@ from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, TR
 from llmtrain.models.folders.generation import generation_config, read_generation
 from llmtrain.models.folders.given import is_adapter
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind, kind_of_adapter, load_options
+from llmtrain.models.folders.known_base import require_base
 from llmtrain.models.folders.model import (
     WRAPPER_PREFIX,
     ExportSpec,
@@ -38,7 +38,6 @@ from llmtrain.models.folders.model import (
     save_tokenizer,
     skeleton,
 )
-from llmtrain.models.folders.origin import read_base
 from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.system.files import one_line
 
@@ -167,7 +166,7 @@ def open_adapter(
     config, found = _settings(adapter_folder), find_base(adapter_folder, base)
     kind = kind_of_adapter(config.task_type)
     model = _open_base(adapter_folder, found, kind, trust_remote_code, **load_options(kind, tokenizer), **loading)
-    _check_base(adapter_folder, found.path, config, model)
+    require_base(adapter_folder, found.path, config, model)
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
@@ -218,34 +217,6 @@ def _merged(adapted: PeftModel, adapter_folder: Path) -> PreTrainedModel:
     if (generation := read_generation(adapter_folder)) is not None:
         merged.generation_config = generation
     return merged
-
-
-def _check_base(adapter_folder: Path, base_path: str, config: PeftConfig, base: PreTrainedModel) -> None:
-    """Raise ValueError if the base is not the one that the adapter was trained on, as far as that was recorded."""
-    trained_on = {name: fact for name, fact in read_base(adapter_folder).items() if name != "origin"}
-    if not trained_on:
-        return  # an adapter from elsewhere
-    if "fingerprint" in trained_on or ("weights" in trained_on and len(trained_on["weights"]) != HASH_DIGITS):
-        raise ValueError(
-            f"{adapter_folder / ADAPTER_BASE} was written by a version of llmtrain that recorded other facts of the "
-            "base: train again, or remove the file if you are sure of the base"
-        )
-    rows = config.to_dict()["trainable_token_indices"] or {}
-    first_new = min((min(ids) for ids in rows.values()), default=None)
-    found = base_facts(base, first_new)
-    for name, fact in trained_on.items():
-        if fact != found[name]:
-            what = name if name == "weights" else _differing(fact, found[name])
-            raise ValueError(
-                f"{adapter_folder} was trained on another base than {base_path} is now ({what} differ): name the right "
-                f"one in {ADAPTER_CONFIG}, or in `llmtrain merge --base`"
-            )
-
-
-def _differing(trained_on: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The fields of two configurations that differ, with their values."""
-    names = [name for name in {**trained_on, **found} if trained_on.get(name) != found.get(name)]
-    return ", ".join(f"configuration: {name} {trained_on.get(name)!r} then, {found.get(name)!r} now" for name in names)
 
 
 @contextmanager
