@@ -32,6 +32,7 @@ from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.known_base import require_base
 from llmtrain.models.folders.model import skeleton
+from llmtrain.models.folders.saved_dtype import differing_dtype
 from llmtrain.models.presets import preset_fields
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
@@ -147,6 +148,8 @@ def load_pretrained(
         )
     else:
         model = _loaded(config, shape)
+    if (difference := differing_dtype(config.path, config.revision, config.trust_remote_code)) is not None:
+        report(difference)
     if adapter is not None:
         doubt = require_base(adapter, config.path, PeftConfig.from_pretrained(str(adapter)), model)
         if doubt is not None:

@@ -188,8 +188,9 @@ def _open_base(
                 f"{adapter_folder}: its base is the adapter {inner}, and one of the two scores: merge it first"
             )
         return open_merged(inner, trust_remote_code, **loading)
-    options = {"dtype": kind.dtype, "revision": found.revision} | loading
     try:
+        dtype = kind.dtype or saved_dtype(found.path, found.revision, trust_remote_code)
+        options = {"dtype": dtype, "revision": found.revision} | loading
         with no_progress_bar(), _quiet(kind):
             model: PreTrainedModel = kind.auto_class.from_pretrained(
                 found.path, trust_remote_code=trust_remote_code, **options
