@@ -154,7 +154,7 @@ def test_weights_in_4_bits_are_known_by_their_configuration(copied: Path, monkey
 
     folder = copied / "run" / "model"
     model, _ = open_model(str(copied / "base"))
-    monkeypatch.setattr("llmtrain.models.folders.known_base.is_packed", lambda weight: True)
+    monkeypatch.setattr("llmtrain.models.folders.known_base.in_4_bits", lambda model: True)
     doubt = require_base(folder, "base", PeftConfig.from_pretrained(str(folder)), model)
     assert doubt is not None and "weights in 4 bits" in doubt
     model.config.rms_norm_eps = 0.5

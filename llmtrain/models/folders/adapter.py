@@ -18,10 +18,11 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
+from llmtrain.models.adapters.quantized import dequantized, in_4_bits, keep_layout, require_opener
 from llmtrain.models.adapters.targets import saved_modules
 from llmtrain.models.folders.bases import Base, find_base
 from llmtrain.models.folders.card import as_model_card
@@ -116,7 +117,9 @@ def merge_adapter(
         raise ValueError(f"{out_folder} exists already: choose another folder, or remove that one")
     require_readable(adapter_folder)
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
-    adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code, base=base, dtype=torch.float32)
+    adapted = open_adapter(
+        adapter_folder, tokenizer, trust_remote_code, base=base, dtype=torch.float32, keeps_4_bits=False
+    )
     found = find_base(adapter_folder, base)
     dtype = dtype or saved_dtype(found.path, found.revision, trust_remote_code)
     merged = _merged(adapted, adapter_folder).to(dtype)  # type: ignore[arg-type]
@@ -156,17 +159,21 @@ def open_adapter(
     trust_remote_code: bool = False,
     *,
     base: str | None = None,
+    keeps_4_bits: bool = True,
     **loading: Any,
 ) -> PeftModel:
     """An adapter on its base, which gets rows for the tokenizer's tokens if it has fewer.
 
-    `base`: where that is; None: as the adapter's folder tells. `loading`: further arguments of transformers, such
-    as `dtype`. Raises ValueError if the base is not there, or is not the one that the adapter was trained on.
+    `base`: where that is; None: as the adapter's folder tells. `keeps_4_bits`: whether a base in 4 bits stays so; what
+    is added into one would be rounded to them. `loading`: further arguments of transformers, such as `dtype`. Raises
+    ValueError if the base is not there, or is not the one that the adapter was trained on.
     """
     config, found = _settings(adapter_folder), find_base(adapter_folder, base)
     kind = kind_of_adapter(config.task_type)
     model = _open_base(adapter_folder, found, kind, trust_remote_code, **load_options(kind, tokenizer), **loading)
     require_base(adapter_folder, found.path, config, model)
+    if not keeps_4_bits and in_4_bits(model):
+        model = dequantized(model)
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
@@ -189,14 +196,17 @@ def _open_base(
             )
         return open_merged(inner, trust_remote_code, **loading)
     try:
+        shape = AutoConfig.from_pretrained(found.path, revision=found.revision, trust_remote_code=trust_remote_code)
+        require_opener(shape, found.path)
         dtype = kind.dtype or saved_dtype(found.path, found.revision, trust_remote_code)
         options = {"dtype": dtype, "revision": found.revision} | loading
         with no_progress_bar(), _quiet(kind):
             model: PreTrainedModel = kind.auto_class.from_pretrained(
                 found.path, trust_remote_code=trust_remote_code, **options
             )
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise ValueError(f"{adapter_folder}: its base {found.path} cannot be loaded: {one_line(error)}") from None
+    keep_layout(model)
     return model
 
 
@@ -207,7 +217,7 @@ def open_merged(adapter_folder: Path, trust_remote_code: bool = False, **loading
     """
     require_readable(adapter_folder)
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
-    adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code, **loading)
+    adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code, keeps_4_bits=False, **loading)
     return _merged(adapted, adapter_folder).requires_grad_(True)
 
 

@@ -15,7 +15,7 @@ from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from llmtrain.models.adapters.base import HASH_DIGITS, base_facts
-from llmtrain.models.adapters.quantized import is_packed
+from llmtrain.models.adapters.quantized import in_4_bits
 from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG
 from llmtrain.models.folders.origin import read_base
 
@@ -38,8 +38,7 @@ def require_base(adapter_folder: Path, base_path: str, config: PeftConfig, base:
     trained_on = {name: recorded[name] for name in FACTS if name in recorded}
     if not trained_on:
         return f"{adapter_folder} does not say which base it was trained on: {base_path} is taken as it is"
-    packed = any(is_packed(weight) for weight in base.parameters())
-    skipped = packed != recorded.get("packed", False) or "weights" not in trained_on
+    skipped = in_4_bits(base) != recorded.get("packed", False) or "weights" not in trained_on
     if skipped:
         trained_on.pop("weights", None)
     first_new = min((id_ for ids in token_ids(config.to_dict()).values() for id_ in ids), default=None)

@@ -50,7 +50,7 @@ def read_origin(adapter_folder: Path) -> Origin | None:
 
 
 def read_base(adapter_folder: Path) -> Mapping[str, Any]:
-    """What an adapter's folder says about its base; {}: nothing. Raises ValueError for a file that says nothing known."""
+    """What an adapter's folder says about its base; {}: nothing. Raises ValueError for a file that is none of ours."""
     path = adapter_folder / ADAPTER_BASE
     if not path.is_file():
         return {}

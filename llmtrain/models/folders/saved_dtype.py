@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from llmtrain.models.folders.bases import Base, innermost
 from llmtrain.models.folders.files import MODEL_CONFIG
