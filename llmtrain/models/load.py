@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -20,7 +21,7 @@ from transformers import (
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.sections import ModelConfig, PretrainedModelConfig, TunedModelConfig
 from llmtrain.models.adapters.lora import lora_config
-from llmtrain.models.adapters.quantized import nf4
+from llmtrain.models.adapters.quantized import FOUR_BITS, as_stored, keep_layout, nf4, stored_form
 from llmtrain.models.adapters.targets import ALL_LINEAR
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.context import described, num_positions, with_context
@@ -29,7 +30,9 @@ from llmtrain.models.folders.bases import innermost
 from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
+from llmtrain.models.folders.known_base import require_base
 from llmtrain.models.folders.model import skeleton
+from llmtrain.models.folders.saved_dtype import differing_dtype
 from llmtrain.models.presets import preset_fields
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
@@ -39,6 +42,16 @@ from llmtrain.system.terminal import say
 AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
 
 VOCAB_MULTIPLE = 64  # matmuls over the vocabulary run on whole tiles
+LOAD_ERRORS = (
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 DROPOUT_FIELDS = (
     "activation_dropout",
@@ -116,15 +129,18 @@ def load_pretrained(
     *,
     max_seq_len: int,
     new_token_ids: Sequence[int] = (),
+    adapter: Path | None = None,
     report: Report = say,
 ) -> PreTrainedModel:
     """A given model with document attention: in fp32, or its linear layers in 4 bits and the rest in bf16.
 
     An adapter is added into its base, in fp32 and in memory. What `config.config` changes of its positions is reported.
+    `adapter`: the folder of one whose base the model must be, as it goes on being trained on it.
 
     `new_token_ids`, of tokens that the tokenizer was given after the model was made, get rows of the embedding and
     the head that are the mean of the others (Hewitt 2021, "Initializing new word embeddings"). Raises ValueError as
-    `load_model` does, for a model whose weights are quantized already, and for `quantize` if it cannot run.
+    `load_model` does, for weights that are quantized already in another way, for 4 bits if they cannot run, and as
+    `require_base` does.
     """
     shape = _pretrained_config(config)
     if config.config:
@@ -142,6 +158,12 @@ def load_pretrained(
         )
     else:
         model = _loaded(config, shape)
+    if (difference := differing_dtype(config.path, config.revision, config.trust_remote_code)) is not None:
+        report(difference)
+    if adapter is not None:
+        doubt = require_base(adapter, config.path, PeftConfig.from_pretrained(str(adapter)), model)
+        if doubt is not None:
+            report(doubt)
     if new_token_ids:
         _make_rows(model, new_token_ids)
     return model
@@ -156,6 +178,8 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
             "dtype": torch.bfloat16,
             "device_map": {"": torch.cuda.current_device()},
         }
+    elif stored_form(shape) is not None:
+        placement = as_stored(shape, f"model.path={config.path}")
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             config.path,
@@ -165,10 +189,11 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
             attn_implementation=ATTENTION,
             **placement,
         )
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+    except LOAD_ERRORS as error:
         if isinstance(error, RuntimeError) and not is_other_shapes(error):
             raise
         raise ValueError(f"model.path={config.path}: {load_fault(error)}") from None
+    keep_layout(model)
     return model
 
 
@@ -190,6 +215,11 @@ def require_fit(
         shape = _pretrained_config(config)
     if config.path is not None and config.config:
         shape = with_context(shape, config.config, config.path)
+    if adapter is None and (form := stored_form(shape)) is not None:
+        raise ValueError(
+            f"model.path={config.path}: its weights are quantized ({form}) and cannot be trained: set "
+            "adapter.kind=lora, or take the model that they were made from"
+        )
     _check(shape, tokenizer, max_seq_len, new_token_ids)
     _set_dropout(shape, config.dropout)
     if adapter is not None and (adapter.target != ALL_LINEAR or adapter.layers is not None or adapter.modules_to_save):
@@ -206,11 +236,9 @@ def hub_commit(shape: PreTrainedConfig) -> str | None:
 def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
     """The configuration of a given model, with a row for each token of an adapter's tokenizer."""
     shape = _saved_config(config)
-    if shape.to_dict().get("quantization_config"):
-        raise ValueError(
-            f"model.path={config.path}: its weights are quantized: take the model that they were made from"
-        )
-    if is_adapter(config.path):
+    if not is_adapter(config.path):
+        _require_trainable_on(config, stored_form(shape))
+    else:
         key = "model.config" if config.config else None
         if isinstance(config, TunedModelConfig) and config.quantize is not None:
             key = f"model.quantize={config.quantize}"
@@ -219,8 +247,22 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
                 f"{key}: model.path={config.path} is an adapter, which is added into its base as it is: "
                 f"`llmtrain merge {config.path} OUTPUT` first, and give OUTPUT"
             )
+        vars(shape).pop("quantization_config", None)  # it is added into the values of the 4 bits
         shape.vocab_size = max(shape.vocab_size, len(AutoTokenizer.from_pretrained(Path(config.path).expanduser())))
     return shape
+
+
+def _require_trainable_on(config: PretrainedModelConfig, form: str | None) -> None:
+    """Raise ValueError for weights that are quantized already, in a way or for a recipe that does not take them."""
+    where = f"model.path={config.path}: its weights are quantized ({form})"
+    if form is None:
+        return
+    if form not in FOUR_BITS:
+        raise ValueError(f"{where}: take the model that they were made from")
+    if not isinstance(config, TunedModelConfig):
+        raise ValueError(f"{where}, and pretraining trains every weight: take the model that they were made from")
+    if config.quantize is not None:
+        raise ValueError(f"{where} already: leave out model.quantize={config.quantize}")
 
 
 def _saved_config(config: PretrainedModelConfig) -> PreTrainedConfig:

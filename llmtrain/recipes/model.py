@@ -27,7 +27,7 @@ from llmtrain.data.store.build import Stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import adapter_report
-from llmtrain.models.adapters.quantized import hold_linear_layers
+from llmtrain.models.adapters.quantized import hold_linear_layers, in_4_bits
 from llmtrain.models.folders.bases import find_base, origin_of, origin_of_base
 from llmtrain.models.folders.continued import AdapterPlan, continued
 from llmtrain.models.folders.generation import given_generation
@@ -128,8 +128,11 @@ def load_base(
         chat.tokenizer,
         max_seq_len=run.config.data.max_seq_len,
         new_token_ids=chat.new_token_ids if plan is None else plan.new_token_ids,
+        adapter=None if plan is None else plan.start,
         report=run.runtime.say,
     )
+    if in_4_bits(model) and (reason := run.runtime.refusal("quantize")) is not None:
+        raise ValueError(f"model.path={run.config.model.path}: weights in 4 bits under {run.runtime.engine}: {reason}")
     first_new = None if plan is None else min(plan.new_token_ids, default=None)
     return Loaded(model, plan, base_facts(model, first_new, trunk_only=kind.head is not None))
 
@@ -137,7 +140,7 @@ def load_base(
 def _linear_dtype(run: Run[TuningConfig], base: TunedModelConfig) -> torch.dtype:
     """What the frozen linear layers under an adapter are held in."""
     in_half = run.config.train.precision != "fp32" and not run.runtime.shards_parameters
-    if base.dtype == "fp32" or base.quantize is not None or not in_half or is_adapter(base.path):
+    if base.dtype == "fp32" or not in_half or is_adapter(base.path):
         return torch.float32  # an adapter's model is merged in fp32, which 16 bits would round
     dtype = saved_dtype(base.path, base.revision, base.trust_remote_code)
     if dtype != torch.float32:
@@ -152,7 +155,8 @@ def load_with_adapter(
     loaded = load_base(run, base, chat, kind)
     if loaded.plan is not None:
         loaded.plan.put_into(loaded.model)
-        hold_linear_layers(loaded.model, _linear_dtype(run, loaded_section(base, loaded.plan)))
+        if not in_4_bits(loaded.model):
+            hold_linear_layers(loaded.model, _linear_dtype(run, loaded_section(base, loaded.plan)))
     return loaded
 
 
@@ -277,7 +281,7 @@ def export_spec(
     config, plan = run.config, loaded.plan
     start = None if plan is None else plan.start
     trust = config.model.trust_remote_code
-    known = dict(loaded.base)
+    known = dict(loaded.base) | ({"packed": True} if in_4_bits(loaded.model) else {})
     if config.model.quantize is not None:
         del known["weights"]  # in 4 bits they cannot be compared with others
     return ExportSpec(

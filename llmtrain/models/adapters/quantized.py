@@ -1,16 +1,23 @@
-"""A frozen base in 4 bits (QLoRA, Dettmers et al. 2023) or 16: how it is held, and how it is checked in fp32."""
+"""A frozen base in 4 bits (QLoRA, Dettmers et al. 2023) or 16: how it is held, and how it is checked in fp32.
+
+The 4 bits are made here (`model.quantize`), or a folder has them already, written by bitsandbytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from llmtrain.models.adapters.targets import linear_layers
+
+FOUR_BITS = ("nf4", "fp4")
+"""Forms of bitsandbytes' 4 bits."""
 
 
 def nf4() -> BitsAndBytesConfig:
@@ -32,6 +39,42 @@ def nf4() -> BitsAndBytesConfig:
     )
 
 
+def stored_form(shape: PreTrainedConfig) -> str | None:
+    """How a model's weights are quantized in its folder: `nf4`, `fp4`, another method's name; None: they are not."""
+    given = shape.to_dict().get("quantization_config")
+    if not given:
+        return None
+    fields: dict[str, Any] = given if isinstance(given, dict) else given.to_dict()
+    method = str(fields.get("quant_method", "an unknown way"))
+    if method != "bitsandbytes":
+        return method
+    return str(fields.get("bnb_4bit_quant_type", "fp4")) if fields.get("load_in_4bit") else "int8"
+
+
+def require_opener(shape: PreTrainedConfig, where: str) -> None:
+    """Raise ValueError for weights in bitsandbytes' 4 bits if that is not installed; `where`: names the model."""
+    if (form := stored_form(shape)) in FOUR_BITS and find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"{where}: its weights are in 4 bits ({form}), which needs bitsandbytes: pip install 'llmtrain[quantize]'"
+        )
+
+
+def as_stored(shape: PreTrainedConfig, where: str) -> dict[str, Any]:
+    """What loads a base that is in 4 bits in its folder, onto this machine's device.
+
+    It computes in bf16 on an accelerator, in fp32 on a CPU. `where`: names it in messages. Raises ValueError without
+    bitsandbytes, and for weights that are stored as floats.
+    """
+    require_opener(shape, where)
+    settings = shape.quantization_config
+    if (storage := settings.get("bnb_4bit_quant_storage", "uint8")) != "uint8":
+        raise ValueError(f"{where}: its weights in 4 bits are stored as {storage}, and can be used in uint8 only")
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    settings["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+    return {"dtype": dtype, "device_map": {"": device}}
+
+
 def hold_linear_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Hold the frozen linear layers of a model that has its adapter in 16 bits, all but the head.
 
@@ -49,6 +92,28 @@ def is_packed(weight: Tensor) -> bool:
     return weight.dtype == torch.uint8
 
 
+def in_4_bits(model: nn.Module) -> bool:
+    """Whether a model holds weights in 4 bits."""
+    return any(is_packed(weight) for weight in model.parameters())
+
+
+def keep_layout(model: PreTrainedModel) -> None:
+    """Let the bytes of a base in 4 bits stay as they are, on a CPU too.
+
+    There bitsandbytes would change them at the first forward, to a layout in bf16 that has no backward.
+    """
+    for module in model.modules():
+        if _is_packed_layer(module):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """A model in 4 bits with the values that its layers compute with, in fp32."""
+    plain: PreTrainedModel = model.dequantize()
+    vars(plain).pop("_weight_conversions", None)  # how the 4 bits were read, which saving would have to undo
+    return plain.float()
+
+
 def num_weights(weight: Tensor) -> int:
     """How many weights a parameter holds."""
     return weight.numel() * (2 if is_packed(weight) else 1)
@@ -58,15 +123,21 @@ def num_weights(weight: Tensor) -> int:
 def fp32_arithmetic(model: PreTrainedModel) -> Iterator[None]:
     """Let a model whose frozen base is in 16 or 4 bits compute in fp32 for a while; its weights stay as they are."""
     halves = [(each, each.dtype) for each in model.parameters() if each.dtype in (torch.bfloat16, torch.float16)]
-    packed = [module for module in model.modules() if any(is_packed(p) for p in module.parameters(recurse=False))]
+    packed: list[tuple[Any, Any]] = [
+        (layer, layer.compute_dtype) for layer in model.modules() if _is_packed_layer(layer)
+    ]
     for parameter, _ in halves:
         parameter.data = parameter.data.float()
-    for module in packed:
-        module.compute_dtype = torch.float32  # type: ignore[assignment]
+    for layer, _ in packed:
+        layer.compute_dtype = torch.float32
     try:
         yield
     finally:
         for parameter, dtype in halves:
             parameter.data = parameter.data.to(dtype)
-        for module in packed:
-            module.compute_dtype = torch.bfloat16  # type: ignore[assignment]
+        for layer, dtype in packed:
+            layer.compute_dtype = dtype
+
+
+def _is_packed_layer(module: nn.Module) -> bool:
+    return any(is_packed(parameter) for parameter in module.parameters(recurse=False))

@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
+from llmtrain.models.adapters.quantized import in_4_bits
+
 PROBE_TOKENS = 4
 PROBE_TOLERANCE = 1e-6
 
@@ -31,7 +33,7 @@ def fuse_layers(model: PreTrainedModel) -> tuple[int, int]:
     was_training = model.training
     model.eval()  # the probe must meet no dropout
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
-    mlps = [module for module in model.modules() if is_swiglu(module)]
+    mlps = [module for module in model.modules() if is_swiglu(module) and not in_4_bits(module)]
     fused = ([_fuse(norm, FusedNorm) for norm in norms], [_fuse(mlp, FusedSwiGlu) for mlp in mlps])
     model.train(was_training)
     return sum(fused[0]), sum(fused[1])

@@ -18,11 +18,11 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from llmtrain.models.adapters.base import HASH_DIGITS, base_facts
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
+from llmtrain.models.adapters.quantized import dequantized, in_4_bits, keep_layout, require_opener
 from llmtrain.models.adapters.targets import saved_modules
 from llmtrain.models.folders.bases import Base, find_base
 from llmtrain.models.folders.card import as_model_card
@@ -31,6 +31,7 @@ from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, TR
 from llmtrain.models.folders.generation import generation_config, read_generation
 from llmtrain.models.folders.given import is_adapter
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind, kind_of_adapter, load_options
+from llmtrain.models.folders.known_base import require_base
 from llmtrain.models.folders.model import (
     WRAPPER_PREFIX,
     ExportSpec,
@@ -38,7 +39,6 @@ from llmtrain.models.folders.model import (
     save_tokenizer,
     skeleton,
 )
-from llmtrain.models.folders.origin import read_base
 from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.system.files import one_line
 
@@ -117,7 +117,9 @@ def merge_adapter(
         raise ValueError(f"{out_folder} exists already: choose another folder, or remove that one")
     require_readable(adapter_folder)
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
-    adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code, base=base, dtype=torch.float32)
+    adapted = open_adapter(
+        adapter_folder, tokenizer, trust_remote_code, base=base, dtype=torch.float32, keeps_4_bits=False
+    )
     found = find_base(adapter_folder, base)
     dtype = dtype or saved_dtype(found.path, found.revision, trust_remote_code)
     merged = _merged(adapted, adapter_folder).to(dtype)  # type: ignore[arg-type]
@@ -157,17 +159,21 @@ def open_adapter(
     trust_remote_code: bool = False,
     *,
     base: str | None = None,
+    keeps_4_bits: bool = True,
     **loading: Any,
 ) -> PeftModel:
     """An adapter on its base, which gets rows for the tokenizer's tokens if it has fewer.
 
-    `base`: where that is; None: as the adapter's folder tells. `loading`: further arguments of transformers, such
-    as `dtype`. Raises ValueError if the base is not there, or is not the one that the adapter was trained on.
+    `base`: where that is; None: as the adapter's folder tells. `keeps_4_bits`: whether a base in 4 bits stays so; what
+    is added into one would be rounded to them. `loading`: further arguments of transformers, such as `dtype`. Raises
+    ValueError if the base is not there, or is not the one that the adapter was trained on.
     """
     config, found = _settings(adapter_folder), find_base(adapter_folder, base)
     kind = kind_of_adapter(config.task_type)
     model = _open_base(adapter_folder, found, kind, trust_remote_code, **load_options(kind, tokenizer), **loading)
-    _check_base(adapter_folder, found.path, config, model)
+    require_base(adapter_folder, found.path, config, model)
+    if not keeps_4_bits and in_4_bits(model):
+        model = dequantized(model)
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
@@ -189,14 +195,18 @@ def _open_base(
                 f"{adapter_folder}: its base is the adapter {inner}, and one of the two scores: merge it first"
             )
         return open_merged(inner, trust_remote_code, **loading)
-    options = {"dtype": kind.dtype, "revision": found.revision} | loading
     try:
+        shape = AutoConfig.from_pretrained(found.path, revision=found.revision, trust_remote_code=trust_remote_code)
+        require_opener(shape, found.path)
+        dtype = kind.dtype or saved_dtype(found.path, found.revision, trust_remote_code)
+        options = {"dtype": dtype, "revision": found.revision} | loading
         with no_progress_bar(), _quiet(kind):
             model: PreTrainedModel = kind.auto_class.from_pretrained(
                 found.path, trust_remote_code=trust_remote_code, **options
             )
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise ValueError(f"{adapter_folder}: its base {found.path} cannot be loaded: {one_line(error)}") from None
+    keep_layout(model)
     return model
 
 
@@ -207,7 +217,7 @@ def open_merged(adapter_folder: Path, trust_remote_code: bool = False, **loading
     """
     require_readable(adapter_folder)
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
-    adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code, **loading)
+    adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code, keeps_4_bits=False, **loading)
     return _merged(adapted, adapter_folder).requires_grad_(True)
 
 
@@ -218,34 +228,6 @@ def _merged(adapted: PeftModel, adapter_folder: Path) -> PreTrainedModel:
     if (generation := read_generation(adapter_folder)) is not None:
         merged.generation_config = generation
     return merged
-
-
-def _check_base(adapter_folder: Path, base_path: str, config: PeftConfig, base: PreTrainedModel) -> None:
-    """Raise ValueError if the base is not the one that the adapter was trained on, as far as that was recorded."""
-    trained_on = {name: fact for name, fact in read_base(adapter_folder).items() if name != "origin"}
-    if not trained_on:
-        return  # an adapter from elsewhere
-    if "fingerprint" in trained_on or ("weights" in trained_on and len(trained_on["weights"]) != HASH_DIGITS):
-        raise ValueError(
-            f"{adapter_folder / ADAPTER_BASE} was written by a version of llmtrain that recorded other facts of the "
-            "base: train again, or remove the file if you are sure of the base"
-        )
-    rows = config.to_dict()["trainable_token_indices"] or {}
-    first_new = min((min(ids) for ids in rows.values()), default=None)
-    found = base_facts(base, first_new)
-    for name, fact in trained_on.items():
-        if fact != found[name]:
-            what = name if name == "weights" else _differing(fact, found[name])
-            raise ValueError(
-                f"{adapter_folder} was trained on another base than {base_path} is now ({what} differ): name the right "
-                f"one in {ADAPTER_CONFIG}, or in `llmtrain merge --base`"
-            )
-
-
-def _differing(trained_on: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The fields of two configurations that differ, with their values."""
-    names = [name for name in {**trained_on, **found} if trained_on.get(name) != found.get(name)]
-    return ", ".join(f"configuration: {name} {trained_on.get(name)!r} then, {found.get(name)!r} now" for name in names)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from llmtrain.config.adapter import OF_ITS_FOLDER, AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
-from llmtrain.models.folders.adapter import PEFT_PREFIX
+from llmtrain.models.folders.adapter import PEFT_PREFIX, ROWS
+from llmtrain.models.folders.known_base import token_ids
 from llmtrain.system.files import one_line
 
 MATRIX = re.compile(r"\.(lora_[AB])\.weight$")
@@ -84,7 +85,7 @@ def continued(plan: AdapterPlan, folder: Path) -> AdapterPlan:
         given, own = getattr(config, name), getattr(found, name)
         if given != own and (name == "kind" or given != type(config).model_fields[name].default):
             raise ValueError(f"adapter.{name}={given}: {folder} has {own}, which it keeps: give that or leave it out")
-    rows = {id_ for ids in _token_ids(settings).values() for id_ in ids}
+    rows = {id_ for ids in token_ids(settings).values() for id_ in ids}
     return replace(plan, config=found, new_token_ids=tuple(sorted(rows | set(plan.new_token_ids))), start=folder)
 
 
@@ -96,13 +97,13 @@ def _load_weights(model: PreTrainedModel, folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: its weights cannot be read ({one_line(error)})") from None
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    buffers, token_ids = dict(model.named_buffers()), _token_ids(PeftConfig.from_pretrained(str(folder)).to_dict())
+    buffers, ids_by_name = dict(model.named_buffers()), token_ids(PeftConfig.from_pretrained(str(folder)).to_dict())
     loaded: set[str] = set()
     for key, tensor in saved.items():
         name = key.removeprefix(PEFT_PREFIX)
         if name.endswith(TOKEN_ROWS):
             module = name.removesuffix(TOKEN_ROWS)
-            name, ids = f"{module}.rows", _ids_of(module, token_ids)
+            name, ids = f"{module}.rows", _ids_of(module, ids_by_name)
             _put_rows(trained.get(name), tensor, _places(buffers.get(f"{module}.row_ids"), ids), f"{folder}: {key}")
         else:
             name = MAGNITUDE.sub(".lora_magnitude_vector.default.weight", MATRIX.sub(r".\1.default.weight", name))
@@ -111,19 +112,14 @@ def _load_weights(model: PreTrainedModel, folder: Path) -> None:
                 raise ValueError(f"{folder}: {key} does not fit its base")
             parameter.copy_(tensor)
         loaded.add(name)
-    if missing := sorted(set(trained) - loaded):
+    # Rows that it has not are of tokens added since, which start as they were made.
+    if missing := sorted(name for name in set(trained) - loaded if not ROWS.search(name)):
         raise ValueError(f"{folder}: it has no weights for {missing[0]}")
 
 
-def _token_ids(settings: Mapping[str, Any]) -> Mapping[str, Sequence[int]]:
-    """Name of a module -> tokens whose rows of it an adapter has; a list alone is of the embedding."""
-    given = settings["trainable_token_indices"] or {}
-    return {"embed_tokens": given} if isinstance(given, list) else given
-
-
-def _ids_of(module: str, token_ids: Mapping[str, Sequence[int]]) -> Sequence[int]:
+def _ids_of(module: str, by_name: Mapping[str, Sequence[int]]) -> Sequence[int]:
     """The tokens whose rows of a module an adapter has; peft takes a name for every module that ends so."""
-    return next((ids for name, ids in token_ids.items() if f".{module}".endswith(f".{name}")), ())
+    return next((ids for name, ids in by_name.items() if f".{module}".endswith(f".{name}")), ())
 
 
 def _places(row_ids: Tensor | None, ids: Sequence[int]) -> list[int]:

@@ -21,7 +21,7 @@ class ModelKind:
     noun: str
     head: str | None  # the head that an adapter's run trains in full and saves beside the adapter
     generates: bool  # False: its tokenizer pads for scoring, and it has no generation config
-    dtype: torch.dtype | str  # of a base that is opened; "auto": the one that it is stored in
+    dtype: torch.dtype | None  # of a base that is opened; None: the one that it is stored in
     code: str  # loads a model, for its card
     adapter_code: str  # loads an adapter on its base
 
@@ -33,7 +33,7 @@ LANGUAGE = ModelKind(
     noun="causal language model",
     head=None,
     generates=True,
-    dtype="auto",
+    dtype=None,
     code="""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

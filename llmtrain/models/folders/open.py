@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from llmtrain.models.adapters.quantized import keep_layout, require_opener
 from llmtrain.models.folders.files import load_fault, require_readable
 from llmtrain.models.folders.generation import read_generation
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
+from llmtrain.models.folders.saved_dtype import differing_dtype, saved_dtype
+from llmtrain.system.terminal import say
 
 
 def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -40,10 +44,15 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             if (generation := read_generation(folder)) is not None:  # peft takes the base's: no tuned end of turn
                 model.generation_config = model.get_base_model().generation_config = generation
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else place)
+            where = str(folder) if folder.is_dir() else place
+            require_opener(AutoConfig.from_pretrained(where), where)
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=saved_dtype(where))
+            keep_layout(model)
         model = model.to(_device()).eval()
         first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         model.generate(input_ids=first, max_new_tokens=1, do_sample=False)  # where some fields are read first
+        if (difference := differing_dtype(place)) is not None:
+            say(difference)
     except Exception as error:  # of a folder that is not right, libraries raise errors of any class
         raise ValueError(f"{place}: cannot be loaded ({load_fault(error)})") from None
     return model, tokenizer

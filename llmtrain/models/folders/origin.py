@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmtrain.models.folders.files import ADAPTER_BASE
+from llmtrain.system.files import one_line
 
 Form = Literal["hub", "folder", "gguf", "adapter"]
+COPY_AGAIN = "copy the adapter's folder again, or remove the file if you are sure of the base"
 MADE: tuple[Form, ...] = ("gguf", "adapter")
 """Forms of which the folder that `transformers` opens is made here: peft alone cannot open such a base."""
 
@@ -39,15 +41,25 @@ class Origin:
 
 
 def read_origin(adapter_folder: Path) -> Origin | None:
-    """The origin that an adapter's folder says about its base; None: nothing but `adapter_config.json` does."""
+    """The origin that an adapter's folder says about its base; None: nothing but `adapter_config.json` does.
+
+    Raises ValueError as `read_base` does.
+    """
     origin = read_base(adapter_folder).get("origin")
     return None if origin is None else Origin(**origin)
 
 
 def read_base(adapter_folder: Path) -> Mapping[str, Any]:
-    """What an adapter's folder says about its base; {}: nothing."""
+    """What an adapter's folder says about its base; {}: nothing. Raises ValueError for a file that is none of ours."""
     path = adapter_folder / ADAPTER_BASE
     if not path.is_file():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        Origin(**(found.get("origin") or {"form": "hub", "path": ""}))
+        right = isinstance(found.get("weights", ""), str) and isinstance(found.get("configuration", {}), dict)
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: does not say what the base is ({one_line(error)}): {COPY_AGAIN}") from None
+    if not right:
+        raise ValueError(f"{path}: its weights are no hash, or its configuration is no object: {COPY_AGAIN}")
+    return dict(found)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_chat import write_config, write_model, write_rows
 from tiny_llama import LLAMA3_ROPE
 from tiny_run import SFT, run_here
@@ -19,6 +19,9 @@ from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.adapters.quantized import hold_linear_layers
 from llmtrain.models.folders.compatible import add_older_names
 from llmtrain.models.folders.generation import generation_config
+from llmtrain.models.folders.open import open_model
+from llmtrain.models.folders.saved_dtype import differing_dtype, saved_dtype
+from llmtrain.system.precision import name_of
 
 SETTINGS = {"eos_token_id": [257, 256], "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05, "top_k": 20}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8, "merge": True}
@@ -161,3 +164,50 @@ def test_frozen_linear_layers_take_half_the_memory(tmp_path: Path) -> None:
         assert is_held != parameter.requires_grad or "norm" in name or "embed" in name
         if (known := before.get(name.replace(".base_layer", ""))) is not None:
             assert torch.equal(parameter.float(), known)  # they were saved in bf16
+
+
+def write_base_named(folder: Path, named: str, dtype: torch.dtype) -> Path:
+    """A base whose configuration names another type than that of its weights."""
+    write_model(folder, spread=0.2)
+    AutoModelForCausalLM.from_pretrained(folder).to(dtype).save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": named}))
+    return folder
+
+
+NAMED = [("bfloat16", torch.float32), ("float32", torch.bfloat16), ("float16", torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("named", "dtype"), NAMED)
+def test_the_weights_own_type_counts_and_a_configuration_of_another_is_said(
+    tmp_path: Path, named: str, dtype: torch.dtype, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_base_named(tmp_path / "base", named, dtype)
+    line = f"{base}: its config.json names {name_of(getattr(torch, named))}, its weights are in {name_of(dtype)}"
+    model, _ = open_model(str(base))
+    assert capsys.readouterr().out.count(line) == 1
+    stored = load_file(base / "model.safetensors")
+    held = model.state_dict()
+    assert all(held[name].dtype == dtype and held[name].equal(stored[name]) for name in stored)
+
+    rows = write_rows(tmp_path / "rows.jsonl", seed=1, num_rows=40)
+    sections = {"train": {"steps": 1, "precision": "bf16"}, "eval": {"every": None}, "adapter": LORA}
+    ended = run_here(write_config(tmp_path / "sft", base, [rows], **sections), recipe=SFT)
+    assert ended.code == 0 and ended.out.count(line) == 1, ended.err
+    assert ("stay in bf16" in ended.out) == (dtype == torch.bfloat16)  # rounded to what a file names, it is another
+    merged = load_file(tmp_path / "sft" / "run" / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in merged.values()} == {dtype}
+    capsys.readouterr()
+    open_model(str(tmp_path / "sft" / "run"))
+    assert capsys.readouterr().out.count(line) == 1
+
+
+def test_the_type_is_that_of_most_values_in_the_files_that_are_loaded(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.norm.float()
+    model.save_pretrained(base, max_shard_size="20KB")
+    assert len(list(base.glob("model-*.safetensors"))) > 1
+    (base / "model.safetensors").unlink()
+    save_file({"other": torch.zeros(1 << 20)}, base / "consolidated.safetensors")
+    assert saved_dtype(str(base)) == torch.bfloat16 and differing_dtype(str(base)) is None
