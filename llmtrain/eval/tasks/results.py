@@ -25,7 +25,7 @@ class Measure:
     """A number of every item, and how it is averaged."""
 
     name: str
-    higher_is_better: bool
+    higher_is_better: bool | None  # None: neither, as of the length of answers
     unit: Literal["share", "mean", "per weight"]  # share: each item's is 0 or 1; per weight: summed, by summed weights
     weight: str | None = None  # the field of `values` that the sum is divided by
 
