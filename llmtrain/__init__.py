@@ -3,7 +3,7 @@
 Each package imports only those to its left, which `tests/unit/test_imports.py` checks; docs/architecture.md is the map.
 
     config, batch, protocols, system < data | models | objectives | train < tokenizers, rewards < tasks < rollout <
-    eval | runs < recipes < prove | tune < cli
+    eval < runs < recipes < prove | tune < cli
 
 (`prove` is a place for what comes.)
 """

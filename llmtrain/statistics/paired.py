@@ -24,7 +24,8 @@ BATCH_ELEMENTS = 10_000_000  # of a bootstrap, in memory at a time
 LEVEL = 0.05
 POWER = 0.8
 
-Verdict = Literal["better", "worse", "not distinguishable"]
+Verdict = Literal["better", "worse", "higher", "lower", "not distinguishable"]
+"""Of the second model; "higher" and "lower" where neither is better."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,14 @@ class Paired:
     smallest: float  # difference that this many items find with that power
 
 
+def has_scipy() -> bool:
+    """Whether SciPy is installed, which comparing needs."""
+    return find_spec("scipy") is not None
+
+
 def require_scipy() -> None:
     """Raises ValueError if SciPy is not installed."""
-    if find_spec("scipy") is None:
+    if not has_scipy():
         raise ValueError("comparing needs SciPy: pip install 'llmtrain[measure]'")
 
 
@@ -164,10 +170,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def verdict(difference: float, p_value: float, *, higher_is_better: bool) -> Verdict:
-    """What to say of the second model, by its corrected p-value."""
+def verdict(difference: float, p_value: float, *, higher_is_better: bool | None) -> Verdict:
+    """What to say of the second model, by its corrected p-value; `higher_is_better` None: neither is."""
     if p_value >= LEVEL or not difference:
         return "not distinguishable"
+    if higher_is_better is None:
+        return "higher" if difference > 0 else "lower"
     return "better" if (difference > 0) == higher_is_better else "worse"
 
 

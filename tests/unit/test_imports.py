@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "rewards": ROOMS,
     "rollout": SHELVES,
     "eval": SHELVES | {"rollout"},
-    "runs": SHELVES | {"rollout"},
+    "runs": SHELVES | {"rollout", "eval"},
     "recipes": LEARNING,
     "prove": LEARNING | {"recipes"},
     "tune": LEARNING | {"recipes"},

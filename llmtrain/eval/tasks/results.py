@@ -25,7 +25,7 @@ class Measure:
     """A number of every item, and how it is averaged."""
 
     name: str
-    higher_is_better: bool
+    higher_is_better: bool | None  # None: neither, as of the length of answers
     unit: Literal["share", "mean", "per weight"]  # share: each item's is 0 or 1; per weight: summed, by summed weights
     weight: str | None = None  # the field of `values` that the sum is divided by
 
@@ -110,6 +110,7 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
             name: {
                 "measures": [asdict(measure) for measure in result.measures],
                 "facts": result.facts,
+                "notes": list(result.notes),
                 "results": {
                     measure.name: [_number(number) for number in vars(estimate(result.items, measure)).values()]
                     for measure in result.measures
@@ -152,7 +153,9 @@ def _without_items(head: Mapping[str, Any], path: Path) -> tuple[Evaluation, dic
     try:
         items: dict[str, list[ItemResult]] = {name: [] for name in head["tasks"]}
         tasks = {
-            name: TaskResult(name, [Measure(**each) for each in task["measures"]], items[name], task["facts"])
+            name: TaskResult(
+                name, [Measure(**each) for each in task["measures"]], items[name], task["facts"], task.get("notes", [])
+            )
             for name, task in head["tasks"].items()
         }
         return Evaluation(head["model"], tasks), items

@@ -118,3 +118,9 @@ def test_the_verdict_knows_which_way_is_better() -> None:
     assert verdict(0.1, 0.01, higher_is_better=False) == "worse"
     assert verdict(-0.1, 0.01, higher_is_better=False) == "better"
     assert verdict(0.1, 0.05, higher_is_better=True) == "not distinguishable"
+
+
+def test_of_a_measure_without_a_good_direction_the_verdict_says_which_way() -> None:
+    assert verdict(0.1, 0.01, higher_is_better=None) == "higher"
+    assert verdict(-0.1, 0.01, higher_is_better=None) == "lower"
+    assert verdict(0.1, 0.05, higher_is_better=None) == "not distinguishable"
