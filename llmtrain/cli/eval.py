@@ -208,6 +208,6 @@ def table(evaluation: Evaluation) -> list[str]:
         for measure in result.measures:
             found = estimate(result.items, measure)
             interval = f"{found.low:.4f} to {found.high:.4f}" if not math.isnan(found.low) else "needs two items"
-            rows.append((name, measure.name, f"{found.value:.4f}", interval, f"{len(result.items):,}"))
+            rows.append((name, measure.name, f"{found.value:.4f}", interval, f"{found.num_items:,}"))
         notes += [f"{name}: {note}" for note in result.notes]
     return ["", *in_columns(rows), *notes]
