@@ -150,7 +150,7 @@ def evaluate(
             f"{name}: {count:,} items of {task_rows.path}"
             + (f", {len(task_rows.shots)} examples before each" if task_rows.shots else "")
         )
-        result = measure(subject, task_rows, asking, Watch(_progress(name, count, report)))
+        result = measure(subject, task_rows, asking, Watch(progress(name, count, report)))
         assert result is not None, "nothing asks it to stop"
         results[name] = with_matches(result, matches) if sources else result
     return Evaluation(facts.record, results)
@@ -183,7 +183,7 @@ def training_data(path: str, given: Sequence[str] | None, report: Callable[[str]
     return found
 
 
-def _progress(name: str, count: int, report: Callable[[str], None]) -> Callable[[int], None]:
+def progress(name: str, count: int, report: Callable[[str], None]) -> Callable[[int], None]:
     """Reports now and then how many items are done."""
     started = said = time.monotonic()
     num_done = 0
