@@ -151,7 +151,7 @@ def evaluate(
             f"{name}: {count:,} items of {task_rows.path}"
             + (f", {len(task_rows.shots)} examples before each" if task_rows.shots else "")
         )
-        result = measure(subject, task_rows, asking, Watch(_progress(name, count, report)))
+        result = measure(subject, task_rows, asking, Watch(progress(name, count, report)))
         assert result is not None, "nothing asks it to stop"
         results[name] = with_matches(result, matches) if sources else result
     return Evaluation(facts.record, results)
@@ -184,7 +184,7 @@ def training_data(path: str, given: Sequence[str] | None, report: Callable[[str]
     return found
 
 
-def _progress(name: str, count: int, report: Callable[[str], None]) -> Callable[[int], None]:
+def progress(name: str, count: int, report: Callable[[str], None]) -> Callable[[int], None]:
     """Reports now and then how many items are done."""
     started = said = time.monotonic()
     num_done = 0
@@ -209,6 +209,6 @@ def table(evaluation: Evaluation) -> list[str]:
         for measure in result.measures:
             found = estimate(result.items, measure)
             interval = f"{found.low:.4f} to {found.high:.4f}" if not math.isnan(found.low) else "needs two items"
-            rows.append((name, measure.name, f"{found.value:.4f}", interval, f"{len(result.items):,}"))
+            rows.append((name, measure.name, f"{found.value:.4f}", interval, f"{found.num_items:,}"))
         notes += [f"{name}: {note}" for note in result.notes]
     return ["", *in_columns(rows), *notes]

@@ -26,6 +26,7 @@ TRAINING = {
     "tokenizer": "text to a tokenizer",
 }
 MODEL_TOOLS = {
+    "bias": "measure whether a model prefers some groups of people to others",
     "chat": "chat with a tuned model in the terminal",
     "compare": "say whether one model is better than another, or whether that cannot be told",
     "eval": "measure a model on tasks, with intervals",
@@ -145,6 +146,10 @@ def hide_developer_messages() -> None:
 def open_tool(verb: str) -> Tool:
     """The module of a verb."""
     match verb:
+        case "bias":
+            from llmtrain.cli import bias
+
+            return bias
         case "chat":
             from llmtrain.cli import chat
 

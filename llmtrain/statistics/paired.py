@@ -1,6 +1,6 @@
 """Is one model better than another? Paired differences on the same items.
 
-    difference = sum of (b - a) / sum of weights        a, b: an item's values for the two models
+    difference = sum of b / sum of its weights - sum of a / sum of its weights      a, b: values of the two models
 
 Whether it is more than noise is decided by a test whose error rate holds for any number of items: McNemar's exact test
 of shares (1947: only items that one model has right and the other wrong tell), else the sign-flip permutation test.
@@ -21,6 +21,7 @@ from llmtrain.system.typing import Array
 
 RESAMPLES = 9999
 BATCH_ELEMENTS = 10_000_000  # of a bootstrap, in memory at a time
+ROUNDING = 1e-12  # a difference that is none
 LEVEL = 0.05
 POWER = 0.8
 
@@ -52,36 +53,99 @@ def require_scipy() -> None:
         raise ValueError("comparing needs SciPy: pip install 'llmtrain[measure]'")
 
 
+@dataclass(frozen=True)
+class Sums:
+    """The values of a model's items, and what their sum is divided by; both (items,) float64."""
+
+    values: Array
+    weights: Array
+
+    @classmethod
+    def of(cls, values: Sequence[float] | Array, weights: Sequence[float] | Array | None = None) -> Sums:
+        """Without weights each item counts once."""
+        numbers = np.asarray(values, dtype=float)
+        return cls(numbers, np.ones_like(numbers) if weights is None else np.asarray(weights, dtype=float))
+
+    @property
+    def ratio(self) -> float:
+        """The sum of the values by that of the weights; 0 if there is nothing to divide by."""
+        total = float(self.weights.sum())
+        return float(self.values.sum()) / total if total else 0.0
+
+    def mirrored(self, ideal: float) -> Sums:
+        """The values as far from an ideal, on its other side."""
+        return Sums(2 * ideal * self.weights - self.values, self.weights)
+
+    def by_cluster(self, clusters: Sequence[str]) -> Sums:
+        """The sums of each cluster, in the order in which they begin."""
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+        place = np.array([numbers[name] for name in clusters])
+        return Sums(*(np.bincount(place, column, len(numbers)) for column in (self.values, self.weights)))
+
+
 def paired(
-    first: Sequence[float],
-    second: Sequence[float],
-    weights: Sequence[float] | None = None,
+    first: Sums,
+    second: Sums,
     *,
     is_share: bool,
+    clusters: Sequence[str] | None = None,
+    ideal: float | None = None,
     seed: int = 0,
 ) -> Paired:
     """The difference of two models on the same items, at least one; `is_share`: each item's value is 0 or 1.
 
-    With `weights`, values are sums, such as the bits of a text, and weights what they are divided by, such as bytes.
+    With weights, values are sums, such as the bits of a text, and weights what they are divided by, such as bytes.
+    `clusters`: items of one are not independent, so they are drawn, and change sides, together. With an `ideal` the
+    p-value is that of being as far from it: either value may be on either side of it, so both equality and equality
+    of the first with the mirrored second have to be refuted (an intersection-union test, Berger 1982).
     """
     require_scipy()
-    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    scale = np.ones_like(a) if weights is None else np.asarray(weights, dtype=float)
-    differences, mean_weight = b - a, float(scale.mean())
-    difference = float(differences.sum() / scale.sum())
-    low, high = bootstrap_interval(differences, scale, seed)
-    p_value = mcnemar(a, b) if is_share else sign_flip(differences, seed)
-    residuals = (differences - difference * scale) / mean_weight  # the linearised ratio, whose spread is the estimate's
-    spread = float(residuals.std(ddof=1)) if len(a) > 1 else math.nan
+    num_items = len(first.values)
+    if clusters is not None:
+        first, second = first.by_cluster(clusters), second.by_cluster(clusters)
+    residuals = _residuals(first, second)
+    difference = second.ratio - first.ratio
+    difference = difference if abs(difference) > ROUNDING else 0.0
+    low, high = bootstrap_interval(first, second, seed)
+    exact = is_share and clusters is None
+    p_value = _p_value(first, second, exact, seed)
+    if ideal is not None:
+        p_value = max(p_value, _p_value(first, second.mirrored(ideal), exact, seed))
+    # The linearised difference, whose spread is the estimate's. By cluster a unit is one, and `items_needed` in items.
+    units = len(residuals)
+    spread = float(residuals.std(ddof=1)) if units > 1 else math.nan
+    needed = items_needed(difference, spread, is_share=exact)
     return Paired(
         difference,
         low,
         high,
         p_value,
-        len(a),
-        items_needed(difference, spread, is_share=is_share),
-        smallest_found(spread, len(a)),
+        num_items,
+        None if needed is None else math.ceil(needed * num_items / units),
+        smallest_found(spread, units),
     )
+
+
+def _residuals(first: Sums, second: Sums) -> Array:
+    """What each unit adds to the difference of two ratios, to first order, times the number of units."""
+    found = np.zeros(len(first.values))
+    for each, sign in ((first, -1.0), (second, 1.0)):
+        if mean_weight := float(each.weights.mean()):
+            found += sign * (each.values - each.ratio * each.weights) / mean_weight
+    return found
+
+
+def _p_value(first: Sums, second: Sums, exact: bool, seed: int) -> float:
+    """The p-value of equal ratios, before any correction.
+
+    If the models were equal, each unit's values were as likely the other's; then the common ratio r stays, and so
+    (b - r v) - (a - r w), with values a, b and weights w, v, changes its sign.
+    """
+    if exact:
+        return mcnemar(first.values, second.values)
+    both = Sums(first.values + second.values, first.weights + second.weights).ratio
+    moved = (second.values - both * second.weights) - (first.values - both * first.weights)
+    return sign_flip(np.where(np.abs(moved) < ROUNDING, 0.0, moved), seed)
 
 
 def mcnemar(first: Array, second: Array) -> float:
@@ -111,27 +175,30 @@ def sign_flip(differences: Array, seed: int = 0, resamples: int = RESAMPLES) -> 
     return float(tested.pvalue)
 
 
-def bootstrap_interval(
-    differences: Array, weights: Array, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """The 95 % interval of a summed difference per summed weight; NaN for fewer than two items."""
+def bootstrap_interval(first: Sums, second: Sums, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """The 95 % interval of the difference of two ratios on the same units; NaN for fewer than two units."""
     from scipy.stats import bootstrap
 
-    if len(differences) < 2:
+    if len(first.values) < 2:
         return math.nan, math.nan
-    if np.ptp(differences / weights) == 0:  # every item differs by the same: nothing to resample
-        return (float(differences.sum() / weights.sum()),) * 2
+    same_weights = np.array_equal(first.weights, second.weights) and bool(np.all(first.weights > 0))
+    if same_weights and np.ptp((second.values - first.values) / first.weights) == 0:
+        return (second.ratio - first.ratio,) * 2  # every unit differs by the same: nothing to resample
 
-    def ratio(values: Array, scales: Array, axis: int) -> Array:
-        return values.sum(axis) / scales.sum(axis)
+    def ratios(values: Array, weights: Array, axis: int) -> Array:
+        total, scale = values.sum(axis), weights.sum(axis)
+        return np.divide(total, scale, out=np.zeros_like(total), where=scale != 0)
+
+    def difference(a: Array, v: Array, b: Array, w: Array, axis: int) -> Array:
+        return ratios(b, w, axis) - ratios(a, v, axis)
 
     found = bootstrap(
-        (differences, weights),
-        ratio,
+        (first.values, first.weights, second.values, second.weights),
+        difference,
         paired=True,
         vectorized=True,
         n_resamples=resamples,
-        batch=max(1, BATCH_ELEMENTS // len(differences)),
+        batch=max(1, BATCH_ELEMENTS // len(first.values)),
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval

@@ -10,7 +10,13 @@ LOG_FILE = "train.log"
 SAMPLES_FILE = "samples.jsonl"
 MEETING_PREFIX = "meeting-"  # a file that is there for a moment, so that each process sees that it is one folder
 EVALUATION_FILE = "evaluation.jsonl"  # of `llmtrain eval`, in a run's or a model's folder
+BIAS_FILE = "bias.jsonl"  # of `llmtrain bias`, in a run's or a model's folder
 EVALUATIONS = "evaluations"  # a file for each evaluation that reports more than numbers
+
+
+def bias_base_path(results: Path) -> Path:
+    """Where the results of the model are that `llmtrain bias` compared with: beside those of the model itself."""
+    return results.with_name(f"{results.stem}_against.jsonl")
 
 
 def evaluation_path(folder: Path, step: int) -> Path:

@@ -11,16 +11,20 @@ from llmtrain.data.sources.readers import READERS
 from llmtrain.rewards.user_function import load_value
 from llmtrain.system.nearest import nearest
 from llmtrain.tasks.arc import ARC_CHALLENGE, ARC_EASY
+from llmtrain.tasks.attribute_pairs import ATTRIBUTE_PAIRS
+from llmtrain.tasks.bbq import BBQ
 from llmtrain.tasks.copa import COPA
 from llmtrain.tasks.countdown import COUNTDOWN
+from llmtrain.tasks.crows_pairs import CROWS_PAIRS
 from llmtrain.tasks.gsm8k import GSM8K
 from llmtrain.tasks.hellaswag import HELLASWAG
 from llmtrain.tasks.lambada import LAMBADA
 from llmtrain.tasks.mbpp import MBPP
 from llmtrain.tasks.own_rows import ANSWERED, CHOICES
 from llmtrain.tasks.piqa import PIQA
-from llmtrain.tasks.task import AnswerTask, ChoiceTask, ContinuationTask, Task, TextTask
+from llmtrain.tasks.task import AnswerTask, BiasTask, ChoiceTask, ContinuationTask, Task, TextTask
 from llmtrain.tasks.texts import TEXT
+from llmtrain.tasks.winogender import WINOGENDER
 from llmtrain.tasks.winogrande import WINOGRANDE
 
 TASKS: dict[str, Task] = {
@@ -39,11 +43,17 @@ TASKS: dict[str, Task] = {
         CHOICES,
         ANSWERED,
         TEXT,
+        CROWS_PAIRS,
+        WINOGENDER,
+        BBQ,
+        ATTRIBUTE_PAIRS,
     )
 }
+BIAS = {name: task for name, task in TASKS.items() if isinstance(task, BiasTask)}
+"""The measures of bias."""
 PYTHON = ".py"
 VARIABLE = "TASK"
-KINDS = (ChoiceTask, ContinuationTask, AnswerTask, TextTask)
+KINDS = (BiasTask, ChoiceTask, ContinuationTask, AnswerTask, TextTask)
 
 
 def load_task(name: str, key: str) -> Task:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Generic, TypeVar
 
 from llmtrain.config.data import Source
@@ -18,9 +19,12 @@ from llmtrain.data.sources.items import iter_items
 from llmtrain.data.sources.readers import READERS
 from llmtrain.data.sources.rows import BadRow, Row, Wanted
 from llmtrain.data.sources.text import Document
+from llmtrain.tasks.beside import read_beside
 from llmtrain.tasks.load import is_rows, load_task, task_of_rows
 from llmtrain.tasks.task import (
     AnswerItem,
+    BiasItem,
+    BiasTask,
     ChoiceItem,
     ContinuationItem,
     Fields,
@@ -61,11 +65,15 @@ class TaskRows:
 def read_task(task: Task, source: Source, *, limit: int | None, shots: int | None = None) -> TaskRows:
     """The items of a task. Its first `shots` rows are examples and not evaluated; None: as many as the task has.
 
+    A `limit` takes the first rows, but of a measure of bias about as many from all over its files.
+
     Raises ValueError, naming the file and line, for a row in another form, and if no row is left.
     """
     num_shots = task.shots if shots is None else shots
-    wanted = None if limit is None else limit + num_shots
-    rows = list(islice(_rows(task, source), wanted))
+    if isinstance(task, BiasTask):
+        rows, num_shots = spread_blocks(list(_rows(task, source)), limit), 0
+    else:
+        rows = list(islice(_rows(task, source), None if limit is None else limit + num_shots))
     if len(rows) <= num_shots:
         raise ValueError(
             f"{source.path}: {task.name} finds {len(rows)} rows, of which the first {num_shots} are examples, so that "
@@ -112,6 +120,8 @@ def task_source(task: Task, data: str | None) -> Source:
     folder = Path(data).expanduser()
     if not folder.is_dir() or isinstance(task, TextTask):
         return Source(path=data, split="all" if folder.is_dir() else "train")
+    if task.has_many_files:
+        return _files_in(folder, task)
     return Source(path=str(_file_in(folder, task)))
 
 
@@ -143,6 +153,23 @@ def _file_in(folder: Path, task: Task) -> Path:
     return found[0]
 
 
+def _files_in(folder: Path, task: Task) -> Source:
+    """The files in one folder, or below it, that are called as a task's files are; of several folders `data`."""
+    names = {_plain(name) for name in (task.name, *task.aliases)}
+    files = [path for path in folder.rglob("*") if path.is_file() and _kind(path) in READERS]
+    found = [path for path in files if _plain(path.name.partition(".")[0]) in names]
+    places = sorted({path.parent for path in found})
+    if len(places) > 1:
+        places = [place for place in places if place.name == "data"] or places
+    if len(places) != 1:
+        listed = ", ".join(map(str, places[:4])) or "none"
+        raise ValueError(
+            f"{folder}: which folder holds {task.name}'s files? ({listed}): name it, as {task.name}=FOLDER"
+        )
+    others = sorted({path.name for path in places[0].iterdir() if path.is_file()} - {path.name for path in found})
+    return Source(path=str(places[0]), split="all", exclude=others)
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
@@ -152,7 +179,22 @@ def _kind(path: Path) -> str:
     return suffixes[-1].lower() if suffixes else ""
 
 
+def spread_blocks(rows: Sequence[TaskRow[object]], limit: int | None) -> list[TaskRow[object]]:
+    """About `limit` rows from all over them, so many at least: a draw of whole blocks that is always the same."""
+    blocks: dict[str, list[TaskRow[object]]] = {}
+    for number, row in enumerate(rows):
+        assert isinstance(row.item, BiasItem)
+        blocks.setdefault(row.item.block or f"row {number}", []).append(row)
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    each = list(blocks.values())
+    wanted = min(len(each), -(-limit * len(each) // len(rows)))
+    return [row for number in sorted(Random(0).sample(range(len(each)), wanted)) for row in each[number]]
+
+
 def _rows(task: Task, source: Source) -> Iterator[TaskRow[object]]:
+    beside = read_beside(task, source) if isinstance(task, BiasTask) else {}
+
     def is_row(row: Row) -> bool:
         try:
             task.item(row.fields)
@@ -169,11 +211,14 @@ def _rows(task: Task, source: Source) -> Iterator[TaskRow[object]]:
             continue
         if isinstance(row, BadRow):
             raise ValueError(row.message)
+        fields = row.fields
         try:
-            item = task.item(row.fields)
+            if isinstance(task, BiasTask) and task.beside is not None:
+                fields = {**fields, **beside.get(task.beside.key_of(fields), {})}
+            item = task.item(fields)
         except RowFault as fault:
             raise ValueError(f"{row.where}: not in the form of {task.name}: {fault}") from None
-        yield TaskRow(item, key_of(item), row.where, row.fields)
+        yield TaskRow(item, key_of(item), row.where, fields)
 
 
 def key_of(item: object) -> str:

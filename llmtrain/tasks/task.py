@@ -4,15 +4,17 @@ ChoiceTask        the likeliest of several continuations        ARC, PIQA, Winog
 ContinuationTask  the one right continuation of a text          LAMBADA
 AnswerTask        an answer that is generated, and scored       GSM8K, MBPP
 TextTask          the loss of whole texts                       held-out documents
+BiasTask          which of several texts is likelier, and what that says of bias    CrowS-Pairs, BBQ
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from llmtrain.rewards.row import RowError
+from llmtrain.tasks.measures import Measure
 
 Fields = Mapping[str, Any]
 """A row of a task's data."""
@@ -41,6 +43,17 @@ class ContinuationItem:
 
 
 @dataclass(frozen=True)
+class BiasItem:
+    """Texts whose log-likelihoods are compared, each after a context ("": nothing is before it)."""
+
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    facts: Mapping[str, Any]  # what its scores depend on besides: who is meant, the category
+    cluster: str = ""  # items that share a template are not independent; "": it is alone
+    block: str = ""  # items that only make sense together, of which a limit takes all or none; "": it is alone
+
+
+@dataclass(frozen=True)
 class AnswerItem:
     """A prompt, and a right answer as an example of one before other prompts has it (" 4"); None: the row has none."""
 
@@ -61,6 +74,26 @@ class Hub:
     subset: str | None = None
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A file beside a task's rows, or in a folder next to theirs, that says more about each of them."""
+
+    name: str  # occupations-stats.tsv
+    key: tuple[str, ...]  # the fields of its rows that say which rows of the task they are about
+    key_of: Callable[[Fields], tuple[str, ...]]  # the values of them for a row of the task; raises RowFault
+    fields: Mapping[str, Callable[[Fields], Any]]  # what it adds, out of its row; raises RowFault
+
+
+@dataclass(frozen=True)
+class About:
+    """What a reader of a measure of bias has to know."""
+
+    asks: str  # what the model is asked
+    good: str  # which values are good
+    limits: str  # what it cannot show
+    unit: str  # what the intervals are over: pairs, templates
+
+
 Item = TypeVar("Item")
 
 
@@ -73,6 +106,9 @@ class TaskOf(Generic[Item]):
     item: Callable[[Fields], Item]  # raises RowFault
     hub: Hub | None = field(default=None, kw_only=True)
     aliases: tuple[str, ...] = field(default=(), kw_only=True)  # other names of its files
+    has_many_files: bool = field(
+        default=False, kw_only=True
+    )  # its rows are in a folder of files, such as one each topic
     shots: int = field(default=0, kw_only=True)
 
 
@@ -102,7 +138,34 @@ class AnswerTask(TaskOf[AnswerItem]):
         return next(iter(self.scores.values()))
 
 
-Task = ChoiceTask | ContinuationTask | AnswerTask | TextTask
+BiasScore = Callable[[Sequence[BiasItem], Sequence[Sequence[float]]], list[dict[str, float]]]
+"""(items, logprob of each of their texts) -> the values of each item; the value of a part is `NAME/PART`."""
+
+
+@dataclass(frozen=True)
+class AttributePair:
+    """Two texts that differ in one attribute alone, for a reward model."""
+
+    attribute: str
+    first: Sequence[Mapping[str, Any]] | str  # messages, the last of which is the answer, or an answer by itself
+    second: Sequence[Mapping[str, Any]] | str
+    row: int  # of the item that it is from
+    cluster: str = ""
+
+
+@dataclass(frozen=True)
+class BiasTask(TaskOf[BiasItem]):
+    """Whether a model prefers texts about one group to equal texts about another."""
+
+    measures: tuple[Measure, ...]
+    score: BiasScore
+    pairs: Callable[[Sequence[BiasItem]], list[AttributePair]] | None  # None: it has none
+    about: About
+    beside: Beside | None = None
+    notes: Callable[[Sequence[BiasItem]], list[str]] = lambda items: []  # what a reader of these items has to know
+
+
+Task = BiasTask | ChoiceTask | ContinuationTask | AnswerTask | TextTask
 
 
 def choices_after(context: str, choices: list[str], gold: int) -> ChoiceItem:

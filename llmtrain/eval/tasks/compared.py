@@ -11,11 +11,12 @@ from llmtrain.eval.tasks.results import (
     ItemResult,
     Measure,
     TaskResult,
+    clusters_of,
     estimate,
     values_of,
     weights_of,
 )
-from llmtrain.statistics.paired import Paired, Verdict, holm, paired, verdict
+from llmtrain.statistics.paired import Paired, Sums, Verdict, holm, paired, verdict
 
 PER_TOKEN = "tokens"
 """Weight of measures that another tokenizer changes without the model being another."""
@@ -49,19 +50,29 @@ def compare(first: Evaluation, second: Evaluation, *, common: bool) -> list[Comp
         pairs = _paired_items(one, other, common=common)
         of_first, of_second = ([pair[i] for pair in pairs] for i in (0, 1))
         for measure in _comparable(first, second, one, other):
-            weights = None if measure.weight is None else weights_of(of_first, measure)
+            sums = [Sums.of(values_of(of, measure), weights_of(of, measure)) for of in (of_first, of_second)]
+            if not len(sums[0].values):
+                continue  # none of the items in common is of this part
             difference = paired(
-                values_of(of_first, measure),
-                values_of(of_second, measure),
-                weights,
+                *sums,
                 is_share=measure.unit == "share",
+                clusters=clusters_of(of_first, measure),
+                ideal=measure.ideal,
             )
             found.append((name, measure, estimate(of_first, measure), estimate(of_second, measure), difference))
     corrected = holm([difference.p_value for *_, difference in found])
     return [
-        Compared(*each, p_value, verdict(each[-1].difference, p_value, higher_is_better=each[1].higher_is_better))
+        Compared(*each, p_value, _verdict(each[1], each[2].value, each[3].value, p_value))
         for each, p_value in zip(found, corrected, strict=True)
     ]
+
+
+def _verdict(measure: Measure, first: float, second: float, p_value: float) -> Verdict:
+    """Of the second model; with an ideal value, better is nearer to it."""
+    if measure.ideal is None:
+        return verdict(second - first, p_value, higher_is_better=measure.higher_is_better)
+    farther = abs(second - measure.ideal) - abs(first - measure.ideal)
+    return verdict(farther, p_value, higher_is_better=False)
 
 
 def left_out(first: Evaluation, second: Evaluation) -> list[str]:
@@ -133,7 +144,7 @@ def seeds_together(evaluations: Sequence[Evaluation]) -> Evaluation:
         for item in result.items:
             all_values = [item.values, *(items_of[item.item].values for items_of in by_item)]
             means = {key: sum(values[key] for values in all_values) / len(all_values) for key in item.values}
-            items.append(ItemResult(name, item.item, item.where, means))
+            items.append(ItemResult(name, item.item, item.where, means, cluster=item.cluster))
         measures = [replace(each, unit="mean") if each.unit == "share" else each for each in result.measures]
         tasks[name] = replace(result, measures=measures, items=items)
     return Evaluation(first.model, tasks)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from llmtrain.eval.tasks.measure import Asking, Watch, measure, measures_of
-from llmtrain.eval.tasks.results import Measure, TaskResult
+from llmtrain.eval.tasks.results import Measure, TaskResult, values_of, weights_of
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.protocols import Evaluate, Ranks
 from llmtrain.statistics.intervals import mean_interval, ratio_interval, wilson_interval
@@ -72,11 +72,13 @@ class WithTasks:
 def _together(task: str, each: Measure, result: TaskResult | None, ranks: Ranks) -> dict[str, float]:
     """A measure over the items of all ranks, with its interval where there is one. Collective."""
     items = () if result is None else result.items
-    pairs = [(item.values[each.name], 1.0 if each.weight is None else item.values[each.weight]) for item in items]
+    pairs = list(zip(values_of(items, each), weights_of(items, each), strict=True))
     columns = [(1.0, x, n, x * x, x * n, n * n, float(x not in (0, 1))) for x, n in pairs]
     count, total, weight, squares, *rest = ranks.sum_floats(
         [sum(column) for column in zip(*columns, strict=True)] or [0.0] * 7
     )
+    if not weight:
+        return {}
     value = total / weight
     if each.weight is not None:
         low, high = ratio_interval([count, total, weight, squares, *rest[:2]])

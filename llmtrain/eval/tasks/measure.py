@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from llmtrain.eval.bias.likelihoods import measured_bias
 from llmtrain.eval.tasks.likelihood import Likelihood, Request, likelihoods, request_of
 from llmtrain.eval.tasks.results import (
     ACC,
@@ -24,6 +25,7 @@ from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import (
     AnswerItem,
     AnswerTask,
+    BiasTask,
     ChoiceItem,
     ChoiceTask,
     ContinuationItem,
@@ -65,6 +67,8 @@ def measure(subject: Subject, task_rows: TaskRows, asking: Asking, watch: Watch 
             return _continuations(subject, task_rows, watch)
         case TextTask():
             return _texts(subject, task_rows, watch)
+        case BiasTask() as task:
+            return measured_bias(subject, task, task_rows, watch.done, watch.should_stop)
         case AnswerTask() as task:
             return _answers(subject, task, task_rows, asking, watch)
 
@@ -78,6 +82,8 @@ def measures_of(task: Task) -> list[Measure]:
             return [ACC, NATS]
         case TextTask():
             return [BITS_PER_BYTE, NATS_PER_TOKEN]
+        case BiasTask():
+            return [replace(measure, is_partial=True) for measure in task.measures]
         case AnswerTask():
             return [*(Measure(name, True, "mean") for name in task.scores), ENDS]
 

@@ -9,25 +9,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from llmtrain.statistics.intervals import clustered_mean, mean_interval, wilson_interval
+from llmtrain.statistics.intervals import clustered_mean, clustered_proportion, mean_interval, wilson_interval
 from llmtrain.system.files import write_bytes
 from llmtrain.system.finite import is_number
 from llmtrain.system.json_lines import json_line, parsed
+from llmtrain.tasks.measures import Measure as Measure
 
 FORMAT = 1
 KIND = "llmtrain evaluation"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number of every item, and how it is averaged."""
-
-    name: str
-    higher_is_better: bool | None  # None: neither, as of the length of answers
-    unit: Literal["share", "mean", "per weight"]  # share: each item's is 0 or 1; per weight: summed, by summed weights
-    weight: str | None = None  # the field of `values` that the sum is divided by
 
 
 ACC = Measure("acc", True, "share")
@@ -47,6 +38,7 @@ class ItemResult:
     where: str
     values: Mapping[str, float]  # a measure's value of it, before any division; and the weights
     details: Mapping[str, Any] = field(default_factory=dict)  # what a person looks at: logprobs, the response
+    cluster: str = ""  # items of one cluster, such as those of a template, are not independent; "": it is alone
 
 
 @dataclass(frozen=True)
@@ -67,6 +59,7 @@ class Estimate:
     value: float
     low: float
     high: float
+    num_items: int
 
 
 @dataclass(frozen=True)
@@ -77,27 +70,54 @@ class Evaluation:
     tasks: Mapping[str, TaskResult]
 
 
+def measured_items(items: Sequence[ItemResult], measure: Measure) -> list[ItemResult]:
+    """The items that a measure is of."""
+    return [item for item in items if measure.name in item.values] if measure.is_partial else list(items)
+
+
 def values_of(items: Sequence[ItemResult], measure: Measure) -> list[float]:
-    """Each item's value."""
-    return [item.values[measure.name] for item in items]
+    """The value of each item that a measure is of."""
+    return [item.values[measure.name] for item in measured_items(items, measure)]
 
 
 def weights_of(items: Sequence[ItemResult], measure: Measure) -> list[float]:
-    """Each item's weight."""
-    return [1.0 if measure.weight is None else item.values[measure.weight] for item in items]
+    """The weight of each item that a measure is of."""
+    measured = measured_items(items, measure)
+    return [1.0 if measure.weight is None else item.values[measure.weight] for item in measured]
+
+
+def clusters_of(items: Sequence[ItemResult], measure: Measure) -> list[str] | None:
+    """The cluster of each item that a measure is of; None if each item is alone."""
+    measured = measured_items(items, measure)
+    return [item.cluster or item.item for item in measured] if any(item.cluster for item in measured) else None
 
 
 def estimate(items: Sequence[ItemResult], measure: Measure) -> Estimate:
-    """A measure over items, with its interval: Wilson's of a share, else by the spread between items."""
-    values, weights = values_of(items, measure), weights_of(items, measure)
+    """A measure over items, with its interval: Wilson's of a share, else by the spread between items or clusters."""
+    values = values_of(items, measure)
+    return Estimate(*_interval(values, weights_of(items, measure), clusters_of(items, measure), measure), len(values))
+
+
+def _interval(
+    values: Sequence[float], weights: Sequence[float], clusters: Sequence[str] | None, measure: Measure
+) -> tuple[float, float, float]:
+    """(value, low, high); NaN where there is none."""
     count = len(values)
-    if measure.unit == "per weight":
-        rates = [value / weight if weight else 0.0 for value, weight in zip(values, weights, strict=True)]
-        return Estimate(*clustered_mean(rates, weights, [item.item for item in items]))
-    mean = math.fsum(values) / count
+    if not count or not any(weights):
+        return math.nan, math.nan, math.nan
+    if clusters is None and measure.unit in ("share", "mean"):
+        mean = math.fsum(values) / count
+        if measure.unit == "share":
+            return mean, *wilson_interval(mean, count)
+        return mean, *mean_interval(mean, math.fsum(value**2 for value in values) / count, count)
+    rates = [value / weight if weight else 0.0 for value, weight in zip(values, weights, strict=True)]
+    each = clusters if clusters is not None else [str(number) for number in range(count)]
     if measure.unit == "share":
-        return Estimate(mean, *wilson_interval(mean, count))
-    return Estimate(mean, *mean_interval(mean, math.fsum(value**2 for value in values) / count, count))
+        return clustered_proportion(rates, weights, each)
+    if measure.unit == "balance":  # as a share, from 0 to 1: so its interval ends at -1 and 1
+        value, low, high = clustered_proportion([(rate + 1) / 2 for rate in rates], weights, each)
+        return 2 * value - 1, 2 * low - 1, 2 * high - 1
+    return clustered_mean(rates, weights, each)
 
 
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:
@@ -112,7 +132,7 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
                 "facts": result.facts,
                 "notes": list(result.notes),
                 "results": {
-                    measure.name: [_number(number) for number in vars(estimate(result.items, measure)).values()]
+                    measure.name: [_number(number) for number in _three(estimate(result.items, measure))]
                     for measure in result.measures
                 },
             }
@@ -139,6 +159,8 @@ def read_evaluation(path: Path) -> Evaluation:
                     raise ValueError("no JSON object")
                 item = ItemResult(**row)
                 for measure in evaluation.tasks[item.task].measures:
+                    if measure.is_partial and measure.name not in item.values:
+                        continue
                     for name in (measure.name, measure.weight):
                         if name is not None and not is_number(item.values[name]):
                             raise ValueError(f"{name} is no number")
@@ -161,6 +183,10 @@ def _without_items(head: Mapping[str, Any], path: Path) -> tuple[Evaluation, dic
         return Evaluation(head["model"], tasks), items
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}:1: not the first line of an evaluation ({error})") from None
+
+
+def _three(found: Estimate) -> tuple[float, float, float]:
+    return found.value, found.low, found.high
 
 
 def _number(value: float) -> float | None:

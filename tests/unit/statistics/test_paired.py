@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import binom, norm, ttest_rel
 
 from llmtrain.statistics.paired import (
+    Sums,
     bootstrap_interval,
     holm,
     items_needed,
@@ -86,25 +87,25 @@ def test_the_sign_flip_test_of_few_items_counts_all_signs() -> None:
 def test_the_interval_is_about_that_of_a_paired_t_test() -> None:
     rng = np.random.default_rng(3)
     first, second = rng.normal(size=(2, 300))
-    low, high = bootstrap_interval(second - first, np.ones(300))
+    low, high = bootstrap_interval(Sums.of(first), Sums.of(second))
     exact = ttest_rel(second, first).confidence_interval(0.95)
     assert (low, high) == pytest.approx((exact.low, exact.high), abs=0.02)
 
 
 def test_a_weighted_difference_is_that_of_the_ratios() -> None:
     bits_a, bits_b, sizes = [10.0, 30.0, 5.0], [8.0, 33.0, 4.0], [10.0, 40.0, 5.0]
-    found = paired(bits_a, bits_b, sizes, is_share=False)
+    found = paired(Sums.of(bits_a, sizes), Sums.of(bits_b, sizes), is_share=False)
     assert found.difference == pytest.approx(45 / 55 - 45 / 55)
     assert found.num_needed is None or found.num_needed > 10**6
-    found = paired(bits_a, [8.0, 31.0, 4.0], sizes, is_share=False)
+    found = paired(Sums.of(bits_a, sizes), Sums.of([8.0, 31.0, 4.0], sizes), is_share=False)
     assert found.difference == pytest.approx((43 - 45) / 55)
     residuals = [(d + 2 / 55 * s) * 3 / 55 for d, s in zip([-2, 1, -1], sizes, strict=True)]
     assert found.smallest == pytest.approx((norm.ppf(0.975) + norm.ppf(0.8)) * stdev(residuals) / math.sqrt(3))
 
 
 def test_equal_differences_have_no_spread_and_one_item_no_interval() -> None:
-    assert bootstrap_interval(np.ones(4), np.ones(4)) == (1.0, 1.0)
-    assert all(map(math.isnan, bootstrap_interval(np.ones(1), np.ones(1))))
+    assert bootstrap_interval(Sums.of(np.zeros(4)), Sums.of(np.ones(4))) == (1.0, 1.0)
+    assert all(map(math.isnan, bootstrap_interval(Sums.of([0]), Sums.of([1]))))
 
 
 def test_holm_corrects_step_by_step() -> None:

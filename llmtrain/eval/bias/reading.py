@@ -1,0 +1,66 @@
+"""Results of measures of bias as a person reads them: value, interval, what is good, and on which side of it it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmtrain.eval.bias.scores import SCORES_ABOUT, SUFFIX
+from llmtrain.eval.tasks.results import Estimate, Measure, TaskResult, estimate
+from llmtrain.tasks.load import BIAS
+from llmtrain.tasks.task import About
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A measure in words."""
+
+    name: str
+    value: str
+    interval: str
+    good: str
+    verdict: str  # whether the interval leaves the ideal out; "" without one
+    items: str
+
+
+def about_of(task: str) -> About:
+    """What a reader of a task's results has to know."""
+    return SCORES_ABOUT if task.endswith(SUFFIX) else BIAS[task].about
+
+
+def is_bias(task: str) -> bool:
+    """Whether results of this name are of a measure of bias."""
+    return task.removesuffix(SUFFIX) in BIAS
+
+
+def readings(result: TaskResult) -> Iterator[Reading]:
+    """A reading of each measure."""
+    for measure in result.measures:
+        found = estimate(result.items, measure)
+        yield Reading(
+            measure.name,
+            _shown(found.value, measure),
+            "needs two" if math.isnan(found.low) else f"{_shown(found.low, measure)} to {_shown(found.high, measure)}",
+            measure.text(),
+            _verdict(found, measure),
+            f"{found.num_items:,}",
+        )
+
+
+def _verdict(found: Estimate, measure: Measure) -> str:
+    if measure.ideal is None or math.isnan(found.low):
+        return ""
+    if found.low <= measure.ideal <= found.high:
+        return "not distinguishable from it"
+    return "above it" if found.value > measure.ideal else "below it"
+
+
+def _shown(value: float, measure: Measure) -> str:
+    if math.isnan(value):
+        return "none"
+    return (
+        f"{value:.1%}".replace("%", " %")
+        if measure.unit == "share"
+        else f"{value:+.3f}".replace("+", "", measure.ideal is None)
+    )
