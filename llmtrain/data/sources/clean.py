@@ -44,7 +44,7 @@ class Cleaner:
         Raises ValueError if `rensa` is missing or an evaluation file cannot be read.
         """
         if self._steps is None or (self.spans_sources and (self._num_seen is None or self._num_seen > index)):
-            self._steps, self._num_seen = _steps(self._config, self._cache_dir), 0
+            self._steps, self._num_seen = cleaning_steps(self._config, self._cache_dir), 0
         if self.spans_sources:
             earlier, self._num_seen = self._sources[self._num_seen : index], None
             for source in earlier:
@@ -63,7 +63,7 @@ def _kept(documents: Iterator[Document], steps: dict[str, Drops], ledger: Source
             ledger.drop(dropped_by, document.num_bytes)
 
 
-def _steps(config: CleanConfig, cache_dir: str | None) -> dict[str, Drops]:
+def cleaning_steps(config: CleanConfig, cache_dir: str | None) -> dict[str, Drops]:
     """The steps that are on, by the name of their option, in the configuration's order."""
     steps: dict[str, Drops] = {}
     max_chars = config.max_chars

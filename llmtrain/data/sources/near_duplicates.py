@@ -48,29 +48,38 @@ class NearDuplicates:
             raise ValueError("data.clean.near_dedup needs rensa: pip install 'llmtrain[clean]'") from None
         self._digests = RMinHash.digest_matrix_from_flat_token_hashes
         self._threshold = threshold
+        self.num_entered = 0
         self._rows = band_rows(threshold)
         self._words = WordHashes()
         self._place = cache_root(cache_dir)
         self._index = _index(self._place)
         marks = ", ".join("?" * (NUM_PERMUTATIONS // self._rows))
         same_band = f"SELECT document FROM bands WHERE hash IN ({marks})"
-        self._similar = f"SELECT signature FROM documents WHERE number IN ({same_band})"
+        self._similar = f"SELECT number, signature FROM documents WHERE number IN ({same_band})"
 
     def __call__(self, document: Document) -> bool:
+        return self.earlier(document) is not None
+
+    def earlier(self, document: Document) -> int | None:
+        """The number, from 0, of a document entered before that is similar; None: there is none, and it is entered.
+
+        A document too short to have shingles is neither compared nor entered: `exact_dedup` is for those.
+        """
         signature = self._signature(document)
         if signature is None:
-            return False  # too short to compare: exact_dedup is for those
+            return None
         bands = self._bands(signature)
         with self._full_disk():
-            for (earlier,) in self._index.execute(self._similar, bands):
+            for number, earlier in self._index.execute(self._similar, bands):
                 equal = np.count_nonzero(signature == np.frombuffer(earlier, dtype=np.uint32))
                 if equal >= self._threshold * NUM_PERMUTATIONS:
-                    return True
+                    return int(number) - 1
             number = self._index.execute(
                 "INSERT INTO documents (signature) VALUES (?)", [signature.tobytes()]
             ).lastrowid
             self._index.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(band, number) for band in bands])
-        return False
+        self.num_entered += 1
+        return None
 
     def _signature(self, document: Document) -> Signature | None:
         """The signature of all shingles; None if the document has none."""

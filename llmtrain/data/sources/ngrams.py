@@ -44,14 +44,14 @@ def ngram_hashes(pieces: Iterable[str], n: int, words: WordHashes) -> Iterator[H
         found = np.array([words[word] for word in WORD.findall(piece.lower())], dtype=np.uint64)
         run = np.concatenate([carried, found])
         if len(run) >= n:
-            yield _join(run, n)
+            yield joined(run, n)
         carried = run[len(run) - min(n - 1, len(run)) :]
 
 
-def _join(run: Hashes, n: int) -> Hashes:
-    """Hashes of the n-grams of a run of words' hashes."""
+def joined(run: Hashes, n: int) -> Hashes:
+    """Hashes of the n-grams of a run of n or more words' hashes."""
     count = len(run) - n + 1
-    joined = np.zeros(count, dtype=np.uint64)
+    total = np.zeros(count, dtype=np.uint64)
     for offset in range(n):
-        joined = joined * MULTIPLIER + run[offset : offset + count]  # modulo 2^64
-    return joined
+        total = total * MULTIPLIER + run[offset : offset + count]  # modulo 2^64
+    return total

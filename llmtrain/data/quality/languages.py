@@ -1,0 +1,138 @@
+"""The language of each item, by py3langid: a naive Bayes classifier of bytes (Lui and Baldwin 2012)."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmtrain.data.quality.items import Item
+
+LOOKED_AT_CHARS = 2_000
+FEWEST_LETTERS = 20
+"""Of a text with fewer letters the language is not asked."""
+SURE = 0.5
+"""Confidence below which a text is of no clear language: names, code, tables, or a mixture."""
+SHORT, UNCLEAR = "too short to tell", "not clear"
+MOST_SHOWN = 2
+NO_LANGUAGE = "zxx"
+NAMES = {
+    "af": "Afrikaans",
+    "ar": "Arabic",
+    "bg": "Bulgarian",
+    "bn": "Bengali",
+    "ca": "Catalan",
+    "cs": "Czech",
+    "da": "Danish",
+    "de": "German",
+    "el": "Greek",
+    "en": "English",
+    "eo": "Esperanto",
+    "es": "Spanish",
+    "et": "Estonian",
+    "eu": "Basque",
+    "fa": "Persian",
+    "fi": "Finnish",
+    "fr": "French",
+    "gl": "Galician",
+    "he": "Hebrew",
+    "hi": "Hindi",
+    "hr": "Croatian",
+    "hu": "Hungarian",
+    "id": "Indonesian",
+    "is": "Icelandic",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "la": "Latin",
+    "lt": "Lithuanian",
+    "lv": "Latvian",
+    "ms": "Malay",
+    "nb": "Norwegian",
+    "nl": "Dutch",
+    "nn": "Norwegian (Nynorsk)",
+    "no": "Norwegian",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ro": "Romanian",
+    "ru": "Russian",
+    "sk": "Slovak",
+    "sl": "Slovenian",
+    "sr": "Serbian",
+    "sv": "Swedish",
+    "sw": "Swahili",
+    "ta": "Tamil",
+    "th": "Thai",
+    "tl": "Tagalog",
+    "tr": "Turkish",
+    "uk": "Ukrainian",
+    "ur": "Urdu",
+    "vi": "Vietnamese",
+    "zh": "Chinese",
+}
+"""Codes of ISO 639-1 -> what people call the languages; others are shown as their codes."""
+
+
+@dataclass(frozen=True)
+class LanguageShare:
+    """What is in one language."""
+
+    num_items: int
+    num_bytes: int
+    confidence: float  # mean; 0 of texts that are too short
+    by_source: Sequence[int]  # items
+    examples: Sequence[Item]
+
+
+@dataclass(frozen=True)
+class Languages:
+    """The languages of the sample, the most frequent first."""
+
+    shares: Mapping[str, LanguageShare]  # name, or `too short to tell`, `not clear`
+    of_items: Sequence[str]  # of each item, its name
+
+    @property
+    def named(self) -> list[str]:
+        """Those that are languages."""
+        return [name for name in self.shares if name not in (SHORT, UNCLEAR)]
+
+
+def languages(items: Sequence[Item], num_sources: int) -> Languages:
+    """The language of each item, by its beginning. Raises ValueError if `py3langid` is missing."""
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise ValueError("languages need py3langid: pip install 'llmtrain[data]'") from None
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    of_items: list[str] = []
+    confidences: defaultdict[str, float] = defaultdict(float)
+    for item in items:
+        name, confidence = _language(item.text[:LOOKED_AT_CHARS], identifier.classify)
+        of_items.append(name)
+        confidences[name] += confidence
+    members: defaultdict[str, list[Item]] = defaultdict(list)
+    for name, item in zip(of_items, items, strict=True):
+        members[name].append(item)
+    ordered = sorted(members, key=lambda name: (name in (SHORT, UNCLEAR), -len(members[name])))
+    return Languages({name: _share(members[name], confidences[name], num_sources) for name in ordered}, of_items)
+
+
+def _language(text: str, classify: object) -> tuple[str, float]:
+    if sum(map(str.isalpha, text)) < FEWEST_LETTERS:
+        return SHORT, 0.0
+    code, confidence = classify(text)  # type: ignore[operator]
+    if confidence < SURE or code == NO_LANGUAGE:
+        return UNCLEAR, float(confidence)
+    return NAMES.get(code, code), float(confidence)
+
+
+def _share(members: Sequence[Item], confidence: float, num_sources: int) -> LanguageShare:
+    counts = Counter(item.source for item in members)
+    step = max(1, len(members) // MOST_SHOWN)
+    return LanguageShare(
+        num_items=len(members),
+        num_bytes=sum(item.num_bytes for item in members),
+        confidence=confidence / len(members),
+        by_source=[counts[number] for number in range(num_sources)],
+        examples=members[::step][:MOST_SHOWN],
+    )

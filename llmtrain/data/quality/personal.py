@@ -1,0 +1,270 @@
+"""Personal data and secrets that have a pattern: found, checked by their check digits, and masked.
+
+A name, a street, a diagnosis has no pattern: what is not found here is not absent. `masked` keeps a text's length, so
+that places in it stay the same:
+
+    mail jane.doe@example.org, 4111 1111 1111 1111      mail j•••.•••@e••••••.•••, •••• •••• •••• ••11
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from llmtrain.data.quality.items import Item
+
+MASK = "•"
+SHOWN_AROUND = 60
+"""Characters before and after a find that are shown with it."""
+MOST_SHOWN = 5
+WITHIN = 300
+"""A find that crosses the end of a part is whole within so many characters."""
+
+IBAN_LENGTHS = {
+    **dict.fromkeys(("NO",), 15),
+    **dict.fromkeys(("BE",), 16),
+    **dict.fromkeys(("DK", "FI", "FO", "GL", "NL"), 18),
+    **dict.fromkeys(("MK", "SI"), 19),
+    **dict.fromkeys(("AT", "BA", "EE", "KZ", "LT", "LU", "XK"), 20),
+    **dict.fromkeys(("CH", "CR", "HR", "LI", "LV"), 21),
+    **dict.fromkeys(("BG", "BH", "DE", "GB", "GE", "IE", "ME", "RS", "VA"), 22),
+    **dict.fromkeys(("AE", "GI", "IL", "IQ", "TL"), 23),
+    **dict.fromkeys(("AD", "CZ", "ES", "MD", "PK", "RO", "SA", "SE", "SK", "TN", "VG"), 24),
+    **dict.fromkeys(("LY", "PT", "ST"), 25),
+    **dict.fromkeys(("IS", "TR"), 26),
+    **dict.fromkeys(("FR", "GR", "IT", "MC", "MR", "SM"), 27),
+    **dict.fromkeys(("AL", "AZ", "BY", "CY", "DO", "GT", "HU", "LB", "PL", "SV"), 28),
+    **dict.fromkeys(("BR", "EG", "PS", "QA", "UA"), 29),
+    **dict.fromkeys(("JO", "KW", "MU"), 30),
+    **dict.fromkeys(("MT", "SC"), 31),
+    **dict.fromkeys(("LC",), 32),
+}
+"""Country -> characters of its account numbers (SWIFT's IBAN registry)."""
+CARD_PREFIX = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|3(?:0[0-5]|[68])|35|6(?:011|4[4-9]|5)")
+"""Beginnings of payment cards' numbers: Visa, Mastercard, American Express, Diners, JCB, Discover."""
+CALLING_CODES = (
+    r"(?:1|7|2[07]|3[0-4]|36|39|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]"
+    r"|2[1-689]\d|3[578]\d|42\d|5[09]\d|6[789]\d|8[058]\d|9[679]\d)"
+)
+"""Codes of countries (ITU-T E.164)."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One kind of personal data."""
+
+    name: str
+    regex: re.Pattern[str]
+    holds: Callable[[re.Match[str]], bool] = lambda found: True  # what a pattern alone cannot decide
+    says: str = ""  # how it is recognised, and what that misses
+    needs: str = ""  # characters without which a text has none
+
+
+def luhn(digits: str) -> bool:
+    """Whether the last digit is the check digit of those before it (ISO/IEC 7812-1, annex B)."""
+    total = 0
+    for place, digit in enumerate(reversed(digits)):
+        value = int(digit) * (2 if place % 2 else 1)
+        total += value - 9 if value > 9 else value
+    return total % 10 == 0
+
+
+def iban_holds(text: str) -> bool:
+    """Whether a text without spaces is an IBAN: its country's length, and 1 modulo 97 (ISO 13616)."""
+    if IBAN_LENGTHS.get(text[:2]) != len(text):
+        return False
+    return int("".join(str(int(char, 36)) for char in text[4:] + text[:4])) % 97 == 1
+
+
+def _is_card(found: re.Match[str]) -> bool:
+    digits = re.sub(r"\D", "", found[0])
+    separators = set(re.findall(r"\D", found[0]))
+    is_one_kind = len(separators) <= 1 and len(set(digits)) > 1
+    return is_one_kind and CARD_PREFIX.match(digits) is not None and luhn(digits)
+
+
+def _is_iban(found: re.Match[str]) -> bool:
+    return iban_holds(found[0].replace(" ", "").upper())
+
+
+def _is_address(found: re.Match[str]) -> bool:
+    """Whether it is an address that somebody may have: no private, local or documentation range, no version number."""
+    try:
+        return ip_address(found[0]).is_global
+    except ValueError:
+        return False
+
+
+def _is_phone(found: re.Match[str]) -> bool:
+    digits = re.sub(r"\D", "", found[0])
+    return 8 <= len(digits) <= 15 and len(set(digits)) > 2
+
+
+def _is_social(found: re.Match[str]) -> bool:
+    area, group, serial = found[0].split("-")
+    return area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
+
+
+def _is_email(found: re.Match[str]) -> bool:
+    return ".." not in found[0] and len(found[0].partition("@")[0]) <= 64
+
+
+PATTERNS = (
+    Pattern(
+        "keys and passwords",
+        re.compile(
+            r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b"
+            r"|\bhf_[A-Za-z0-9]{34}\b|\bxox[abpr]-[A-Za-z0-9-]{10,}|\bsk-[A-Za-z0-9_-]{20,}|(?<=://)[^\s:/@]+:[^\s:/@]{3,}@[^\s/:]+"
+        ),
+        says="private keys, tokens of well-known services, passwords within addresses; not passwords in sentences",
+    ),
+    Pattern(
+        "e-mail addresses",
+        re.compile(r"(?<![\w.+-])[\w](?:[\w.%+'-]*[\w])?@(?:[^\W_](?:[\w-]*[^\W_])?\.)+[^\W\d_]{2,24}(?![\w@])"),
+        _is_email,
+        "name@domain.tld; not `name (at) domain`",
+        needs="@",
+    ),
+    Pattern(
+        "phone numbers",
+        re.compile(
+            rf"(?<![\w+.-])(?:(?:\+|00){CALLING_CODES}[ .-]?(?:\(0?\d{{1,4}}\)[ .-]?)?\d{{1,5}}"
+            r"(?:[ .-]?\d{2,5}){1,4}"
+            r"|(?:1[ .-])?\([2-9]\d\d\)[ .-]?[2-9]\d\d[ .-]\d{4}"
+            r"|(?:1[ .-])?[2-9]\d\d([.-])[2-9]\d\d\1\d{4})(?![\w-]|[.]\d)"
+        ),
+        _is_phone,
+        "with + or 00 and a country's code, or as written in North America; not numbers without those",
+    ),
+    Pattern(
+        "payment cards",
+        re.compile(
+            r"(?<![\d.,+-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -]?)\d{6}\2\d{4,5}|\d{13,19})(?![\d]|[.,-]\d)"
+        ),
+        _is_card,
+        "13 to 19 digits that begin as an issuer's do, with the right check digit (Luhn), as 1 in 10 others have",
+    ),
+    Pattern(
+        "bank accounts (IBAN)",
+        re.compile(r"(?<![^\W_])[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]{4}){2,7}(?: ?[A-Za-z0-9]{1,3})?(?![^\W_])"),
+        _is_iban,
+        "a country's length and the right check digits (modulo 97); not other forms of account numbers",
+    ),
+    Pattern(
+        "IP addresses",
+        re.compile(
+            r"(?<![\w.:-])(?<!version )(?<!Version )(?:(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)"
+            r"|(?:[0-9a-fA-F]{1,4}:){2,7}(?::?[0-9a-fA-F]{1,4}){1,6}(?![\w:]))"
+        ),
+        _is_address,
+        "public ones, version 4 and 6; a version number of four parts looks the same",
+    ),
+    Pattern(
+        "US social security numbers",
+        re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"),
+        _is_social,
+        "123-45-6789, of ranges that are given out; other countries' numbers are not looked for",
+    ),
+)
+"""What is looked for, in the order in which a text that fits several is counted."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One find."""
+
+    start: int
+    end: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A find as it may be shown."""
+
+    where: str
+    text: str  # masked, with what is around it
+
+
+@dataclass(frozen=True)
+class PersonalData:
+    """What was found in the items."""
+
+    finds: Mapping[str, int]  # kind -> finds
+    items: Mapping[str, int]  # kind -> items with any
+    num_items: int  # with a find of any kind
+    by_source: Sequence[Mapping[str, int]]  # of each source, kind -> finds
+    examples: Mapping[str, Sequence[Shown]]
+
+
+def find_personal(text: str) -> list[Found]:
+    """What has a pattern in a text, by place; what fits several kinds is of the first that `PATTERNS` lists."""
+    found: list[Found] = []
+    for pattern in PATTERNS:
+        for match in pattern.regex.finditer(text) if pattern.needs in text else ():
+            start, end = match.span()
+            if pattern.holds(match) and not any(start < each.end and each.start < end for each in found):
+                found.append(Found(start, end, pattern.name))
+    return sorted(found, key=lambda each: each.start)
+
+
+def masked(text: str) -> str:
+    """The text, equally long, with all that has a pattern masked: of a number the last two digits are left."""
+    pieces, place = [], 0
+    for found in find_personal(text):
+        pieces += [text[place : found.start], _mask(text[found.start : found.end], found.kind)]
+        place = found.end
+    return "".join([*pieces, text[place:]])
+
+
+def masked_part(text: str, start: int, end: int) -> str:
+    """The characters [start, end) of a text, masked as they are in the whole."""
+    first = max(0, start - WITHIN)
+    return masked(text[first : end + WITHIN])[max(0, start) - first : end - first]
+
+
+def _mask(text: str, kind: str) -> str:
+    if kind == "e-mail addresses":
+        local, _, domain = text.partition("@")
+        return f"{local[0]}{_hidden(local[1:])}@{domain[0]}{_hidden(domain[1:])}"
+    if kind == "keys and passwords":
+        return text[:4] + _hidden(text[4:])
+    return _hidden(text[:-2]) + text[-2:]
+
+
+def _hidden(text: str) -> str:
+    return "".join(MASK if char.isalnum() else char for char in text)
+
+
+def personal_data(items: Sequence[Item], num_sources: int) -> PersonalData:
+    """What has a pattern in the items' texts."""
+    finds: Counter[str] = Counter()
+    with_any: Counter[str] = Counter()
+    by_source: list[Counter[str]] = [Counter() for _ in range(num_sources)]
+    examples: dict[str, list[Shown]] = {}
+    num_items = 0
+    for item in items:
+        found = find_personal(item.text)
+        num_items += bool(found)
+        kinds = Counter(each.kind for each in found)
+        finds.update(kinds)
+        with_any.update(kinds.keys())
+        by_source[item.source].update(kinds)
+        for kind in kinds:
+            shown = examples.setdefault(kind, [])
+            if len(shown) < MOST_SHOWN:
+                first = next(each for each in found if each.kind == kind)
+                shown.append(Shown(item.where, _around(item.text, first)))
+    return PersonalData(finds, with_any, num_items, by_source, examples)
+
+
+def _around(text: str, found: Found) -> str:
+    return masked_part(text, found.start - SHOWN_AROUND, found.end + SHOWN_AROUND)
+
+
+def kinds() -> Iterator[tuple[str, str]]:
+    """Each kind, and how it is recognised."""
+    yield from ((pattern.name, pattern.says) for pattern in PATTERNS)
