@@ -1,4 +1,4 @@
-"""A model from a configuration, or from a checkpoint: any dense causal LM that `transformers` has."""
+"""A model from a configuration, or from a checkpoint: any causal LM that `transformers` has."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from llmtrain.models.folders.files import is_other_shapes, load_fault, require_r
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.model import skeleton
+from llmtrain.models.paths.path import can_switch
 from llmtrain.models.presets import preset_fields
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
@@ -39,7 +40,6 @@ from llmtrain.system.terminal import say
 AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
 
 VOCAB_MULTIPLE = 64  # matmuls over the vocabulary run on whole tiles
-EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 DROPOUT_FIELDS = (
     "activation_dropout",
     "attention_probs_dropout_prob",
@@ -93,8 +93,8 @@ def load_model(
     """The model of a run, in fp32, with document attention: new and initialised from `seed`, or continued.
 
     `new_token_ids`, of a continued model, as for `load_pretrained`. Raises ValueError for a preset, architecture or
-    field that does not exist, a mixture of experts, a model with a smaller vocabulary than the tokenizer's, or with
-    fewer positions than `max_seq_len`.
+    field that does not exist, a model with a smaller vocabulary than the tokenizer's, or with fewer positions than
+    `max_seq_len`.
     """
     if config.path is not None:
         return load_pretrained(config, tokenizer, max_seq_len=max_seq_len, new_token_ids=new_token_ids, report=report)
@@ -102,12 +102,7 @@ def load_model(
     _check(shape, tokenizer, max_seq_len)
     _set_dropout(shape, config.dropout)
     torch.manual_seed(seed)
-    try:
-        return AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION, dtype=torch.float32)
-    except KeyError:  # how architectures with a table of their own attentions fail
-        raise ValueError(
-            f"{shape.model_type} does not go through transformers' attention interface: not supported"
-        ) from None
+    return AutoModelForCausalLM.from_config(shape, attn_implementation=_attention(shape), dtype=torch.float32)
 
 
 def load_pretrained(
@@ -138,7 +133,11 @@ def load_pretrained(
         base = _saved_config(config)
         _set_dropout(base, config.dropout)
         model = open_merged(
-            folder, config.trust_remote_code, config=base, attn_implementation=ATTENTION, dtype=torch.float32
+            folder,
+            config.trust_remote_code,
+            config=base,
+            attn_implementation=_attention(base, config.trust_remote_code),
+            dtype=torch.float32,
         )
     else:
         model = _loaded(config, shape)
@@ -162,7 +161,7 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
             config=shape,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
-            attn_implementation=ATTENTION,
+            attn_implementation=_attention(shape, config.trust_remote_code),
             **placement,
         )
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
@@ -170,6 +169,14 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
             raise
         raise ValueError(f"model.path={config.path}: {load_fault(error)}") from None
     return model
+
+
+def _attention(shape: PreTrainedConfig, trust_remote_code: bool = False) -> str:
+    """What a model's attention is loaded as: ours, or `transformers`' own for one that has it built in."""
+    model = skeleton(shape, LANGUAGE, torch.float32, trust_remote_code)
+    if can_switch(model):
+        return ATTENTION
+    return "sdpa" if model._supports_sdpa else "eager"
 
 
 def require_fit(
@@ -268,13 +275,6 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
 def _check(
     shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int, new_token_ids: Sequence[int] = ()
 ) -> None:
-    values = shape.to_dict()
-    nested = [values, *(value for value in values.values() if isinstance(value, dict))]
-    if experts := [part[name] for part in nested for name in EXPERT_FIELDS if (part.get(name) or 0) > 1]:
-        raise ValueError(
-            f"{shape.model_type} is a mixture of {experts[0]} experts, which is not supported yet: "
-            "its balance loss would be missing"
-        )
     num_rows = max([shape.vocab_size, *(token_id + 1 for token_id in new_token_ids)])
     _check_vocabulary(tokenizer, num_rows, "take the model's own tokenizer")
     positions = num_positions(shape)
