@@ -32,7 +32,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 VOCAB = 272  # of 260 tokens
 SPREAD = 0.15  # of every matrix, so that a model of width 64 doesn't answer everything alike
@@ -76,9 +76,9 @@ def write_base(folder: Path, family: str) -> str:
     for part in {id(each): each for each in (config, config.get_text_config())}.values():
         part.bos_token_id, part.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         part.pad_token_id = tokenizer.pad_token_id
-    auto: Any = AutoModelForImageTextToText
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        auto = AutoModelForCausalLM
+    auto: Any = AutoModelForCausalLM
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        auto = AutoModelForImageTextToText
     with torch.device("meta"):
         if (size := num_parameters(auto.from_config(config))) > LARGEST:
             raise ValueError(f"{size:,} parameters at the least")
@@ -203,6 +203,8 @@ def compared(step: str, place: Path, base: Path, rows: list[dict[str, list[int]]
     if step == "reward":
         loss, norm = plain_pairs(place, base)
     else:
+        if step != "lora":
+            require_same_parts(place / "first", base)
         labels = [row["input_ids"] if step == "pretrain" else row["labels"] for row in rows]
         model = plain_model(place / "first", base)
         loss, norm = plain_loss(model, [row["input_ids"] for row in rows], labels)
@@ -235,6 +237,24 @@ def loaded(folder: Path) -> PreTrainedModel:
     )
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     return model
+
+
+def require_same_parts(folder: Path, base: Path) -> None:
+    """Raise AssertionError unless a folder is of the base's class, and what is beside its text model is the base's."""
+    before, after = loaded(base), loaded(folder)
+    assert type(before) is type(after), (type(before), type(after))
+    if before.config.get_text_config() is before.config:
+        return
+    text = {id(parameter) for part in text_parts(after) for parameter in part.parameters()}
+    own = dict(before.named_parameters())
+    beside = {name: parameter for name, parameter in after.named_parameters() if id(parameter) not in text}
+    changed = [name for name, parameter in beside.items() if not torch.equal(parameter, own[name])]
+    assert not changed, f"{len(changed)} of {len(beside)} weights beside the text model changed, {changed[0]} is one"
+
+
+def text_parts(model: PreTrainedModel) -> list[nn.Module]:
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    return [part for part in parts if part is not None]
 
 
 def plain_loss(model: nn.Module, ids: list[list[int]], labels: list[list[int]]) -> tuple[float, float]:

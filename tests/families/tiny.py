@@ -9,7 +9,6 @@ fields that the rule cannot know are in EXCEPTIONS, each with its reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,13 +27,22 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"vocab_size_per_layer_input", "vocab"),
     (r"vocab_size|n_vocab|text_vocab_size", "vocab"),
     (r"(text_)?(hidden_size|d_model|n_embd|embed_dim|dim|model_dim|n_embed|embedding_size|word_embed_proj_dim)", WIDTH),
-    (r"(hidden_dim|projection_dim|out_hidden_size|output_hidden_size|proj_dim|vision_output_dim|lm_hidden_size)", WIDTH),
-    (r"(mm_|projector_|connector_|qformer_|image_|audio_|encoder_)?(hidden_size|hidden_dim|embed_dim|embedding_dim)", WIDTH),
+    (
+        r"(hidden_dim|projection_dim|out_hidden_size|output_hidden_size|proj_dim|vision_output_dim|lm_hidden_size)",
+        WIDTH,
+    ),
+    (
+        r"(mm_|projector_|connector_|qformer_|image_|audio_|encoder_)?(hidden_size|hidden_dim|embed_dim|embedding_dim)",
+        WIDTH,
+    ),
     (r"num_hidden_layers|n_layers?|num_layers|n_blocks|encoder_layers|decoder_layers|depth|num_blocks", LAYERS),
     (r"num_(encoder|decoder|vision|global|conv|block|text|qformer)_(hidden_)?(layers|blocks)", LAYERS),
     (r"num_(local_|attention_|attn_)?kv_heads|num_key_value_heads|n_head_kv|num_global_key_value_heads", KV_HEADS),
     (r"(num_attention_heads|n_heads?|num_heads|encoder_attention_heads|decoder_attention_heads)", HEADS),
-    (r"(attention_)?head_dim|head_size|v_head_dim|d_kv|kv_channels|global_head_dim|attention_head_size|d_head", HEAD_DIM),
+    (
+        r"(attention_)?head_dim|head_size|v_head_dim|d_kv|kv_channels|global_head_dim|attention_head_size|d_head",
+        HEAD_DIM,
+    ),
     (r"swa_head_dim|swa_v_head_dim|index_head_dim|linear_(key|value)_head_dim", HEAD_DIM),
     (r"qk_nope_head_dim|qk_rope_head_dim|rotary_dim|mamba_d_head|mamba_head_dim|time_step_rank|mamba_dt_rank", 8),
     (r"qk_head_dim", 16),
@@ -42,11 +50,17 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"moe_intermediate_size|expert_intermediate_size|.*expert_ffn_hidden_size|moe_.*_size", 32),
     (r".*(intermediate_size|ffn_dim|ffn_hidden_size|inner_dim|n_inner|d_ff|mlp_dim|mlp_hidden_size|mlp_size)", INNER),
     (r"(num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts)", EXPERTS),
-    (r"(num_experts_per_tok(en)?|top_k_experts|moe_topk|moe_top_k|moe_k|num_selected_experts|experts_per_tok(en)?)", CHOSEN),
+    (
+        r"(num_experts_per_tok(en)?|top_k_experts|moe_topk|moe_top_k|moe_k|num_selected_experts|experts_per_tok(en)?)",
+        CHOSEN,
+    ),
     (r"(n_shared_experts|num_shared_experts|moe_num_shared_experts|n_group|topk_group|num_expert_groups?)", 1),
     (r"first_k_dense_replace|moe_layer_start_index|num_dense_layers", 1),
     (r"num_kv_shared_layers", 0),
-    (r"max_position_embeddings|n_positions|max_seq_len|max_sequence_length|n_ctx|original_max_position_embeddings", POSITIONS),
+    (
+        r"max_position_embeddings|n_positions|max_seq_len|max_sequence_length|n_ctx|original_max_position_embeddings",
+        POSITIONS,
+    ),
     (r".*(sliding_window|window_size)|attention_chunk_size|local_attention|sliding_window_size", WINDOW),
     (r"mamba_n_heads|mamba_num_heads|linear_num_value_heads|n_mamba_heads", 8),
     (r"linear_num_key_heads|mamba_n_groups|n_groups|mamba_ngroups|index_n_heads", 2),
@@ -70,18 +84,29 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "ctrl": {"dff": INNER},
     "cpmant": {"dim_ff": INNER},
     "dbrx": {
-        "attn_config": {"kv_n_heads": KV_HEADS, "clip_qkv": 8, "rope_theta": 1e4},  # a part without the default of theta
+        "attn_config": {
+            "kv_n_heads": KV_HEADS,
+            "clip_qkv": 8,
+            "rope_theta": 1e4,
+        },  # theta has no default
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": EXPERTS, "moe_top_k": CHOSEN},
     },
     "cohere_compass_text": {
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
-                            for kind in ("full_attention", "sliding_attention")},  # None by default
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+            for kind in ("full_attention", "sliding_attention")
+        },  # None by default
     },
     "dots1": {"n_routed_experts": EXPERTS, "num_experts_per_tok": CHOSEN},
     "dots3_note_text": {"num_key_value_heads": HEADS, "head_dim": 16},  # it has no grouped queries
     "gemma3n_text": {"intermediate_size": INNER, "activation_sparsity_pattern": [0.95, 0.0]},  # of 35
-    "qwen4_exp_text": {"indexer_n_heads": HEADS, "indexer_kv_heads": 1, "indexer_head_dim": HEAD_DIM,
-                       "indexer_budget": 64, "indexer_compress_ratio": 4},
+    "qwen4_exp_text": {
+        "indexer_n_heads": HEADS,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": HEAD_DIM,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+    },
     "glm5_next_text": {"num_key_value_heads": HEADS},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},  # a list of layers by another form
     "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},  # no default
@@ -97,8 +122,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_yarn": (
         "llama",
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                             "original_max_position_embeddings": 32}},
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
     ),
     "mistral_windows": ("mistral", {"sliding_window": WINDOW}),
     "qwen2_windows": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
@@ -110,9 +141,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_alibi": ("falcon", {"alibi": True}),
     "phi3_longrope": (
         "phi3",
-        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8,
-                             "long_factor": [4.0] * 8, "original_max_position_embeddings": 16},
-         "original_max_position_embeddings": 16},
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 8,
+                "long_factor": [4.0] * 8,
+                "original_max_position_embeddings": 16,
+            },
+            "original_max_position_embeddings": 16,
+        },
     ),
 }
 """Name -> model type, and fields that turn on what its default leaves off."""
@@ -148,9 +186,11 @@ def shrunk(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
             found[name] = type(value)(0)
         elif isinstance(value, int) and (size := _size(name)) is not None:
             found[name] = vocab_size if size == "vocab" else size
-        elif name.endswith("_token_id") or name.endswith("_token_index"):
+        elif name.endswith(("_token_id", "_token_index")):
             if isinstance(value, int):
                 found[name] = value % vocab_size
+    if isinstance(own.get("rope_parameters"), dict):
+        found["rope_parameters"] = _short_sections(own["rope_parameters"])
     layers = [name for name in LAYER_LISTS if isinstance(own.get(name), (list, tuple)) and own[name]]
     if layers:
         kinds = _few_of_each(own[layers[0]])
@@ -158,6 +198,15 @@ def shrunk(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
             found[name] = [own[name][i] for i in kinds]
         found["num_hidden_layers"] = len(kinds)
     return found
+
+
+def _short_sections(rope: dict[str, Any]) -> dict[str, Any]:
+    """RoPE in which the sections of text, height and width fit the width of a head."""
+    if "mrope_section" not in rope:
+        return {name: _short_sections(part) if isinstance(part, dict) else part for name, part in rope.items()}
+    num_angles = int(HEAD_DIM * (rope.get("partial_rotary_factor") or 1.0)) // 2
+    third = num_angles // 3
+    return rope | {"mrope_section": [num_angles - 2 * third, third, third]}
 
 
 def _size(name: str) -> Any:

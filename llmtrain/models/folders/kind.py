@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from llmtrain.models.heads.score import SCORE
 
@@ -15,7 +24,7 @@ from llmtrain.models.heads.score import SCORE
 class ModelKind:
     """What differs between the folders of two kinds of model; all else is shared."""
 
-    auto_class: Any  # transformers' loader
+    auto_class: Callable[[PreTrainedConfig], Any]  # the loader of a folder's model, by its configuration
     task_type: str  # peft's word for it
     pipeline: str  # the hub's word for it
     noun: str
@@ -26,8 +35,21 @@ class ModelKind:
     adapter_code: str  # loads an adapter on its base
 
 
+def language_class(shape: PreTrainedConfig) -> Any:
+    """The class of transformers that loads a language model as what it is: one of images and text, or of text alone.
+
+    Some configurations have both, and `architectures` says which it was saved as.
+    """
+    if type(shape) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        found = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(shape)]
+        names = {cls.__name__ for cls in (found if isinstance(found, tuple) else (found,))}
+        if type(shape) not in MODEL_FOR_CAUSAL_LM_MAPPING or names & set(shape.architectures or ()):
+            return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
 LANGUAGE = ModelKind(
-    auto_class=AutoModelForCausalLM,
+    auto_class=language_class,
     task_type="CAUSAL_LM",
     pipeline="text-generation",
     noun="causal language model",
@@ -52,7 +74,7 @@ text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()  # up to
 score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0, 0]"""
 
 REWARD = ModelKind(
-    auto_class=AutoModelForSequenceClassification,
+    auto_class=lambda shape: AutoModelForSequenceClassification,
     task_type="SEQ_CLS",
     pipeline="text-classification",
     noun="reward model",

@@ -29,7 +29,7 @@ from llmtrain.models.folders.files import (
 )
 from llmtrain.models.folders.given import is_adapter, model_folder
 from llmtrain.models.folders.kind import REWARD
-from llmtrain.models.folders.model import no_progress_bar
+from llmtrain.models.folders.skeleton import no_progress_bar
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.system.files import one_line

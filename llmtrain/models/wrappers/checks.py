@@ -22,6 +22,7 @@ from llmtrain.models.adapters.quantized import fp32_arithmetic
 from llmtrain.models.attention import ATTENTION, sharing_obstacle
 from llmtrain.models.heads.head import is_projection
 from llmtrain.models.heads.score import SCORE
+from llmtrain.models.text_part import special_token_ids
 from llmtrain.models.trunk import Documents, pack_inputs, run_model, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.reward_model import RewardModel
@@ -100,10 +101,11 @@ def _probe(model: PreTrainedModel, max_seq_len: int, device: torch.device) -> Do
 
 
 def _tokens(model: PreTrainedModel, count: int) -> Int[Tensor, " tokens"]:
-    """Pseudo-random tokens, none of them padding, without touching torch's global generator."""
-    vocab_size, padding = model.config.vocab_size, model.config.pad_token_id
-    ids = torch.randint(vocab_size, (count,), generator=torch.Generator().manual_seed(0))
-    return ids if padding is None else ids.where(ids != padding, (padding + 1) % vocab_size)
+    """Pseudo-random tokens, none of them padding or an image, without touching torch's global generator."""
+    special = special_token_ids(model.config)
+    plain = [id_ for id_ in range(model.config.get_text_config().vocab_size) if id_ not in special]
+    drawn = torch.randint(len(plain), (count,), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(plain)[drawn]
 
 
 def _check_packs(
