@@ -26,6 +26,8 @@ from tiny_chat import CHATML
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
@@ -33,6 +35,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from llmtrain.models.folders.reward import open_classifier
 
 VOCAB = 272  # of 260 tokens
 SPREAD = 0.15  # of every matrix, so that a model of width 64 doesn't answer everything alike
@@ -273,6 +277,8 @@ def plain_pairs(place: Path, base: Path) -> tuple[float, float]:
     """The loss of pairs by a reward model in plain transformers, and the norm of its gradient."""
     folder = place / "first"
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if type(AutoConfig.from_pretrained(folder)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        open_classifier(folder)  # which makes it known to transformers
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32
     ).train()

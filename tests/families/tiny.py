@@ -190,7 +190,7 @@ def shrunk(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
             if isinstance(value, int):
                 found[name] = value % vocab_size
     if isinstance(own.get("rope_parameters"), dict):
-        found["rope_parameters"] = _short_sections(own["rope_parameters"])
+        found["rope_parameters"] = _short_sections(own["rope_parameters"], "vl_text" in config.model_type)
     layers = [name for name in LAYER_LISTS if isinstance(own.get(name), (list, tuple)) and own[name]]
     if layers:
         kinds = _few_of_each(own[layers[0]])
@@ -200,10 +200,10 @@ def shrunk(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
     return found
 
 
-def _short_sections(rope: dict[str, Any]) -> dict[str, Any]:
+def _short_sections(rope: dict[str, Any], has_sections: bool) -> dict[str, Any]:
     """RoPE in which the sections of text, height and width fit the width of a head."""
-    if "mrope_section" not in rope:
-        return {name: _short_sections(part) if isinstance(part, dict) else part for name, part in rope.items()}
+    if "mrope_section" not in rope and not has_sections:
+        return {name: _short_sections(part, False) if isinstance(part, dict) else part for name, part in rope.items()}
     num_angles = int(HEAD_DIM * (rope.get("partial_rotary_factor") or 1.0)) // 2
     third = num_angles // 3
     return rope | {"mrope_section": [num_angles - 2 * third, third, third]}

@@ -190,6 +190,8 @@ def _open_base(
             shape = options.get("config") or AutoConfig.from_pretrained(
                 found.path, revision=found.revision, trust_remote_code=trust_remote_code
             )
+            if not kind.generates:
+                shape.num_labels, shape.get_text_config().pad_token_id = 1, options["pad_token_id"]
             model: PreTrainedModel = kind.auto_class(shape).from_pretrained(
                 found.path, trust_remote_code=trust_remote_code, **options
             )

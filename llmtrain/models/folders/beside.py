@@ -15,8 +15,8 @@ from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
 from llmtrain.models.folders.bases import Base, innermost
+from llmtrain.models.folders.classes import language_class
 from llmtrain.models.folders.given import given_folder
-from llmtrain.models.folders.kind import language_class
 from llmtrain.models.folders.origin import Origin
 from llmtrain.system.files import one_line
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from llmtrain.models.folders.classes import language_class, reward_class, scores_here_only
 from llmtrain.models.heads.score import SCORE
 
 
@@ -33,19 +26,6 @@ class ModelKind:
     dtype: torch.dtype | str  # of a base that is opened; "auto": the one that it is stored in
     code: str  # loads a model, for its card
     adapter_code: str  # loads an adapter on its base
-
-
-def language_class(shape: PreTrainedConfig) -> Any:
-    """The class of transformers that loads a language model as what it is: one of images and text, or of text alone.
-
-    Some configurations have both, and `architectures` says which it was saved as.
-    """
-    if type(shape) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        found = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(shape)]
-        names = {cls.__name__ for cls in (found if isinstance(found, tuple) else (found,))}
-        if type(shape) not in MODEL_FOR_CAUSAL_LM_MAPPING or names & set(shape.architectures or ()):
-            return AutoModelForImageTextToText
-    return AutoModelForCausalLM
 
 
 LANGUAGE = ModelKind(
@@ -74,7 +54,7 @@ text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()  # up to
 score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0, 0]"""
 
 REWARD = ModelKind(
-    auto_class=lambda shape: AutoModelForSequenceClassification,
+    auto_class=reward_class,
     task_type="SEQ_CLS",
     pipeline="text-classification",
     noun="reward model",
@@ -95,6 +75,35 @@ model = AutoPeftModelForSequenceClassification.from_pretrained(
     "PATH", num_labels=1, pad_token_id=tokenizer.pad_token_id
 ){SCORING}""",
 )
+
+
+SCORED_HERE = """\
+from pathlib import Path
+
+from llmtrain.models.folders.reward import open_classifier
+
+found = open_classifier(Path("PATH"))  # transformers has no class for a reward model of this family
+model, tokenizer = found.model, found.tokenizer"""
+
+
+def as_described(kind: ModelKind, shape: PreTrainedConfig) -> ModelKind:
+    """A kind with the code that loads a folder of this configuration."""
+    if not kind.generates:
+        code = f"{SCORED_HERE}{SCORING}"
+        return replace(kind, code=code, adapter_code=code) if scores_here_only(shape) else kind
+    plain, own = "AutoModelForCausalLM", language_class(shape).__name__
+    if own == plain:
+        return kind
+    base = f"model = {own}.from_pretrained(config.base_model_name_or_path)"
+    adapter_code = f"""\
+from peft import PeftConfig, PeftModel
+from transformers import {own}, AutoTokenizer
+
+config = PeftConfig.from_pretrained("PATH")
+{base}
+model = PeftModel.from_pretrained(model, "PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")"""
+    return replace(kind, code=kind.code.replace(plain, own), adapter_code=adapter_code)
 
 
 def kind_of_adapter(task_type: str | None) -> ModelKind:

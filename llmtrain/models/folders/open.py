@@ -13,10 +13,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from llmtrain.models.folders.classes import language_class
 from llmtrain.models.folders.files import load_fault, require_readable
 from llmtrain.models.folders.generation import read_generation
 from llmtrain.models.folders.given import given_folder, is_adapter
-from llmtrain.models.folders.kind import LANGUAGE, language_class
+from llmtrain.models.folders.kind import LANGUAGE
 
 
 def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
