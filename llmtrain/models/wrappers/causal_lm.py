@@ -14,7 +14,7 @@ from llmtrain.models.heads.cross_entropy import logits_loss
 from llmtrain.models.heads.head import output_head, put_head
 from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.trunk import pack_inputs, run_model, run_trunk
-from llmtrain.models.wrappers.neftune import add_noise
+from llmtrain.models.wrappers.neftune import noisy_embeddings
 from llmtrain.protocols import LossOptions, ParamKind, TokenLoss, TrainedModule
 from llmtrain.system.device import AttentionKernel
 
@@ -49,15 +49,15 @@ class CausalLMLoss(TrainedModule):
         """Losses summed over the batch's trained tokens by their weights; zero, but attached to every parameter, if
         there are none."""
         inputs = pack_inputs(batch, self.kernel)
-        if self.neftune_alpha is not None and self.training:
-            embedded = self.model.get_input_embeddings()(inputs.pop("input_ids"))
-            inputs["inputs_embeds"] = add_noise(embedded, batch.segment_lengths, self.neftune_alpha)
         labels, weights, selected = batch.labels, batch.label_weights, None
         if batch.num_trained < labels.numel():
             selected = (labels != IGNORE_INDEX).nonzero()[:, 0]
             labels, weights = labels[selected], None if weights is None else weights[selected]
+        with noisy_embeddings(self.model, batch.segment_lengths, self.neftune_alpha if self.training else None):
+            if self.whole_logits:
+                logits = run_model(self.model, inputs)
+            else:
+                hidden = run_trunk(self.model.base_model, inputs)
         if self.whole_logits:
-            logits = run_model(self.model, inputs)
             return logits_loss(logits if selected is None else logits[selected], labels, options, weights)
-        hidden = run_trunk(self.model.base_model, inputs)
         return output_head(self.model).loss(hidden if selected is None else hidden[selected], labels, options, weights)
