@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,9 +28,10 @@ from llmtrain.models.folders.bases import innermost
 from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
-from llmtrain.models.folders.model import skeleton
+from llmtrain.models.folders.skeleton import skeleton
 from llmtrain.models.paths.path import can_switch
 from llmtrain.models.presets import preset_fields
+from llmtrain.models.text_part import freeze_other_parts
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
 from llmtrain.system.paths import is_local
@@ -102,7 +102,7 @@ def load_model(
     _check(shape, tokenizer, max_seq_len)
     _set_dropout(shape, config.dropout)
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(shape, attn_implementation=_attention(shape), dtype=torch.float32)
+    return LANGUAGE.auto_class(shape).from_config(shape, attn_implementation=_attention(shape), dtype=torch.float32)
 
 
 def load_pretrained(
@@ -143,6 +143,8 @@ def load_pretrained(
         model = _loaded(config, shape)
     if new_token_ids:
         _make_rows(model, new_token_ids)
+    if num_frozen := freeze_other_parts(model):
+        report(f"{shape.model_type}: the text model is trained; {num_frozen:,} weights beside it stay as they are")
     return model
 
 
@@ -156,7 +158,7 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
             "device_map": {"": torch.cuda.current_device()},
         }
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = LANGUAGE.auto_class(shape).from_pretrained(
             config.path,
             config=shape,
             revision=config.revision,
@@ -226,7 +228,9 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
                 f"{key}: model.path={config.path} is an adapter, which is added into its base as it is: "
                 f"`llmtrain merge {config.path} OUTPUT` first, and give OUTPUT"
             )
-        shape.vocab_size = max(shape.vocab_size, len(AutoTokenizer.from_pretrained(Path(config.path).expanduser())))
+        num_tokens = len(AutoTokenizer.from_pretrained(Path(config.path).expanduser()))
+        text = shape.get_text_config()
+        text.vocab_size = max(text.vocab_size, num_tokens)
     return shape
 
 
@@ -275,7 +279,7 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
 def _check(
     shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int, new_token_ids: Sequence[int] = ()
 ) -> None:
-    num_rows = max([shape.vocab_size, *(token_id + 1 for token_id in new_token_ids)])
+    num_rows = max([shape.get_text_config().vocab_size, *(token_id + 1 for token_id in new_token_ids)])
     _check_vocabulary(tokenizer, num_rows, "take the model's own tokenizer")
     positions = num_positions(shape)
     if positions is not None and max_seq_len > positions:
@@ -293,7 +297,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, fix: 
 @torch.no_grad()
 def _make_rows(model: PreTrainedModel, new_token_ids: Sequence[int]) -> None:
     """Rows of the embedding and the head for new tokens, each the mean of the rows of the tokens before them."""
-    if max(new_token_ids) >= model.config.vocab_size:
+    if max(new_token_ids) >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(max(new_token_ids) + 1, mean_resizing=False)
     num_known = min(new_token_ids)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -305,8 +309,9 @@ def _set_dropout(shape: PreTrainedConfig, dropout: float | None) -> None:
     """Write the dropout that was asked for into every field that means it. Raises ValueError if there is none."""
     if dropout is None:
         return
-    present = [name for name in DROPOUT_FIELDS if name in shape.to_dict()]
+    text = shape.get_text_config()
+    present = [name for name in DROPOUT_FIELDS if name in text.to_dict()]
     if dropout and not present:
         raise ValueError(f"model.dropout={dropout}: {shape.model_type} has no dropout")
     for name in present:
-        setattr(shape, name, dropout)
+        setattr(text, name, dropout)

@@ -134,5 +134,5 @@ class Blending(LlamaForCausalLM):
 
 def test_a_model_that_no_path_computes_is_refused_by_name() -> None:
     model = Blending._from_config(AutoConfig.for_model("llama", **SMALL), attn_implementation=ATTENTION)
-    with pytest.raises(ValueError, match="llama: neither packs nor rows .* alone .outputs differ"):
+    with pytest.raises(ValueError, match=r"llama: neither packs nor rows .* alone .outputs differ"):
         wrap_causal_lm(model, "segments", 64, CPU)

@@ -18,7 +18,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from llmtrain.models.adapters.base import HASH_DIGITS, base_facts
@@ -31,15 +31,10 @@ from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, TR
 from llmtrain.models.folders.generation import generation_config, read_generation
 from llmtrain.models.folders.given import is_adapter
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind, kind_of_adapter, load_options
-from llmtrain.models.folders.model import (
-    WRAPPER_PREFIX,
-    ExportSpec,
-    no_progress_bar,
-    save_tokenizer,
-    skeleton,
-)
+from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, save_tokenizer
 from llmtrain.models.folders.origin import read_base
 from llmtrain.models.folders.saved_dtype import saved_dtype
+from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.system.files import one_line
 
 PEFT_PREFIX = "base_model.model."
@@ -168,7 +163,7 @@ def open_adapter(
     kind = kind_of_adapter(config.task_type)
     model = _open_base(adapter_folder, found, kind, trust_remote_code, **load_options(kind, tokenizer), **loading)
     _check_base(adapter_folder, found.path, config, model)
-    if len(tokenizer) > model.config.vocab_size:
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
         with expected_warnings():
@@ -192,7 +187,12 @@ def _open_base(
     options = {"dtype": kind.dtype, "revision": found.revision} | loading
     try:
         with no_progress_bar(), _quiet(kind):
-            model: PreTrainedModel = kind.auto_class.from_pretrained(
+            shape = options.get("config") or AutoConfig.from_pretrained(
+                found.path, revision=found.revision, trust_remote_code=trust_remote_code
+            )
+            if not kind.generates:
+                shape.num_labels, shape.get_text_config().pad_token_id = 1, options["pad_token_id"]
+            model: PreTrainedModel = kind.auto_class(shape).from_pretrained(
                 found.path, trust_remote_code=trust_remote_code, **options
             )
     except (OSError, ValueError) as error:

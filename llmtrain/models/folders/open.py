@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from llmtrain.models.folders.classes import language_class
 from llmtrain.models.folders.files import load_fault, require_readable
 from llmtrain.models.folders.generation import read_generation
 from llmtrain.models.folders.given import given_folder, is_adapter
@@ -40,7 +41,8 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             if (generation := read_generation(folder)) is not None:  # peft takes the base's: no tuned end of turn
                 model.generation_config = model.get_base_model().generation_config = generation
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else place)
+            source = folder if folder.is_dir() else place
+            model = language_class(AutoConfig.from_pretrained(source)).from_pretrained(source)
         model = model.to(_device()).eval()
         first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         model.generate(input_ids=first, max_new_tokens=1, do_sample=False)  # where some fields are read first

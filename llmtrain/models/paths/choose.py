@@ -22,6 +22,7 @@ from llmtrain.models.paths.leaks import leaking_class
 from llmtrain.models.paths.path import Path, can_switch
 from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
 from llmtrain.models.paths.small import small_copy
+from llmtrain.models.text_part import special_token_ids
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs
 from llmtrain.system.device import AttentionKernel
 from llmtrain.system.files import one_line
@@ -158,11 +159,11 @@ class Trial:
 
 
 def pseudo_random(model: PreTrainedModel, count: int, seed: int = 0) -> Int[Tensor, " tokens"]:
-    """Pseudo-random tokens, none of them padding, without touching torch's global generator."""
-    text = model.config.get_text_config()
-    ids = torch.randint(text.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
-    padding = text.to_dict().get("pad_token_id")
-    return (ids if padding is None else ids.where(ids != padding, (padding + 1) % text.vocab_size)).to(model.device)
+    """Pseudo-random tokens, none of them padding or an image, without touching torch's global generator."""
+    special = special_token_ids(model.config)
+    plain = [id_ for id_ in range(model.config.get_text_config().vocab_size) if id_ not in special]
+    drawn = torch.randint(len(plain), (count,), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(plain)[drawn].to(model.device)
 
 
 def _with_gradients(model: nn.Module, run: Callable[[], Tensor]) -> Reference:

@@ -16,7 +16,7 @@ from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.paths.path import Path
 from llmtrain.models.paths.rows import Rows
 from llmtrain.models.trunk import pack_inputs, run_model, run_trunk
-from llmtrain.models.wrappers.neftune import add_noise
+from llmtrain.models.wrappers.neftune import noisy_embeddings
 from llmtrain.protocols import LossOptions, ParamKind, TokenLoss, TrainedModule
 from llmtrain.system.device import AttentionKernel
 
@@ -55,17 +55,17 @@ class CausalLMLoss(TrainedModule):
         """Losses summed over the batch's trained tokens by their weights; zero, but attached to every parameter, if
         there are none."""
         inputs = pack_inputs(batch, self.kernel)
-        if self.neftune_alpha is not None and self.training:
-            if isinstance(inputs, Rows):
-                raise ValueError(f"model.neftune_alpha: needs documents in packs, but {self.path.line}: leave it out")
-            embedded = self.model.get_input_embeddings()(inputs.pop("input_ids"))
-            inputs["inputs_embeds"] = add_noise(embedded, batch.segment_lengths, self.neftune_alpha)
+        if self.neftune_alpha is not None and self.training and isinstance(inputs, Rows):
+            raise ValueError(f"model.neftune_alpha: needs documents in packs, but {self.path.line}: leave it out")
         labels, weights, selected = batch.labels, batch.label_weights, None
         if batch.num_trained < labels.numel():
             selected = (labels != IGNORE_INDEX).nonzero()[:, 0]
             labels, weights = labels[selected], None if weights is None else weights[selected]
+        with noisy_embeddings(self.model, batch.segment_lengths, self.neftune_alpha if self.training else None):
+            if self.whole_logits:
+                logits = run_model(self.model, inputs)
+            else:
+                hidden = run_trunk(self.model.base_model, inputs)
         if self.whole_logits:
-            logits = run_model(self.model, inputs)
             return logits_loss(logits if selected is None else logits[selected], labels, options, weights)
-        hidden = run_trunk(self.model.base_model, inputs)
         return output_head(self.model).loss(hidden if selected is None else hidden[selected], labels, options, weights)
