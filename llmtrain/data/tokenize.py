@@ -6,6 +6,7 @@ EOS at the end where there is one. Text that spells a special token stays text.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
 
 from llmtrain.data.ledger import Split
 from llmtrain.data.sources.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
@@ -67,7 +69,22 @@ def load_tokenizer(
             f"{key}={path}: {type(tokenizer).__name__} is not run by the `tokenizers` library; "
             "convert it to a tokenizer.json first"
         )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _processor_template(str(local) if local.is_dir() else path, revision)
     return tokenizer
+
+
+def _processor_template(path: str, revision: str | None) -> str | None:
+    """The chat template of a processor of images and text, which older folders keep in a file of its own."""
+    found = cached_file(
+        path,
+        "chat_template.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    template = None if found is None else json.loads(Path(found).read_text(encoding="utf-8")).get("chat_template")
+    return template if isinstance(template, str) else None
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

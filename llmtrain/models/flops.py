@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmtrain.models.adapters.quantized import num_weights
+from llmtrain.models.text_part import text_modules
 from llmtrain.protocols import Counts
 
 
@@ -36,18 +37,20 @@ def training_flops(model: PreTrainedModel) -> TrainingFlops:
     counts nothing, unless its weight is also the output head's.
     """
     head = model.get_output_embeddings()
-    multiplying = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    parts = [module for part in text_modules(model) for module in part.modules()]
+    multiplying = [module for module in parts if not isinstance(module, nn.Embedding)]
     weights = {id(weight): weight for module in multiplying for weight in module.parameters(recurse=False)}
     flops = {
         identity: float((6 if weight.requires_grad else 4) * num_weights(weight))
         for identity, weight in weights.items()
     }
     of_head = 0.0 if head is None else flops.pop(id(head.weight))
-    width = _field(model.config, "num_attention_heads") * head_dim(model.config)
+    text = model.config.get_text_config()
+    width = _field(text, "num_attention_heads") * head_dim(text)
     return TrainingFlops(
         per_token=sum(flops.values()),
         per_trained_token=of_head,
-        per_attended_token=12.0 * _field(model.config, "num_hidden_layers") * width,
+        per_attended_token=12.0 * _field(text, "num_hidden_layers") * width,
     )
 
 

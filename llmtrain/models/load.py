@@ -1,4 +1,4 @@
-"""A model from a configuration, or from a checkpoint: any dense causal LM that `transformers` has."""
+"""A model from a configuration, or from a checkpoint: any causal LM that `transformers` has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -31,9 +30,11 @@ from llmtrain.models.folders.files import is_other_shapes, load_fault, require_r
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.known_base import require_base
-from llmtrain.models.folders.model import skeleton
 from llmtrain.models.folders.saved_dtype import differing_dtype
+from llmtrain.models.folders.skeleton import skeleton
+from llmtrain.models.paths.path import can_switch
 from llmtrain.models.presets import preset_fields
+from llmtrain.models.text_part import freeze_other_parts
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
 from llmtrain.system.paths import is_local
@@ -52,7 +53,6 @@ LOAD_ERRORS = (
     TypeError,
     ValueError,
 )
-EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 DROPOUT_FIELDS = (
     "activation_dropout",
     "attention_probs_dropout_prob",
@@ -106,8 +106,8 @@ def load_model(
     """The model of a run, in fp32, with document attention: new and initialised from `seed`, or continued.
 
     `new_token_ids`, of a continued model, as for `load_pretrained`. Raises ValueError for a preset, architecture or
-    field that does not exist, a mixture of experts, a model with a smaller vocabulary than the tokenizer's, or with
-    fewer positions than `max_seq_len`.
+    field that does not exist, a model with a smaller vocabulary than the tokenizer's, or with fewer positions than
+    `max_seq_len`.
     """
     if config.path is not None:
         return load_pretrained(config, tokenizer, max_seq_len=max_seq_len, new_token_ids=new_token_ids, report=report)
@@ -115,12 +115,7 @@ def load_model(
     _check(shape, tokenizer, max_seq_len)
     _set_dropout(shape, config.dropout)
     torch.manual_seed(seed)
-    try:
-        return AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION, dtype=torch.float32)
-    except KeyError:  # how architectures with a table of their own attentions fail
-        raise ValueError(
-            f"{shape.model_type} does not go through transformers' attention interface: not supported"
-        ) from None
+    return LANGUAGE.auto_class(shape).from_config(shape, attn_implementation=_attention(shape), dtype=torch.float32)
 
 
 def load_pretrained(
@@ -154,7 +149,11 @@ def load_pretrained(
         base = _saved_config(config)
         _set_dropout(base, config.dropout)
         model = open_merged(
-            folder, config.trust_remote_code, config=base, attn_implementation=ATTENTION, dtype=torch.float32
+            folder,
+            config.trust_remote_code,
+            config=base,
+            attn_implementation=_attention(base, config.trust_remote_code),
+            dtype=torch.float32,
         )
     else:
         model = _loaded(config, shape)
@@ -166,6 +165,8 @@ def load_pretrained(
             report(doubt)
     if new_token_ids:
         _make_rows(model, new_token_ids)
+    if num_frozen := freeze_other_parts(model):
+        report(f"{shape.model_type}: the text model is trained; {num_frozen:,} weights beside it stay as they are")
     return model
 
 
@@ -181,12 +182,12 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
     elif stored_form(shape) is not None:
         placement = as_stored(shape, f"model.path={config.path}")
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = LANGUAGE.auto_class(shape).from_pretrained(
             config.path,
             config=shape,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
-            attn_implementation=ATTENTION,
+            attn_implementation=_attention(shape, config.trust_remote_code),
             **placement,
         )
     except LOAD_ERRORS as error:
@@ -195,6 +196,14 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
         raise ValueError(f"model.path={config.path}: {load_fault(error)}") from None
     keep_layout(model)
     return model
+
+
+def _attention(shape: PreTrainedConfig, trust_remote_code: bool = False) -> str:
+    """What a model's attention is loaded as: ours, or `transformers`' own for one that has it built in."""
+    model = skeleton(shape, LANGUAGE, torch.float32, trust_remote_code)
+    if can_switch(model):
+        return ATTENTION
+    return "sdpa" if model._supports_sdpa else "eager"
 
 
 def require_fit(
@@ -248,7 +257,9 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
                 f"`llmtrain merge {config.path} OUTPUT` first, and give OUTPUT"
             )
         vars(shape).pop("quantization_config", None)  # it is added into the values of the 4 bits
-        shape.vocab_size = max(shape.vocab_size, len(AutoTokenizer.from_pretrained(Path(config.path).expanduser())))
+        num_tokens = len(AutoTokenizer.from_pretrained(Path(config.path).expanduser()))
+        text = shape.get_text_config()
+        text.vocab_size = max(text.vocab_size, num_tokens)
     return shape
 
 
@@ -310,14 +321,7 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
 def _check(
     shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_seq_len: int, new_token_ids: Sequence[int] = ()
 ) -> None:
-    values = shape.to_dict()
-    nested = [values, *(value for value in values.values() if isinstance(value, dict))]
-    if experts := [part[name] for part in nested for name in EXPERT_FIELDS if (part.get(name) or 0) > 1]:
-        raise ValueError(
-            f"{shape.model_type} is a mixture of {experts[0]} experts, which is not supported yet: "
-            "its balance loss would be missing"
-        )
-    num_rows = max([shape.vocab_size, *(token_id + 1 for token_id in new_token_ids)])
+    num_rows = max([shape.get_text_config().vocab_size, *(token_id + 1 for token_id in new_token_ids)])
     _check_vocabulary(tokenizer, num_rows, "take the model's own tokenizer")
     positions = num_positions(shape)
     if positions is not None and max_seq_len > positions:
@@ -335,7 +339,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, fix: 
 @torch.no_grad()
 def _make_rows(model: PreTrainedModel, new_token_ids: Sequence[int]) -> None:
     """Rows of the embedding and the head for new tokens, each the mean of the rows of the tokens before them."""
-    if max(new_token_ids) >= model.config.vocab_size:
+    if max(new_token_ids) >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(max(new_token_ids) + 1, mean_resizing=False)
     num_known = min(new_token_ids)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -347,8 +351,9 @@ def _set_dropout(shape: PreTrainedConfig, dropout: float | None) -> None:
     """Write the dropout that was asked for into every field that means it. Raises ValueError if there is none."""
     if dropout is None:
         return
-    present = [name for name in DROPOUT_FIELDS if name in shape.to_dict()]
+    text = shape.get_text_config()
+    present = [name for name in DROPOUT_FIELDS if name in text.to_dict()]
     if dropout and not present:
         raise ValueError(f"model.dropout={dropout}: {shape.model_type} has no dropout")
     for name in present:
-        setattr(shape, name, dropout)
+        setattr(text, name, dropout)

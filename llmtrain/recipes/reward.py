@@ -20,7 +20,7 @@ from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.reward import card_verdict
 from llmtrain.models.wrappers.checks import shares_prompts
 from llmtrain.models.wrappers.prepare import prepare_reward_model
-from llmtrain.models.wrappers.reward_model import pooling_pad_id, score_model
+from llmtrain.models.wrappers.reward_model import loading_note, pooling_pad_id, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.recipes.model import (
     CHECKING,
@@ -55,6 +55,8 @@ def _train(run: Run[RewardStageConfig]) -> None:
 
     loaded = load_with_adapter(run, base, chat, REWARD)
     model = score_model(loaded.model, base, pad_token_id=pad_token_id, seed=config.run.seed)
+    if note := loading_note(model.config):
+        runtime.say(note)
     runtime.say(trained_report(run, model))
     facts = start_facts(loaded, model)
     runtime.say(CHECKING)

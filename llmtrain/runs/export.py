@@ -18,6 +18,7 @@ from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.card import CardFacts, model_card
 from llmtrain.models.folders.card_pair import Pair
 from llmtrain.models.folders.files import TRAINING
+from llmtrain.models.folders.kind import as_described
 from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model, push_model
 from llmtrain.runs.folder import LEDGER, package_versions, read_json
 from llmtrain.runs.pair import pair_of
@@ -73,7 +74,7 @@ def export_checkpoint(
             num_parameters=sum(tensor.numel() for tensor in weights.values()),
             chats=spec.tokenizer.chat_template is not None,
             is_adapter=spec.adapter is not None,
-            kind=spec.kind,
+            kind=as_described(spec.kind, spec.shape),
             origin=spec.origin,
             pair=_pair(folder, checkpoint.step),
         )

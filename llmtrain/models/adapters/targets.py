@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmtrain.config.adapter import AdapterConfig
+from llmtrain.models.text_part import text_prefix
 
 ALL_LINEAR = "all-linear"
 LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number among the parts of a name, as peft finds it
@@ -21,13 +22,16 @@ SHOWN_NAMES = 20
 
 def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> str | list[str]:
     """What peft is to take as `target_modules`. Raises ValueError for what matches no linear layer, or the head."""
-    layers = linear_layers(model)
+    prefix = text_prefix(model)
+    layers = {name: module for name, module in linear_layers(model).items() if name.startswith(prefix)}
     inner = {name: module for name, module in layers.items() if module is not head}
     _check_layers(inner, config)
     if config.target == ALL_LINEAR:
+        if prefix:
+            return _inside(prefix, inner, last_parts(inner), config)
         return ALL_LINEAR if config.layers is None else sorted(last_parts(inner))
     if isinstance(config.target, str):
-        _check_expression(dict(model.named_modules()), config.target, head)
+        _check_expression(dict(model.named_modules()), config.target, head, prefix)
         return config.target
     for target in config.target:
         found = [module for name, module in layers.items() if f".{name}".endswith(f".{target}")]
@@ -38,7 +42,20 @@ def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Modul
             )
         if any(module is head for module in found):
             raise ValueError(f"adapter.target={target} is the output head, which takes no adapter: leave it out")
-    return config.target
+    return _inside(prefix, inner, config.target, config) if prefix else config.target
+
+
+def _inside(
+    prefix: str, inner: Mapping[str, nn.Module], targets: Iterable[str], config: AdapterConfig
+) -> str | list[str]:
+    """Layers of these names inside the text model only: other parts, such as a vision tower, may have such names too.
+
+    As one expression, or as whole names where an adapter is for some layers, which peft chooses by names alone.
+    """
+    endings = "|".join(re.escape(target) for target in sorted(targets))
+    if config.layers is None:
+        return rf"{re.escape(prefix)}(.*\.)?({endings})"
+    return sorted(name for name in inner if re.search(rf"\.({endings})$", name))
 
 
 def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
@@ -102,7 +119,7 @@ def _check_layers(linear: Mapping[str, nn.Module], config: AdapterConfig) -> Non
         raise ValueError(f"adapter.layers={missing[0]}: this model has the layers {there[0]} to {there[-1]}")
 
 
-def _check_expression(modules: Mapping[str, nn.Module], expression: str, head: nn.Module | None) -> None:
+def _check_expression(modules: Mapping[str, nn.Module], expression: str, head: nn.Module | None, prefix: str) -> None:
     """Raise ValueError for an expression that covers no linear layer, the head, or anything else."""
     matched = {name: module for name, module in modules.items() if re.fullmatch(expression, name)}
     layers = linear_layers(modules[""])
@@ -115,6 +132,11 @@ def _check_expression(modules: Mapping[str, nn.Module], expression: str, head: n
         )
     if any(module is head for module in found):
         raise ValueError(f"adapter.target={expression} matches the output head, which takes no adapter: leave it out")
+    if outside := next((name for name in matched if not name.startswith(prefix)), None):
+        raise ValueError(
+            f"adapter.target={expression} matches {outside}, which is no part of the text model: begin it with "
+            f"{re.escape(prefix)}"
+        )
     if other := next((name for name in matched if name not in layers), None):
         raise ValueError(f"adapter.target={expression} matches {other}, which is not a linear layer: narrow it")
 

@@ -23,16 +23,17 @@ from llmtrain.protocols import LossOptions, TokenLoss
 
 
 class EmbeddingWithRows(nn.Embedding):
-    """An embedding in which `rows` replace the rows `row_ids`."""
+    """An embedding in which `rows` replace the rows `row_ids`; Gemma's multiplies what it looks up by its `scale`."""
 
     rows: nn.Parameter
     row_ids: Tensor
+    scale: float | None = None
 
     @classmethod
     def of(cls, embedding: nn.Embedding, rows: nn.Parameter, row_ids: Int[Tensor, " rows"]) -> Self:
         """The same matrix with rows."""
         module = cls(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx, device="meta")
-        module.weight = embedding.weight
+        module.weight, module.scale = embedding.weight, _scale(embedding)
         _attach(module, rows, row_ids)
         return module.train(embedding.training)
 
@@ -41,11 +42,12 @@ class EmbeddingWithRows(nn.Embedding):
         is_row = input_ids[..., None] == self.row_ids  # (*batch, rows)
         embedded = super().forward(input_ids)
         rows = nn.functional.embedding(is_row.int().argmax(-1), self.rows).to(embedded.dtype)
-        return torch.where(is_row.any(-1, keepdim=True), rows, embedded)
+        looked_up = torch.where(is_row.any(-1, keepdim=True), rows, embedded)
+        return looked_up if self.scale is None else looked_up * _as_tensor(self.scale, looked_up)
 
 
 class HeadWithRows(Head):
-    """An output projection without bias in which `rows` replace the rows `row_ids`."""
+    """An output projection in which `rows` replace the rows `row_ids`; a bias stays the projection's."""
 
     has_logprobs: ClassVar[bool] = False
 
@@ -70,8 +72,9 @@ class HeadWithRows(Head):
         if labels is not None:
             assert isinstance(options, LossOptions), "has_logprobs is False"
             return chunked_loss(hidden, self.weight, self.bias, labels, options, self.rows, self.row_ids, weights)
-        logits = nn.functional.linear(hidden, self.weight)
-        rows = nn.functional.linear(hidden, self.rows.to(self.weight.dtype))
+        logits = nn.functional.linear(hidden, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias[self.row_ids]
+        rows = nn.functional.linear(hidden, self.rows.to(self.weight.dtype), bias)
         return logits.index_copy(-1, self.row_ids, rows.to(logits.dtype))
 
 
@@ -82,7 +85,8 @@ def train_rows(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     matrix.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if type(embedding) is not nn.Embedding or type(head) not in (nn.Linear, Head) or head.bias is not None:
+    is_looked_up = isinstance(embedding, nn.Embedding) and _only_scales(embedding)
+    if not is_looked_up or type(head) not in (nn.Linear, Head):
         raise ValueError(
             f"{model.config.model_type}: its embedding and head do not support trained rows for new tokens; set "
             "data.chat_template to one of tokens that the tokenizer has, or adapter.kind to none"
@@ -93,6 +97,24 @@ def train_rows(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     names = {module: name for name, module in model.named_modules()}
     model.set_submodule(names[embedding], EmbeddingWithRows.of(embedding, rows, ids))
     model.set_submodule(names[head], HeadWithRows.with_rows(head, head_rows, ids.clone()))
+
+
+def _scale(embedding: nn.Embedding) -> float | None:
+    """What an embedding multiplies its rows by; None: it does not say so."""
+    named = {**vars(embedding), **dict(embedding.named_buffers(recurse=False))}.get("embed_scale")
+    return None if named is None else float(named)
+
+
+def _as_tensor(scale: float, like: Tensor) -> Tensor:
+    return torch.tensor(scale, dtype=torch.float32, device=like.device).to(like.dtype)
+
+
+@torch.no_grad()
+def _only_scales(embedding: nn.Embedding) -> bool:
+    """Whether an embedding gives its rows as they are, or times its scale."""
+    ids = torch.arange(min(8, embedding.num_embeddings), device=embedding.weight.device)
+    rows, scale = nn.functional.embedding(ids, embedding.weight), _scale(embedding)
+    return torch.equal(embedding(ids), rows if scale is None else rows * _as_tensor(scale, rows))
 
 
 def _own_rows(weight: Float[Tensor, "vocab hidden"], ids: Int[Tensor, " rows"]) -> nn.Parameter:

@@ -69,12 +69,14 @@ class _LoraProduct(torch.autograd.Function):
         scale: float,
     ) -> Float[Tensor, "*batch outputs"]:
         rows = x.flatten(0, -2)
-        output = nn.functional.linear(rows, weight, bias)  # in autocast's type, which the adapter's products follow
-        reduced = rows.to(output.dtype) @ a.to(output.dtype).t()  # (rows, rank)
-        output.addmm_(reduced, b.to(output.dtype).t(), alpha=scale)
+        linear = nn.functional.linear(rows, weight, bias)  # in autocast's type, which the adapter's products follow
+        reduced = rows.to(linear.dtype) @ a.to(linear.dtype).t()  # (rows, rank)
+        # What is returned is no view: some models clamp it in place (OLMo's clip_qkv, Gemma 3n), which autograd
+        # refuses of a view that a function like this one returns.
+        linear.addmm_(reduced, b.to(linear.dtype).t(), alpha=scale)
         ctx.save_for_backward(rows, weight, a, b, reduced)
         ctx.scale = scale
-        return output.unflatten(0, x.shape[:-1])
+        return linear.new_empty(0).set_(linear.unflatten(0, x.shape[:-1]))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -32,14 +32,9 @@ from llmtrain.models.folders.generation import generation_config, read_generatio
 from llmtrain.models.folders.given import is_adapter
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind, kind_of_adapter, load_options
 from llmtrain.models.folders.known_base import require_base
-from llmtrain.models.folders.model import (
-    WRAPPER_PREFIX,
-    ExportSpec,
-    no_progress_bar,
-    save_tokenizer,
-    skeleton,
-)
+from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, save_tokenizer
 from llmtrain.models.folders.saved_dtype import saved_dtype
+from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.system.files import one_line
 
 PEFT_PREFIX = "base_model.model."
@@ -174,7 +169,7 @@ def open_adapter(
     require_base(adapter_folder, found.path, config, model)
     if not keeps_4_bits and in_4_bits(model):
         model = dequantized(model)
-    if len(tokenizer) > model.config.vocab_size:
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
         with expected_warnings():
@@ -196,12 +191,16 @@ def _open_base(
             )
         return open_merged(inner, trust_remote_code, **loading)
     try:
-        shape = AutoConfig.from_pretrained(found.path, revision=found.revision, trust_remote_code=trust_remote_code)
+        shape = loading.get("config") or AutoConfig.from_pretrained(
+            found.path, revision=found.revision, trust_remote_code=trust_remote_code
+        )
         require_opener(shape, found.path)
         dtype = kind.dtype or saved_dtype(found.path, found.revision, trust_remote_code)
         options = {"dtype": dtype, "revision": found.revision} | loading
         with no_progress_bar(), _quiet(kind):
-            model: PreTrainedModel = kind.auto_class.from_pretrained(
+            if not kind.generates:
+                shape.num_labels, shape.get_text_config().pad_token_id = 1, options["pad_token_id"]
+            model: PreTrainedModel = kind.auto_class(shape).from_pretrained(
                 found.path, trust_remote_code=trust_remote_code, **options
             )
     except (ImportError, OSError, ValueError) as error:

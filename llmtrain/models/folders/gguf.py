@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llmtrain.models.folders.compatible import add_older_names, save_tokenizer_files
 from llmtrain.models.folders.kind import LANGUAGE
-from llmtrain.models.folders.model import no_progress_bar, skeleton
+from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.protocols import Report
 from llmtrain.system.files import cache_root, exclusive, one_line
 from llmtrain.system.paths import package_of

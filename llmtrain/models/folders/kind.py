@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from llmtrain.models.folders.classes import language_class, reward_class, scores_here_only
 from llmtrain.models.heads.score import SCORE
 
 
@@ -15,7 +17,7 @@ from llmtrain.models.heads.score import SCORE
 class ModelKind:
     """What differs between the folders of two kinds of model; all else is shared."""
 
-    auto_class: Any  # transformers' loader
+    auto_class: Callable[[PreTrainedConfig], Any]  # the loader of a folder's model, by its configuration
     task_type: str  # peft's word for it
     pipeline: str  # the hub's word for it
     noun: str
@@ -27,7 +29,7 @@ class ModelKind:
 
 
 LANGUAGE = ModelKind(
-    auto_class=AutoModelForCausalLM,
+    auto_class=language_class,
     task_type="CAUSAL_LM",
     pipeline="text-generation",
     noun="causal language model",
@@ -52,7 +54,7 @@ text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()  # up to
 score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0, 0]"""
 
 REWARD = ModelKind(
-    auto_class=AutoModelForSequenceClassification,
+    auto_class=reward_class,
     task_type="SEQ_CLS",
     pipeline="text-classification",
     noun="reward model",
@@ -73,6 +75,35 @@ model = AutoPeftModelForSequenceClassification.from_pretrained(
     "PATH", num_labels=1, pad_token_id=tokenizer.pad_token_id
 ){SCORING}""",
 )
+
+
+SCORED_HERE = """\
+from pathlib import Path
+
+from llmtrain.models.folders.reward import open_classifier
+
+found = open_classifier(Path("PATH"))  # transformers has no class for a reward model of this family
+model, tokenizer = found.model, found.tokenizer"""
+
+
+def as_described(kind: ModelKind, shape: PreTrainedConfig) -> ModelKind:
+    """A kind with the code that loads a folder of this configuration."""
+    if not kind.generates:
+        code = f"{SCORED_HERE}{SCORING}"
+        return replace(kind, code=code, adapter_code=code) if scores_here_only(shape) else kind
+    plain, own = "AutoModelForCausalLM", language_class(shape).__name__
+    if own == plain:
+        return kind
+    base = f"model = {own}.from_pretrained(config.base_model_name_or_path)"
+    adapter_code = f"""\
+from peft import PeftConfig, PeftModel
+from transformers import {own}, AutoTokenizer
+
+config = PeftConfig.from_pretrained("PATH")
+{base}
+model = PeftModel.from_pretrained(model, "PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")"""
+    return replace(kind, code=kind.code.replace(plain, own), adapter_code=adapter_code)
 
 
 def kind_of_adapter(task_type: str | None) -> ModelKind:

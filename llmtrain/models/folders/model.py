@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from llmtrain.config.adapter import AdapterConfig
+from llmtrain.models.context import num_positions
+from llmtrain.models.folders.beside import copy_processor, weights_beside
 from llmtrain.models.folders.compatible import add_older_names, save_tokenizer_files
 from llmtrain.models.folders.files import CARD
 from llmtrain.models.folders.generation import generation_config
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
 from llmtrain.models.folders.origin import Origin
+from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
+from llmtrain.models.text_part import is_multimodal, text_field
 
 WRAPPER_PREFIX = "model."  # every wrapper holds the exported model under this name
 
@@ -53,6 +54,10 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], card: str, spec: E
     missing, unexpected = model.load_state_dict(named, strict=False, assign=True)
     model.tie_weights()
     left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if left_out and is_multimodal(spec.shape):
+        beside = weights_beside(left_out, spec.origin, spec.trust_remote_code)
+        model.load_state_dict(beside, strict=False, assign=True)
+        left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left_out and not unexpected, (left_out, missing, unexpected)
     if spec.kind.generates:
         model.generation_config = generation_config(spec.generation, spec.tokenizer, spec.stop_ids)
@@ -60,21 +65,9 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], card: str, spec: E
         model.save_pretrained(folder)
     add_older_names(folder, spec.trust_remote_code)
     save_tokenizer(folder, spec)
+    if is_multimodal(spec.shape):
+        copy_processor(folder, spec.origin)
     (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def skeleton(
-    shape: PreTrainedConfig, kind: ModelKind, dtype: torch.dtype, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """A model without weights, on the meta device, as others are to load it: with a cache, not quantized."""
-    shape = copy.deepcopy(shape)
-    shape.use_cache = True
-    vars(shape).pop("quantization_config", None)
-    with torch.device("meta"):
-        model: PreTrainedModel = kind.auto_class.from_config(
-            shape, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    return model
 
 
 def save_tokenizer(folder: Path, spec: ExportSpec) -> None:
@@ -84,23 +77,11 @@ def save_tokenizer(folder: Path, spec: ExportSpec) -> None:
     not padding, which must be the one that was trained.
     """
     if not spec.kind.generates:
-        spec.tokenizer.pad_token = spec.tokenizer.convert_ids_to_tokens(spec.shape.pad_token_id)
-    positions = spec.shape.to_dict().get("max_position_embeddings")
+        spec.tokenizer.pad_token = spec.tokenizer.convert_ids_to_tokens(text_field(spec.shape, "pad_token_id"))
+    positions = num_positions(spec.shape)
     if positions is not None:
         spec.tokenizer.model_max_length = positions
     save_tokenizer_files(spec.tokenizer, folder)
-
-
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Keep transformers' progress bars out of the log."""
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
 
 
 def push_model(folder: Path, repo_id: str) -> str:

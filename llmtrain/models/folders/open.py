@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from llmtrain.models.adapters.quantized import keep_layout, require_opener
+from llmtrain.models.folders.classes import language_class
 from llmtrain.models.folders.files import load_fault, require_readable
 from llmtrain.models.folders.generation import read_generation
 from llmtrain.models.folders.given import given_folder, is_adapter
@@ -45,8 +45,9 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
                 model.generation_config = model.get_base_model().generation_config = generation
         else:
             where = str(folder) if folder.is_dir() else place
-            require_opener(AutoConfig.from_pretrained(where), where)
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=saved_dtype(where))
+            shape = AutoConfig.from_pretrained(where)
+            require_opener(shape, where)
+            model = language_class(shape).from_pretrained(where, dtype=saved_dtype(where))
             keep_layout(model)
         model = model.to(_device()).eval()
         first = torch.zeros(1, 1, dtype=torch.long, device=model.device)

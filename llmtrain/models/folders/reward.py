@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForSequenceClassification,
+    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,7 +29,7 @@ from llmtrain.models.folders.files import (
 )
 from llmtrain.models.folders.given import is_adapter, model_folder
 from llmtrain.models.folders.kind import REWARD
-from llmtrain.models.folders.model import no_progress_bar
+from llmtrain.models.folders.skeleton import no_progress_bar
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.system.files import one_line
@@ -94,9 +94,8 @@ def open_classifier(folder: Path) -> Classifier:
             model: Any = open_adapter(folder, tokenizer).get_base_model()
         else:
             with no_progress_bar():
-                model, loading = AutoModelForSequenceClassification.from_pretrained(
-                    folder, dtype=torch.float32, output_loading_info=True
-                )
+                scoring = REWARD.auto_class(AutoConfig.from_pretrained(folder))
+                model, loading = scoring.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             if missing := sorted(loading["missing_keys"]):
                 raise ValueError(f"its weights lack {missing[0]}: it was not trained to score")
         _require_rows(model, tokenizer)

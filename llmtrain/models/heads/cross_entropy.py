@@ -31,9 +31,9 @@ def chunked_loss(
 ) -> TokenLoss:
     """The summed loss of `hidden` at every token, each times its weight, if there are any.
 
-    `rows` replace the rows `row_ids` of a weight without bias.
+    `rows` replace the rows `row_ids` of a weight; a bias is frozen then.
     """
-    assert rows is None or bias is None
+    assert rows is None or bias is None or not bias.requires_grad
     needed = torch.is_grad_enabled()  # ctx.needs_input_grad is True for weights also under no_grad
     return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, weight, bias, rows, row_ids, labels, options, weights, needed))
 
@@ -95,7 +95,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             targets = labels[chunk, None]
             logits = nn.functional.linear(hidden[chunk], weight, bias).float()  # (chunk, vocab)
             if rows is not None:
-                logits[:, row_ids] = nn.functional.linear(hidden[chunk], rows.to(weight.dtype)).float()
+                bias_at_rows = None if bias is None else bias[row_ids]
+                logits[:, row_ids] = nn.functional.linear(hidden[chunk], rows.to(weight.dtype), bias_at_rows).float()
             log_z = logits.logsumexp(-1, keepdim=True)
             losses = log_z - logits.gather(-1, targets)
             token_weights = None if weights is None else weights[chunk, None]

@@ -7,11 +7,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@contextmanager
+def noisy_embeddings(model: PreTrainedModel, segment_lengths: Sequence[int], alpha: float | None) -> Iterator[None]:
+    """Let a model's embedding of one pack give noise as well, for the calls in here; None: it stays as it is.
+
+    The noise is added to what the embedding puts out, whatever the model makes of the ids besides: handing it
+    `inputs_embeds` instead would leave out, silently, what Gemma 3n looks up for each layer.
+    """
+    if alpha is None:
+        yield
+        return
+
+    def added(module: nn.Module, inputs: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+        return add_noise(embedded, segment_lengths, alpha)
+
+    hook = model.get_input_embeddings().register_forward_hook(added)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def add_noise(

@@ -13,27 +13,33 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.batch import PackedTokens, PreferencePairs, segment_ends
 from llmtrain.config.sections import PretrainedModelConfig
 from llmtrain.models.attention import ATTENTION
+from llmtrain.models.folders.classes import reward_class, scores_here_only
 from llmtrain.models.heads.score import SCORE, ScoreHead
 from llmtrain.models.param_kinds import parameters_by_kind
+from llmtrain.models.paths.path import Path
 from llmtrain.models.trunk import pack_inputs, run_trunk
 from llmtrain.protocols import ParamKind, TrainedModule
 from llmtrain.system.device import AttentionKernel
+from llmtrain.system.files import one_line
 
 
 class RewardModel(TrainedModule):
     """The one module that is trained: packed conversations in, a score for each out."""
 
-    def __init__(self, model: PreTrainedModel, kernel: AttentionKernel, label: int = 0) -> None:
-        """`label`: the one of several whose score is taken."""
+    def __init__(
+        self, model: PreTrainedModel, kernel: AttentionKernel, label: int = 0, path: Path | None = None
+    ) -> None:
+        """`label`: the one of several whose score is taken; `path`: that the model is on, None for packs."""
         super().__init__()
         self.model, self._label = model, label
         self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
+        self.path = path or Path(kernel)
 
     def trunks(self) -> list[PreTrainedModel]:
         return [self.model]
@@ -42,7 +48,7 @@ class RewardModel(TrainedModule):
         return parameters_by_kind(self.model)
 
     def facts(self) -> dict[str, str | bool]:
-        return {"attention": self.kernel}
+        return {"attention": self.kernel, "path": self.path.line}
 
     def forward(self, batch: PreferencePairs | PackedTokens) -> Float[Tensor, " segments"]:
         """The score of each document, at its last token: the last of a segment."""
@@ -65,13 +71,19 @@ def score_model(
     if is_reward_model and shape.num_labels != 1:
         raise ValueError(f"model.path={config.path}: a classifier with {shape.num_labels} labels is not a reward model")
     shape.num_labels, shape.pad_token_id = 1, pad_token_id
+    shape.get_text_config().pad_token_id = pad_token_id
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+            model: PreTrainedModel = reward_class(shape).from_config(
                 shape, attn_implementation=ATTENTION, trust_remote_code=config.trust_remote_code
             )
-    except ValueError:
-        raise ValueError(f"{shape.model_type} has no form for sequence classification in transformers") from None
+    except ValueError as error:
+        raise ValueError(f"{shape.model_type} has no form for sequence classification: {one_line(error)}") from None
+    if type(model.base_model) is not type(causal.base_model):
+        raise ValueError(
+            f"{shape.model_type}: its form for sequence classification is around {type(model.base_model).__name__}, "
+            f"its language model around {type(causal.base_model).__name__}"
+        )
     if not isinstance(dict(model.named_children()).get(SCORE), nn.Linear):
         raise ValueError(f"{shape.model_type}: its form for sequence classification has no head named {SCORE}")
     width = shape.get_text_config().hidden_size
@@ -85,6 +97,16 @@ def score_model(
     model.add_module(SCORE, head.to(causal.device))
     model.config = shape  # one configuration, which also says which attention the trunk uses
     return model.train(causal.training)
+
+
+def loading_note(shape: PreTrainedConfig) -> str | None:
+    """One line on who loads a reward model of this family, if it is not everyone with transformers."""
+    if not scores_here_only(shape):
+        return None
+    return (
+        f"transformers has no class for a reward model of {shape.model_type}: its folder loads with llmtrain, "
+        "which has one (README.md in it says how)"
+    )
 
 
 def pooling_pad_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> int:
@@ -106,7 +128,8 @@ def pooling_pad_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) 
 
 def _trained_head(config: PretrainedModelConfig, path: str) -> Float[Tensor, "1 hidden"]:
     """The head's weights of a checkpoint that is a reward model."""
-    model = AutoModelForSequenceClassification.from_pretrained(
+    shape = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    model = reward_class(shape).from_pretrained(
         path,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,

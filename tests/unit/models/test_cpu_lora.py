@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_llama import tiny_llama
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import OlmoConfig, OlmoForCausalLM, PreTrainedModel
 
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
@@ -76,3 +76,15 @@ def test_a_disabled_adapter_leaves_the_base() -> None:
     x = torch.randn(3, 16)
     layer.enable_adapters(False)
     torch.testing.assert_close(layer(x), layer.get_base_layer()(x))
+
+
+def test_a_model_may_change_the_product_in_place() -> None:
+    shape = OlmoConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, clip_qkv=0.01
+    )
+    stock = OlmoForCausalLM(shape)
+    add_adapter(stock, AdapterConfig.model_validate({"kind": "lora", "rank": 4}), (), 0)
+    fused = copy.deepcopy(stock)
+    assert fuse_adapters(fused)
+    for mine, theirs in zip(loss_and_gradients(fused), loss_and_gradients(stock), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)

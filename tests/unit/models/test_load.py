@@ -89,11 +89,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown field": ({"config": {"num_layer": 2}}, r"^model\.config\.num_layer: llama has no such field$"),
     "no shape": ({}, r"^model: give model\.path, model\.preset or fields in model\.config$"),
-    "mixtral": ({"architecture": "mixtral", "preset": "1m"}, "^mixtral is a mixture of 8 experts"),
-    "qwen3_moe": ({"architecture": "qwen3_moe", "preset": "1m"}, "^qwen3_moe is a mixture of 128 experts"),
-    "deepseek_v3": ({"architecture": "deepseek_v3", "preset": "1m"}, "^deepseek_v3 is a mixture of 256 experts"),
-    "gpt_oss": ({"architecture": "gpt_oss", "preset": "1m"}, "^gpt_oss is a mixture of 128 experts"),
-    "granitemoe": ({"architecture": "granitemoe", "preset": "1m"}, "^granitemoe is a mixture of 8 experts"),
     "few embeddings": ({"config": {**MODEL, "vocab_size": 258}}, r"259 tokens .* only 258 .*model\.config\.vocab_size"),
     "few positions": (
         {"config": {**MODEL, "max_position_embeddings": 31}},

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_run import MODEL, write_tokenizer
-from torch import Tensor
-from transformers import AutoTokenizer
+from torch import Tensor, nn
+from transformers import AutoTokenizer, Gemma3nForCausalLM, Gemma3nTextConfig
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
+from llmtrain.models.attention import ATTENTION
 from llmtrain.models.load import load_model
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
@@ -86,3 +87,30 @@ def test_gradients_are_the_same_with_recomputed_activations(module: CausalLMLoss
     loss(module).backward()
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+
+def test_what_a_model_looks_up_beside_its_embedding_stays(tmp_path: Path) -> None:
+    config = Gemma3nTextConfig(
+        vocab_size=64,
+        vocab_size_per_layer_input=64,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        layer_types=["sliding_attention", "full_attention"],
+        num_kv_shared_layers=0,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0, 0.0],
+    )
+    torch.manual_seed(0)
+    model = Gemma3nForCausalLM._from_config(config, attn_implementation=ATTENTION)
+    nn.init.normal_(model.model.embed_tokens_per_layer.weight)  # which are zero at first
+    module = CausalLMLoss(model, "segments", whole_logits=True).train()
+    ids = torch.arange(2, 34)
+    pack = PackedTokens(ids, ids.roll(-1), torch.arange(32), (32,), 32, (0,))
+    without = module(pack).objective
+    module.neftune_alpha = 1e-6
+    torch.testing.assert_close(module(pack).objective, without, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,70 @@
+"""The text model inside a multimodal one: its configuration, and its modules, which alone are trained.
+
+    Gemma3ForConditionalGeneration
+      model.vision_tower, model.multi_modal_projector     frozen, and exported as they were
+      model.language_model, lm_head                       trained
+
+A model of text alone is its own text model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+TOKEN_FIELDS = ("_token_id", "_token_index", "_token_ids")
+
+
+def is_multimodal(shape: PreTrainedConfig) -> bool:
+    """Whether a configuration is of a model with its text model inside."""
+    return shape.get_text_config() is not shape
+
+
+def text_field(shape: PreTrainedConfig, name: str, default: int | None = None) -> int | None:
+    """A number of the text model's configuration, by the name that all architectures know it by."""
+    found = getattr(shape.get_text_config(), name, default)  # through the architecture's attribute_map
+    assert found is None or isinstance(found, int), (name, found)
+    return found
+
+
+def text_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder, its embedding and its head; of a model of text alone the model itself."""
+    if not is_multimodal(model.config):
+        return [model]
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
+def text_parameters(model: PreTrainedModel) -> Iterator[nn.Parameter]:
+    """The parameters of the text model, each once."""
+    return iter({id(each): each for part in text_modules(model) for each in part.parameters()}.values())
+
+
+def freeze_other_parts(model: PreTrainedModel) -> int:
+    """Freeze what is no part of the text model, such as a vision tower; how many weights these are."""
+    kept = {id(parameter) for parameter in text_parameters(model)}
+    frozen = [parameter for parameter in model.parameters() if id(parameter) not in kept]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return sum(parameter.numel() for parameter in frozen)
+
+
+def text_prefix(model: nn.Module) -> str:
+    """The name of the text model's decoder in a multimodal model, with a dot; empty for any other model."""
+    if not isinstance(model, PreTrainedModel) or not is_multimodal(model.config):
+        return ""
+    decoder = model.get_decoder()
+    name = next((name for name, module in model.named_modules() if module is decoder), "")
+    return f"{name}." if name else ""
+
+
+def special_token_ids(shape: PreTrainedConfig) -> frozenset[int]:
+    """The ids that a configuration, or one inside it, gives a meaning: padding, image tokens, ..."""
+    found: set[int] = set()
+    for part in {id(each): each for each in (shape, shape.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if name.endswith(TOKEN_FIELDS):
+                found.update(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int))
+    return frozenset(found)
