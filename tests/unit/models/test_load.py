@@ -146,7 +146,7 @@ def test_4_bits_are_refused_without_bitsandbytes(
 def test_a_model_that_is_quantized_already_is_refused(tokenizer: PreTrainedTokenizerBase, saved: Path) -> None:
     shape = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(shape | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
-    with pytest.raises(ValueError, match=rf"^model\.path={saved}: its weights are quantized: take the model that"):
+    with pytest.raises(ValueError, match=rf"^model\.path={saved}: its weights are quantized \(gptq\): take the"):
         load(tokenizer, path=str(saved))
 
 
