@@ -131,7 +131,8 @@ class TrainedModule(nn.Module):
         raise NotImplementedError
 
     def facts(self) -> dict[str, str | bool]:
-        """How it computes, for the run's record: the attention kernel, and whether it holds all logits at once."""
+        """How it computes, for the run's record: the attention kernel, whether it holds all logits at once, and `path`,
+        one line on how documents run together."""
         raise NotImplementedError
 
 

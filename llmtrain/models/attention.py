@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
-from llmtrain.system.device import AttentionKernel
+from llmtrain.system.device import ROWS, AttentionKernel
 
 ATTENTION = "llmtrain"
 
@@ -73,6 +73,8 @@ def attention_dropout(shape: PreTrainedConfig) -> float:
 
 def sharing_obstacle(kernel: AttentionKernel) -> str | None:
     """Why documents cannot share a prefix under this kernel; None: they can."""
+    if kernel in ROWS:
+        return "documents run as rows"
     return "attention runs as varlen, which has no shared prompts yet" if kernel == "varlen" else None
 
 
@@ -114,26 +116,28 @@ def segment_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
     segments: Segments | None = None,
     **unused: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads value_dim"], None]:
     """Causal attention within each segment and its prefix; the signature is that of `transformers`' interface.
 
-    `sliding_window` counts the query's own token. Raises ValueError for a model that does not hand `segments`
-    down, or whose attention has parts that this one does not know (sinks, biases).
+    `sliding_window` counts the query's own token; `s_aux` are sinks, a logit per head that takes attention from all
+    tokens (gpt-oss). Raises ValueError for a model that does not hand `segments` down, or whose attention has parts
+    that this one does not know (biases).
     """
     if segments is None or attention_mask is not None:
         raise ValueError(f"{type(module).__name__} does not pass document bounds to its attention: not supported")
-    if foreign := [name for name in ("s_aux", "position_bias", "alibi") if unused.get(name) is not None]:
+    if foreign := [name for name in ("position_bias", "alibi") if unused.get(name) is not None]:
         raise ValueError(f"{type(module).__name__} uses {foreign[0]} in its attention: not supported")
-    form = _Form(scaling, dropout, sliding_window, softcap)
+    form = _Form(scaling, dropout, sliding_window, softcap, s_aux)
     if segments.mask is not None:
         assert segments.positions is not None
         mask = segments.mask
         if sliding_window is not None:
             mask = mask & (segments.positions[:, None] - segments.positions[None, :] < sliding_window)
         return _masked(query, key, value, mask, form).transpose(1, 2), None
-    if segments.cu_seqlens is not None and softcap is None:
+    if segments.cu_seqlens is not None and softcap is None and s_aux is None:
         assert dropout == 0.0, "refused at start-up"
         return _varlen(query, key, value, segments, form), None
     return _by_runs(query, key, value, segments, form), None
@@ -146,6 +150,7 @@ class _Form(NamedTuple):
     dropout: float
     sliding_window: int | None
     softcap: float | None
+    sinks: Float[Tensor, " heads"] | None
 
 
 def _by_runs(
@@ -166,7 +171,8 @@ def _by_runs(
                 for before, own in zip(parts[prefix][1:], (k, v), strict=True)
             )
         mask = None
-        if num_before or form.softcap is not None or (window is not None and length > window):
+        is_plain = form.softcap is None and form.sinks is None
+        if num_before or not is_plain or (window is not None and length > window):
             seen = torch.ones(length, num_before + length, dtype=torch.bool, device=query.device).tril(num_before)
             mask = seen if window is None else seen.triu(num_before + 1 - window)
         if mask is None:
@@ -211,7 +217,14 @@ def _masked(
     mask: Bool[Tensor, "tokens keys"],
     form: _Form,
 ) -> Float[Tensor, "batch heads tokens value_dim"]:
-    scaling, dropout, _, softcap = form
+    scaling, dropout, _, softcap, sinks = form
+    if sinks is not None:
+        assert softcap is None, "no architecture has both"
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+        key, value, bias = with_sinks(key, value, bias.expand(1, len(sinks), -1, -1), sinks[None, :, None])
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling, enable_gqa=True
+        )
     if softcap is None:
         return scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=True
@@ -222,6 +235,17 @@ def _masked(
     scores = softcap * torch.tanh(query @ key.transpose(-1, -2) * scale / softcap)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return torch.dropout(weights, dropout, dropout > 0.0) @ value
+
+
+def with_sinks(
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
+    bias: Float[Tensor, "#batch heads queries keys"],
+    sinks: Float[Tensor, "#batch heads #queries"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One more key, whose scores are the sinks, with a value of zero: it takes attention and gives nothing."""
+    more = sinks.to(bias.dtype).expand(bias.shape[:-1])[..., None]
+    return nn.functional.pad(key, (0, 0, 0, 1)), nn.functional.pad(value, (0, 0, 0, 1)), torch.cat([bias, more], -1)
 
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:

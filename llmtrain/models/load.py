@@ -1,4 +1,4 @@
-"""A model from a configuration, or from a checkpoint: any dense causal LM that `transformers` has."""
+"""A model from a configuration, or from a checkpoint: any causal LM that `transformers` has."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.packed_weights import require_trainable_form, unpacking
 from llmtrain.models.folders.skeleton import skeleton
+from llmtrain.models.paths.path import can_switch
 from llmtrain.models.presets import preset_fields, preset_size
 from llmtrain.models.text_part import freeze_other_parts
 from llmtrain.protocols import Report
@@ -94,8 +95,8 @@ def load_model(
     """The model of a run, in fp32, with document attention: new and initialised from `seed`, or continued.
 
     `new_token_ids`, of a continued model, as for `load_pretrained`. Raises ValueError for a preset, architecture or
-    field that does not exist, a mixture of experts, a model with a smaller vocabulary than the tokenizer's, or with
-    fewer positions than `max_seq_len`.
+    field that does not exist, a model with a smaller vocabulary than the tokenizer's, or with fewer positions than
+    `max_seq_len`.
     """
     if config.path is not None:
         return load_pretrained(config, tokenizer, max_seq_len=max_seq_len, new_token_ids=new_token_ids, report=report)
@@ -103,12 +104,7 @@ def load_model(
     _check(shape, tokenizer, max_seq_len)
     _set_dropout(shape, config.dropout)
     torch.manual_seed(seed)
-    try:
-        return LANGUAGE.auto_class(shape).from_config(shape, attn_implementation=ATTENTION, dtype=torch.float32)
-    except KeyError:  # how architectures with a table of their own attentions fail
-        raise ValueError(
-            f"{shape.model_type} does not go through transformers' attention interface: not supported"
-        ) from None
+    return LANGUAGE.auto_class(shape).from_config(shape, attn_implementation=_attention(shape), dtype=torch.float32)
 
 
 def load_pretrained(
@@ -139,7 +135,11 @@ def load_pretrained(
         base = _saved_config(config)
         _set_dropout(base, config.dropout)
         model = open_merged(
-            folder, config.trust_remote_code, config=base, attn_implementation=ATTENTION, dtype=torch.float32
+            folder,
+            config.trust_remote_code,
+            config=base,
+            attn_implementation=_attention(base, config.trust_remote_code),
+            dtype=torch.float32,
         )
     else:
         model = _loaded(config, shape)
@@ -165,7 +165,7 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
             config=shape,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
-            attn_implementation=ATTENTION,
+            attn_implementation=_attention(shape, config.trust_remote_code),
             **placement,
         )
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
@@ -173,6 +173,14 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
             raise
         raise ValueError(f"model.path={config.path}: {load_fault(error)}") from None
     return model
+
+
+def _attention(shape: PreTrainedConfig, trust_remote_code: bool = False) -> str:
+    """What a model's attention is loaded as: ours, or `transformers`' own for one that has it built in."""
+    model = skeleton(shape, LANGUAGE, torch.float32, trust_remote_code)
+    if can_switch(model):
+        return ATTENTION
+    return "sdpa" if model._supports_sdpa else "eager"
 
 
 def require_fit(

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llmtrain.models.attention import plan_segments
-from llmtrain.system.device import AttentionKernel
+from llmtrain.models.paths.rows import Rows
+from llmtrain.system.device import ROWS, AttentionKernel
 
 
 class TokenBatch(Protocol):
@@ -38,8 +39,27 @@ class Documents(NamedTuple):
     prefix_lengths: tuple[int, ...] = ()
 
 
-def pack_inputs(batch: TokenBatch, kernel: AttentionKernel) -> dict[str, Any]:
-    """The keyword arguments of a model's call on a batch; attention is planned once, for all trunks and layers."""
+Inputs = dict[str, Any] | Rows
+"""What a model is called with: the keyword arguments of a packed call, or rows, each group of which is a call."""
+
+
+class Routed(NamedTuple):
+    """What a trunk of experts outputs."""
+
+    hidden: Float[Tensor, "tokens hidden"]
+    router_logits: tuple[Float[Tensor, "tokens experts"], ...]  # of each layer that has experts
+
+
+def pack_inputs(batch: TokenBatch, kernel: AttentionKernel) -> Inputs:
+    """What a model is called with on a batch; attention is planned once, for all trunks and layers."""
+    if kernel in ROWS:
+        assert not any(batch.prefix_lengths), "asked before"
+        return Rows.of(batch.input_ids, batch.segment_lengths, "padded" if kernel == "padded" else "equal")
+    return packed_inputs(batch, kernel)
+
+
+def packed_inputs(batch: TokenBatch, kernel: AttentionKernel) -> dict[str, Any]:
+    """The keyword arguments of a call on one pack."""
     return {
         "input_ids": batch.input_ids[None],
         "position_ids": batch.position_ids[None],
@@ -48,13 +68,33 @@ def pack_inputs(batch: TokenBatch, kernel: AttentionKernel) -> dict[str, Any]:
     }
 
 
-def run_trunk(trunk: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, "tokens hidden"]:
+def run_trunk(trunk: nn.Module, inputs: Inputs) -> Float[Tensor, "tokens hidden"]:
     """The last hidden state of each token; `trunk` is a model without its head."""
+    if isinstance(inputs, Rows):
+        return inputs.joined([outputs.last_hidden_state for outputs in inputs.run(trunk)])
     hidden: Tensor = trunk(**inputs).last_hidden_state
     return hidden[0]
 
 
-def run_model(model: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, "tokens vocab"]:
+def run_model(model: nn.Module, inputs: Inputs) -> Float[Tensor, "tokens vocab"]:
     """The logits of each token, by the model's own head."""
+    if isinstance(inputs, Rows):
+        return inputs.joined([outputs.logits for outputs in inputs.run(model)])
     logits: Tensor = model(**inputs).logits
     return logits[0]
+
+
+def run_routed(trunk: nn.Module, inputs: Inputs) -> Routed:
+    """The last hidden states and the router's logits, of a trunk whose layers record them; padding has none."""
+    if not isinstance(inputs, Rows):
+        outputs = trunk(**inputs, output_router_logits=True)
+        logits = tuple(layer.flatten(0, -2) for layer in outputs.router_logits if layer is not None)
+        return Routed(outputs.last_hidden_state[0], logits)
+    calls = inputs.run(lambda **each: trunk(**each, output_router_logits=True))
+    shapes = [(group.num_rows, group.length) for group in inputs.groups.groups]
+    layers = zip(*([layer for layer in call.router_logits if layer is not None] for call in calls), strict=True)
+    logits = tuple(
+        inputs.joined([part.flatten(0, -2).unflatten(0, shape) for part, shape in zip(layer, shapes, strict=True)])
+        for layer in layers
+    )
+    return Routed(inputs.joined([call.last_hidden_state for call in calls]), logits)

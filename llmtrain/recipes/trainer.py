@@ -194,6 +194,8 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     schedule = make_schedule(config.optim, training.num_steps)
     profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps)
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
+    facts = training.module.facts()
+    runtime.say(str(facts["path"]))
     if run.may_write():
         parameters = list(training.module.parameters())
         machine = {
@@ -202,7 +204,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             "device": str(runtime.device),
             "engine": runtime.engine,
             "world_size": runtime.world_size,
-            **training.module.facts(),
+            **facts,
             "peak_flops": peak,
             "peak_flops_source": peak_source,
         }

@@ -135,14 +135,3 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     module(packed(texts)).objective.backward()
     for name, grad in gradients(model).items():
         torch.testing.assert_close(grad, stored[name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("architecture", ["mamba", "bloom", "falcon"])
-def test_architectures_that_cannot_be_packed_are_refused_by_name(architecture: str) -> None:
-    config = AutoConfig.for_model(
-        architecture, vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
-    )
-    with pytest.raises((ValueError, KeyError), match=f"{architecture}|{ATTENTION}"):
-        wrap_causal_lm(
-            AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION), "segments", 64, torch.device("cpu")
-        )

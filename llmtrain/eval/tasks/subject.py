@@ -55,10 +55,10 @@ def subject_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, repor
     positions = position_limit(base)
     kernel = attention_kernel("auto", base.device, base.dtype, 0.0)
     module = wrap_causal_lm(base, kernel, positions, base.device)
-    shares = shares_prompts(base, kernel, positions, base.device, lambda line: None)
+    shares = shares_prompts(base, module.kernel, positions, base.device, lambda line: None)
     dtype = str(base.dtype).removeprefix("torch.")
     report(f"measuring in {dtype} on {base.device}, with contexts up to {positions:,} tokens")
-    return Subject(base.eval(), tokenizer, kernel, module.whole_logits, positions, shares)
+    return Subject(base.eval(), tokenizer, module.kernel, module.whole_logits, positions, shares)
 
 
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -6,7 +6,7 @@ without a critic. Copies share what is frozen: with an adapter all roles use one
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from llmtrain.batch import IGNORE_INDEX, Experience, SamplingMask
 from llmtrain.models.heads.head import output_head
 from llmtrain.models.heads.logprobs import LogprobOptions, TokenLogprobs, logits_logprobs
 from llmtrain.models.param_kinds import parameters_by_kind
-from llmtrain.models.trunk import TokenBatch, pack_inputs, run_model, run_trunk
+from llmtrain.models.trunk import Inputs, TokenBatch, pack_inputs, run_model, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.protocols import ParamKind, TrainedModule
 from llmtrain.system.device import AttentionKernel
@@ -73,6 +73,7 @@ class ActorCritic(TrainedModule):
         self.model: PreTrainedModel = policy.model
         self._no_split_modules = self.model._no_split_modules
         self.kernel: AttentionKernel = policy.kernel
+        self.path = policy.path
         self.whole_logits = policy.whole_logits or not output_head(policy.model).has_logprobs
         self.temperature = temperature
         self.trains_entropy = trains_entropy
@@ -89,7 +90,7 @@ class ActorCritic(TrainedModule):
         return kinds | {"critic": [parameter for parameter in parameters if id(parameter) not in policys]}
 
     def facts(self) -> dict[str, str | bool]:
-        return {"attention": self.kernel, "whole_logits": self.whole_logits}
+        return {"attention": self.kernel, "whole_logits": self.whole_logits, "path": self.path.line}
 
     def forward(self, batch: ResponseBatch) -> PolicyOutputs:
         """Logprobs, entropies and values at the batch's labels; none for an empty batch, but attached to the graph."""
@@ -117,9 +118,7 @@ class ActorCritic(TrainedModule):
         """The values alone, of a critic with its own trunk."""
         return self._critic_values(pack_inputs(batch, self.kernel), _label_places(batch))
 
-    def _critic_values(
-        self, inputs: dict[str, Any], selected: Int[Tensor, " responses"]
-    ) -> Float[Tensor, " responses"]:
+    def _critic_values(self, inputs: Inputs, selected: Int[Tensor, " responses"]) -> Float[Tensor, " responses"]:
         assert self.value_head is not None and self.critic is not None
         values: Tensor = self.value_head(run_trunk(self.critic, inputs)[selected])
         return values
@@ -128,7 +127,7 @@ class ActorCritic(TrainedModule):
         self,
         hidden: Float[Tensor, "responses hidden"] | None,
         labels: Int[Tensor, " responses"],
-        inputs: dict[str, Any],
+        inputs: Inputs,
         selected: Int[Tensor, " responses"],
         options: LogprobOptions,
     ) -> TokenLogprobs:

@@ -13,6 +13,7 @@ from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.models.heads.cross_entropy import logits_loss
 from llmtrain.models.heads.head import output_head, put_head
 from llmtrain.models.param_kinds import parameters_by_kind
+from llmtrain.models.paths.path import Path
 from llmtrain.models.trunk import pack_inputs, run_model, run_trunk
 from llmtrain.models.wrappers.neftune import noisy_embeddings
 from llmtrain.protocols import LossOptions, ParamKind, TokenLoss, TrainedModule
@@ -22,9 +23,12 @@ from llmtrain.system.device import AttentionKernel
 class CausalLMLoss(TrainedModule):
     """The one module that is trained: packed tokens in, summed losses out."""
 
-    def __init__(self, model: PreTrainedModel, kernel: AttentionKernel, whole_logits: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, kernel: AttentionKernel, whole_logits: bool, path: Path | None = None
+    ) -> None:
         """`whole_logits`: take the model's own logits, for heads that do more than project (softcaps, scales).
 
+        `path`: that the model is on, and copies of it are to take; None: packs with `kernel`.
         `neftune_alpha`, once set, is the scale of the noise on the embeddings in training.
         """
         super().__init__()
@@ -32,6 +36,7 @@ class CausalLMLoss(TrainedModule):
         self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
         self.whole_logits = whole_logits
+        self.path = path or Path(kernel)
         self.neftune_alpha: float | None = None
         if not whole_logits:
             put_head(model)
@@ -43,17 +48,18 @@ class CausalLMLoss(TrainedModule):
         return parameters_by_kind(self.model)
 
     def facts(self) -> dict[str, str | bool]:
-        return {"attention": self.kernel, "whole_logits": self.whole_logits}
+        return {"attention": self.kernel, "whole_logits": self.whole_logits, "path": self.path.line}
 
     def forward(self, batch: PackedTokens, options: LossOptions = LossOptions()) -> TokenLoss:
         """Losses summed over the batch's trained tokens by their weights; zero, but attached to every parameter, if
         there are none."""
         inputs = pack_inputs(batch, self.kernel)
+        alpha = self.neftune_alpha if self.training else None
         labels, weights, selected = batch.labels, batch.label_weights, None
         if batch.num_trained < labels.numel():
             selected = (labels != IGNORE_INDEX).nonzero()[:, 0]
             labels, weights = labels[selected], None if weights is None else weights[selected]
-        with noisy_embeddings(self.model, batch.segment_lengths, self.neftune_alpha if self.training else None):
+        with noisy_embeddings(self.model, inputs, batch.segment_lengths, alpha):
             if self.whole_logits:
                 logits = run_model(self.model, inputs)
             else:

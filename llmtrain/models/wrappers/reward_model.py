@@ -21,6 +21,7 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders.classes import reward_class, scores_here_only
 from llmtrain.models.heads.score import SCORE, ScoreHead
 from llmtrain.models.param_kinds import parameters_by_kind
+from llmtrain.models.paths.path import Path
 from llmtrain.models.trunk import pack_inputs, run_trunk
 from llmtrain.protocols import ParamKind, TrainedModule
 from llmtrain.system.device import AttentionKernel
@@ -30,12 +31,15 @@ from llmtrain.system.files import one_line
 class RewardModel(TrainedModule):
     """The one module that is trained: packed conversations in, a score for each out."""
 
-    def __init__(self, model: PreTrainedModel, kernel: AttentionKernel, label: int = 0) -> None:
-        """`label`: the one of several whose score is taken."""
+    def __init__(
+        self, model: PreTrainedModel, kernel: AttentionKernel, label: int = 0, path: Path | None = None
+    ) -> None:
+        """`label`: the one of several whose score is taken; `path`: that the model is on, None for packs."""
         super().__init__()
         self.model, self._label = model, label
         self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
+        self.path = path or Path(kernel)
 
     def trunks(self) -> list[PreTrainedModel]:
         return [self.model]
@@ -44,7 +48,7 @@ class RewardModel(TrainedModule):
         return parameters_by_kind(self.model)
 
     def facts(self) -> dict[str, str | bool]:
-        return {"attention": self.kernel}
+        return {"attention": self.kernel, "path": self.path.line}
 
     def forward(self, batch: PreferencePairs | PackedTokens) -> Float[Tensor, " segments"]:
         """The score of each document, at its last token: the last of a segment."""

@@ -65,7 +65,7 @@ def build_roles(
 
     width = model.config.get_text_config().hidden_size
     head = ValueHead(width).to(ranks.device) if has_critic else None
-    trunk = None if critic_model is None else critic_model.base_model.to(ranks.device)
+    trunk = None if critic_model is None else checked.path.put_into(critic_model).base_model.to(ranks.device)
     parts = ["policy with a value head" if has_critic and trunk is None else "policy"]
     parts += ["critic with its own trunk"] if trunk is not None else []
     if head is not None and critic_start is not None:
@@ -77,7 +77,8 @@ def build_roles(
     reference = None
     if reference_model is not None:
         nn.Module.to(reference_model, ranks.device)
-        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.whole_logits)
+        checked.path.put_into(reference_model)
+        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.whole_logits, checked.path)
         reference = ActorCritic(reference_loss, config.rollout.temperature, trains_entropy=False)
         reference.requires_grad_(False).eval()
         parts.append(f"reference on {'the same base' if has_adapter else 'a copy of the weights'}")

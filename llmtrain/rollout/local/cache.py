@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, Cache
 
-from llmtrain.models.attention import segment_attention
+from llmtrain.models.attention import segment_attention, with_sinks
 
 CACHED_ATTENTION = "llmtrain_cached"
 
@@ -142,6 +142,7 @@ def cached_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
     cached: RowCache | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "rows tokens heads value_dim"], None]:
@@ -152,11 +153,15 @@ def cached_attention(
     """
     if cached is None:
         return segment_attention(
-            module, query, key, value, attention_mask, scaling, dropout, sliding_window, softcap, **others
+            module, query, key, value, attention_mask, scaling, dropout, sliding_window, softcap, s_aux, **others
         )
     groups = query.shape[1] // key.shape[1]
     shared = query[:, :, 0].unflatten(1, (-1, groups))  # (rows, kv_heads, groups, head_dim)
     bias = cached.bias(sliding_window, query.dtype)  # a mask would be made into this in each layer
+    if s_aux is not None:
+        sinks = s_aux.view(1, -1, groups)  # (1, kv_heads, groups)
+        bias = bias.expand(-1, *sinks.shape[1:], -1)
+        key, value, bias = with_sinks(key, value, bias, sinks)
     if softcap is None:
         output = scaled_dot_product_attention(shared, key, value, attn_mask=bias, scale=scaling)
     else:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmtrain.models.trunk import Documents, pack_inputs
+from llmtrain.models.trunk import Documents, packed_inputs
 from llmtrain.rollout.local.cache import CACHED_ATTENTION, LayerStates, PackedStates, RowCache
 from llmtrain.rollout.local.cpu_decoder import Decoder, can_decode
 from llmtrain.rollout.local.cpu_linear import StepLinears
@@ -92,7 +92,7 @@ class Forward:
             tuple(segment_lengths),
         )
         cached = {"past_key_values": cache, "use_cache": True, "logits_to_keep": last.to(self.device)}
-        outputs = self._model(**pack_inputs(documents, "segments") | cached)
+        outputs = self._model(**packed_inputs(documents, "segments") | cached)
         states = [cache.span(end - length, end) for length, end in zip(lengths, ends.tolist(), strict=True)]
         return states, self._outputs(outputs.logits[0]).first(len(prompts))
 

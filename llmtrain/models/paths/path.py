@@ -1,0 +1,42 @@
+"""The path of a run: how its model computes several documents in one call, and what is changed in it for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel
+
+from llmtrain.models.attention import ATTENTION
+from llmtrain.models.paths.runs import Classes, run_by_groups
+from llmtrain.system.device import ROWS, AttentionKernel
+
+
+def can_switch(model: PreTrainedModel) -> bool:
+    """Whether a model's attention goes through `transformers`' interface, so that another can take its place."""
+    return bool(model._can_set_attn_implementation())
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way to compute several documents."""
+
+    kernel: AttentionKernel
+    by_groups: Classes = field(default_factory=dict)  # modules that run per group of documents
+    attention: str = ATTENTION  # transformers' name of the attention that the model runs with
+    obstacle: str | None = None  # why no faster path is right; None: this is the fastest
+
+    @property
+    def line(self) -> str:
+        """One line for the log: what runs how, and whether it is slower than it could be."""
+        if self.kernel in ROWS:
+            how = "padded to the longest beside it" if self.kernel == "padded" else "beside others of its length"
+            return f"a document runs as a row, {how}: slower than packs, as {self.obstacle}"
+        names = ", ".join(sorted(each.__name__ for each in self.by_groups))
+        return f"documents run in packs, attention by {self.kernel}" + (f"; {names} per group of them" if names else "")
+
+    def put_into(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Let a model compute documents on this path, in place; the model."""
+        if model.config._attn_implementation != self.attention:
+            model.set_attn_implementation(self.attention)
+        run_by_groups(model, model.base_model, self.by_groups)
+        return model

@@ -1,0 +1,38 @@
+"""Documents as rows of a batch, for a model that cannot run them end to end: a plain `transformers` forward.
+
+Padding is on the right, so no document sees any of it: there is no mask, and attention takes its fast path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmtrain.models.paths.groups import Grouping, Groups, group_documents
+
+
+class Rows(NamedTuple):
+    """The documents of a microbatch as rows."""
+
+    input_ids: Int[Tensor, " tokens"]  # of the pack
+    groups: Groups
+
+    @classmethod
+    def of(cls, input_ids: Int[Tensor, " tokens"], lengths: tuple[int, ...], grouping: Grouping) -> Rows:
+        """Rows of documents end to end."""
+        return cls(input_ids, group_documents(lengths, grouping, input_ids.device))
+
+    def run(self, forward: Callable[..., Any]) -> list[Any]:
+        """The outputs of a model's forward for each group."""
+        calls = []
+        for group in self.groups.groups:
+            ids = self.input_ids[group.places].unflatten(0, (group.num_rows, group.length))
+            calls.append(forward(input_ids=ids, use_cache=False))
+        return calls
+
+    def joined(self, parts: list[Float[Tensor, "_ _ ..."]]) -> Float[Tensor, "tokens ..."]:
+        """Outputs of the groups -> of the tokens, in the order of the pack."""
+        return self.groups.joined(parts)
