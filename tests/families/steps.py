@@ -41,7 +41,7 @@ from llmtrain.models.folders.reward import open_classifier
 VOCAB = 272  # of 260 tokens
 SPREAD = 0.15  # of every matrix, so that a model of width 64 doesn't answer everything alike
 LENGTHS = (40, 5, 23, 3, 31, 11, 2, 17)  # tokens of the documents: longer than a window and shorter, in one pack
-MAX_SEQ_LEN = 256
+MAX_SEQ_LEN = 512
 LARGEST = 4_000_000  # parameters; what can't be shrunk below is not built
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 2e-3  # relative
 GAP_TOLERANCE = 1e-3  # nats between the logprobs of generation and of training
