@@ -20,7 +20,7 @@ from transformers import (
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.sections import ModelConfig, PretrainedModelConfig, TunedModelConfig
 from llmtrain.models.adapters.lora import lora_config
-from llmtrain.models.adapters.quantized import FOUR_BITS, as_stored, keep_layout, nf4, stored_form
+from llmtrain.models.adapters.quantized import keep_layout, nf4
 from llmtrain.models.adapters.targets import ALL_LINEAR
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.context import described, num_positions, with_context
@@ -30,10 +30,17 @@ from llmtrain.models.folders.files import is_other_shapes, load_fault, require_r
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.known_base import require_base
+from llmtrain.models.folders.packed_weights import (
+    FOUR_BITS,
+    as_stored,
+    require_trainable_form,
+    stored_form,
+    unpacking,
+)
 from llmtrain.models.folders.saved_dtype import differing_dtype
 from llmtrain.models.folders.skeleton import skeleton
 from llmtrain.models.paths.path import can_switch
-from llmtrain.models.presets import preset_fields
+from llmtrain.models.presets import preset_fields, preset_size
 from llmtrain.models.text_part import freeze_other_parts
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
@@ -42,6 +49,7 @@ from llmtrain.system.terminal import say
 
 AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
 
+PRESET_RATIO = 2  # an architecture of a preset's width and depth may have more or fewer matrices than a Llama
 VOCAB_MULTIPLE = 64  # matmuls over the vocabulary run on whole tiles
 LOAD_ERRORS = (
     AttributeError,
@@ -172,14 +180,14 @@ def load_pretrained(
 
 def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTrainedModel:
     """The model of a folder or the hub, of a configuration that may say more than its own."""
-    placement: dict[str, Any] = {"dtype": torch.float32}
+    placement: dict[str, Any] = {"dtype": torch.float32, **unpacking(shape)}
     if isinstance(config, TunedModelConfig) and config.quantize == "nf4":
         placement = {
             "quantization_config": nf4(),
             "dtype": torch.bfloat16,
             "device_map": {"": torch.cuda.current_device()},
         }
-    elif stored_form(shape) is not None:
+    elif stored_form(shape) in FOUR_BITS:
         placement = as_stored(shape, f"model.path={config.path}")
     try:
         model: PreTrainedModel = LANGUAGE.auto_class(shape).from_pretrained(
@@ -224,7 +232,7 @@ def require_fit(
         shape = _pretrained_config(config)
     if config.path is not None and config.config:
         shape = with_context(shape, config.config, config.path)
-    if adapter is None and (form := stored_form(shape)) is not None:
+    if adapter is None and (form := stored_form(shape)) in FOUR_BITS:
         raise ValueError(
             f"model.path={config.path}: its weights are quantized ({form}) and cannot be trained: set "
             "adapter.kind=lora, or take the model that they were made from"
@@ -246,7 +254,7 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
     """The configuration of a given model, with a row for each token of an adapter's tokenizer."""
     shape = _saved_config(config)
     if not is_adapter(config.path):
-        _require_trainable_on(config, stored_form(shape))
+        require_trainable_form(config, shape)
     else:
         key = "model.config" if config.config else None
         if isinstance(config, TunedModelConfig) and config.quantize is not None:
@@ -261,19 +269,6 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
         text = shape.get_text_config()
         text.vocab_size = max(text.vocab_size, num_tokens)
     return shape
-
-
-def _require_trainable_on(config: PretrainedModelConfig, form: str | None) -> None:
-    """Raise ValueError for weights that are quantized already, in a way or for a recipe that does not take them."""
-    where = f"model.path={config.path}: its weights are quantized ({form})"
-    if form is None:
-        return
-    if form not in FOUR_BITS:
-        raise ValueError(f"{where}: take the model that they were made from")
-    if not isinstance(config, TunedModelConfig):
-        raise ValueError(f"{where}, and pretraining trains every weight: take the model that they were made from")
-    if config.quantize is not None:
-        raise ValueError(f"{where} already: leave out model.quantize={config.quantize}")
 
 
 def _saved_config(config: PretrainedModelConfig) -> PreTrainedConfig:
@@ -313,9 +308,27 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
     elif not config.config:
         raise ValueError("model: give model.path, model.preset or fields in model.config")
     try:
-        return AutoConfig.for_model(config.architecture, **fields | config.config)
+        shape: PreTrainedConfig = AutoConfig.for_model(config.architecture, **fields | config.config)
     except Exception as error:  # each architecture validates in its own way, with its own exception types
         raise ValueError(f"model.config: {one_line(error)}") from None
+    if config.preset is not None and not config.config:
+        _require_size(shape, config)
+    return shape
+
+
+def _require_size(shape: PreTrainedConfig, config: ModelConfig) -> None:
+    """Raise ValueError for an architecture that a preset gives another size than its name says."""
+    assert config.preset is not None
+    meant = preset_size(config.preset, shape.get_text_config().vocab_size)
+    model = skeleton(shape, LANGUAGE, torch.float32, config.trust_remote_code)
+    weights = dict(model.named_parameters())
+    size = sum(weight.numel() for weight in weights.values())
+    if not meant / PRESET_RATIO <= size <= meant * PRESET_RATIO:
+        largest = max(weights, key=lambda name: weights[name].numel())
+        raise ValueError(
+            f"model.preset={config.preset}: {config.architecture} would have {size:,} weights with it, not about "
+            f"{meant:,}, {weights[largest].numel():,} of them in {largest}: give its own fields in model.config"
+        )
 
 
 def _check(

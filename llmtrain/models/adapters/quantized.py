@@ -12,12 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from llmtrain.models.adapters.targets import linear_layers
-
-FOUR_BITS = ("nf4", "fp4")
-"""Forms of bitsandbytes' 4 bits."""
 
 
 def nf4() -> BitsAndBytesConfig:
@@ -37,42 +34,6 @@ def nf4() -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-
-
-def stored_form(shape: PreTrainedConfig) -> str | None:
-    """How a model's weights are quantized in its folder: `nf4`, `fp4`, another method's name; None: they are not."""
-    given = shape.to_dict().get("quantization_config")
-    if not given:
-        return None
-    fields: dict[str, Any] = given if isinstance(given, dict) else given.to_dict()
-    method = str(fields.get("quant_method", "an unknown way"))
-    if method != "bitsandbytes":
-        return method
-    return str(fields.get("bnb_4bit_quant_type", "fp4")) if fields.get("load_in_4bit") else "int8"
-
-
-def require_opener(shape: PreTrainedConfig, where: str) -> None:
-    """Raise ValueError for weights in bitsandbytes' 4 bits if that is not installed; `where`: names the model."""
-    if (form := stored_form(shape)) in FOUR_BITS and find_spec("bitsandbytes") is None:
-        raise ValueError(
-            f"{where}: its weights are in 4 bits ({form}), which needs bitsandbytes: pip install 'llmtrain[quantize]'"
-        )
-
-
-def as_stored(shape: PreTrainedConfig, where: str) -> dict[str, Any]:
-    """What loads a base that is in 4 bits in its folder, onto this machine's device.
-
-    It computes in bf16 on an accelerator, in fp32 on a CPU. `where`: names it in messages. Raises ValueError without
-    bitsandbytes, and for weights that are stored as floats.
-    """
-    require_opener(shape, where)
-    settings = shape.quantization_config
-    if (storage := settings.get("bnb_4bit_quant_storage", "uint8")) != "uint8":
-        raise ValueError(f"{where}: its weights in 4 bits are stored as {storage}, and can be used in uint8 only")
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    settings["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
-    return {"dtype": dtype, "device_map": {"": device}}
 
 
 def hold_linear_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -54,7 +54,7 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], card: str, spec: E
     missing, unexpected = model.load_state_dict(named, strict=False, assign=True)
     model.tie_weights()
     left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if left_out and is_multimodal(spec.shape):
+    if left_out and spec.origin is not None:  # weights that the architecture, or the run, keeps as they are
         beside = weights_beside(left_out, spec.origin, spec.trust_remote_code)
         model.load_state_dict(beside, strict=False, assign=True)
         left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]

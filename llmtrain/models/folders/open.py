@@ -13,12 +13,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmtrain.models.adapters.quantized import keep_layout, require_opener
+from llmtrain.models.adapters.quantized import keep_layout
 from llmtrain.models.folders.classes import language_class
 from llmtrain.models.folders.files import load_fault, require_readable
 from llmtrain.models.folders.generation import read_generation
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
+from llmtrain.models.folders.packed_weights import require_opener, unpacking
 from llmtrain.models.folders.saved_dtype import differing_dtype, saved_dtype
 from llmtrain.system.terminal import say
 
@@ -47,7 +48,7 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             where = str(folder) if folder.is_dir() else place
             shape = AutoConfig.from_pretrained(where)
             require_opener(shape, where)
-            model = language_class(shape).from_pretrained(where, dtype=saved_dtype(where))
+            model = language_class(shape).from_pretrained(where, dtype=saved_dtype(where), **unpacking(shape))
             keep_layout(model)
         model = model.to(_device()).eval()
         first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
