@@ -1,4 +1,4 @@
-"""What a field of a row says of its weight: `"weight": 0.5`, `"train": false` -> a number; of text, whether it is used."""
+"""What a field of a row says of its weight: `"weight": 0.5`, `"train": false` -> a number."""
 
 from __future__ import annotations
 
