@@ -183,7 +183,7 @@ def _prompts(
     ids = prompt_ids(tokenizer, messages, tools, spelt_tokens)
     num_bytes = len(json.dumps(messages, ensure_ascii=False, default=str).encode())
     scored_by = {"tools": list(tools), **row.fields} if tools else row.fields
-    notes = unused + rendering.control_tokens(tokenizer).notes(messages, spelt_tokens)
+    notes = unused + rendering.control_tokens(tokenizer).notes(messages, spelt_tokens, tools)
     return [Prompt(ids, messages, scored_by, row.where, num_bytes, notes)]
 
 
