@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,7 +24,7 @@ from llmtrain.models.adapters.quantized import FOUR_BITS, as_stored, keep_layout
 from llmtrain.models.adapters.targets import ALL_LINEAR
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.context import described, num_positions, with_context
-from llmtrain.models.folders.adapter import adapter_kind, open_merged
+from llmtrain.models.folders.adapter import adapter_kind, adapter_tokenizer, open_merged
 from llmtrain.models.folders.bases import innermost
 from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable
 from llmtrain.models.folders.given import given_folder, is_adapter
@@ -248,7 +247,7 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
                 f"`llmtrain merge {config.path} OUTPUT` first, and give OUTPUT"
             )
         vars(shape).pop("quantization_config", None)  # it is added into the values of the 4 bits
-        shape.vocab_size = max(shape.vocab_size, len(AutoTokenizer.from_pretrained(Path(config.path).expanduser())))
+        shape.vocab_size = max(shape.vocab_size, len(adapter_tokenizer(Path(config.path).expanduser())))
     return shape
 
 

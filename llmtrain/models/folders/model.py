@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 from llmtrain.config.adapter import AdapterConfig
+from llmtrain.models.context import num_positions
 from llmtrain.models.folders.compatible import add_older_names, save_tokenizer_files
 from llmtrain.models.folders.files import CARD
 from llmtrain.models.folders.generation import generation_config
@@ -85,7 +86,7 @@ def save_tokenizer(folder: Path, spec: ExportSpec) -> None:
     """
     if not spec.kind.generates:
         spec.tokenizer.pad_token = spec.tokenizer.convert_ids_to_tokens(spec.shape.pad_token_id)
-    positions = spec.shape.to_dict().get("max_position_embeddings")
+    positions = num_positions(spec.shape)
     if positions is not None:
         spec.tokenizer.model_max_length = positions
     save_tokenizer_files(spec.tokenizer, folder)
