@@ -71,6 +71,11 @@ def _notes(reply: Reply, speaker: Speaker, prompt: list[int], max_new_tokens: in
     notes = []
     if reply.problem is not None:
         notes.append(f"the tokenizer's response template does not fit this answer: {reply.problem}")
+    elif not reply.is_parsed and (found := speaker.special_tokens_in(reply)):
+        notes.append(
+            f"the answer is shown as the model wrote it, {', '.join(found)} included: the tokenizer does not say what "
+            "they mean (it has no response template)"
+        )
     if not reply.stopped:
         full = not speaker.fits(prompt, max_new_tokens)
         limit = f"the model's {speaker.positions:,} positions" if full else f"--max-new-tokens={max_new_tokens}"

@@ -150,7 +150,7 @@ def _account(speaker: Speaker, replies: Sequence[Reply]) -> Iterator[str]:
         )
     special = {token.content for token in speaker.tokenizer.added_tokens_decoder.values() if token.special}
     if speaker.response_template is None:
-        shown = sum(any(token in reply.text for token in special) for reply in replies)
+        shown = sum(any(token in reply.content for token in special) for reply in replies)
         if shown:
             yield f"{shown} of {len(replies)} answers hold special tokens: the tokenizer has no response template"
 

@@ -23,7 +23,7 @@ WARMUP_FRACTION, MAX_DEFAULT_WARMUP_STEPS = 0.05, 2000
 
 def is_on_hub(path: str | None) -> bool:
     """Whether a path is a name on the hub, so that it can have revisions."""
-    return path is not None and not Path(path).exists() and not path.endswith(".gguf")
+    return path is not None and not Path(path).expanduser().exists() and not path.endswith(".gguf")
 
 
 MUON = Needs("optim.name=muon", lambda optim: optim.name == "muon")

@@ -99,6 +99,10 @@ class Renderer:
                     return written(with_call_ids(messages))
             raise
 
+    def arguments_like(self, *parts: str) -> list[str]:
+        """The variables that the template reads whose names have one of these parts."""
+        return sorted(name for name in read_by(self._source) if any(part in name for part in parts))
+
     def _rendered(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -198,6 +202,7 @@ def prompt_ids(
         require_read([source], arguments, "template argument ")
     control = control_tokens(tokenizer)
     messages = control.as_asked(messages, spelt_tokens)
+    tools = control.tools_as_asked(tools, spelt_tokens)
     variables = json.dumps({**tokenizer.special_tokens_map, **(arguments or {})}, default=str)
     try:
         is_begun = bool(messages) and messages[-1]["role"] == "assistant"

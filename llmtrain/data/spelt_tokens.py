@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from llmtrain.config.data import SpeltTokens
 from llmtrain.data.formats.messages import REASONING
 
+Tools = Sequence[Mapping[str, Any]]
+
 MARK = "\ufdd0"
 """A code point that is no character and never will be one."""
 TAGS = frozenset(("<think>", "</think>"))
@@ -69,7 +71,21 @@ class ControlTokens:
             raise SpeltTokenError(f"message {place} ({role}) spells the control token {token} in its text")
         return messages
 
-    def notes(self, messages: Sequence[Mapping[str, Any]], spelt_tokens: SpeltTokens) -> tuple[str, ...]:
+    def tools_as_asked(self, tools: Tools, spelt_tokens: SpeltTokens) -> Tools:
+        """Descriptions of tools for a template, as `as_asked` gives messages. Raises SpeltTokenError."""
+        if spelt_tokens == "encode_as_text":
+            return [_replaced(tool, self._of_others) for tool in tools]
+        if spelt_tokens == "error" and (token := next(self._found_in_tools(tools), None)) is not None:
+            raise SpeltTokenError(f"a description of a tool spells the control token {token}")
+        return tools
+
+    def _found_in_tools(self, tools: Tools) -> Iterator[str]:
+        text = json.dumps(list(tools), ensure_ascii=False, default=str) if tools else ""
+        yield from dict.fromkeys(self._of_others.findall(text))
+
+    def notes(
+        self, messages: Sequence[Mapping[str, Any]], spelt_tokens: SpeltTokens, tools: Tools = ()
+    ) -> tuple[str, ...]:
         """What is done about those that are spelt, to be counted; where they are an error, nothing."""
         if spelt_tokens == "error":
             return ()
@@ -78,8 +94,9 @@ class ControlTokens:
             if spelt_tokens == "encode_as_text"
             else "read as that token (data.special_tokens_in_text)"
         )
-        found = ((token, messages[place]["role"]) for place, token in self.found(messages))
-        return tuple(dict.fromkeys(f"{token} spelt in {role} text, {done}" for token, role in found))
+        found = [(token, f"{messages[place]['role']} text") for place, token in self.found(messages)]
+        found += [(token, "descriptions of tools") for token in self._found_in_tools(tools)]
+        return tuple(dict.fromkeys(f"{token} spelt in {where}, {done}" for token, where in found))
 
     def pieces(self, text: str) -> Iterator[tuple[int, str, bool]]:
         """A text in pieces: where each begins, and whether it is a broken token, given whole."""

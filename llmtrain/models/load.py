@@ -11,7 +11,6 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,7 +23,7 @@ from llmtrain.models.adapters.quantized import keep_layout, nf4
 from llmtrain.models.adapters.targets import ALL_LINEAR
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.context import described, num_positions, with_context
-from llmtrain.models.folders.adapter import adapter_kind, open_merged
+from llmtrain.models.folders.adapter import adapter_kind, adapter_tokenizer, open_merged
 from llmtrain.models.folders.bases import innermost
 from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable
 from llmtrain.models.folders.given import given_folder, is_adapter
@@ -265,7 +264,7 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
                 f"`llmtrain merge {config.path} OUTPUT` first, and give OUTPUT"
             )
         vars(shape).pop("quantization_config", None)  # it is added into the values of the 4 bits
-        num_tokens = len(AutoTokenizer.from_pretrained(Path(config.path).expanduser()))
+        num_tokens = len(adapter_tokenizer(Path(config.path).expanduser()))
         text = shape.get_text_config()
         text.vocab_size = max(text.vocab_size, num_tokens)
     return shape

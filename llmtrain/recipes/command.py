@@ -26,6 +26,7 @@ from llmtrain.system.exit_codes import EXIT_BROKEN_PIPE, EXIT_FAILED, EXIT_INTER
 from llmtrain.system.files import is_disk_full, one_line
 from llmtrain.system.interrupt import note, watched_signals
 from llmtrain.system.leaving import has_failed_neighbor, is_launched, launched_rank, leave, report_to_launcher
+from llmtrain.system.memory import is_out_of_memory
 from llmtrain.system.parent import end_with_launcher
 from llmtrain.system.stop_signal import Stopped, StopSignal
 from llmtrain.system.terminal import say, say_error, shown_output
@@ -47,6 +48,10 @@ OF_A_PATH = {
     errno.EROFS,
 }
 """Errors of a path that can only be what was given, or what the user has put there."""
+LESS_MEMORY = (
+    "shorter texts or fewer at once need less (train.microbatch_tokens, data.max_seq_len), so do "
+    "train.activation_checkpointing, an adapter and a smaller model"
+)
 UNTRAINED = "before training: nothing is lost, and what has been tokenized is kept"
 
 
@@ -115,13 +120,13 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         _refuse(str(error))
-    except MemoryError as error:
-        _refuse(f"not enough memory ({one_line(error)}): a smaller model, shorter texts or fewer at once need less")
     except RecursionError:
         _refuse("something that was given is nested too deeply to be read")
     except LaunchEnded as error:
         _end_with(error.ending)
     except Exception as error:
+        if is_out_of_memory(error):
+            _refuse(f"not enough memory ({shortened(one_line(error))}): {LESS_MEMORY}")
         if isinstance(error, OSError) and is_disk_full(error):
             _refuse(f"the disk is full ({error.filename or error}): free some space and start again")
         if isinstance(error, OSError) and error.filename is not None and error.errno in OF_A_PATH:

@@ -151,7 +151,8 @@ def _train(run: Run[PolicyStageConfig]) -> None:
     held_out_score = HeldOutScore(
         held_out, generator, sampler.score, sampler.sampling, runtime, chat.tokenizer, config.eval.samples
     )
-    evaluate = with_tasks(run, held_out_score, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
+    held_out_or_none = held_out_score if held_out else None  # tasks are measured beside it
+    evaluate = with_tasks(run, held_out_or_none, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
 
     pair_prompts = held_out[: config.eval.before_after]
     own: dict[str, Measurement] = {}
@@ -164,7 +165,7 @@ def _train(run: Run[PolicyStageConfig]) -> None:
         objective=PolicyObjective(config.policy, rollout.max_new_tokens),
         source=source,
         num_steps=num_steps,
-        evaluate=evaluate if held_out else None,
+        evaluate=evaluate,
         flops=training_flops(model),
         ledger=prompts.ledger.to_dict(),
         account=lambda progress: {"steps": progress.step, "tokens_trained": progress.tokens},

@@ -91,8 +91,7 @@ def _train(run: Run[PreferenceStageConfig]) -> None:
         learned = from_answers(run, stores, reference)
     plan, batches = learned.plan, learned.batches
     evaluate = with_samples(run, learned.evaluate, preference_questions, model, chat) if plan.num_eval_packs else None
-    if evaluate is not None:
-        evaluate = with_tasks(run, evaluate, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
+    evaluate = with_tasks(run, evaluate, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
 
     held_out = held_out_pairs if takes_pairs else held_out_labelled
     own = held_out(plan, runtime) if plan.num_eval_packs else {}

@@ -75,8 +75,7 @@ def _train(run: Run[SftConfig]) -> None:
 
     source = plan.batches(collate, runtime)
     evaluate = with_samples(run, HeldOut(plan, runtime), chat_questions, model, chat) if plan.num_eval_packs else None
-    if evaluate is not None:
-        evaluate = with_tasks(run, evaluate, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
+    evaluate = with_tasks(run, evaluate, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
 
     own = held_out_conversations(plan, runtime) if plan.num_eval_packs else {}
     own |= answers_to(run, model, chat, chat_questions)

@@ -21,19 +21,23 @@ from llmtrain.recipes.trainer import Run
 
 def with_tasks(
     run: Run[RecipeConfig],
-    evaluate: Evaluate,
+    evaluate: Evaluate | None,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     of_template: Sequence[int],
     module: CausalLMLoss | ActorCritic,
-) -> Evaluate:
+) -> Evaluate | None:
     """An evaluation that also measures tasks, if the run asks for them and they can be had; else says why not.
 
+    `evaluate`: None, as what is returned then: nothing is held out, so the run does not evaluate.
     `of_template`: the tokens by which training ends an answer, beside the model's own. `module` computes `model`.
     """
     config, runtime = run.config, run.runtime
     if not config.eval.tasks:
         return evaluate
+    if evaluate is None:
+        runtime.say("eval.tasks: nothing is measured: nothing is held out (data.eval, data.eval_fraction)")
+        return None
     if (reason := runtime.refusal("rollouts")) is not None:
         runtime.say(f"eval.tasks: nothing is measured under {runtime.engine}: {reason}")
         return evaluate

@@ -29,7 +29,8 @@ BRACKETS = re.compile(r"\\?[()\[\]]|\\[{}]")
 CURRENCY = r"(?:\\?\$|\u20ac|\u00a3|\u00a5|US\$|USD)"
 WORDS = r"(?![xyzn]\b)[A-Za-z][A-Za-z .]*(?:\^\{?\d\}?|[\u00b2\u00b3])?"  # "18 cm^2", but not "18x"
 UNIT = re.compile(rf"\s*(?:\\?%|\^\s*(?:\\circ|\{{\\circ\}})|\u00b0|{WORDS})?[.,;:!]?$")
-SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?![\d.,/])")  # 1 234 567
+SPACED = re.compile(r"(?<![\w.,\\])(?<!\d )[-+]?\d{1,3}(?: \d{3})+(?!\d|/|[.,]\d)")  # 1 234 567
+SPACED_OR_NOT = re.compile(rf"{SPACED.pattern}|{QUANTITY.pattern}")
 UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\^(?:\{-?\d\}|-?\d)")  # of "18 cm^2", which is no number of its own
 SMALL_DIGITS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
 SLASH = "\u2044"  # of fractions
@@ -59,7 +60,7 @@ def final_answer(solution: str) -> str | None:
         return _plain_text(boxed)[:MAX_ANSWER_CHARS]
     tagged = ANSWER_TAG.findall(text)
     plain = UNIT_POWER.sub("", _plain_text(tagged[-1] if tagged else text))
-    numbers = [found[0] for found in QUANTITY.finditer(plain)]
+    numbers = [found[0] for found in SPACED_OR_NOT.finditer(plain)]
     return numbers[-1] if numbers else None
 
 

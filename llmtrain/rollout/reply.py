@@ -3,7 +3,7 @@ r"""Replies of a finished model, by `transformers`' own generation: what `chat` 
     messages -> prompt ids -> ids of the reply -> its text -> a message, which the next prompt may hold
 
 The text is what the model wrote, special tokens included, without the token that ended it. Where the tokenizer has a
-response template, that says what of the text is a thought, a call or the answer:
+response template, that says what of the text is a thought, a call or the answer; else `written_form` knows it of some:
 
     text     <|channel>thought\nEasy.<channel|>4
     message  {"role": "assistant", "reasoning_content": "Easy.", "content": "4"}
@@ -25,6 +25,7 @@ from llmtrain.models.context import num_positions
 from llmtrain.models.folders.open import open_model
 from llmtrain.rewards.score import answer_text
 from llmtrain.rollout.stops import answer_stops
+from llmtrain.rollout.written_form import WrittenForm, written_form
 from llmtrain.system.files import one_line
 from llmtrain.system.visible import require_unicode
 
@@ -47,7 +48,7 @@ class Reply:
     response_ids: list[int]
     stopped: bool  # by a stop token, the last of `response_ids`
     text: str  # as the model wrote it, after the `<think>` that its prompt may have opened
-    message: dict[str, Any]  # of the assistant: what the response template makes of the text, else the text as content
+    message: dict[str, Any]  # of the assistant: the parts that were found in the text, else the text as content
     problem: str | None = None  # why the response template does not fit the text
 
     @property
@@ -71,6 +72,7 @@ class Speaker:
     positions: int | None  # how many tokens the model has positions for; None: any number
     response_template: dict[str, Any] | None = field(default=None)  # the tokenizer's own
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # what its chat template is given besides
+    form: WrittenForm | None = None  # how its chat template writes a thought, where there is no response template
 
     @classmethod
     def opened(cls, path: str, template_kwargs: Mapping[str, Any] | None = None) -> Speaker:
@@ -87,8 +89,10 @@ class Speaker:
     ) -> Speaker:
         """A model that is loaded."""
         template: dict[str, Any] | None = vars(tokenizer).get("response_template")
-        stops = answer_stops(model, tokenizer)
-        return cls(model, tokenizer, stops, num_positions(model.config), template, template_kwargs or {})
+        stops, arguments = answer_stops(model, tokenizer), template_kwargs or {}
+        chats_without = template is None and tokenizer.chat_template is not None
+        form = written_form(tokenizer, arguments) if chats_without else None
+        return cls(model, tokenizer, stops, num_positions(model.config), template, arguments, form)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Tools = ()) -> list[int]:
         """The ids of a chat so far, up to where the model's answer begins.
@@ -109,6 +113,11 @@ class Speaker:
                 "positions"
             )
         return ids
+
+    def special_tokens_in(self, reply: Reply) -> list[str]:
+        """The special tokens that an answer holds as text."""
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return [token for token in special if token in reply.content]
 
     def room(self, prompt: Sequence[int]) -> int | None:
         """How many tokens may follow a prompt; None: any number."""
@@ -170,7 +179,8 @@ class Speaker:
         """What the response template makes of a reply, and why it makes nothing of it."""
         plain = {"role": "assistant", "content": text}
         if self.response_template is None:
-            return plain, None
+            parts = None if self.form is None else self.form.parts(text)
+            return plain if parts is None else {"role": "assistant", **parts}, None
         try:
             parsed = self.tokenizer.parse_response(response, prefix=list(prompt), tools=[dict(tool) for tool in tools])
         except Exception as error:  # templates are data, and their parsers raise anything

@@ -35,8 +35,11 @@ class _Stream(TextStreamer):
         self._stop_ids = speaker.stop_ids
         self._show = show
         self._parts: _Parts | None = None
+        self._form = speaker.form
+        self._text = opened_by(prompt, speaker.tokenizer)  # all so far
+        self._num_shown = 0
         if speaker.response_template is None:
-            show(opened_by(prompt, speaker.tokenizer))
+            self._show_written(is_whole=False)
         else:
             self._parts = _Parts(show, speaker, prompt)
 
@@ -48,13 +51,31 @@ class _Stream(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Shows the next words."""
         if self._parts is None:
-            self._show(text)
+            self._text += text
+            self._show_written(is_whole=stream_end)
         else:
             self._parts.feed(text)
             if stream_end:
                 self._parts.end()
         if stream_end:
             self._show("\n")
+
+    def _show_written(self, *, is_whole: bool) -> None:
+        """Shows what is new of a text without a response template; of a thought's form once it is whole."""
+        parts = self._form.parts(self._text) if self._form is not None and is_whole else None
+        if parts is not None and self._num_shown == 0:
+            named = {name: part for name, part in parts.items() if part}
+            alone = list(named) == ["content"]
+            self._show("\n".join(part if alone else f"[{name}] {part}" for name, part in named.items()))
+        elif is_whole or not self._may_have_form():
+            self._show(self._text[self._num_shown :])
+            self._num_shown = len(self._text)
+
+    def _may_have_form(self) -> bool:
+        """Whether the text so far may be the beginning of a form's."""
+        form = self._form
+        begun = () if form is None else tuple(each for each in (form.before, form.alone) if each)
+        return any(self._text.startswith(each) or each.startswith(self._text) for each in begun)
 
 
 class _Parts:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # the numbers that malloc.h gives these options
 SEPARATE_BYTES = 2**18
 MAX_SEPARATE = 2**16  # glibc's own limit
+OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Texts of torch's errors for a lack of memory on a CPU, an accelerator, and in its libraries."""
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 _is_tuned = False  # glibc has no query for its options
@@ -56,3 +58,13 @@ def separate_allocations() -> Iterator[None]:
         yield
     finally:
         set_allocator(M_MMAP_MAX, 0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a lack of memory, Python's own or torch's, which has several classes and texts for it."""
+    if isinstance(error, MemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or any(text in said for text in OUT_OF_MEMORY)
+    )

@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 import refusals
+import torch
 from tiny_chat import write_config, write_model
+
+from llmtrain.cli.main import main
 
 DEEP = "[" * 2_000 + "]" * 2_000
 
@@ -147,6 +150,38 @@ def test_memory_that_runs_out_is_one_line(refused: Any, tmp_path: Path, monkeypa
 
     monkeypatch.setattr("llmtrain.cli.survey.survey", full)
     assert "not enough memory (cannot allocate 3 TB)" in refused("data", tmp_path)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@pytest.mark.parametrize(
+    "raises",
+    [
+        lambda: torch.empty(1 << 60),
+        lambda: torch.zeros(1 << 45).expand(2, -1).contiguous(),
+        OutOfMemoryError("HIP: no more"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_memory_that_torch_lacks_is_one_line_too(
+    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raises: Any
+) -> None:
+    def full(*_: object) -> None:
+        if isinstance(raises, Exception):
+            raise raises
+        raises()
+
+    monkeypatch.setattr("llmtrain.cli.survey.survey", full)
+    line = refused("data", tmp_path)
+    assert "not enough memory (" in line and "train.microbatch_tokens" in line
+
+
+def test_another_error_of_torch_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmtrain.cli.survey.survey", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        main(["data", str(tmp_path)])
 
 
 @pytest.mark.parametrize("size", [10_000_001, 2**31, 10**30])

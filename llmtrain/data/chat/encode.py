@@ -106,7 +106,7 @@ class ChatEncoder:
         """What a trained answer ends with, so that generation must stop on it: end of turn first, then EOS."""
         template = None if plain else tokenizer.chat_template
         what = (
-            *(RENDERING_VERSION, spelt_tokens, loss_on_thoughts),
+            *(RENDERING_VERSION, spelt_tokens if spelt_tokens == "warn" else (spelt_tokens, "tools"), loss_on_thoughts),
             *(tokenizer.special_tokens_map, template, loss_on, around.prefix, around.suffix),
         )
         self.fingerprint = blake2b(f"{what}{self._backend.to_str()}".encode(), digest_size=16).hexdigest()
@@ -149,8 +149,9 @@ class ChatEncoder:
             if isinstance(example, PlainText):
                 return [self._drafting.of_text(example)]
             messages = tuple(self._control.as_asked(example.messages, self._spelt_tokens))
-            notes = self._control.notes(example.messages, self._spelt_tokens)
-            drafts = self._drafting.of_conversation(replace(example, messages=messages))
+            tools = tuple(self._control.tools_as_asked(example.tools, self._spelt_tokens))
+            notes = self._control.notes(example.messages, self._spelt_tokens, example.tools)
+            drafts = self._drafting.of_conversation(replace(example, messages=messages, tools=tools))
             drafts[0].notes += (*notes, *unread_keys(example.messages, self._sources))
             return drafts
         except SpeltTokenError as error:

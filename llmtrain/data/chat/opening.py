@@ -19,6 +19,7 @@ from llmtrain.data.formats.messages import REASONING, Message
 
 TAG = re.compile(r"<(\w+)>")
 LAST_TAG = re.compile(r"<\w+>\s*\Z")
+EMPTY_AND_OVER = re.compile(r"<(\w+)>\s*</\1>\s*\Z")
 THINK, END = "<think>", "</think>"
 EMPTY_THOUGHT = "an answer without a thought, after a prompt that opens one: an empty thought is trained"
 
@@ -74,6 +75,16 @@ def without_thought(turn: Turn, message: Message) -> Turn:
     end = _end_of(thought, turn)
     trained = tuple((max(start, end), stop) for start, stop in turn.trained if stop > end)
     return replace(turn, trained=trained)
+
+
+def ends_empty_thought(prompt: str) -> bool:
+    r"""Whether a prompt ends with a thought that is empty and over: `<think>\n\n</think>\n\n`."""
+    return EMPTY_AND_OVER.search(prompt) is not None
+
+
+def has_thought(message: Message) -> bool:
+    """Whether an answer has a thought, in a key of its own or in its text."""
+    return bool(_thought(message) or _inline_thought(message))
 
 
 def is_unended(message: Message) -> bool:

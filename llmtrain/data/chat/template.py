@@ -18,7 +18,15 @@ from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
 
-from llmtrain.data.chat.opening import EMPTY_THOUGHT, after_opening, closes, num_equal, opening_of
+from llmtrain.data.chat.opening import (
+    EMPTY_THOUGHT,
+    after_opening,
+    closes,
+    ends_empty_thought,
+    has_thought,
+    num_equal,
+    opening_of,
+)
 from llmtrain.data.chat.shown import MessageShape, Probe, Shape, message_shape, probe_of, shape_of
 from llmtrain.data.chat.trial import CALLING, RESULT_OF_CALL, WRITTEN, Trial
 from llmtrain.data.chat.turn import Turn
@@ -180,6 +188,14 @@ class ChatTemplate:
 
     def _not_following(self, conversation: Conversation, index: int, prompt: str) -> BadExample:
         opening = self._opening.strip()
+        if ends_empty_thought(prompt) and has_thought(conversation.messages[index]):
+            asked = self._renderer.arguments_like("think", "reason")
+            how = f", or let the prompt leave it open by data.template_kwargs ({', '.join(asked)})" if asked else ""
+            return BadExample(
+                "thought after an ended one",
+                f"{conversation.where}: message {index} has a thought, and the chat template's prompt for it has ended "
+                f"an empty one already: take the thought out{how}, or {FIX}",
+            )
         fix = f"begin its content with {opening}, or {FIX}" if opening else f"give it reasoning_content, or {FIX}"
         return BadExample(
             "answer does not follow its prompt",

@@ -19,9 +19,10 @@ from llmtrain.data.formats.naming import Naming
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
 from llmtrain.data.formats.row_formats import CANONICAL, FINDERS, RowFormat
 from llmtrain.data.formats.token_rows import TokenRow
-from llmtrain.data.formats.weights import NOT_TRAINED, WEIGHT, row_weight, weight_note, without_weights
+from llmtrain.data.formats.weights import row_weight, weight_note, without_weights
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.rows import Fields, Row, has_field
+from llmtrain.data.sources.weight_values import NOT_TRAINED, WEIGHT
 from llmtrain.system.typing import Report
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from llmtrain.data.formats.faults import UnfitRow, kind, shortened
 from llmtrain.data.formats.roles import content_key_of, is_caller, role_key_of, role_of, unknown_role
-from llmtrain.data.formats.weights import MESSAGE_KEYS, WEIGHT, message_weight, weights_of, without_weights
+from llmtrain.data.formats.weights import MESSAGE_KEYS, message_weight, weights_of, without_weights
+from llmtrain.data.sources.weight_values import WEIGHT
 
 Message = Mapping[str, Any]
 SHOWN_MESSAGES = 4

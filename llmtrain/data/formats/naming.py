@@ -46,7 +46,7 @@ class Naming:
     def of(cls, source: Source, *leave_out: str) -> Naming:
         """That of a source, without some of its `fields`."""
         fields = {name: held for name, held in source.fields.items() if name not in leave_out}
-        roles = {name.strip().lower(): role for name, role in source.roles.items()}
+        roles = {_spoken(name): role for name, role in source.roles.items()}
         return cls(fields, roles, source.role_key, source.content_key)
 
     def view(self, row: Fields) -> Fields:
@@ -59,6 +59,22 @@ class Naming:
         named = self._renamed(row)
         written = [name for name, value in named.items() if isinstance(value, str) and _parsed(name, value) != value]
         return f"messages are written as text in {', '.join(written)}, and read from it" if written else ""
+
+    def heard(self, row: Fields) -> set[str]:
+        """The speakers among the source's `roles` that a row's chats have."""
+        found = set()
+        for name, value in self._renamed(row).items():
+            parsed = _parsed(name, value) if isinstance(value, str) else value
+            for turn in parsed if isinstance(parsed, list) else [parsed]:
+                key = self._role_key(turn) if isinstance(turn, Mapping) else None
+                if key is not None:
+                    found.add(_spoken(value_at(turn, key)))
+        return found & self.roles.keys()
+
+    def _role_key(self, turn: Fields) -> str | None:
+        """The key of a turn that names its speaker; None: it is no turn."""
+        key = self.role_key if self.role_key is not None else role_key_of(turn)
+        return key if key is not None and has_field(turn, key) else None
 
     def _renamed(self, row: Fields) -> Fields:
         if not self.fields:
@@ -89,16 +105,21 @@ class Naming:
 
     def _turn(self, turn: Fields) -> Fields:
         """A turn under the keys role and content, its speaker mapped; an object that is no turn, as it is."""
-        role_key = self.role_key if self.role_key is not None else role_key_of(turn)
-        if role_key is None or not has_field(turn, role_key):
+        role_key = self._role_key(turn)
+        if role_key is None:
             return turn
         content_key = self.content_key if self.content_key is not None else content_key_of(turn)
         speaker = value_at(turn, role_key)
-        role = self.roles.get(str(speaker).strip().lower(), speaker)
+        role = self.roles.get(_spoken(speaker), speaker)
         content = None if content_key is None or not has_field(turn, content_key) else value_at(turn, content_key)
         used = {key.partition(".")[0] for key in (role_key, content_key) if key is not None}
         rest = {key: held for key, held in turn.items() if key not in used}
         return {"role": role, "content": content, **rest}
+
+
+def _spoken(name: Any) -> str:
+    """A speaker's name as names are compared."""
+    return str(name).strip().lower()
 
 
 def _parsed(name: str, text: str) -> Any:

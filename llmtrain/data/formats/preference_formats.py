@@ -19,7 +19,8 @@ from llmtrain.data.formats.marked import marking_of
 from llmtrain.data.formats.messages import Dialogue, Message, turn_message
 from llmtrain.data.formats.naming import TOOLS, Naming
 from llmtrain.data.formats.roles import begins_with_answer, is_turns
-from llmtrain.data.formats.row_formats import CHOICE, CHOICE_BASES, INPUTS, QUESTIONS, SYSTEMS, RowFormat
+from llmtrain.data.formats.row_formats import CHOICE, INPUTS, QUESTIONS, SYSTEMS, RowFormat
+from llmtrain.data.formats.same_prompt import CHOICE_BASES, require_same_prompt
 from llmtrain.data.formats.trees import is_deleted, is_tree, tree_message
 from llmtrain.data.sources.rows import Fields, Row
 from llmtrain.system.finite import is_number
@@ -77,6 +78,8 @@ def _pairs(row: Row) -> Iterator[PreferenceFormat]:
     def convert(fields: Fields) -> Sequence[Ranking]:
         require_choice({name: fields.get(name) for name in CHOICE})
         chosen, rejected = (reader.read(fields, fields[name], name) for name in ("chosen", "rejected"))
+        if is_whole:
+            require_same_prompt(fields, chosen.messages)
         return [[Comparison(chosen, rejected, _margin(fields))]]
 
     name = reader.name if is_whole else "preference"

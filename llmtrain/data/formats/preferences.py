@@ -23,7 +23,7 @@ from llmtrain.data.formats.preference_formats import (
     require_choice,
 )
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
-from llmtrain.data.formats.row_formats import CHOICE_BASES
+from llmtrain.data.formats.same_prompt import CHOICE_BASES
 from llmtrain.data.formats.weights import row_weight, weight_note
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.rows import Row, has_field

@@ -19,16 +19,17 @@ from llmtrain.config.data import Source, SpeltTokens
 from llmtrain.config.rl import PromptDataConfig
 from llmtrain.data import rendering
 from llmtrain.data.formats.asked import asks
-from llmtrain.data.formats.faults import UnfitRow, shortened
+from llmtrain.data.formats.faults import UnfitRow, UnwantedRow, shortened
 from llmtrain.data.formats.instructions import check_canonical
 from llmtrain.data.formats.messages import Dialogue, Message, shown
 from llmtrain.data.formats.naming import Naming
 from llmtrain.data.formats.read import FormatReader, read_examples
-from llmtrain.data.formats.weights import weight_field, without_weights
+from llmtrain.data.formats.weights import without_weights
 from llmtrain.data.ledger import Ledger, SourceLedger, Split, files_not_read, noted
 from llmtrain.data.sources.files import content_of, resolve_rows
 from llmtrain.data.sources.overlap import Read, as_read, require_disjoint
 from llmtrain.data.sources.rows import Fields, Row
+from llmtrain.data.sources.weight_values import NOT_TRAINED, ROW_KEYS, text_weights
 from llmtrain.data.spelt_tokens import SpeltTokenError
 from llmtrain.data.split import split_of
 from llmtrain.data.tokenize import TextEncoder
@@ -127,6 +128,11 @@ def iter_prompts(
 ) -> Iterator[Prompt]:
     """The prompts of a source, read as `read_examples` does."""
     check_canonical(source.fields, source.path)
+    if weighed := [name for name in ROW_KEYS if name in source.fields]:
+        raise ValueError(
+            f"{source.path}: fields: {{{weighed[0]}: {source.fields[weighed[0]]}}} does nothing: prompts are drawn "
+            "equally often; leave it out (the weight of a source is its share)"
+        )
     recognised = partial(_reader, Naming.of(source), tokenizer, data.special_tokens_in_text)
     return read_examples(source, recognised, data.on_bad_row, ledger, report, unit="prompt")
 
@@ -167,15 +173,17 @@ def _prompts(
     """A row's one prompt; raises UnfitRow, UnwantedRow, UnicodeEncodeError, RecursionError."""
     dialogue = asked(names.view(row.fields))
     messages, tools = without_weights(dialogue.messages), dialogue.tools
-    weight = weight_field(row.fields)
-    unused = () if weight is None else (f"{weight} of a row, which prompts do not use",)
+    weights = text_weights(row.fields)
+    if 0.0 in weights.values():
+        raise UnwantedRow(NOT_TRAINED)
+    unused = tuple(f"{key} of a row, which prompts do not use" for key, weight in weights.items() if weight != 1)
     if tokenizer.chat_template is None:
         text = _only_text(dialogue)
         return [Prompt(_text_ids(tokenizer, text), text, row.fields, row.where, len(text.encode()), unused)]
     ids = prompt_ids(tokenizer, messages, tools, spelt_tokens)
     num_bytes = len(json.dumps(messages, ensure_ascii=False, default=str).encode())
     scored_by = {"tools": list(tools), **row.fields} if tools else row.fields
-    notes = unused + rendering.control_tokens(tokenizer).notes(messages, spelt_tokens)
+    notes = unused + rendering.control_tokens(tokenizer).notes(messages, spelt_tokens, tools)
     return [Prompt(ids, messages, scored_by, row.where, num_bytes, notes)]
 
 

@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from llmtrain.config.data import OnBadRow, Source
 from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, UnwantedRow
+from llmtrain.data.formats.naming import Naming
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, resolve_rows
 from llmtrain.data.sources.items import iter_items
@@ -93,7 +94,10 @@ def read_examples(
     """
     is_reported = False
     first_fault = ""
+    names, unheard = Naming.of(source), {name.strip().lower() for name in source.roles}
     for read in read_rows(source, recognise, ledger):
+        if unheard and isinstance(read.row, Row):
+            unheard -= names.heard(read.row.fields)
         found = read.found
         if isinstance(found, BadRow):
             if on_bad_row == "error":
@@ -111,6 +115,10 @@ def read_examples(
                 is_reported, ledger.row_format = True, read.reader.name
                 report(f"{source.path}: {read.reader.describe(example)}")
             yield example
+    if unheard:
+        report(
+            f"{source.path}: warning: roles: no message is of {', '.join(sorted(unheard))}: misspelt, or leave it out"
+        )
     if not is_reported:
         raise ValueError(f"{source.path}: no {unit} to train on ({_what_was_read(ledger)}){first_fault}")
 

@@ -16,6 +16,7 @@ from llmtrain.data.formats.marked import marked_messages, marking_of
 from llmtrain.data.formats.messages import Dialogue, Message, text_message, tool_list, turn_message, turn_messages
 from llmtrain.data.formats.naming import LISTS, TOOLS
 from llmtrain.data.formats.roles import begins_with_answer, is_turns
+from llmtrain.data.formats.same_prompt import CHOICE_BASES, require_same_prompt
 from llmtrain.data.formats.token_rows import ATTENTION, IDS, TokenRow, has_ids, mask_fields, token_row
 from llmtrain.data.formats.trees import best_path, is_tree
 from llmtrain.data.ledger import TOKENIZED
@@ -51,8 +52,6 @@ SYSTEMS = ("system", "system_prompt")
 QUESTIONS = ("question", "query")
 """Fields whose text is about what one of INPUTS holds, where the row has one."""
 CHOICE = {"chosen", "rejected"}
-CHOICE_BASES = ("prompt", "question", "messages", "conversations", "instruction")
-"""Fields that hold what a preference row's two answers answer."""
 CHOSEN_NOTE = "chosen is trained on, rejected is not used"
 
 
@@ -230,7 +229,7 @@ def _choices(row: Fields) -> Iterator[RowFormat]:
         yield RowFormat("preference", chosen_by, _convert_whole_choice, CHOSEN_NOTE)
         return
     if marking is not None:
-        yield RowFormat(marking, {"text": "chosen"}, partial(_convert_marked, "chosen", marking), CHOSEN_NOTE)
+        yield RowFormat(marking, {"text": "chosen"}, partial(_convert_marked_choice, marking), CHOSEN_NOTE)
         return
     for base in CHOICE_BASES:
         if base in row and base == "instruction":
@@ -244,7 +243,14 @@ def _choices(row: Fields) -> Iterator[RowFormat]:
 
 def _convert_whole_choice(row: Fields) -> Dialogue:
     messages = turn_messages(_value(row, "chosen"), "'chosen'")
+    require_same_prompt(row, messages)
     return with_extras(row, messages, len(messages) - 1 if "prompt" in row else 0)
+
+
+def _convert_marked_choice(marking: str, row: Fields) -> Dialogue:
+    dialogue = _convert_marked("chosen", marking, row)
+    require_same_prompt(row, dialogue.messages)
+    return dialogue
 
 
 def _convert_choice(base: str, row: Fields) -> Dialogue:

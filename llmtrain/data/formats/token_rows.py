@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from llmtrain.data.formats.faults import UnfitRow, kind
-from llmtrain.data.formats.weights import LARGEST
 from llmtrain.data.sources.documents import TEXT_FIELDS
 from llmtrain.data.sources.rows import Fields
+from llmtrain.data.sources.weight_values import LARGEST
 from llmtrain.system.finite import is_number
 
 IDS, LABELS, ATTENTION = "input_ids", "labels", "attention_mask"

@@ -10,18 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmtrain.data.formats.faults import UnfitRow, UnwantedRow
-from llmtrain.system.finite import is_number
+from llmtrain.data.sources.weight_values import FLAGS, LARGEST, NOT_TRAINED, ROW_KEYS, WEIGHT, typed, weight_value
 
-WEIGHT = "weight"
-"""The key of a message that holds its weight, where it is not 1."""
-FLAGS = ("train", "training", "loss")
-"""Keys that say yes or no."""
 MESSAGE_KEYS = (WEIGHT, *FLAGS)
-ROW_KEYS = (WEIGHT, "train")
-LARGEST = 10.0
-"""A weight above it is taken for something else, such as a length."""
-CELLS = {"true": True, "false": False, "": None}
-NOT_TRAINED = "weight is 0"
 
 
 def weight_of(values: Mapping[str, Any], keys: Sequence[str], place: str) -> float | None:
@@ -38,7 +29,7 @@ def weight_of(values: Mapping[str, Any], keys: Sequence[str], place: str) -> flo
 
 def row_weight(row: Mapping[str, Any]) -> float:
     """The weight of a row, 1 where it gives none. Raises UnfitRow, and UnwantedRow where it is 0."""
-    weight = weight_of({key: _typed(row.get(key)) for key in ROW_KEYS}, ROW_KEYS, "the row")
+    weight = weight_of({key: typed(row.get(key)) for key in ROW_KEYS}, ROW_KEYS, "the row")
     if weight == 0:
         raise UnwantedRow(NOT_TRAINED)
     return 1.0 if weight is None else weight
@@ -82,24 +73,8 @@ def weights_of(messages: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
     return weights if any(weight != 1 for weight in weights) else ()
 
 
-def _typed(value: Any) -> Any:
-    """A cell of a table without types, such as CSV, as the number or truth value that its text is."""
-    text = value.strip().lower() if isinstance(value, str) else None
-    if text in CELLS:
-        return CELLS[text]
-    try:
-        return value if text is None else float(text)
-    except ValueError:
-        return value
-
-
 def _number(value: Any, key: str, place: str) -> float:
-    if isinstance(value, bool):
-        return float(value)
-    if key in FLAGS and value not in (0, 1):
-        raise UnfitRow("malformed weight", f"{place} has {key}={value!r}: give true or false")
-    if not is_number(value) or not 0 <= value <= LARGEST:
-        raise UnfitRow(
-            "malformed weight", f"{place} has {key}={value!r}: give true, false or a number from 0 to {LARGEST:g}"
-        )
-    return float(value)
+    if (weight := weight_value(value, key)) is None:
+        values = "true or false" if key in FLAGS else f"true, false or a number from 0 to {LARGEST:g}"
+        raise UnfitRow("malformed weight", f"{place} has {key}={value!r}: give {values}")
+    return weight

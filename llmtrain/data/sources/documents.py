@@ -15,6 +15,7 @@ from llmtrain.data.sources.files import Files, resolve
 from llmtrain.data.sources.items import iter_items
 from llmtrain.data.sources.rows import BadRow, Row, Wanted, has_field, value_at
 from llmtrain.data.sources.text import Document
+from llmtrain.data.sources.weight_values import NOT_TRAINED, ROW_KEYS, text_weights
 
 TEXT_FIELDS = ("text", "content", "extract", "body", "document", "article", "passage", "raw_content")
 """Fields that are taken for the text where the source names none."""
@@ -41,10 +42,12 @@ def iter_documents(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger) -
         ledger.files_not_read = dict(location.not_read)
     num_documents, first_fault = 0, ""
     for item in iter_items(source, location, _wanted(source)):
+        untrained = False
         if isinstance(item, Row):
             field = ledger.text_field or source.text_field or recognise_text(item)
             if isinstance(field, str):
                 ledger.text_field = field
+                untrained = 0.0 in text_weights(item.fields).values()
                 item = row_document(item, field)
             else:
                 item = field
@@ -55,6 +58,9 @@ def iter_documents(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger) -
             ledger.bad_row(item.reason, item.num_bytes)
             continue
         ledger.read.add(item.num_bytes)
+        if untrained:
+            ledger.drop(NOT_TRAINED, item.num_bytes)
+            continue
         if isinstance(item.text, str) and (not item.text or item.text.isspace()):
             ledger.drop("empty", item.num_bytes)
             continue
@@ -98,6 +104,14 @@ def row_document(row: Row, text_field: str) -> Document | BadRow:
     except KeyError:
         message = f"{row.where}: no field {text_field!r}, only {_names(row.fields)}"
         return BadRow("no text field", message, 0)
+    weights = text_weights(row.fields)
+    if set(weights.values()) not in (set(), {0}, {1}):
+        shown = " and ".join(f"{key}={row.fields[key]!r}" for key in weights)
+        message = (
+            f"{row.where}: the row has {shown}, and rows of text are used whole (1, true) or not at all (0, false): a "
+            "source has a weight, and rows of `llmtrain sft` do"
+        )
+        return BadRow("weight of a text", message, 0)
     if not isinstance(text, str):
         message = f"{row.where}: field {text_field!r} holds {type(text).__name__}, not a string"
         return BadRow("text is not a string", message, 0)
@@ -113,7 +127,7 @@ def _wanted(source: Source) -> Wanted:
     """Rows with a text; of a table, the column of the text, or those that may be it."""
     field = source.text_field
     columns = TEXT_FIELDS if field is None else (field, field.partition(".")[0])
-    return Wanted(partial(_has_text, source), columns)
+    return Wanted(partial(_has_text, source), columns, ROW_KEYS)
 
 
 def _has_text(source: Source, row: Row) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,13 @@ class Wanted:
 
     is_row: IsRow
     columns: tuple[str, ...] = ()  # a table that has any of these is read in those alone; (): all of it
+    beside: tuple[str, ...] = ()  # columns that are read too, where a table has any of `columns`
+
+    def of(self, names: Sequence[str]) -> list[str]:
+        """The columns of a table that are read; []: all of them."""
+        if not any(name in self.columns for name in names):
+            return []
+        return [name for name in names if name in self.columns or name in self.beside]
 
 
 def has_field(fields: Fields, name: str) -> bool:

@@ -135,7 +135,7 @@ def read_parquet(path: Path, wanted: Wanted) -> Rows:
     with _parquet(path) as file:
         names = file.schema_arrow.names
         _require_distinct(names, path)
-        columns = [name for name in names if name in wanted.columns]
+        columns = wanted.of(names)
         yield from _batch_rows(file.iter_batches(batch_size=256, columns=columns or None), path)
 
 
@@ -222,7 +222,7 @@ def _selected(batch: Any, wanted: Wanted, path: Path) -> Any:
     """The columns of a batch that are wanted; all of it if it has none of them."""
     names = batch.schema.names
     _require_distinct(names, path)
-    columns = [name for name in names if name in wanted.columns]
+    columns = wanted.of(names)
     return batch.select(columns) if columns else batch
 
 

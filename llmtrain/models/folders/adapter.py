@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -210,13 +211,25 @@ def _open_base(
     return model
 
 
+def adapter_tokenizer(adapter_folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of an adapter's folder, to be read only: one that is large takes seconds, and is kept."""
+    changed = [path.stat().st_mtime_ns for path in sorted(adapter_folder.glob("*token*.json"))]
+    return _kept_tokenizer(str(adapter_folder), tuple(changed))
+
+
+@lru_cache(maxsize=1)
+def _kept_tokenizer(folder: str, changed: tuple[int, ...]) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
 def open_merged(adapter_folder: Path, trust_remote_code: bool = False, **loading: Any) -> PreTrainedModel:
     """An adapter's model as a plain one, the adapter added into its base in memory; it generates as the adapter says.
 
     Raises ValueError as `open_adapter` does.
     """
     require_readable(adapter_folder)
-    tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
+    tokenizer = adapter_tokenizer(adapter_folder)
     adapted = open_adapter(adapter_folder, tokenizer, trust_remote_code, keeps_4_bits=False, **loading)
     return _merged(adapted, adapter_folder).requires_grad_(True)
 

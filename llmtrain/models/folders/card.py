@@ -35,6 +35,10 @@ CONTINUE = """
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0], skip_special_tokens=True))"""
 
+OTHER_WEIGHTS = (
+    "peft by itself loads `{hub_id}`, as `adapter_config.json` names it: those are the original weights, not the "
+    "rounded ones that this adapter was trained on, so its answers differ from those that were measured."
+)
 MERGES_FIRST = (
     "Its base is made from {base}. `llmtrain merge {name} OUTPUT` makes it again and adds the adapter in; the base's "
     "place on another machine is given with `--base PATH`. OUTPUT then opens as the model does here:"
@@ -106,6 +110,7 @@ def model_card(facts: CardFacts) -> str:
             "## Use",
             "",
             *([MERGES_FIRST.format(name=name, base=_linked(origin)), ""] if merges_first and origin else []),
+            *([OTHER_WEIGHTS.format(hub_id=origin.hub_id), ""] if merges_first and origin and origin.hub_id else []),
             "```python",
             example,
             "```",

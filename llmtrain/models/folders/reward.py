@@ -71,9 +71,11 @@ def card_verdict(card: Mapping[str, Any]) -> str:
 def reward_folder(path: str, revision: str | None = None) -> Path:
     """The folder of a reward model: of its path, that of a run, or of a name of the hub, downloaded once.
 
-    Raises ValueError if there is none.
+    Raises ValueError if there is none, and for a revision of a folder, which has none.
     """
     if is_local(path) or Path(path).expanduser().is_dir():
+        if revision is not None:
+            raise ValueError(f"{path}: revision={revision} does nothing for a folder: leave it out")
         return model_folder(path)
     import huggingface_hub
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,3 +114,23 @@ def test_a_tokenizer_that_marks_the_start_of_a_text_has_no_space_after_a_spelt_t
 def test_the_mark_itself_is_no_character() -> None:
     with pytest.raises(SpeltTokenError, match=r"U\+FDD0, which is no character"):
         prompt_ids(family_tokenizer(QWEN25), [{"role": "user", "content": f"x{MARK}"}], spelt_tokens="encode_as_text")
+
+
+def test_tokens_within_descriptions_of_tools_are_counted_refused_or_text() -> None:
+    parameters = {"type": "object", "properties": {"x": {"type": "string", "description": "ends with <|im_end|>"}}}
+    tool = {"type": "function", "function": {"name": "f", "description": "does", "parameters": parameters}}
+    row = replace(conversation("u: x", "a: Hi"), tools=(tool,))
+    warned, as_text = encoded(QWEN25, row, "warn"), encoded(QWEN25, row, "encode_as_text")
+    assert not isinstance(warned, BadExample) and not isinstance(as_text, BadExample)
+    where = "<|im_end|> spelt in descriptions of tools"
+    assert warned[0].notes == (f"{where}, read as that token (data.special_tokens_in_text)",)
+    assert as_text[0].notes == (f"{where}, encoded as text",)
+    tokenizer = family_tokenizer(QWEN25)
+    token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    times = [int((documents[0].input_ids == token_id).sum()) for documents in (warned, as_text)]
+    assert times[0] - times[1] == 1
+    assert tokenizer.decode(as_text[0].input_ids) == tokenizer.decode(warned[0].input_ids)
+    fault = encoded(QWEN25, row, "error")
+    assert isinstance(fault, BadExample) and "a description of a tool spells the control token <|im_end|>" in str(fault)
+    with pytest.raises(SpeltTokenError, match="a description of a tool spells"):
+        prompt_ids(tokenizer, [row.messages[0]], [tool], spelt_tokens="error")

@@ -11,14 +11,22 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny_run import MODEL, write_tokenizer
+from tiny_tokenizers import byte_level_bpe
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+)
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
 from llmtrain.models.folders.bases import origin_of
 from llmtrain.models.folders.card import CardFacts, model_card
-from llmtrain.models.folders.model import ExportSpec, export_model
+from llmtrain.models.folders.model import ExportSpec, export_model, save_tokenizer
 from llmtrain.models.load import load_model
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
@@ -225,3 +233,12 @@ def test_the_cards_example_generates(
 
 def test_a_card_without_held_out_data_says_so() -> None:
     assert "Nothing was held out" in card_of(None, before={}, after={})[1]
+
+
+def test_the_tokenizer_warns_at_the_models_positions_whatever_its_field_is_called(tmp_path: Path) -> None:
+
+    for number, shape in enumerate((GPT2Config(n_positions=48), LlamaConfig(max_position_embeddings=48))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        save_tokenizer(folder, ExportSpec(shape, byte_level_bpe()))
+        assert AutoTokenizer.from_pretrained(folder).model_max_length == 48

@@ -65,6 +65,11 @@ def is_right(response: str, gold: object) -> bool:
         ("102", "\\boxed{10\u00b2}", False),
         ("18", "\\boxed{18 cm\u00b2}", True),
         ("1000", "#### 1 000", True),
+        ("1000", "#### 1 000.", True),
+        ("1000", "The answer is 1 000.", True),
+        ("12345678", "So 12 345 678 dollars", True),
+        ("1000", "<answer>1 000</answer>", True),
+        ("100", "In 2010 100 people came", True),
         ("1000", "#### 1\u202f000 eggs", True),
         ("1000000", "#### 1\u00a0000\u00a0000", True),
         # units and money

@@ -268,3 +268,74 @@ def test_the_chat_template_gets_the_arguments_that_are_given(
         with pytest.raises(SystemExit) as stopped:
             main(["chat", model, "--template-kwarg", given])
         assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+HARMONY = {
+    "template": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{% if m.thinking and loop.last and not add_generation_prompt %}"
+        "<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}"
+        "<|start|>assistant<|channel|>final<|message|>{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}"
+        "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    ),
+    "special": ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>"),
+    "stop": "<|return|>",
+    "stops": ("<|return|>", "<|call|>"),
+}
+THINKS_FIRST = "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant<|channel|>final<|message|>4"
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (THINKS_FIRST, {"reasoning_content": "Easy.", "content": "4"}),
+        ("<|channel|>final<|message|>4", {"content": "4"}),
+        ("<|channel|>analysis<|message|>Easy", {"reasoning_content": "Easy", "content": ""}),
+        ("<|channel|>commentary to=f<|message|>{}", {"content": "<|channel|>commentary to=f<|message|>{}"}),
+        (f"{THINKS_FIRST}<|end|>5", {"content": f"{THINKS_FIRST}<|end|>5"}),
+    ],
+)
+def test_a_form_of_control_tokens_is_known_by_rendering(tmp_path: Path, written: str, message: dict[str, Any]) -> None:
+    reply = reply_of(tmp_path, f"{written}<|return|>", **HARMONY)
+    assert reply.message == {"role": "assistant", **message} and reply.text == written
+
+
+def test_the_next_prompt_has_no_thought_of_such_a_form(tmp_path: Path) -> None:
+    speaker, prompt = speaker_of(tmp_path, f"{THINKS_FIRST}<|return|>", **HARMONY)
+    (reply,) = speaker.replies([prompt], GREEDY)
+    text = speaker.tokenizer.decode(speaker.prompt_ids([*QUESTION, reply.message, *QUESTION]))
+    assert "<|channel|>final<|message|>4<|end|>" in text and "Easy." not in text
+
+
+@pytest.mark.parametrize(
+    ("written", "shown", "note"),
+    [
+        (THINKS_FIRST, "[reasoning_content] Easy.\n[content] 4\n", None),
+        ("<|channel|>final<|message|>4", "4\n", None),
+        (
+            "<|channel|>x<|message|>{}",
+            "<|channel|>x<|message|>{}\n",
+            "shown as the model wrote it, <|channel|>, <|mess",
+        ),
+        ("plain 4", "plain 4\n", None),
+    ],
+)
+def test_a_chat_shows_such_a_form_or_says_that_it_is_raw(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    written: str,
+    shown: str,
+    note: str | None,
+) -> None:
+    speaker_of(tmp_path, f"{written}<|return|>", **HARMONY)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION[0]['content']}\n"))
+    main(["chat", str(tmp_path), "--temperature", "0"])
+    said = capsys.readouterr()
+    assert said.out.endswith(shown) and (note in said.err if note else "as the model wrote it" not in said.err)
+
+
+def test_a_template_without_a_thought_has_no_form(tmp_path: Path) -> None:
+    speaker, _ = speaker_of(tmp_path, "4<|im_end|>")
+    assert speaker.form is None

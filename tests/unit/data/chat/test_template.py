@@ -209,3 +209,28 @@ def test_a_template_that_cannot_be_trained_is_refused_in_one_line(template: str,
 def test_a_tokenizer_without_a_template_is_refused():
     with pytest.raises(ValueError, match=r"no chat template; set data\.chat_template=ours"):
         ChatEncoder(byte_level_bpe(), plain=False, loss_on="assistant")
+
+
+NO_THINK = """\
+{%- for m in messages %}
+    {%- if m.role == "assistant" %}
+        {%- set thought = m.reasoning_content if m.reasoning_content else "" %}
+        {{- "<|im_start|>assistant\\n<think>\\n" + thought + "\\n</think>\\n\\n" + m.content + "<|im_end|>\\n" }}
+    {%- else %}
+        {{- "<|im_start|>" + m.role + "\\n" + m.content + "<|im_end|>\\n" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|im_start|>assistant\\n<think>\\n" + ("" if enable_thinking else "\\n</think>\\n\\n") }}
+{%- endif %}
+"""
+
+
+def test_a_thought_after_a_prompt_that_has_ended_one_is_refused_with_what_to_do():
+    tokenizer = family_tokenizer(MARKED_CHATML, NO_THINK)
+    assert documents(tokenizer, conversation("u: x", "a: Hi"))
+    found = fault(tokenizer, conversation("u: x", {**ANSWER, "reasoning_content": "the sky"}))
+    assert found.reason == "thought after an ended one"
+    assert "take the thought out, or let the prompt leave it open by data.template_kwargs (enable_thinking)" in str(
+        found
+    )

@@ -30,7 +30,7 @@ FORMATS = [
     ("preference", {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}),
     ("preference", {"prompt": "2 + 2?", "chosen": [GOOD], "rejected": [BAD]}),
     ("preference", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}),
-    ("preference", {"prompt": "x", "messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]}),
+    ("preference", {"prompt": "2 +  2?", "messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]}),
     ("preference", {"messages": [USER], "chosen": GOOD, "rejected": BAD}),
     ("preference", {"instruction": "2 + 2?", "input": "", "output": "4", "chosen": "4", "rejected": "5"}),
     (

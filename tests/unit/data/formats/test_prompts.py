@@ -243,7 +243,7 @@ def test_control_tokens_that_prompts_spell_are_counted_refused_or_text(
         read("error")
 
 
-@pytest.mark.parametrize("given", [{"weight": 0.5}, {"train": False}])
+@pytest.mark.parametrize("given", [{"weight": 0.5}, {"weight": 2}])
 def test_a_weight_that_prompts_do_not_use_is_counted(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, given: dict[str, Any]
 ) -> None:
@@ -253,3 +253,17 @@ def test_a_weight_that_prompts_do_not_use_is_counted(
     prompts = load_prompts(data, tokenizer, max_new_tokens=8, report=lines.append)
     assert len(prompts.train[0]) == 2
     assert f"1 prompt: {next(iter(given))} of a row, which prompts do not use" in lines[-1]
+
+
+@pytest.mark.parametrize("given", [{"weight": 0}, {"train": False}])
+def test_a_prompt_of_weight_zero_is_left_out_and_counted(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    prompts = loaded(write(tmp_path / "rows.jsonl", {"prompt": "Why?", **given}, {"prompt": "How?"}), tokenizer)
+    assert [prompt.row["prompt"] for prompt in prompts.train[0]] == ["How?"]
+    assert {why: tally.documents for why, tally in prompts.ledger.train[0].dropped.items()} == {"weight is 0": 1}
+
+
+def test_a_field_for_the_weight_of_prompts_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fields: {weight: importance} does nothing: prompts are drawn equally often"):
+        prompt_of({"prompt": "Why?", "importance": 3}, tokenizer, tmp_path, weight="importance")

@@ -193,3 +193,19 @@ def _table(folder: Path, row: dict[str, str]) -> Path:
         writer.writeheader()
         writer.writerow(row)
     return path
+
+
+def test_a_role_that_no_message_has_is_said_once_all_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "customer", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "Agent", "content": "Hello"}]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for more, expected in (({}, 0), ({"agnet": "assistant", "Boss": "user"}, 1)):
+        roles = {"Customer": "user", "agent": "assistant", **more}
+        source = Source.model_validate({"path": str(path), "roles": roles})
+        said: list[str] = []
+        list(iter_examples(source, "error", SourceLedger(path=source.path), said.append))
+        warned = [line for line in said if "no message is of" in line]
+        assert len(warned) == expected and all("of agnet, boss:" in line for line in warned)

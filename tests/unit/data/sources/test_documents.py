@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -328,3 +329,36 @@ def test_documents_compare_by_their_text():
 def test_every_string_of_an_evaluation_file_is_given(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "choices": ["a", {"b": "c"}], "answer": 3}\n')
     assert list(iter_texts(str(tmp_path / "a.jsonl"))) == ["q", "a", "c"]
+
+
+@pytest.mark.parametrize("unused", [{"weight": 0}, {"train": False}, {"weight": 0.0, "train": False}])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv"])
+def test_a_row_of_weight_zero_is_left_out_and_counted(tmp_path: Path, name: str, unused: dict[str, Any]):
+    used = {key: not value if isinstance(value, bool) else 1 for key, value in unused.items()}
+    rows = [{"text": "one", **used}, {"text": "two", **unused}]
+    path = tmp_path / name
+    if name == "rows.jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    elif name == "rows.csv":
+        path.write_text("".join(",".join(map(str, row)) + "\n" for row in (list(rows[0]), *(r.values() for r in rows))))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    texts, ledger = read(path)
+    assert texts == ["one"]
+    assert {reason: tally.documents for reason, tally in ledger.dropped.items()} == {"weight is 0": 1}
+
+
+@pytest.mark.parametrize("weight", [{"weight": 0.5}, {"weight": 2}, {"weight": 1, "train": False}])
+def test_a_text_that_counts_in_part_is_refused_by_name(tmp_path: Path, weight: dict[str, Any]):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "one", **weight}) + "\n")
+    with pytest.raises(ValueError, match=rf"{path}:1: the row has weight={weight['weight']}") as caught:
+        list(iter_documents(Source(path=str(path)), "error", SourceLedger(path="")))
+    assert "\n" not in str(caught.value) and "used whole" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["12 kg", 350, None, 1, True, {"kg": 3}, ""])
+def test_a_field_of_that_name_that_holds_no_weight_is_no_matter(tmp_path: Path, value: Any):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "one", "weight": value}) + "\n")
+    assert read(path)[0] == ["one"]
