@@ -11,7 +11,7 @@ from llmtrain.tasks.rows import TaskRow, TaskRows, key_of, read_task, read_tasks
 from llmtrain.tasks.texts import TEXT
 
 GENERAL_TEXT = "general_text"
-GENERAL_CHARS = 2000  # of a piece of general text: one long document is several items, whose losses differ
+GENERAL_CHARS = 1000  # of a piece of general text: one long document is several items, whose losses differ
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_the_base_and_the_exported_weights_are_measured(
     assert value(before, "held_out", "nats_per_token") == pytest.approx(found[0], abs=1e-5)
     last = min(found) if "checkpoint" in sections else found[-1]
     assert value(after, "held_out", "nats_per_token") == pytest.approx(last, abs=1e-5)
-    assert len(before.tasks["general_text"].items) == 4  # of 2,000 characters at most
+    assert len(before.tasks["general_text"].items) == 7  # of 1,000 characters at most
     assert {ANSWERS, "choices"} <= before.tasks.keys() == after.tasks.keys()
     main(["eval", str(inputs / "chat"), "--tasks", choices, "--output", str(tmp_path / "base.jsonl")])
     base = read_evaluation(tmp_path / "base.jsonl").tasks["choices"]

@@ -18,7 +18,7 @@ from llmtrain.data.quality.items import Item
 from llmtrain.data.sources.documents import strings_of
 from llmtrain.data.sources.files import resolve
 from llmtrain.data.sources.items import iter_items
-from llmtrain.data.sources.ngrams import WORD, WordHashes, joined
+from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes
 from llmtrain.data.sources.rows import BadRow, Row, Wanted
 from llmtrain.system.typing import Array
 
@@ -114,7 +114,7 @@ def _wanted(texts: Sequence[Evaluated], words: WordHashes) -> dict[int, dict[int
         size = min(NGRAM_WORDS, len(run))
         if size < FEWEST_WORDS:
             continue
-        for value in set(joined(run, size).tolist()):
+        for value in set(join_hashes(run, size).tolist()):
             found.setdefault(size, {}).setdefault(value, []).append(place)
             rows[(text.file, size, value)].add(text.row)
     num_rows = Counter(file for file, _ in {(text.file, text.row) for text in texts})
@@ -138,11 +138,11 @@ def _runs(
         if len(run) < size:
             continue
         places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        for place, value in enumerate(joined(run, size).tolist()):
+        for place, value in enumerate(join_hashes(run, size).tolist()):
             for evaluated in of_hash.get(value, ()):
                 places[evaluated].append((place, value))
         for evaluated, hits in places.items():
-            num_all = len(set(joined(_run(texts[evaluated].text, words), size).tolist()))
+            num_all = len(set(join_hashes(_run(texts[evaluated].text, words), size).tolist()))
             num_hit = len({value for _, value in hits})
             found[evaluated] = (_longest([place for place, _ in hits]) + size - 1, num_hit, num_all)
     return found

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmtrain.data.quality.items import Item
 from llmtrain.data.sources.clean import line_repeat_fraction
-from llmtrain.data.sources.ngrams import WORD, WordHashes, joined
+from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes
 from llmtrain.data.sources.text import Document
 from llmtrain.system.typing import Array
 
@@ -103,7 +103,7 @@ def repetition_of(text: str, words: WordHashes) -> dict[str, float]:
     lengths = np.array([len(word) for word in found])
     shares = {LINES: line_repeat_fraction(Document(text, "", 0))}
     for n in (*TOP, *REPEATED):
-        hashes = joined(run, n)
+        hashes = join_hashes(run, n)
         _, first, inverse, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
         if n in TOP:
             top = int(counts.argmax())

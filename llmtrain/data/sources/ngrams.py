@@ -41,17 +41,21 @@ def ngram_hashes(pieces: Iterable[str], n: int, words: WordHashes) -> Iterator[H
     """The hashes of all n-grams of a text given in pieces that cut no word, an array for each piece with any."""
     carried = np.zeros(0, dtype=np.uint64)  # the last n - 1 words' hashes of the pieces before
     for piece in pieces:
-        found = np.array([words[word] for word in WORD.findall(piece.lower())], dtype=np.uint64)
-        run = np.concatenate([carried, found])
+        run = np.concatenate([carried, word_hashes(piece, words)])
         if len(run) >= n:
-            yield joined(run, n)
+            yield join_hashes(run, n)
         carried = run[len(run) - min(n - 1, len(run)) :]
 
 
-def joined(run: Hashes, n: int) -> Hashes:
-    """Hashes of the n-grams of a run of n or more words' hashes."""
-    count = len(run) - n + 1
-    total = np.zeros(count, dtype=np.uint64)
+def word_hashes(text: str, words: WordHashes) -> Hashes:
+    """The hash of each word of a text."""
+    return np.array([words[word] for word in WORD.findall(text.lower())], dtype=np.uint64)
+
+
+def join_hashes(run: Hashes, n: int) -> Hashes:
+    """Hashes of the n-grams of a run of words' hashes; none of fewer than n words."""
+    count = max(0, len(run) - n + 1)
+    joined = np.zeros(count, dtype=np.uint64)
     for offset in range(n):
-        total = total * MULTIPLIER + run[offset : offset + count]  # modulo 2^64
-    return total
+        joined = joined * MULTIPLIER + run[offset : offset + count]  # modulo 2^64
+    return joined

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -80,6 +81,26 @@ def left_out(first: Evaluation, second: Evaluation) -> list[str]:
     lines = [f"{name} is in one of the two only" for name in sorted(first.tasks.keys() ^ second.tasks.keys())]
     if first.model["tokenizer"] != second.model["tokenizer"]:
         lines.append("their tokenizers differ, so measures per token are left out")
+    return lines
+
+
+def sentences(found: Sequence[Compared], name: str) -> list[str]:
+    """What follows of the second model, whose name is given, in words."""
+    lines = []
+    for each in found:
+        pair, what = each.paired, f"{each.task} {each.measure.name}"
+        if each.verdict != "not distinguishable":
+            lines.append(f"{what}: {name} is {each.verdict} by {abs(pair.difference):.4f}")
+        elif pair.num_needed is None or math.isnan(pair.smallest):
+            lines.append(f"{what}: not distinguishable: no difference on {pair.num_items:,} items")
+        else:
+            lines.append(
+                f"{what}: not distinguishable on {pair.num_items:,} items, which find a difference of "
+                f"{pair.smallest:.4f} four times in five; one of {abs(pair.difference):.4f} needs about "
+                f"{pair.num_needed:,} items"
+            )
+    if len(found) > 1:
+        lines.append(f"p-values are corrected for {len(found)} comparisons (Holm)")
     return lines
 
 
