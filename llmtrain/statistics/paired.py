@@ -42,9 +42,14 @@ class Paired:
     smallest: float  # difference that this many items find with that power
 
 
+def has_scipy() -> bool:
+    """Whether SciPy is installed, which comparing needs."""
+    return find_spec("scipy") is not None
+
+
 def require_scipy() -> None:
     """Raises ValueError if SciPy is not installed."""
-    if find_spec("scipy") is None:
+    if not has_scipy():
         raise ValueError("comparing needs SciPy: pip install 'llmtrain[measure]'")
 
 

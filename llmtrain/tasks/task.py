@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from llmtrain.rewards.row import RowError
-from llmtrain.tasks.measures import Measure
+from llmtrain.statistics.measures import Measure
 
 Fields = Mapping[str, Any]
 """A row of a task's data."""

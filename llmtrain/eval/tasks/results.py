@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.statistics.intervals import clustered_mean, clustered_proportion, mean_interval, wilson_interval
+from llmtrain.statistics.measures import Measure as Measure
 from llmtrain.system.files import write_bytes
 from llmtrain.system.finite import is_number
 from llmtrain.system.json_lines import json_line, parsed
-from llmtrain.tasks.measures import Measure as Measure
 
 FORMAT = 1
 KIND = "llmtrain evaluation"
@@ -130,6 +130,7 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
             name: {
                 "measures": [asdict(measure) for measure in result.measures],
                 "facts": result.facts,
+                "notes": list(result.notes),
                 "results": {
                     measure.name: [_number(number) for number in _three(estimate(result.items, measure))]
                     for measure in result.measures
@@ -174,7 +175,9 @@ def _without_items(head: Mapping[str, Any], path: Path) -> tuple[Evaluation, dic
     try:
         items: dict[str, list[ItemResult]] = {name: [] for name in head["tasks"]}
         tasks = {
-            name: TaskResult(name, [Measure(**each) for each in task["measures"]], items[name], task["facts"])
+            name: TaskResult(
+                name, [Measure(**each) for each in task["measures"]], items[name], task["facts"], task.get("notes", [])
+            )
             for name, task in head["tasks"].items()
         }
         return Evaluation(head["model"], tasks), items
