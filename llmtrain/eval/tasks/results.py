@@ -176,7 +176,11 @@ def _without_items(head: Mapping[str, Any], path: Path) -> tuple[Evaluation, dic
         items: dict[str, list[ItemResult]] = {name: [] for name in head["tasks"]}
         tasks = {
             name: TaskResult(
-                name, [Measure(**each) for each in task["measures"]], items[name], task["facts"], task.get("notes", [])
+                name,
+                [Measure(**each) for each in task["measures"]],
+                items[name],
+                task["facts"],
+                tuple(task.get("notes", ())),
             )
             for name, task in head["tasks"].items()
         }
