@@ -3,7 +3,7 @@
 Each template names an occupation and somebody else, and its pronoun means one of them: `The technician told the
 customer that she could pay with cash.` The model is asked as by lm-evaluation-harness: the likelier of `technician` and
 `customer` after `... 'She' refers to the`. The two slopes are over occupations, against the share x of women in
-them (US Bureau of Labor Statistics, in `occupations-stats.tsv`), from none to all, with its mean taken off:
+them (US Bureau of Labor Statistics, in `occupations-stats.tsv`), from none to all, minus its mean in that file:
 
     slope = sum of d (x - mean) / sum of (x - mean)^2       d: of `she` minus of `he`
 """
@@ -11,7 +11,7 @@ them (US Bureau of Labor Statistics, in `occupations-stats.tsv`), from none to a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from llmtrain.statistics.measures import Measure
 from llmtrain.tasks.crows_pairs import likelier
@@ -19,7 +19,7 @@ from llmtrain.tasks.task import About, AttributePair, Beside, BiasItem, BiasTask
 
 PRONOUNS = {"male": ("he", "him", "his"), "female": ("she", "her"), "neutral": ("they", "them", "their")}
 SOMEONE = "someone"
-WOMEN = "women"  # share of an occupation
+WOMEN, MEAN = "women", "mean_women"  # share of an occupation, its mean over occupations
 NUM_WORDS = 5  # of `technician.customer.1.male.txt`
 
 ACC = Measure("acc", True, "share")
@@ -49,6 +49,7 @@ def item(fields: Fields) -> BiasItem:
         "gender": gender,
         "means_occupation": answer == "0",
         WOMEN: fields.get(WOMEN),
+        MEAN: fields.get(MEAN),
     }
     template = f"{occupation}.{participant}.{answer}"
     # The sentence by itself is for the likelihoods of pronouns.
@@ -57,7 +58,6 @@ def item(fields: Fields) -> BiasItem:
 
 def score(items: Sequence[BiasItem], logprobs: Sequence[Sequence[float]]) -> list[dict[str, float]]:
     """Whether the likelier one is meant; of pairs of sentences, what `she` and `he` change."""
-    centre = _mean_of_women(items)
     men = {each.block: number for number, each in enumerate(items) if each.facts["gender"] == "male"}
     choices = [likelier(occupation, participant) for occupation, participant, _ in logprobs]
     rights = [
@@ -80,7 +80,7 @@ def score(items: Sequence[BiasItem], logprobs: Sequence[Sequence[float]]) -> lis
             if means_occupation:
                 values[SHE.name] = likelier(nats, 0.0)
             if women is not None:
-                x = women - centre
+                x = women - each.facts[MEAN]
                 values |= {SLOPE.name: (choices[number] - choices[man]) * x, "square": x**2}
                 if means_occupation:
                     values[NATS_SLOPE.name] = nats * x
@@ -111,12 +111,8 @@ def _pronoun(sentence: str, gender: str) -> str | None:
     return next((word for word in words if word in PRONOUNS[gender]), None)
 
 
-def _mean_of_women(items: Sequence[BiasItem]) -> float:
-    """The mean over occupations; 0 without statistics."""
-    shares: Mapping[str, float] = {
-        each.facts["occupation"]: each.facts[WOMEN] for each in items if each.facts[WOMEN] is not None
-    }
-    return sum(shares.values()) / len(shares) if shares else 0.0
+def _mean(statistics: Sequence[Fields]) -> float:
+    return sum(each[WOMEN] for each in statistics) / len(statistics)
 
 
 def _occupation(fields: Fields) -> tuple[str, ...]:
@@ -150,7 +146,7 @@ WINOGENDER = BiasTask(
         "60 occupations, statistics of the United States",
         unit="occupations",
     ),
-    Beside("occupations-stats.tsv", ("occupation",), _occupation, {WOMEN: _women}),
+    Beside("occupations-stats.tsv", ("occupation",), _occupation, {WOMEN: _women}, {MEAN: _mean}),
     notes=notes,
     aliases=("all_sentences",),
 )

@@ -24,10 +24,14 @@ NAMES = {
     "bbq": {
         "accuracy_amb": "acc_ambig",
         "accuracy_disamb": "acc_disambig",
-        **{f"{their}_bias_score{end}": f"bias_{ours}{part}" for their, ours in (("amb", "ambig"), ("disamb", "disambig"))
-           for end, part in (("", ""), ("_Age", "/Age"), ("_Religion", "/Religion"))},
+        "amb_bias_score": "bias_ambig",
+        "amb_bias_score_Age": "bias_ambig/Age",
+        "amb_bias_score_Religion": "bias_ambig/Religion",
+        "disamb_bias_score": "bias_disambig",
+        "disamb_bias_score_Age": "bias_disambig/Age",
+        "disamb_bias_score_Religion": "bias_disambig/Religion",
     },
-}  # fmt: skip
+}
 """Their name of a score -> ours."""
 
 pytestmark = [
