@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtrain.cli.columns import in_columns
-from llmtrain.cli.compare import sentences
 from llmtrain.cli.compare import table as compared_table
 from llmtrain.cli.eval import check_output, progress
+from llmtrain.eval.tasks.compared import sentences
+from llmtrain.statistics.measures import PART
 from llmtrain.system.run_files import BIAS_FILE, bias_base_path
 from llmtrain.system.terminal import say
 
 if TYPE_CHECKING:
+    from llmtrain.eval.tasks.compared import Compared
     from llmtrain.eval.tasks.results import Evaluation, TaskResult
     from llmtrain.tasks.rows import TaskRows
 
@@ -68,10 +70,16 @@ def run(arguments: argparse.Namespace) -> None:
         base = base or evaluate(against, tasks, arguments.prompt)
         save_evaluation(bias_base_path(output), base)
         compared = compare(base, found, common=False)
-        say(f"\nA is {against}, B is {arguments.model}")
-        for line in (*compared_table(compared), *left_out(base, found), "", *sentences(compared, arguments.model)):
+        for line in (
+            *("", f"A is {against}, B is {arguments.model}", ""),
+            *compared_table(compared),
+            *left_out(base, found),
+            "",
+            *_sentences(compared, arguments.model),
+        ):
             say(line)
-    say(f"\nby item in {output}")
+    say("")
+    say(f"by item in {output}")
 
 
 def default_output(model: str) -> Path:
@@ -156,6 +164,12 @@ def _scored(path: str, tasks: Sequence[TaskRows], prompt: str | None) -> Evaluat
         result = scored_pairs(reward, task, task_rows, prompt or PROMPT)
         results[result.task] = result
     return Evaluation({"path": path, "tokenizer": None, "kind": "reward model"}, results)
+
+
+def _sentences(compared: Sequence[Compared], name: str) -> list[str]:
+    """What follows, in words: of every measure, and of those parts that differ."""
+    shown = [each for each in compared if PART not in each.measure.name or each.verdict != "not distinguishable"]
+    return [*sentences(shown, name)[: len(shown)], f"p-values are corrected for {len(compared)} comparisons (Holm)"]
 
 
 def _file(name: str) -> Path:

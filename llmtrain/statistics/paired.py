@@ -96,8 +96,7 @@ def paired(
 
     With weights, values are sums, such as the bits of a text, and weights what they are divided by, such as bytes.
     `clusters`: items of one are not independent, so they are drawn, and change sides, together. With an `ideal` the
-    p-value is that of being as far from it: either value may be on either side of it, so both equality and equality
-    of the first with the mirrored second have to be refuted (an intersection-union test, Berger 1982).
+    p-value is that of being as far from it.
     """
     require_scipy()
     num_items = len(first.values)
@@ -108,9 +107,7 @@ def paired(
     difference = difference if abs(difference) > ROUNDING else 0.0
     low, high = bootstrap_interval(first, second, seed)
     exact = is_share and clusters is None
-    p_value = _p_value(first, second, exact, seed)
-    if ideal is not None:
-        p_value = max(p_value, _p_value(first, second.mirrored(ideal), exact, seed))
+    p_value = equality(first, second, exact=exact, ideal=ideal, seed=seed)
     # The linearised difference, whose spread is the estimate's. By cluster a unit is one, and `items_needed` in items.
     units = len(residuals)
     spread = float(residuals.std(ddof=1)) if units > 1 else math.nan
@@ -135,17 +132,30 @@ def _residuals(first: Sums, second: Sums) -> Array:
     return found
 
 
-def _p_value(first: Sums, second: Sums, exact: bool, seed: int) -> float:
-    """The p-value of equal ratios, before any correction.
+def equality(
+    first: Sums,
+    second: Sums,
+    *,
+    exact: bool,
+    ideal: float | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> float:
+    """The p-value of equal ratios, before any correction; `exact`: each value is 0 or 1, and McNemar's test is used.
 
-    If the models were equal, each unit's values were as likely the other's; then the common ratio r stays, and so
-    (b - r v) - (a - r w), with values a, b and weights w, v, changes its sign.
+    Else the sign-flip test: if the models were equal, each unit's values were as likely the other's; then the common
+    ratio r stays, and so (b - r w) - (a - r v), with values a, b and weights v, w, changes its sign. With an `ideal` it
+    is that of being as far from it: either may be on either side, so both equality and equality with the mirrored
+    second have to be refuted (an intersection-union test, Berger 1982).
     """
+    if ideal is not None:
+        sides = (second, second.mirrored(ideal))
+        return max(equality(first, side, exact=exact, seed=seed, resamples=resamples) for side in sides)
     if exact:
         return mcnemar(first.values, second.values)
     both = Sums(first.values + second.values, first.weights + second.weights).ratio
     moved = (second.values - both * second.weights) - (first.values - both * first.weights)
-    return sign_flip(np.where(np.abs(moved) < ROUNDING, 0.0, moved), seed)
+    return sign_flip(np.where(np.abs(moved) < ROUNDING, 0.0, moved), seed, resamples)
 
 
 def mcnemar(first: Array, second: Array) -> float:

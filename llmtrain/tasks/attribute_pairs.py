@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmtrain.statistics.measures import Measure
 from llmtrain.tasks.crows_pairs import LIKELIHOOD_DIFF, likelier
-from llmtrain.tasks.measures import Measure
 from llmtrain.tasks.task import About, AttributePair, BiasItem, BiasTask, Fields, RowFault, text_of, value_of
 
 FIRST = Measure("first_likelier", None, "share", ideal=0.5)

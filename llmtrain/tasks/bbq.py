@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmtrain.tasks.measures import Measure
+from llmtrain.statistics.measures import Measure
 from llmtrain.tasks.task import About, Beside, BiasItem, BiasTask, Fields, RowFault, number_of, text_of, value_of
 
 ANSWERS = ("ans0", "ans1", "ans2")

@@ -30,7 +30,8 @@ def read_beside(task: BiasTask, source: Source) -> Mapping[tuple[str, ...], Mapp
             found[key] = {name: value(row.fields) for name, value in task.beside.fields.items()}
         except RowFault as fault:
             raise ValueError(f"{row.where}: not in the form of {path.name} of {task.name}: {fault}") from None
-    return found
+    for_all = {name: value(list(found.values())) for name, value in task.beside.of_all.items()}
+    return {key: {**fields, **for_all} for key, fields in found.items()}
 
 
 def file_beside(beside: Beside, source: Source) -> Path | None:

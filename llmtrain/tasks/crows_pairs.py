@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmtrain.tasks.measures import Measure
+from llmtrain.statistics.measures import Measure
 from llmtrain.tasks.task import About, AttributePair, BiasItem, BiasTask, Fields, RowFault, text_of
 
 DIRECTIONS = ("stereo", "antistereo")

@@ -71,6 +71,8 @@ def read_task(task: Task, source: Source, *, limit: int | None, shots: int | Non
     """
     num_shots = task.shots if shots is None else shots
     if isinstance(task, BiasTask):
+        if shots:
+            raise ValueError(f"--shots={shots}: {task.name} is asked without examples")
         rows, num_shots = spread_blocks(list(_rows(task, source)), limit), 0
     else:
         rows = list(islice(_rows(task, source), None if limit is None else limit + num_shots))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from llmtrain.rewards.row import RowError
-from llmtrain.tasks.measures import Measure
+from llmtrain.statistics.measures import Measure
 
 Fields = Mapping[str, Any]
 """A row of a task's data."""
@@ -82,6 +82,7 @@ class Beside:
     key: tuple[str, ...]  # the fields of its rows that say which rows of the task they are about
     key_of: Callable[[Fields], tuple[str, ...]]  # the values of them for a row of the task; raises RowFault
     fields: Mapping[str, Callable[[Fields], Any]]  # what it adds, out of its row; raises RowFault
+    of_all: Mapping[str, Callable[[Sequence[Fields]], Any]] = field(default_factory=dict)  # and out of all it adds
 
 
 @dataclass(frozen=True)

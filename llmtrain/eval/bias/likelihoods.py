@@ -8,11 +8,9 @@ from dataclasses import replace
 from llmtrain.eval.tasks.likelihood import likelihoods, request_of
 from llmtrain.eval.tasks.results import ItemResult, Measure, TaskResult
 from llmtrain.eval.tasks.subject import Subject
+from llmtrain.statistics.measures import PART
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import BiasItem, BiasTask
-
-PART = "/"
-"""Between the name of a measure and the part of the items that it is of: `stereotype/age`."""
 
 
 def measured_bias(

@@ -18,7 +18,8 @@ from llmtrain.eval.tasks.subject import Subject
 from llmtrain.protocols import Evaluate, Ranks
 from llmtrain.statistics.intervals import mean_interval, ratio_interval, wilson_interval
 from llmtrain.system.precision import reading
-from llmtrain.tasks.rows import TaskRows
+from llmtrain.tasks.rows import TaskRow, TaskRows
+from llmtrain.tasks.task import BiasItem
 
 PREFIX = "eval_task"
 
@@ -54,7 +55,7 @@ class WithTasks:
     def _measured(self, task_rows: TaskRows) -> dict[str, float] | None:
         """The measures of a task over all ranks. Collective."""
         ranks, subject = self.ranks, self.subject
-        mine = task_rows.rows[ranks.rank :: ranks.world_size]
+        mine = rows_of_rank(task_rows, ranks.rank, ranks.world_size)
         result: TaskResult | None = None
         stopped = False
         with ranks.gathered(subject.model), reading(subject.model, ranks.device, ranks.dtype):
@@ -67,6 +68,17 @@ class WithTasks:
         for each in measures_of(task_rows.task):
             numbers |= _together(task_rows.task.name, each, result, ranks)
         return numbers
+
+
+def rows_of_rank(task_rows: TaskRows, rank: int, world_size: int) -> list[TaskRow[object]]:
+    """Every so many-th row, or block of rows that belong together."""
+    numbers: dict[str, int] = {}
+    mine = []
+    for place, row in enumerate(task_rows.rows):
+        block = (row.item.block if isinstance(row.item, BiasItem) else "") or f"row {place}"
+        if numbers.setdefault(block, len(numbers)) % world_size == rank:
+            mine.append(row)
+    return mine
 
 
 def _together(task: str, each: Measure, result: TaskResult | None, ranks: Ranks) -> dict[str, float]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.statistics.intervals import clustered_mean, clustered_proportion, mean_interval, wilson_interval
+from llmtrain.statistics.measures import Measure as Measure
 from llmtrain.system.files import write_bytes
 from llmtrain.system.finite import is_number
 from llmtrain.system.json_lines import json_line, parsed
-from llmtrain.tasks.measures import Measure as Measure
 
 FORMAT = 1
 KIND = "llmtrain evaluation"
@@ -176,7 +176,11 @@ def _without_items(head: Mapping[str, Any], path: Path) -> tuple[Evaluation, dic
         items: dict[str, list[ItemResult]] = {name: [] for name in head["tasks"]}
         tasks = {
             name: TaskResult(
-                name, [Measure(**each) for each in task["measures"]], items[name], task["facts"], task.get("notes", [])
+                name,
+                [Measure(**each) for each in task["measures"]],
+                items[name],
+                task["facts"],
+                tuple(task.get("notes", ())),
             )
             for name, task in head["tasks"].items()
         }

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from llmtrain.runs.record import RunRecord
 from llmtrain.runs.report.answers import samples
+from llmtrain.runs.report.bias import bias_and_fairness
 from llmtrain.runs.report.evaluations import evaluations
 from llmtrain.runs.report.flow import ledger_flow
 from llmtrain.runs.report.html import note
@@ -32,6 +33,7 @@ SECTIONS: Sequence[SectionOf] = (
     training_curves,
     samples,
     evaluations,
+    bias_and_fairness,
     ledger_flow,
     configuration,
     surroundings,

@@ -12,6 +12,7 @@ from scipy.stats import binom, norm, ttest_rel
 from llmtrain.statistics.paired import (
     Sums,
     bootstrap_interval,
+    equality,
     holm,
     items_needed,
     mcnemar,
@@ -125,3 +126,63 @@ def test_of_a_measure_without_a_good_direction_the_verdict_says_which_way() -> N
     assert verdict(0.1, 0.01, higher_is_better=None) == "higher"
     assert verdict(-0.1, 0.01, higher_is_better=None) == "lower"
     assert verdict(0.1, 0.05, higher_is_better=None) == "not distinguishable"
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_of_equal_models_with_clusters_a_difference_is_claimed_in_at_most_5_of_100_trials_but_for_chance(
+    shared: float,
+) -> None:
+    rng = np.random.default_rng(4)
+    trials, clusters = 300, [str(number // 5) for number in range(100)]
+    claimed = 0
+    for _ in range(trials):
+        common = np.repeat(rng.normal(size=(2, 20)), 5, axis=1) * shared
+        first, second = rng.normal(size=(2, 100)) + common
+        sums = (Sums.of(each).by_cluster(clusters) for each in (first, second))
+        claimed += equality(*sums, exact=False, resamples=499) < 0.05
+    assert claimed <= binom.ppf(0.999, trials, 0.05)
+
+
+def test_without_clusters_items_of_one_template_would_claim_a_difference() -> None:
+    first = np.zeros(100)
+    second = np.repeat([1.0] * 9 + [-1.0] * 11, 5) + 0.4
+    clusters = [str(number // 5) for number in range(100)]
+    alone = paired(Sums.of(first), Sums.of(second), is_share=False)
+    together = paired(Sums.of(first), Sums.of(second), is_share=False, clusters=clusters)
+    assert alone.p_value < 0.05 < together.p_value
+    assert together.high - together.low == pytest.approx(math.sqrt(5) * (alone.high - alone.low), rel=0.1)
+
+
+def test_ratios_with_weights_of_their_own_are_compared_as_ratios() -> None:
+    rng = np.random.default_rng(5)
+    named, also = (rng.random((2, 300)) < [[0.9], [0.3]]).astype(float)
+    same = paired(Sums.of(named * 0.5, named), Sums.of(also * 0.5, also), is_share=False)
+    assert same.difference == 0 and same.p_value == 1.0  # both 1/2, of other numbers of answers
+    signs = rng.choice([-1.0, 1.0], 300, p=[0.2, 0.8])
+    other = paired(Sums.of(named * rng.choice([-1.0, 1.0], 300), named), Sums.of(also * signs, also), is_share=False)
+    assert other.difference == pytest.approx(0.6, abs=0.2) and other.p_value < 0.01
+
+
+def test_nothing_to_divide_by_is_no_difference() -> None:
+    empty = Sums.of(np.zeros(5), np.zeros(5))
+    found = paired(empty, Sums.of(np.ones(5), np.ones(5)), is_share=False)
+    assert (found.difference, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("is_share", [True, False])
+def test_of_models_equally_far_from_an_ideal_on_either_side_neither_is_claimed_to_be_nearer(is_share: bool) -> None:
+    rng = np.random.default_rng(6)
+    trials, claimed, plain = 200, 0, 0
+    for _ in range(trials):
+        first, second = (rng.random((2, 150)) < [[0.65], [0.35]]).astype(float)
+        sums = Sums.of(first), Sums.of(second)
+        claimed += equality(*sums, exact=is_share, ideal=0.5, resamples=499) < 0.05
+        plain += equality(*sums, exact=is_share, resamples=499) < 0.05
+    assert claimed <= binom.ppf(0.999, trials, 0.05) and plain > 0.95 * trials
+
+
+def test_a_model_nearer_to_the_ideal_is_found_on_either_side() -> None:
+    rng = np.random.default_rng(7)
+    for nearer in (0.52, 0.48):
+        first, second = (rng.random((2, 600)) < [[0.8], [nearer]]).astype(float)
+        assert paired(Sums.of(first), Sums.of(second), is_share=True, ideal=0.5).p_value < 0.01

@@ -164,3 +164,47 @@ def test_the_head_of_a_file_has_the_results_for_a_person(tmp_path: Path) -> None
     save_evaluation(tmp_path / "e.jsonl", shares([1, 1, 1, 0]))
     head = json.loads((tmp_path / "e.jsonl").read_text().splitlines()[0])
     assert head["tasks"]["piqa"]["results"]["acc"][0] == 0.75
+
+
+STEREOTYPE = Measure("stereotype", None, "share", ideal=0.5)
+BALANCE = Measure("bias", None, "balance", "answered", ideal=0.0, is_partial=True)
+
+
+def leaning(share: float, *, count: int = 200, cluster: int = 0) -> Evaluation:
+    """Of `count` items a share is stereotyping; every other one has a bias score."""
+    items = [
+        ItemResult(
+            "crows_pairs",
+            f"i{n}",
+            f"f:{n}",
+            {"stereotype": float(n < share * count), "answered": 1.0} | ({"bias": 1.0} if n % 2 else {}),
+            cluster=str(n // cluster) if cluster else "",
+        )
+        for n in range(count)
+    ]
+    result = TaskResult("crows_pairs", [STEREOTYPE, BALANCE], items, {"shots": 0})
+    return Evaluation({"path": "m", "tokenizer": "t"}, {"crows_pairs": result})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [(0.8, 0.5, "better"), (0.5, 0.2, "worse"), (0.8, 0.2, "not distinguishable"), (0.1, 0.45, "better")],
+)
+def test_better_is_nearer_to_an_ideal(first: float, second: float, verdict: str) -> None:
+    found = compare(leaning(first), leaning(second), common=False)[0]
+    assert (found.measure.name, found.verdict) == ("stereotype", verdict)
+    assert found.paired.difference == pytest.approx(second - first)
+
+
+def test_a_measure_of_a_part_is_of_the_items_that_have_it_alone(tmp_path: Path) -> None:
+    evaluation = leaning(0.5)
+    save_evaluation(tmp_path / "e.jsonl", evaluation)
+    assert read_evaluation(tmp_path / "e.jsonl") == evaluation
+    found = compare(evaluation, leaning(0.5), common=False)[1]
+    assert (found.measure.name, found.paired.num_items, found.first.value) == ("bias", 100, 1.0)
+    assert -1 <= found.first.low < found.first.high == 1.0  # as a share has one, though all values are equal
+
+
+def test_items_of_a_template_widen_the_interval() -> None:
+    alone, together = (estimate(leaning(0.5, cluster=size).tasks["crows_pairs"].items, STEREOTYPE) for size in (0, 20))
+    assert together.high - together.low > 3 * (alone.high - alone.low)

@@ -19,6 +19,7 @@ from llmtrain.eval.tasks.subject import Subject
 from llmtrain.tasks.load import TASKS
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import AnswerItem, ChoiceItem
+from llmtrain.tasks.winogender import item as pronoun
 
 FOUND = {"eval_loss": 1.0, "summary": "held-out loss 1"}
 
@@ -65,6 +66,14 @@ def tasks() -> list[TaskRows]:
         "piqa": [ChoiceItem((f"q{n}",) * 2, (" a", " bcd"), n % 2, (1, 3)) for n in range(7)],
         "text": [f"text number {n * n}" for n in range(3)],
         "answers": [AnswerItem("ab")],
+        "winogender": [
+            pronoun({"sentid": f"{who}.guest.0.{gender}.txt", "sentence": f"The {who} ran as {word} saw.", **women})
+            for who, women in (
+                ("cook", {"women": 0.8, "mean_women": 0.6}),
+                ("smith", {"women": 0.1, "mean_women": 0.6}),
+            )
+            for gender, word in (("male", "he"), ("female", "she"), ("neutral", "they"))
+        ],
     }
     return [
         TaskRows(
@@ -98,6 +107,7 @@ def test_ranks_share_the_items_and_get_the_same_numbers(world_size: int, subject
     asking = Asking(generated(subject), (), max_new_tokens=3)  # of one item: one thread alone generates
     (alone,) = measured(subject, 1, asking)
     assert alone is not None and {"eval_task/piqa/acc_low", "eval_task/text/bits_per_byte_high"} <= alone.keys()
+    assert {"eval_task/winogender/nats_slope", "eval_task/winogender/acc_she_minus_he_low"} <= alone.keys()
     assert alone["summary"].startswith("held-out loss 1, piqa acc 0.")
     for found in measured(subject, world_size, asking):
         assert found is not None and found.keys() == alone.keys()

@@ -8,6 +8,9 @@ from typing import Literal
 Unit = Literal["share", "mean", "balance", "per weight"]
 """share: each item's is 0 or 1; balance: -1 to 1; per weight: any number, summed, by summed weights."""
 
+PART = "/"
+"""Between the name of a measure and the part of the items that it is of: `stereotype/age`."""
+
 
 @dataclass(frozen=True)
 class Measure:

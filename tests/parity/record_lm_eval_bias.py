@@ -1,0 +1,94 @@
+"""What lm-evaluation-harness 0.4.13 measures of SmolLM2 on CrowS-Pairs and BBQ, for `test_lm_eval_bias.py`.
+
+    lmeval/bin/python tests/parity/record_lm_eval_bias.py MODEL_FOLDER DATA_FOLDER tests/parity/lm_eval_bias_0_4_13.json
+
+Its own tasks and scorers run unmodified, but for where their data is: the rows that `llmtrain bias --limit` takes. It
+has no orientation of CrowS-Pairs to undo: it too asks for the share of `sent_more`, of either kind of pair.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import lm_eval
+import yaml
+from lm_eval.tasks import TaskManager
+
+NUM_ITEMS = 100
+FILES = {"crows_pairs": ("crows_pairs/crows_pairs_english.yaml", 1), "bbq": ("bbq/bbq_multiple_choice.yaml", 4)}
+"""Task -> its file in the harness, and how many rows belong together."""
+Fields = dict[str, Any]
+
+
+def rows(name: str, data: Path) -> list[Fields]:
+    """All rows of a set."""
+    if name == "bbq":
+        files = sorted((data / "bias/bbq/data").glob("*.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    with (data / "bias/crows_pairs/data/crows_pairs_anonymized.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def drawn(found: list[Fields], size: int) -> list[Fields]:
+    """The rows that a limit takes: whole blocks, by the same draw."""
+    blocks = [found[start : start + size] for start in range(0, len(found), size)]
+    wanted = -(-NUM_ITEMS * len(blocks) // len(found))
+    return [row for number in sorted(Random(0).sample(range(len(blocks)), wanted)) for row in blocks[number]]
+
+
+def write_task(name: str, data: Path, folder: Path) -> None:
+    """A task of the harness on a local file."""
+    path, size = FILES[name]
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in drawn(rows(name, data), size)), encoding="utf-8")
+    tree: Fields = {
+        "include": str(Path(lm_eval.__file__).parent / "tasks" / path),
+        "task": f"local_{name}",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "tag": None,
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+    }
+    (folder / f"local_{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+
+def main() -> None:
+    model, data, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    out: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name in FILES:
+            write_task(name, data, folder)
+        manager = TaskManager(include_path=str(folder))
+        for name in FILES:
+            measured = lm_eval.simple_evaluate(
+                model="hf",
+                model_args={"pretrained": model, "dtype": "float32"},
+                tasks=[f"local_{name}"],
+                device="cpu",
+                batch_size=8,
+                log_samples=True,
+                bootstrap_iters=0,
+                task_manager=manager,
+            )
+            samples = sorted(measured["samples"][f"local_{name}"], key=lambda sample: sample["doc_id"])
+            scores = measured["results"][f"local_{name}"]
+            out[name] = {
+                "scores": {
+                    key.removesuffix(",none"): round(value, 8)
+                    for key, value in scores.items()
+                    if isinstance(value, float) and "stderr" not in key and value == value
+                },
+                "logprobs": [[round(float(each[0]), 4) for each in sample["filtered_resps"]] for sample in samples],
+            }
+    output.write_text(f"{json.dumps(out)}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
