@@ -20,10 +20,10 @@ READ_CHARS = 5_000
 MOST_ITEMS = 10_000
 FEWEST_ITEMS = 30
 MOST_TERMS, DIMENSIONS = 20_000, 50
-COUNTS = (3, 4, 5, 6, 8, 10, 12, 15)
+COUNTS = (3, 4, 6, 8, 10, 12, 15)
 """Numbers of groups that are tried."""
 SILHOUETTE_ITEMS = 1_500
-MAP_ITEMS = 1_200
+MAP_ITEMS = 600
 TOP_TERMS, MOST_SHOWN = 10, 3
 WORD = r"(?u)\b[^\W\d_]{3,}\b"
 """A term: letters, three at least."""
@@ -85,7 +85,7 @@ def topics(items: Sequence[Item], num_sources: int, seed: int) -> Topics:
     some = np.array(_evenly(len(chosen), SILHOUETTE_ITEMS))
     best: tuple[float, Any] | None = None
     for count in (number for number in COUNTS if number <= len(chosen) // 5):
-        found = KMeans(count, n_init=3, random_state=seed).fit(points)
+        found = KMeans(count, n_init=2, random_state=seed).fit(points)
         labels = found.labels_[some]
         score = float(silhouette_score(points[some], labels)) if len(set(labels)) > 1 else -1.0
         if best is None or score > best[0]:
