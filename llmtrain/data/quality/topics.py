@@ -123,9 +123,8 @@ def _map(points: Float[ndarray, "shown dimensions"], seed: int) -> Float[ndarray
     spread = min(30.0, (len(points) - 1) / 3)
     # Equal texts are equal points, which t-SNE takes; noise below any distance keeps its start from dividing by zero.
     jitter = np.random.default_rng(seed).normal(scale=1e-6, size=points.shape)
-    result: Float[ndarray, "shown 2"] = TSNE(
-        2, perplexity=spread, init="pca", random_state=seed, n_jobs=1
-    ).fit_transform((points + jitter).astype(np.float32))
+    tsne = TSNE(2, perplexity=spread, init="pca", max_iter=400, random_state=seed, n_jobs=1)
+    result: Float[ndarray, "shown 2"] = tsne.fit_transform((points + jitter).astype(np.float32))
     return result
 
 
