@@ -84,7 +84,7 @@ def topics(items: Sequence[Item], num_sources: int, seed: int) -> Topics:
     points = normalize(svd.fit_transform(weights))
     some = np.array(_evenly(len(chosen), SILHOUETTE_ITEMS))
     best: tuple[float, Any] | None = None
-    for count in (number for number in COUNTS if number <= len(chosen) // 5):
+    for count in (number for number in COUNTS if number <= max(COUNTS[0], len(chosen) // 20)):
         found = KMeans(count, n_init=2, random_state=seed).fit(points)
         labels = found.labels_[some]
         score = float(silhouette_score(points[some], labels)) if len(set(labels)) > 1 else -1.0

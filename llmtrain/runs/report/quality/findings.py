@@ -118,9 +118,7 @@ def _duplicated(quality: Quality) -> Iterator[Finding]:
 def _preferences(quality: Quality) -> Iterator[Finding]:
     if quality.pairs is None or (found := quality.pairs.value) is None:
         return
-    yield _leaning(
-        found.longer, "the chosen answer is the longer one", "the chosen answer is the shorter one", "length"
-    )
+    yield _leaning(found.longer, "the chosen answer is longer", "the chosen answer is shorter", "length")
     if found.first.of:
         yield _leaning(found.first, "the answer listed first is chosen", "the answer listed last is chosen", "position")
     if found.num_contradictions:
