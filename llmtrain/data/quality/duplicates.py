@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmtrain.data.quality.items import Item
+from llmtrain.data.quality.items import PROMPT, Item
 from llmtrain.data.quality.sample import Reading, Sample, iter_all
 from llmtrain.data.sources.near_duplicates import SHINGLE_WORDS, NearDuplicates
 from llmtrain.data.sources.ngrams import WORD
@@ -51,7 +51,8 @@ class Similar:
 
 @dataclass(frozen=True)
 class NearDuplicatesFound:
-    """Items of the sample that are nearly the same as an earlier one, those that are equal to one aside."""
+    """Items of the sample that are nearly the same as an earlier one; not those equal to one, nor pairs "
+    "of one prompt."""
 
     num_items: int
     num_similar: int
@@ -106,6 +107,8 @@ def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = No
             continue
         seen.add(item.digest)
         number = index.earlier(Document(item.text, item.where, item.num_bytes))
+        if number is not None and _has_the_prompt_of(entered[number], item):
+            continue
         if number is not None:
             found.append((entered[number], item))
             by_source[item.source] += 1
@@ -120,6 +123,13 @@ def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = No
         by_source=[by_source[number] for number in range(len(sample.sources))],
         most=[Similar(earlier, later, jaccard(earlier.text, later.text)) for earlier, later in _spread(found)],
     )
+
+
+def _has_the_prompt_of(earlier: Item, later: Item) -> bool:
+    """Whether two pairs compare answers to one prompt, which are alike for that: repeated prompts are "
+    "counted as such."""
+    prompt = later.part(PROMPT)
+    return bool(prompt) and prompt == earlier.part(PROMPT)
 
 
 def _spread(found: Sequence[tuple[Item, Item]]) -> list[tuple[Item, Item]]:

@@ -63,11 +63,6 @@ class Item:
         return "\n".join(part.text for part in self.parts)
 
     @property
-    def own_text(self) -> str:
-        """Its texts without a rejected answer, which often repeats the chosen one."""
-        return "\n".join(part.text for part in self.parts if part.name != REJECTED)
-
-    @property
     def is_cut(self) -> bool:
         """Whether only its beginning is kept."""
         return self.num_chars > sum(len(part.text) for part in self.parts)

@@ -58,7 +58,7 @@ class Pattern:
 
     name: str
     regex: re.Pattern[str]
-    holds: Callable[[re.Match[str]], bool] = lambda found: True  # what a pattern alone cannot decide
+    length: Callable[[re.Match[str]], int] = lambda found: len(found[0])  # of what counts of a match; 0: it is none
     says: str = ""  # how it is recognised, and what that misses
     needs: str = ""  # characters without which a text has none
 
@@ -79,37 +79,45 @@ def iban_holds(text: str) -> bool:
     return int("".join(str(int(char, 36)) for char in text[4:] + text[:4])) % 97 == 1
 
 
-def _is_card(found: re.Match[str]) -> bool:
+def _of_card(found: re.Match[str]) -> int:
     digits = re.sub(r"\D", "", found[0])
-    separators = set(re.findall(r"\D", found[0]))
-    is_one_kind = len(separators) <= 1 and len(set(digits)) > 1
-    return is_one_kind and CARD_PREFIX.match(digits) is not None and luhn(digits)
+    holds = len(set(digits)) > 1 and CARD_PREFIX.match(digits) is not None and luhn(digits)
+    return len(found[0]) if holds else 0
 
 
-def _is_iban(found: re.Match[str]) -> bool:
-    return iban_holds(found[0].replace(" ", "").upper())
+def _of_account(found: re.Match[str]) -> int:
+    """As much as its country's accounts have, since the words after it may look like a part of it."""
+    wanted, length = IBAN_LENGTHS.get(found[0][:2].upper(), 0), 0
+    for place, char in enumerate(found[0], 1):
+        length += char != " "
+        if length == wanted:
+            is_end = place == len(found[0]) or found[0][place] == " "
+            return place if is_end and iban_holds(found[0][:place].replace(" ", "").upper()) else 0
+    return 0
 
 
-def _is_address(found: re.Match[str]) -> bool:
-    """Whether it is an address that somebody may have: no private, local or documentation range, no version number."""
+def _of_address(found: re.Match[str]) -> int:
+    """An address that somebody may have: of no private, local or documentation range."""
     try:
-        return ip_address(found[0]).is_global
+        return len(found[0]) if ip_address(found[0]).is_global else 0
     except ValueError:
-        return False
+        return 0
 
 
-def _is_phone(found: re.Match[str]) -> bool:
+def _of_phone(found: re.Match[str]) -> int:
     digits = re.sub(r"\D", "", found[0])
-    return 8 <= len(digits) <= 15 and len(set(digits)) > 2
+    least = 11 if found[0].startswith("00") else 8
+    return len(found[0]) if least <= len(digits) <= 15 and len(set(digits)) > 2 else 0
 
 
-def _is_social(found: re.Match[str]) -> bool:
+def _of_social(found: re.Match[str]) -> int:
     area, group, serial = found[0].split("-")
-    return area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
+    is_given = area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
+    return len(found[0]) if is_given else 0
 
 
-def _is_email(found: re.Match[str]) -> bool:
-    return ".." not in found[0] and len(found[0].partition("@")[0]) <= 64
+def _of_email(found: re.Match[str]) -> int:
+    return len(found[0]) if ".." not in found[0] and len(found[0].partition("@")[0]) <= 64 else 0
 
 
 PATTERNS = (
@@ -124,9 +132,23 @@ PATTERNS = (
     Pattern(
         "e-mail addresses",
         re.compile(r"(?<![\w.+-])[\w](?:[\w.%+'-]*[\w])?@(?:[^\W_](?:[\w-]*[^\W_])?\.)+[^\W\d_]{2,24}(?![\w@])"),
-        _is_email,
+        _of_email,
         "name@domain.tld; not `name (at) domain`",
         needs="@",
+    ),
+    Pattern(
+        "bank accounts (IBAN)",
+        re.compile(r"(?<![^\W_])[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]{4}){2,7}(?: ?[A-Za-z0-9]{1,3})?(?![^\W_])"),
+        _of_account,
+        "a country's length and the right check digits (modulo 97); not other forms of account numbers",
+    ),
+    Pattern(
+        "payment cards",
+        re.compile(
+            r"(?<![\d.,+-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -]?)\d{6}\2\d{4,5}|\d{13,19})(?![\d]|[.,-]\d)"
+        ),
+        _of_card,
+        "13 to 19 digits that begin as an issuer's do, with the right check digit (Luhn), as 1 in 10 others have",
     ),
     Pattern(
         "phone numbers",
@@ -136,22 +158,8 @@ PATTERNS = (
             r"|(?:1[ .-])?\([2-9]\d\d\)[ .-]?[2-9]\d\d[ .-]\d{4}"
             r"|(?:1[ .-])?[2-9]\d\d([.-])[2-9]\d\d\1\d{4})(?![\w-]|[.]\d)"
         ),
-        _is_phone,
+        _of_phone,
         "with + or 00 and a country's code, or as written in North America; not numbers without those",
-    ),
-    Pattern(
-        "payment cards",
-        re.compile(
-            r"(?<![\d.,+-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -]?)\d{6}\2\d{4,5}|\d{13,19})(?![\d]|[.,-]\d)"
-        ),
-        _is_card,
-        "13 to 19 digits that begin as an issuer's do, with the right check digit (Luhn), as 1 in 10 others have",
-    ),
-    Pattern(
-        "bank accounts (IBAN)",
-        re.compile(r"(?<![^\W_])[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]{4}){2,7}(?: ?[A-Za-z0-9]{1,3})?(?![^\W_])"),
-        _is_iban,
-        "a country's length and the right check digits (modulo 97); not other forms of account numbers",
     ),
     Pattern(
         "IP addresses",
@@ -159,13 +167,13 @@ PATTERNS = (
             r"(?<![\w.:-])(?<!version )(?<!Version )(?:(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)"
             r"|(?:[0-9a-fA-F]{1,4}:){2,7}(?::?[0-9a-fA-F]{1,4}){1,6}(?![\w:]))"
         ),
-        _is_address,
+        _of_address,
         "public ones, version 4 and 6; a version number of four parts looks the same",
     ),
     Pattern(
         "US social security numbers",
         re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"),
-        _is_social,
+        _of_social,
         "123-45-6789, of ranges that are given out; other countries' numbers are not looked for",
     ),
 )
@@ -205,8 +213,8 @@ def find_personal(text: str) -> list[Found]:
     found: list[Found] = []
     for pattern in PATTERNS:
         for match in pattern.regex.finditer(text) if pattern.needs in text else ():
-            start, end = match.span()
-            if pattern.holds(match) and not any(start < each.end and each.start < end for each in found):
+            start, end = match.start(), match.start() + pattern.length(match)
+            if start < end and not any(start < each.end and each.start < end for each in found):
                 found.append(Found(start, end, pattern.name))
     return sorted(found, key=lambda each: each.start)
 

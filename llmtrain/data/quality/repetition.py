@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmtrain.data.quality.items import Item
+from llmtrain.data.quality.items import REJECTED, Item
 from llmtrain.data.sources.clean import line_repeat_fraction
 from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes
 from llmtrain.data.sources.text import Document
@@ -41,6 +41,7 @@ class Repetitive:
     """A text beyond a limit."""
 
     item: Item
+    text: str  # of its texts the one that repeats itself
     rule: str  # by which it exceeds its limit most
     share: float
     phrase: str  # what it repeats most, in up to 5 words
@@ -61,16 +62,18 @@ class Repetition:
 
 
 def repetition(items: Sequence[Item], num_sources: int) -> Repetition:
-    """Measure each text of enough words."""
+    """Measure each text of enough words; of a chat each message, of a pair all but the rejected answer."""
     words = WordHashes()
     over: Counter[str] = Counter()
     by_source: Counter[int] = Counter()
     shares: list[float] = []
     worst: list[tuple[float, int, str, float]] = []
     for number, item in enumerate(items):
-        found = repetition_of(item.own_text, words)
-        if not found:
+        parts = [part.text for part in item.parts if part.name != REJECTED]
+        each = [found for text in parts if (found := repetition_of(text, words))]
+        if not each:
             continue
+        found = {rule: max(one[rule] for one in each) for rule in LIMITS}
         shares.append(found["repeated 5-grams"])
         beyond = {rule: found[rule] / LIMITS[rule] for rule in LIMITS if found[rule] > LIMITS[rule]}
         if beyond:
@@ -81,8 +84,12 @@ def repetition(items: Sequence[Item], num_sources: int) -> Repetition:
             heapq.heappushpop(worst, entry) if len(worst) >= MOST_SHOWN else heapq.heappush(worst, entry)
     most = []
     for _, number, rule, share in sorted(worst, reverse=True):
-        phrase, count = _most_repeated(items[-number].own_text, rule)
-        most.append(Repetitive(items[-number], rule, share, phrase, count))
+        item = items[-number]
+        text = max(
+            (part.text for part in item.parts if part.name != REJECTED),
+            key=lambda text: repetition_of(text, words).get(rule, 0.0),
+        )
+        most.append(Repetitive(item, text, rule, share, *_most_repeated(text, rule)))
     return Repetition(
         num_measured=len(shares),
         num_short=len(items) - len(shares),

@@ -20,10 +20,10 @@ READ_CHARS = 5_000
 MOST_ITEMS = 10_000
 FEWEST_ITEMS = 30
 MOST_TERMS, DIMENSIONS = 20_000, 50
-COUNTS = (3, 4, 5, 6, 8, 10, 12, 15)
+COUNTS = (3, 4, 6, 8, 10, 12, 15)
 """Numbers of groups that are tried."""
 SILHOUETTE_ITEMS = 1_500
-MAP_ITEMS = 1_200
+MAP_ITEMS = 600
 TOP_TERMS, MOST_SHOWN = 10, 3
 WORD = r"(?u)\b[^\W\d_]{3,}\b"
 """A term: letters, three at least."""
@@ -84,8 +84,8 @@ def topics(items: Sequence[Item], num_sources: int, seed: int) -> Topics:
     points = normalize(svd.fit_transform(weights))
     some = np.array(_evenly(len(chosen), SILHOUETTE_ITEMS))
     best: tuple[float, Any] | None = None
-    for count in (number for number in COUNTS if number <= len(chosen) // 5):
-        found = KMeans(count, n_init=3, random_state=seed).fit(points)
+    for count in (number for number in COUNTS if number <= max(COUNTS[0], len(chosen) // 20)):
+        found = KMeans(count, n_init=2, random_state=seed).fit(points)
         labels = found.labels_[some]
         score = float(silhouette_score(points[some], labels)) if len(set(labels)) > 1 else -1.0
         if best is None or score > best[0]:
@@ -123,9 +123,8 @@ def _map(points: Float[ndarray, "shown dimensions"], seed: int) -> Float[ndarray
     spread = min(30.0, (len(points) - 1) / 3)
     # Equal texts are equal points, which t-SNE takes; noise below any distance keeps its start from dividing by zero.
     jitter = np.random.default_rng(seed).normal(scale=1e-6, size=points.shape)
-    result: Float[ndarray, "shown 2"] = TSNE(
-        2, perplexity=spread, init="pca", random_state=seed, n_jobs=1
-    ).fit_transform((points + jitter).astype(np.float32))
+    tsne = TSNE(2, perplexity=spread, init="pca", max_iter=400, random_state=seed, n_jobs=1)
+    result: Float[ndarray, "shown 2"] = tsne.fit_transform((points + jitter).astype(np.float32))
     return result
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 
 from llmtrain.data.quality.topics import Topics
-from llmtrain.runs.report.figures import custom, legend
-from llmtrain.runs.report.svg import SERIES, colored, plain
+from llmtrain.runs.report.figures import legend
+from llmtrain.runs.report.svg import INK, SERIES, colored, draw, draw_hero, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from llmtrain.system.typing import Array
 
 BINS = 40
-MOST_COLORS = 8
 
 
-def log_histogram(groups: Mapping[str, Array | Sequence[float]], label: str, what: str, *, title: str) -> Markup:
-    """How often sizes occur, over bins of equal factors; `what`: what is counted."""
+def log_histogram(
+    groups: Mapping[str, Array | Sequence[float]], label: str, what: str, *, title: str, is_alone: bool = True
+) -> Markup:
+    """How often sizes occur, over bins of equal factors; `what`: what is counted; `is_alone`: as wide as the page."""
 
     def paint(axes: Axes) -> None:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -42,7 +43,7 @@ def log_histogram(groups: Mapping[str, Array | Sequence[float]], label: str, wha
         axes.grid(visible=False, axis="x")
         legend(axes)
 
-    return custom(paint, title=title)
+    return draw_hero(paint, title) if is_alone else draw(paint, title)
 
 
 def balance_histogram(differences: Sequence[float], *, title: str) -> Markup:
@@ -59,32 +60,25 @@ def balance_histogram(differences: Sequence[float], *, title: str) -> Markup:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{2.0**value:g}x"))
         axes.grid(visible=False, axis="x")
 
-    return custom(paint, title=title)
+    return draw_hero(paint, title)
 
 
 def topic_map(found: Topics, *, title: str) -> Markup:
-    """Each text as a dot, near those with similar words; a colour per group."""
+    """Each text as a dot, near those with similar words; a colour and the number of its group."""
 
     def paint(axes: Axes) -> None:
-        for topic, color in zip(range(len(found.topics)), [*SERIES] * len(found.topics), strict=False):
-            chosen = found.place_topics == topic
-            if not chosen.any():
+        for topic in range(len(found.topics)):
+            own = found.places[found.place_topics == topic]
+            if not len(own):
                 continue
-            sign = "o" if topic < MOST_COLORS else "^"
-            axes.plot(
-                *found.places[chosen].T,
-                sign,
-                color=color,
-                markersize=3.5,
-                markeredgewidth=0,
-                alpha=0.7,
-                label=plain(f"{topic + 1}: {' '.join(found.topics[topic].terms[:2])}", 24),
-            )
+            color, sign = SERIES[topic % len(SERIES)], "o" if topic < len(SERIES) else "^"
+            axes.plot(*own.T, sign, color=color, markersize=4, markeredgewidth=0, alpha=0.6)
+            middle = own[np.linalg.norm(own - np.median(own, axis=0), axis=1).argmin()]
+            axes.annotate(str(topic + 1), middle, color=INK, fontsize=15, fontweight="bold", ha="center", va="center")
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_xlabel("near: similar words")
-        axes.set_ylabel("no scale, no direction")
+        axes.set_ylabel("no scale")
         axes.spines["bottom"].set_visible(False)
-        legend(axes, columns=2)
 
-    return custom(paint, title=title)
+    return draw_hero(paint, title)

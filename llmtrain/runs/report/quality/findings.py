@@ -22,6 +22,8 @@ SECOND_LANGUAGE = 0.01
 FEWEST_FOR_A_LANGUAGE = 5
 HALF_IN = 0.05
 TOPIC_TERMS = 4
+CLEAR = 0.1
+"""A silhouette below which groups are not clearly separate."""
 
 
 class Level(Enum):
@@ -31,6 +33,10 @@ class Level(Enum):
     LOOK = ("look", 1)
     INFO = ("note", 2)
     FINE = ("fine", 3)
+
+    @property
+    def css(self) -> str:
+        return self.name.lower()
 
     @property
     def word(self) -> str:
@@ -100,8 +106,8 @@ def _duplicated(quality: Quality) -> Iterator[Finding]:
     if near is not None and near.num_similar:
         part = near.num_similar / near.num_items
         text = (
-            f"{share(near.num_similar, near.num_items)} of {basis(sample)} are nearly the same as an earlier one "
-            f"(similarity {NEAR:g} or more)."
+            f"Of {basis(sample)}, {count(near.num_similar)} ({share(near.num_similar, near.num_items)}) "
+            f"{_are(near.num_similar)} nearly the same as an earlier one (similarity {NEAR:g} or more)."
         )
         yield Finding(Level.ACT if part >= MANY else Level.LOOK, text, "duplicates")
     elif near is not None:
@@ -112,9 +118,9 @@ def _duplicated(quality: Quality) -> Iterator[Finding]:
 def _preferences(quality: Quality) -> Iterator[Finding]:
     if quality.pairs is None or (found := quality.pairs.value) is None:
         return
-    yield _leaning(found.longer, "the chosen answer is the longer one", "length")
+    yield _leaning(found.longer, "the chosen answer is longer", "the chosen answer is shorter", "length")
     if found.first.of:
-        yield _leaning(found.first, "the answer that is listed first is the chosen one", "position")
+        yield _leaning(found.first, "the answer listed first is chosen", "the answer listed last is chosen", "position")
     if found.num_contradictions:
         text = f"{counted(found.num_contradictions, 'pair')} of answers {_have(found.num_contradictions)} another pair "
         yield Finding(Level.ACT, f"{text}that prefers the opposite.", "preferences")
@@ -131,7 +137,10 @@ def _preferences(quality: Quality) -> Iterator[Finding]:
         yield Finding(Level.INFO, text, "preferences")
 
 
-def _leaning(found: Share, what: str, of: str) -> Finding:
+def _leaning(found: Share, what: str, other: str, of: str) -> Finding:
+    """Whether a share differs from one half, in the words of the side that is more frequent."""
+    if found.value < 0.5:
+        found, what = Share(found.of - found.count, found.of), other
     low, high = found.interval
     text = (
         f"In {percent(found.value)} of pairs {what} (95 % interval {percent(low)} to {percent(high)}, "
@@ -216,7 +225,7 @@ def _languages(quality: Quality) -> Iterator[Finding]:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         text = f"{named[0]} {share(first, total)}, then {', '.join(others[:5])}{more}{rest}."
     else:
-        text = f"{share(first, total)} are {named[0]}{rest}."
+        text = f"{'All texts' if first == total else share(first, total)} are {named[0]}{rest}."
     yield Finding(Level.INFO, text, "languages")
 
 
@@ -263,8 +272,9 @@ def _topics(quality: Quality) -> Iterator[Finding]:
     first = found.topics[0]
     text = (
         f"The texts fall into {len(found.topics)} groups by their words, the largest "
-        f"({share(first.num_items, found.num_items)}) around {', '.join(first.terms[:TOPIC_TERMS])}."
+        f"({share(first.num_items, found.num_items)}) around {', '.join(first.terms[:TOPIC_TERMS])}"
     )
+    text += "; they run into each other." if found.silhouette < CLEAR else "."
     yield Finding(Level.INFO, text, "topics")
 
 

@@ -6,6 +6,7 @@ Quality -> findings, sections -> page
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ MEASURES: Sequence[tuple[str, str, Callable[[Quality, Any], Section]]] = (
     ("cleaning", "What cleaning would drop", whole.cleaning),
 )
 """Field of `Quality`, title and section of each measure, in the order of the page."""
+ANCHORS = {"pairs": "preferences", "losses": "typical"}
+"""Fields whose sections have another anchor than their name."""
 
 
 def write_page(quality: Quality, output: Path) -> None:
@@ -69,7 +72,7 @@ def _sections(quality: Quality) -> Iterator[Section]:
     for field, title, section in MEASURES:
         outcome: Outcome[Any] | None = getattr(quality, field)
         if outcome is not None:
-            yield _of(outcome, title, field, lambda found, section=section: section(quality, found))
+            yield _of(outcome, title, ANCHORS.get(field, field), partial(section, quality))
     yield _how(quality)
 
 
@@ -102,7 +105,7 @@ def _top(quality: Quality) -> Section:
     found = findings(quality)
     lines = Markup("\n").join(
         Markup('<li class="{}"><span class="word">{}</span><a href="#{}">{}</a></li>').format(
-            each.level.word, each.level.word, each.anchor, each.sentence
+            each.level.css, each.level.word, each.anchor, each.sentence
         )
         for each in found
     )

@@ -32,6 +32,7 @@ from llmtrain.runs.report.quality.shown import (
 )
 from llmtrain.runs.report.section import Section
 from llmtrain.runs.report.values import count, number, percent, size
+from llmtrain.system.typing import Array
 
 MOST_SOURCES = 20
 MOST_LANGUAGES = 20
@@ -57,22 +58,27 @@ def sizes(quality: Quality) -> Section:
     parts: list[Cell] = [table(head, rows, numbers=(1, 2, 3, 4))]
     if len(sample.sources) > MOST_SOURCES:
         parts.append(note(f"{len(sample.sources) - MOST_SOURCES} more sources are not listed."))
+    found_tokens = None if quality.tokens is None else quality.tokens.value
     caption = f"Bytes of text of each {unit(sample, False)}; {_quantiles(sample.sizes)}."
     drawn = [
         figure(
-            log_histogram({"": sample.sizes}, "bytes", unit(sample), title="Lengths in bytes"),
+            log_histogram(
+                {"": sample.sizes}, "bytes", unit(sample), title="Lengths in bytes", is_alone=found_tokens is None
+            ),
             titled("Lengths in bytes", caption),
             f"all {things(sample.num_items, sample)}",
         )
     ]
-    if quality.tokens is not None and quality.tokens.value is not None:
-        found = quality.tokens.value
+    if found_tokens is not None:
         caption = (
-            f"Tokens of each {unit(sample, False)}, without a chat template; {_quantiles(np.array(found.lengths))}."
+            f"Tokens of each {unit(sample, False)}, without a chat template; "
+            f"{_quantiles(np.array(found_tokens.lengths))}."
         )
         drawn.append(
             figure(
-                log_histogram({"": found.lengths}, "tokens", unit(sample), title="Lengths in tokens"),
+                log_histogram(
+                    {"": found_tokens.lengths}, "tokens", unit(sample), title="Lengths in tokens", is_alone=False
+                ),
                 titled("Lengths in tokens", caption),
                 basis(sample),
             )
@@ -99,7 +105,7 @@ def _lost(lost: Mapping[str, int]) -> str:
     return ", ".join(f"{count(amount)}: {why}" for why, amount in lost.items())
 
 
-def _quantiles(values: np.ndarray) -> str:  # type: ignore[type-arg]
+def _quantiles(values: Array) -> str:
     found = np.quantile(values.astype(float), QUANTILES)
     low, middle, high = found[1], found[3], found[5]
     return f"half have up to {count(middle)}, one in ten up to {count(low)}, one in ten {count(high)} or more"
@@ -161,8 +167,7 @@ def repetition(quality: Quality, found: Repetition) -> Section:
     if found.num_measured:
         parts.append(table(("share of a text", "limit", "beyond it", "of those measured"), rows, numbers=(1, 2, 3)))
     for each in found.most:
-        text = each.item.own_text
-        phrase = marked_phrase(text, each.phrase)
+        phrase = marked_phrase(each.text, each.phrase)
         title = join(
             place(each.item.where),
             f" · {each.rule}: {percent(each.share)} (limit {percent(LIMITS[each.rule])}) · ",
@@ -174,8 +179,10 @@ def repetition(quality: Quality, found: Repetition) -> Section:
         note(
             "The rules and limits are those of Gopher (Rae et al. 2021, table A1) for English web "
             "pages; poems, tables, "
-            f"code and lists exceed them rightly. {count(found.num_short)} of {basis(sample)} have fewer than "
-            f"{FEWEST_WORDS} words and are not measured. A pair is measured without its rejected answer."
+            f"code and lists exceed them rightly. From {basis(sample)}, of which "
+            f"{count(found.num_short)} have fewer than "
+            f"{FEWEST_WORDS} words, too few to measure. Of a chat each message is measured, of a pair "
+            f"all but the rejected answer."
         )
     )
     return Section("Repetition within texts", "repetition", join(*parts), "Texts that say the same again and again.")

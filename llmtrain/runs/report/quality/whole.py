@@ -59,8 +59,7 @@ def duplicates(quality: Quality) -> Section:
     else:
         parts.append(
             paragraph(
-                f"{things(near.num_similar, sample)} of {basis(sample)} "
-                f"({share(near.num_similar, near.num_items)}) "
+                f"Of {basis(sample)}, {things(near.num_similar, sample)} ({share(near.num_similar, near.num_items)}) "
                 f"{'is' if near.num_similar == 1 else 'are'} nearly the same "
                 "as an earlier one, those that are equal to one aside."
             )
@@ -138,7 +137,7 @@ def topics(quality: Quality, found: Topics) -> Section:
             "Each dot is a text; near dots have similar words (t-SNE). The distance between groups, their size and "
             "their shape on the map mean nothing.",
         ),
-        f"{count(len(found.places))} of {basis(sample)}",
+        f"{count(len(found.places))} texts of the sample",
     )
     with_sources = len(sample.sources) > 1
     rows = []
