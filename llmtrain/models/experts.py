@@ -46,7 +46,7 @@ def balance_loss(model: PreTrainedModel) -> BalanceLoss | None:
     function = vars(sys.modules[type(model).__module__]).get(FUNCTION)
     facts = vars(model)
     coefficient = next((facts[name] for name in COEFFICIENTS if name in facts), None)
-    if function is None or not coefficient or not routers(model):
+    if function is None or not coefficient or not _recorded(model):
         return None
     if list(inspect.signature(function).parameters)[:3] != ["gate_logits", "num_experts", "top_k"]:
         return None
@@ -54,7 +54,12 @@ def balance_loss(model: PreTrainedModel) -> BalanceLoss | None:
 
 
 def routers(model: nn.Module) -> list[nn.Module]:
-    """The modules whose outputs `transformers` records as router logits, as their class says."""
+    """The modules that choose experts and do nothing else."""
+    return [module for module in _recorded(model) if _only_routes(module)]
+
+
+def _recorded(model: nn.Module) -> list[nn.Module]:
+    """The modules whose outputs `transformers` records as router logits, as the class of the model says."""
     recorders: list[OutputRecorder] = []
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
@@ -80,7 +85,7 @@ class RoutesInFp32(nn.Module):
 def route_in_fp32(model: nn.Module) -> None:
     """Let the routers of a model compute in fp32, also under autocast and with weights in 16 bits."""
     for router in routers(model):
-        if not isinstance(router, RoutesInFp32) and _is_small(router):
+        if not isinstance(router, RoutesInFp32):
             router.__class__ = _subclass(type(router))
 
 
@@ -93,8 +98,8 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     return _SUBCLASSES[cls]
 
 
-def _is_small(router: nn.Module) -> bool:
-    """Whether a module only routes: some families record what the whole block of experts puts out."""
+def _only_routes(router: nn.Module) -> bool:
+    """Whether a module has no experts itself: some families record what the whole block of experts puts out."""
     return all(parameter.ndim <= 2 for parameter in router.parameters()) and not any(
         isinstance(module, nn.ModuleList) for module in router.modules()
     )

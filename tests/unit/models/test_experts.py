@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.experts import balance_loss, routers
 from llmtrain.models.paths.path import Path
@@ -104,3 +107,14 @@ def test_the_router_computes_in_fp32_under_autocast(half: torch.dtype) -> None:
         _, logits = run_routed(model.base_model, pack_inputs(packed(documents()), module.kernel))
     assert {layer.dtype for layer in logits} == {torch.float32}
     assert all((layer != layer.bfloat16()).any() for layer in logits)
+
+
+def test_routers_take_no_adapter() -> None:
+    torch.manual_seed(0)
+    fields = SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("phimoe", **fields), attn_implementation=ATTENTION)
+    add_adapter(model, AdapterConfig(kind="lora", rank=2), (), 0)
+    adapted = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    assert {name.rsplit(".", 1)[-1] for name in adapted} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert len(routers(model)) == 2
+    wrap_causal_lm(model, "segments", 64, CPU)
