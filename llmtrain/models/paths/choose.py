@@ -159,12 +159,11 @@ class Trial:
 
 
 def pseudo_random(model: PreTrainedModel, count: int, seed: int = 0) -> Int[Tensor, " tokens"]:
-    """Pseudo-random tokens, none of them padding, without touching torch's global generator."""
-    text = model.config.get_text_config()
+    """Pseudo-random tokens, none of them padding or an image, without touching torch's global generator."""
     special = special_token_ids(model.config)
-    plain = torch.tensor([id_ for id_ in range(text.vocab_size) if id_ not in special])
+    plain = [id_ for id_ in range(model.config.get_text_config().vocab_size) if id_ not in special]
     drawn = torch.randint(len(plain), (count,), generator=torch.Generator().manual_seed(seed))
-    return plain[drawn].to(model.device)
+    return torch.tensor(plain)[drawn].to(model.device)
 
 
 def _with_gradients(model: nn.Module, run: Callable[[], Tensor]) -> Reference:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from llmtrain.models.attention import ATTENTION
+from llmtrain.models.experts import route_in_fp32
 from llmtrain.models.paths.runs import Classes, run_by_groups
 from llmtrain.system.device import ROWS, AttentionKernel
 
@@ -35,8 +36,9 @@ class Path:
         return f"documents run in packs, attention by {self.kernel}" + (f"; {names} per group of them" if names else "")
 
     def put_into(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Let a model compute documents on this path, in place; the model."""
+        """Let a model compute documents on this path, its routers in fp32, in place; the model."""
         if model.config._attn_implementation != self.attention:
             model.set_attn_implementation(self.attention)
         run_by_groups(model, model.base_model, self.by_groups)
+        route_in_fp32(model)
         return model

@@ -26,6 +26,7 @@ BOUNDED = re.compile(r".*window(_size)?|.*chunk(_size)?|.*original_max_position_
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN_COUNTS = ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 GROUP_COUNTS = ("n_group", "topk_group")
+OTHER_DEPTHS = ("num_hidden_layers", "depth")
 INNER_SIZES = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "n_inner")
 
 
@@ -78,6 +79,10 @@ def _bound(shape: PreTrainedConfig, max_seq_len: int) -> None:
 
 def _few_layers(shape: PreTrainedConfig, num_layers: int) -> None:
     text = shape.get_text_config()
+    for part in _parts(shape):
+        for name in OTHER_DEPTHS if part is not vars(text) else ():  # a vision tower, which no text goes through
+            if type(part.get(name)) is int:
+                part[name] = min(part[name], 2)
     name = text.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     fields = vars(text)
     if name not in fields:  # computed from others
@@ -94,7 +99,7 @@ def _few_words(shape: PreTrainedConfig, _: int) -> None:
         for name, value in part.items():
             if type(value) is int and value > VOCABULARY and name.startswith("vocab_size"):
                 part[name] = VOCABULARY
-            elif type(value) is int and value >= VOCABULARY and name.endswith("_token_id"):
+            elif type(value) is int and value >= VOCABULARY and name.endswith(("_token_id", "_token_index")):
                 part[name] = value % VOCABULARY
             elif name.endswith("_token_id") and isinstance(value, (list, tuple)):
                 part[name] = [each % VOCABULARY for each in value]
