@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmtrain.models.adapters.quantized import num_weights
-from llmtrain.models.text_part import text_modules
+from llmtrain.models.text_part import text_field, text_modules
 from llmtrain.protocols import Counts
 
 
@@ -46,7 +46,8 @@ def training_flops(model: PreTrainedModel) -> TrainingFlops:
     }
     of_head = 0.0 if head is None else flops.pop(id(head.weight))
     text = model.config.get_text_config()
-    width = _field(text, "num_attention_heads") * head_dim(text)
+    num_heads = text_field(model.config, "num_attention_heads", 0) or 0  # a model of states alone has none
+    width = num_heads * head_dim(text) if num_heads else 0
     return TrainingFlops(
         per_token=sum(flops.values()),
         per_trained_token=of_head,

@@ -28,9 +28,10 @@ from llmtrain.models.folders.bases import innermost
 from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
+from llmtrain.models.folders.packed_weights import require_trainable_form, unpacking
 from llmtrain.models.folders.skeleton import skeleton
 from llmtrain.models.paths.path import can_switch
-from llmtrain.models.presets import preset_fields
+from llmtrain.models.presets import preset_fields, preset_size
 from llmtrain.models.text_part import freeze_other_parts
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
@@ -39,6 +40,7 @@ from llmtrain.system.terminal import say
 
 AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
 
+PRESET_RATIO = 2  # an architecture of a preset's width and depth may have more or fewer matrices than a Llama
 VOCAB_MULTIPLE = 64  # matmuls over the vocabulary run on whole tiles
 DROPOUT_FIELDS = (
     "activation_dropout",
@@ -150,7 +152,7 @@ def load_pretrained(
 
 def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTrainedModel:
     """The model of a folder or the hub, of a configuration that may say more than its own."""
-    placement: dict[str, Any] = {"dtype": torch.float32}
+    placement: dict[str, Any] = {"dtype": torch.float32, **unpacking(shape)}
     if isinstance(config, TunedModelConfig) and config.quantize == "nf4":
         placement = {
             "quantization_config": nf4(),
@@ -215,10 +217,7 @@ def hub_commit(shape: PreTrainedConfig) -> str | None:
 def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
     """The configuration of a given model, with a row for each token of an adapter's tokenizer."""
     shape = _saved_config(config)
-    if shape.to_dict().get("quantization_config"):
-        raise ValueError(
-            f"model.path={config.path}: its weights are quantized: take the model that they were made from"
-        )
+    require_trainable_form(shape, config.path)
     if is_adapter(config.path):
         key = "model.config" if config.config else None
         if isinstance(config, TunedModelConfig) and config.quantize is not None:
@@ -271,9 +270,27 @@ def _new_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_seq
     elif not config.config:
         raise ValueError("model: give model.path, model.preset or fields in model.config")
     try:
-        return AutoConfig.for_model(config.architecture, **fields | config.config)
+        shape: PreTrainedConfig = AutoConfig.for_model(config.architecture, **fields | config.config)
     except Exception as error:  # each architecture validates in its own way, with its own exception types
         raise ValueError(f"model.config: {one_line(error)}") from None
+    if config.preset is not None and not config.config:
+        _require_size(shape, config)
+    return shape
+
+
+def _require_size(shape: PreTrainedConfig, config: ModelConfig) -> None:
+    """Raise ValueError for an architecture that a preset gives another size than its name says."""
+    assert config.preset is not None
+    meant = preset_size(config.preset, shape.get_text_config().vocab_size)
+    model = skeleton(shape, LANGUAGE, torch.float32, config.trust_remote_code)
+    weights = dict(model.named_parameters())
+    size = sum(weight.numel() for weight in weights.values())
+    if not meant / PRESET_RATIO <= size <= meant * PRESET_RATIO:
+        largest = max(weights, key=lambda name: weights[name].numel())
+        raise ValueError(
+            f"model.preset={config.preset}: {config.architecture} would have {size:,} weights with it, not about "
+            f"{meant:,}, {weights[largest].numel():,} of them in {largest}: give its own fields in model.config"
+        )
 
 
 def _check(

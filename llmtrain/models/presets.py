@@ -32,3 +32,13 @@ def preset_fields(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"model.preset={name!r}: there are {', '.join(PRESETS)}")
     return dict(zip(SHAPE_FIELDS, PRESETS[name], strict=True))
+
+
+def preset_size(name: str, vocab_size: int) -> int:
+    """Weights of a Llama of a preset's shape. Raises ValueError for a name that does not exist."""
+    shape = preset_fields(name)
+    width, inner = shape["hidden_size"], shape["intermediate_size"]
+    key_width = width // shape["num_attention_heads"] * shape["num_key_value_heads"]
+    layer = 2 * width * width + 2 * width * key_width + 3 * width * inner + 2 * width
+    tables = 1 if shape["tie_word_embeddings"] else 2
+    return tables * vocab_size * width + shape["num_hidden_layers"] * layer + width

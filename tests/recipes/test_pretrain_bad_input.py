@@ -134,7 +134,6 @@ KEYS: dict[str, tuple[list[str], list[str]]] = {
     "heads that do not divide": (["model.config.num_attention_heads=5"], ["model.config"]),
     "a preset for a given model": (["model.path=/nowhere", "model.preset=1m"], ["model.path", "model.preset"]),
     "half precision on a CPU": (["train.precision=fp16"], ["train.precision=fp16", "bf16"]),
-    "a mixture of experts": (["model.architecture=mixtral"], ["mixtral", "experts"]),
     "no held-out document": (["data.eval_fraction=1e-9"], ["data.eval_fraction=1e-09", "none"]),
     "no such tokenizer": (["tokenizer.path=/nowhere"], ["tokenizer.path=/nowhere"]),
     "no such model": (["model={path: /nowhere}"], ["model.path=/nowhere"]),

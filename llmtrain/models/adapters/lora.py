@@ -26,8 +26,6 @@ from llmtrain.models.adapters.targets import ALL_LINEAR, linear_layers, saved_mo
 from llmtrain.models.adapters.token_rows import train_rows
 from llmtrain.models.experts import routers
 
-READ_PAST_ADAPTERS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # as peft 0.21 has them
-
 
 def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Sequence[int], seed: int) -> PeftModel:
     """Freeze a model and put an adapter into it, in fp32 and initialised from `seed`; the model wrapped by peft.
@@ -38,7 +36,7 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
     torch.manual_seed(seed)
     lora = lora_config(model, config, model.get_output_embeddings())
     lora.modules_to_save = None  # peft would hold them twice
-    lora.exclude_modules = sorted({*_layers_in_full(model, config), *_kept_layers(model)}) or None
+    lora.exclude_modules = sorted({*_layers_in_full(model, config), *_router_layers(model)}) or None
     with expected_warnings():
         adapted = get_peft_model(model, lora)
     train_in_full(model, config.modules_to_save)
@@ -50,7 +48,7 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
 def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> LoraConfig:
     """peft's configuration of an adapter for a model; `head` takes none. Raises ValueError as `add_adapter` does."""
     targets = target_modules(model, config, head)
-    in_full, kept = _layers_in_full(model, config), _kept_layers(model)
+    in_full, kept = _layers_in_full(model, config), _router_layers(model)
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
@@ -97,15 +95,6 @@ def _router_layers(model: PreTrainedModel) -> set[str]:
     """The linear layers of a mixture's routers, which take no adapter: it would change which experts are trained."""
     inside = {id(part) for router in routers(model) for part in router.modules()}
     return {name for name, layer in linear_layers(model).items() if id(layer) in inside}
-
-
-def _kept_layers(model: PreTrainedModel) -> set[str]:
-    """The linear layers that take no adapter: those of routers, and those that peft refuses.
-
-    Mamba's kernels read the weight of `out_proj` themselves, past an adapter.
-    """
-    refused = {"out_proj"} if model.config.model_type in READ_PAST_ADAPTERS else set()
-    return _router_layers(model) | {name for name in linear_layers(model) if name.rsplit(".", 1)[-1] in refused}
 
 
 def _covers(lora: LoraConfig, name: str) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from peft import LoraConfig
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -29,7 +31,8 @@ def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Modul
     if config.target == ALL_LINEAR:
         if prefix:
             return _inside(prefix, inner, last_parts(inner), config)
-        return ALL_LINEAR if config.layers is None else sorted(last_parts(inner))
+        refused = {name for name in last_parts(inner) if _is_refused(model, name)}
+        return ALL_LINEAR if config.layers is None and not refused else sorted(last_parts(inner) - refused)
     if isinstance(config.target, str):
         _check_expression(dict(model.named_modules()), config.target, head, prefix)
         return config.target
@@ -39,6 +42,11 @@ def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Modul
             raise ValueError(
                 f"adapter.target={target}: this model has no linear layer of that name; it has "
                 f"{shown(last_parts(inner))}"
+            )
+        if _is_refused(model, target):
+            raise ValueError(
+                f"adapter.target={target}: {model.config.model_type} reads this layer's weight without calling it, so "
+                "an adapter on it would do nothing: leave it out"
             )
         if any(module is head for module in found):
             raise ValueError(f"adapter.target={target} is the output head, which takes no adapter: leave it out")
@@ -56,6 +64,15 @@ def _inside(
     if config.layers is None:
         return rf"{re.escape(prefix)}(.*\.)?({endings})"
     return sorted(name for name in inner if re.search(rf"\.({endings})$", name))
+
+
+def _is_refused(model: PreTrainedModel, name: str) -> bool:
+    """Whether peft refuses layers of a name: some models of states hand their weight to a kernel."""
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name)
+    except ValueError:
+        return True
+    return False
 
 
 def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:

@@ -33,6 +33,7 @@ from llmtrain.models.folders.given import is_adapter
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind, kind_of_adapter, load_options
 from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, save_tokenizer
 from llmtrain.models.folders.origin import read_base
+from llmtrain.models.folders.packed_weights import unpacking
 from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.system.files import one_line
@@ -193,7 +194,7 @@ def _open_base(
             if not kind.generates:
                 shape.num_labels, shape.get_text_config().pad_token_id = 1, options["pad_token_id"]
             model: PreTrainedModel = kind.auto_class(shape).from_pretrained(
-                found.path, trust_remote_code=trust_remote_code, **options
+                found.path, trust_remote_code=trust_remote_code, **unpacking(shape) | options
             )
     except (OSError, ValueError) as error:
         raise ValueError(f"{adapter_folder}: its base {found.path} cannot be loaded: {one_line(error)}") from None

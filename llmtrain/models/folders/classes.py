@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -21,9 +24,28 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 MADE_HERE: set[type[PreTrainedConfig]] = set()
 """The configurations whose class for sequence classification was made here."""
+
+
+class LastTokenScore(GenericForSequenceClassification):
+    """`transformers`' generic head, for trunks of every kind of output."""
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch tokens"], attention_mask: Tensor | None = None, **inputs: Any
+    ) -> SequenceClassifierOutput:
+        """The scores of each row at its last token that is not padding, as `logits`: (batch, num_labels)."""
+        masks = {} if attention_mask is None else {"attention_mask": attention_mask}
+        outputs = getattr(self, self.base_model_prefix)(input_ids=input_ids, **masks, **inputs)
+        padding = self.config.get_text_config().pad_token_id
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (
+            (places * (input_ids != padding)).argmax(-1) if padding is not None else places[-1].expand(len(input_ids))
+        )
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        return SequenceClassifierOutput(logits=self.score(outputs.last_hidden_state[rows, last]))
 
 
 def language_class(shape: PreTrainedConfig) -> Any:
@@ -70,7 +92,7 @@ def _scoring_class(shape: PreTrainedConfig) -> type[PreTrainedModel]:
         "__module__": language.__module__,  # by whose source transformers knows what its experts can do
         "__doc__": f"The trunk of {language.__name__} with a score of the last token.",
     }
-    made: type[PreTrainedModel] = type(name, (GenericForSequenceClassification, family), fields)
+    made: type[PreTrainedModel] = type(name, (LastTokenScore, family), fields)
     return made
 
 

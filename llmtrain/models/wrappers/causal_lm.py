@@ -16,7 +16,6 @@ from llmtrain.models.heads.cross_entropy import logits_loss
 from llmtrain.models.heads.head import output_head, put_head
 from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.paths.path import Path
-from llmtrain.models.paths.rows import Rows
 from llmtrain.models.trunk import Inputs, pack_inputs, run_model, run_routed, run_trunk
 from llmtrain.models.wrappers.neftune import noisy_embeddings
 from llmtrain.protocols import Balance, LossOptions, ParamKind, TokenLoss, TrainedModule
@@ -58,13 +57,12 @@ class CausalLMLoss(TrainedModule):
         """Losses summed over the batch's trained tokens by their weights; zero, but attached to every parameter, if
         there are none."""
         inputs = pack_inputs(batch, self.kernel)
-        if self.neftune_alpha is not None and self.training and isinstance(inputs, Rows):
-            raise ValueError(f"model.neftune_alpha: needs documents in packs, but {self.path.line}: leave it out")
+        alpha = self.neftune_alpha if self.training else None
         labels, weights, selected = batch.labels, batch.label_weights, None
         if batch.num_trained < labels.numel():
             selected = (labels != IGNORE_INDEX).nonzero()[:, 0]
             labels, weights = labels[selected], None if weights is None else weights[selected]
-        with noisy_embeddings(self.model, batch.segment_lengths, self.neftune_alpha if self.training else None):
+        with noisy_embeddings(self.model, inputs, batch.segment_lengths, alpha):
             outputs, balance = self._outputs(inputs)
         outputs = outputs if selected is None else outputs[selected]
         if self.whole_logits:

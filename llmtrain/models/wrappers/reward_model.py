@@ -17,7 +17,6 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from llmtrain.batch import PackedTokens, PreferencePairs, segment_ends
 from llmtrain.config.sections import PretrainedModelConfig
-from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders.classes import reward_class, scores_here_only
 from llmtrain.models.heads.score import SCORE, ScoreHead
 from llmtrain.models.param_kinds import parameters_by_kind
@@ -75,7 +74,9 @@ def score_model(
     try:
         with torch.device("meta"):
             model: PreTrainedModel = reward_class(shape).from_config(
-                shape, attn_implementation=ATTENTION, trust_remote_code=config.trust_remote_code
+                shape,
+                attn_implementation=causal.config._attn_implementation,
+                trust_remote_code=config.trust_remote_code,
             )
     except ValueError as error:
         raise ValueError(f"{shape.model_type} has no form for sequence classification: {one_line(error)}") from None

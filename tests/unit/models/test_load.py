@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from tiny_run import MODEL, write_tokenizer
+from tiny_tokenizers import byte_level_bpe
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import ModelConfig, TunedModelConfig
 from llmtrain.models.adapters import quantized
 from llmtrain.models.load import load_model, load_pretrained
-from llmtrain.models.presets import PRESETS
+from llmtrain.models.presets import PRESETS, preset_size
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_4_bits_are_refused_without_bitsandbytes(
 def test_a_model_that_is_quantized_already_is_refused(tokenizer: PreTrainedTokenizerBase, saved: Path) -> None:
     shape = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(shape | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
-    with pytest.raises(ValueError, match=rf"^model\.path={saved}: its weights are quantized: take the model that"):
+    with pytest.raises(ValueError, match=rf"^model\.path={saved}: its weights are quantized \(gptq\): take the"):
         load(tokenizer, path=str(saved))
 
 
@@ -166,3 +167,15 @@ def test_dropout_is_written_to_every_field_that_means_it(
     for dropout in (0.0, 0.25):
         shape = load(tokenizer, architecture=architecture, preset="1m", dropout=dropout).config.to_dict()
         assert [shape[name] for name in fields] == [dropout] * len(fields)
+
+
+@pytest.mark.parametrize("architecture", ["gemma4_text", "mixtral"])
+def test_a_preset_for_an_architecture_that_has_another_size_with_it_is_refused(architecture: str) -> None:
+    config = ModelConfig(architecture=architecture, preset="1m")
+    with pytest.raises(ValueError, match=rf"model.preset=1m: {architecture} would have [\d,]+ weights"):
+        load_model(config, byte_level_bpe(), max_seq_len=32, seed=0)
+
+
+def test_the_size_of_a_preset_is_that_of_its_llama() -> None:
+    model = load_model(ModelConfig(preset="1m"), byte_level_bpe(), max_seq_len=32, seed=0)
+    assert preset_size("1m", model.config.vocab_size) == model.num_parameters()

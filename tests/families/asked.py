@@ -1,0 +1,90 @@
+"""What people fine-tune: how often the examples of two other projects name each model type.
+
+Counted in the notebooks of unslothai/notebooks (folder nb, without copies for Kaggle, AMD and courses) and in the
+configurations of axolotl-ai-cloud/axolotl (folder examples, by `base_model`), at the commits of `COUNTED`.
+"""
+
+from __future__ import annotations
+
+COUNTED = {
+    "unslothai/notebooks": ("2026-08-18", "bdda2efc7ad5"),
+    "axolotl-ai-cloud/axolotl": ("2026-07-24", "067b021c8b87"),
+}
+
+NO_TEXT = "encoders and speech"
+REMOTE = "code of their own on the hub"
+
+ASKED: dict[str, tuple[int, int]] = {
+    "llama": (21, 66),
+    "gpt_oss": (14, 6),
+    "qwen2": (8, 12),
+    "qwen3": (12, 8),
+    "gemma4": (13, 5),
+    "mistral": (8, 6),
+    "qwen3_5": (5, 8),
+    "gemma3": (4, 8),
+    "mistral3": (3, 11),
+    "gemma3_text": (8, 3),
+    REMOTE: (4, 6),
+    "falcon_h1": (2, 7),
+    "llama4": (0, 7),
+    "phi3": (4, 3),
+    "qwen3_5_moe": (2, 5),
+    "lfm2": (6, 1),
+    "mixtral": (0, 6),
+    "gemma3n": (4, 3),
+    "qwen3_moe": (2, 4),
+    "gemma4_unified": (3, 2),
+    "nemotron_h": (2, 3),
+    "glm4_moe_lite": (1, 4),
+    "mistral4": (0, 4),
+    "muse_glimmer": (4, 0),
+    "gemma2": (2, 2),
+    "falcon": (0, 3),
+    "gpt_neox": (0, 3),
+    "qwen2_5_vl": (2, 1),
+    "granitemoehybrid": (2, 1),
+    "llava": (1, 2),
+    "jamba": (0, 3),
+    "phi": (0, 3),
+    "paddleocr_vl": (1, 2),
+    "dbrx": (0, 3),
+    "qwen3_vl": (2, 0),
+    "qwen3_next": (0, 2),
+    "mllama": (1, 1),
+    "lfm2_vl": (1, 1),
+    "stablelm": (0, 2),
+    "qwen2_moe": (0, 2),
+    "qwen2_vl": (1, 1),
+    "glm46v": (0, 2),
+    "gemma": (1, 1),
+    "deepseek_v2": (0, 2),
+    "afmoe": (0, 1),
+    "smolvlm": (0, 1),
+    "ministral": (0, 1),
+    "arcee": (0, 1),
+    "mpt": (0, 1),
+    "nemotron": (0, 1),
+    "cohere2": (0, 1),
+    "glm4": (0, 1),
+    "glm_moe_dsa": (0, 1),
+    "ernie4_5_vl_moe": (1, 0),
+    "glm4_moe": (0, 1),
+    "starcoder2": (0, 1),
+    "olmo3": (0, 1),
+    "seed_oss": (0, 1),
+    "deepseek_v4": (0, 1),
+    "ernie4_5_moe": (1, 0),
+    "kimi_linear": (0, 1),
+    "minimax_m2": (0, 1),
+    "mamba": (0, 1),
+    "gptj": (0, 1),
+    "internvl": (0, 1),
+    "gpt2": (0, 1),
+    "hunyuan_v1_dense": (0, 1),
+    "lfm2_moe": (0, 1),
+    "apertus": (0, 1),
+    "diffusion_gemma": (1, 0),
+    NO_TEXT: (10, 2),
+}
+"""Model type -> notebooks, configurations. Mistral Small counts as `mistral3`, as newer ones are."""
