@@ -193,6 +193,13 @@ class Ranks(Protocol):
         ...
 
 
+class Balance(NamedTuple):
+    """How evenly the experts of a mixture were used by a microbatch: a product of means, so no sum over its tokens."""
+
+    loss: Tensor  # of all tokens, trained or not; differentiable
+    coefficient: float  # its weight in the objective
+
+
 class TokenLoss(NamedTuple):
     """What a causal LM with its loss inside returns: of the trained tokens of a microbatch, their sums (scalars)."""
 
@@ -200,3 +207,4 @@ class TokenLoss(NamedTuple):
     cross_entropy: Tensor  # plain, in nats; not differentiable
     errors: Tensor  # tokens of which another one was the most likely; not differentiable
     token_losses: Tensor  # (trained tokens,) the parts of cross_entropy, each times its weight
+    balance: Balance | None = None  # of a mixture of experts in training

@@ -31,6 +31,22 @@ def num_positions(shape: PreTrainedConfig) -> int | None:
     return positions
 
 
+def require_fixed_rope(shape: PreTrainedConfig, max_seq_len: int) -> None:
+    """Raise ValueError if the RoPE of a text changes while it grows to `max_seq_len` tokens.
+
+    Its first tokens were drawn with the frequencies of a short text, and would be trained with those of a long one.
+    """
+    text = shape.get_text_config().to_dict()
+    given = text.get("rope_parameters") or {}
+    for parameters in (given, *(value for value in given.values() if isinstance(value, dict))):
+        bound = parameters.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
+        if parameters.get("rope_type") == "longrope" and bound is not None and max_seq_len > bound:
+            raise ValueError(
+                f"data.max_seq_len={max_seq_len}: this model's RoPE (longrope) changes at {bound} tokens, so a "
+                f"response that grows past them was drawn by another model than the one that trains: at most {bound}"
+            )
+
+
 def with_context(shape: PreTrainedConfig, changes: Mapping[str, Any], path: str) -> PreTrainedConfig:
     """A copy of the configuration of the model at `path` with other positions.
 

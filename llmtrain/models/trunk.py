@@ -7,6 +7,7 @@ logits = run_model(model, inputs)               # the model's own head included
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Float, Int
@@ -44,9 +45,9 @@ Inputs = dict[str, Any] | Rows
 
 
 class Routed(NamedTuple):
-    """What a trunk of experts outputs."""
+    """What a model of experts outputs."""
 
-    hidden: Float[Tensor, "tokens hidden"]
+    outputs: Float[Tensor, "tokens outputs"]  # logits of a whole model, the last hidden states of its trunk
     router_logits: tuple[Float[Tensor, "tokens experts"], ...]  # of each layer that has experts
 
 
@@ -84,17 +85,28 @@ def run_model(model: nn.Module, inputs: Inputs) -> Float[Tensor, "tokens vocab"]
     return logits[0]
 
 
-def run_routed(trunk: nn.Module, inputs: Inputs) -> Routed:
-    """The last hidden states and the router's logits, of a trunk whose layers record them; padding has none."""
+def run_routed(model: nn.Module, inputs: Inputs) -> Routed:
+    """The outputs of a model or its trunk, and what its routers gave each token; padding has neither."""
     if not isinstance(inputs, Rows):
-        outputs = trunk(**inputs, output_router_logits=True)
-        logits = tuple(layer.flatten(0, -2) for layer in outputs.router_logits if layer is not None)
-        return Routed(outputs.last_hidden_state[0], logits)
-    calls = inputs.run(lambda **each: trunk(**each, output_router_logits=True))
+        outputs = model(**inputs, output_router_logits=True)
+        return Routed(_per_token(outputs)[0], tuple(_router_logits(outputs)))
+    calls = inputs.run(partial(model, output_router_logits=True))
     shapes = [(group.num_rows, group.length) for group in inputs.groups.groups]
-    layers = zip(*([layer for layer in call.router_logits if layer is not None] for call in calls), strict=True)
-    logits = tuple(
-        inputs.joined([part.flatten(0, -2).unflatten(0, shape) for part, shape in zip(layer, shapes, strict=True)])
-        for layer in layers
+    layers = zip(*(_router_logits(call) for call in calls), strict=True)
+    return Routed(
+        inputs.joined([_per_token(call) for call in calls]),
+        tuple(
+            inputs.joined([part.unflatten(0, shape) for part, shape in zip(each, shapes, strict=True)])
+            for each in layers
+        ),
     )
-    return Routed(inputs.joined([call.last_hidden_state for call in calls]), logits)
+
+
+def _per_token(outputs: Any) -> Float[Tensor, "rows length outputs"]:
+    found: Tensor = outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]
+    return found
+
+
+def _router_logits(outputs: Any) -> list[Float[Tensor, "tokens experts"]]:
+    """Of each layer that has experts."""
+    return [layer.flatten(0, -2) for layer in outputs.router_logits if layer is not None]

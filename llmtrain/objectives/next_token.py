@@ -2,7 +2,8 @@
 
 loss = sum over trained tokens of -w log p(token | the document so far) / sum of w
 
-w is 1 unless a row weighs its tokens.
+w is 1 unless a row weighs its tokens. A mixture of experts adds its coefficient times its balance loss: that of each
+microbatch, weighted by the microbatch's tokens. It is the one term that depends on how a step is split.
 """
 
 from __future__ import annotations
@@ -31,4 +32,9 @@ class NextToken:
         """
         result, weight = model(batch, self.options), totals["weight"]
         metrics = {"loss": result.cross_entropy / weight, "error_rate": result.errors / totals["tokens"]}
-        return result.objective / weight, metrics
+        share = result.objective / weight
+        if result.balance is not None:
+            balance = result.balance.loss * (batch.num_tokens / totals["input_tokens"])
+            share = share + result.balance.coefficient * balance
+            metrics["balance_loss"] = balance.detach()
+        return share, metrics

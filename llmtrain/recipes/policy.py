@@ -23,6 +23,7 @@ from llmtrain.data.loader.order import SampleOrder
 from llmtrain.eval.before_after.answers import ANSWERS, Answers
 from llmtrain.eval.before_after.pair import Measurement
 from llmtrain.eval.generation import EVAL_ROLLOUT, HeldOutScore
+from llmtrain.models.context import require_fixed_rope
 from llmtrain.models.flops import training_flops
 from llmtrain.models.folders.reward import reward_folder
 from llmtrain.models.stops import stop_ids
@@ -84,6 +85,7 @@ def _train(run: Run[PolicyStageConfig]) -> None:
     base = base.model_copy(update={"dropout": 0.0})  # or the first ratio would not be 1
     loaded = load_base(run, base, chat)
     model = loaded.model
+    require_fixed_rope(model.config, config.data.max_seq_len)
     shards = runtime.shards_parameters
     runtime.say(CHECKING)
     roles = build_roles(config, model, loaded.plan, critic_start(config), runtime, shards_parameters=shards)

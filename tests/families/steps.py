@@ -92,6 +92,8 @@ def write_base(folder: Path, family: str) -> str:
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and not name.endswith("A_log"):
                 parameter.normal_(std=SPREAD)
+    with torch.no_grad():
+        model.eval()(input_ids=torch.arange(40, 46)[None])  # or its sizes do not fit each other
     if model.generation_config is not None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id

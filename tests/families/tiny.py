@@ -191,6 +191,8 @@ def shrunk(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
                 found[name] = value % vocab_size
     if isinstance(own.get("rope_parameters"), dict):
         found["rope_parameters"] = _short_sections(own["rope_parameters"], "vl_text" in config.model_type)
+    if "kv_lora_rank" in own and "num_key_value_heads" in own:
+        found["num_key_value_heads"] = HEADS  # latent attention has no grouped queries
     layers = [name for name in LAYER_LISTS if isinstance(own.get(name), (list, tuple)) and own[name]]
     if layers:
         kinds = _few_of_each(own[layers[0]])

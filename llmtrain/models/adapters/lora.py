@@ -24,6 +24,7 @@ from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.adapters.targets import ALL_LINEAR, linear_layers, saved_modules, target_modules
 from llmtrain.models.adapters.token_rows import train_rows
+from llmtrain.models.experts import routers
 
 
 def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Sequence[int], seed: int) -> PeftModel:
@@ -35,7 +36,7 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
     torch.manual_seed(seed)
     lora = lora_config(model, config, model.get_output_embeddings())
     lora.modules_to_save = None  # peft would hold them twice
-    lora.exclude_modules = sorted(_layers_in_full(model, config)) or None
+    lora.exclude_modules = sorted({*_layers_in_full(model, config), *_router_layers(model)}) or None
     with expected_warnings():
         adapted = get_peft_model(model, lora)
     train_in_full(model, config.modules_to_save)
@@ -47,7 +48,7 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
 def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> LoraConfig:
     """peft's configuration of an adapter for a model; `head` takes none. Raises ValueError as `add_adapter` does."""
     targets = target_modules(model, config, head)
-    in_full = _layers_in_full(model, config)
+    in_full, kept = _layers_in_full(model, config), _router_layers(model)
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
@@ -58,11 +59,14 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module |
         target_modules=targets,
         layers_to_transform=config.chosen_layers(),
         modules_to_save=[*config.modules_to_save] or None,  # peft adds to it
+        exclude_modules=sorted(kept) or None,
     )
     covered = [
         module
         for name, module in linear_layers(model).items()
-        if name not in in_full and (module is not head if targets == ALL_LINEAR else _covers(lora, name))
+        if name not in in_full
+        and name not in kept
+        and (module is not head if targets == ALL_LINEAR else _covers(lora, name))
     ]
     if not covered:
         raise ValueError(
@@ -85,6 +89,12 @@ def _layers_in_full(model: PreTrainedModel, config: AdapterConfig) -> set[str]:
         last = twice.rsplit(".", 1)[-1]
         raise ValueError(f"adapter.modules_to_save: {last} is named by a part of its name: write it out")
     return inside
+
+
+def _router_layers(model: PreTrainedModel) -> set[str]:
+    """The linear layers of a mixture's routers, which take no adapter: it would change which experts are trained."""
+    inside = {id(part) for router in routers(model) for part in router.modules()}
+    return {name for name, layer in linear_layers(model).items() if id(layer) in inside}
 
 
 def _covers(lora: LoraConfig, name: str) -> bool:

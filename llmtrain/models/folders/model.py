@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.context import num_positions
 from llmtrain.models.folders.beside import copy_processor, weights_beside
-from llmtrain.models.folders.compatible import add_older_names, save_tokenizer_files
+from llmtrain.models.folders.compatible import save_tokenizer_files
+from llmtrain.models.folders.exported import write_weights
 from llmtrain.models.folders.files import CARD
 from llmtrain.models.folders.generation import generation_config
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
 from llmtrain.models.folders.origin import Origin
-from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
+from llmtrain.models.folders.skeleton import skeleton
 from llmtrain.models.text_part import is_multimodal, text_field
 
 WRAPPER_PREFIX = "model."  # every wrapper holds the exported model under this name
@@ -51,23 +52,21 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], card: str, spec: E
         name.removeprefix(WRAPPER_PREFIX): tensor.to(spec.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in weights.items()
     }
-    missing, unexpected = model.load_state_dict(named, strict=False, assign=True)
-    model.tie_weights()
-    left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if left_out and spec.origin is not None:  # weights that the architecture, or the run, keeps as they are
-        beside = weights_beside(left_out, spec.origin, spec.trust_remote_code)
-        model.load_state_dict(beside, strict=False, assign=True)
-        left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    assert not left_out and not unexpected, (left_out, missing, unexpected)
+    if spec.origin is not None and (kept := _not_trained(model, named)):
+        named |= weights_beside(kept, spec.origin, spec.trust_remote_code)
     if spec.kind.generates:
         model.generation_config = generation_config(spec.generation, spec.tokenizer, spec.stop_ids)
-    with no_progress_bar():
-        model.save_pretrained(folder)
-    add_older_names(folder, spec.trust_remote_code)
+    write_weights(model, named, folder, spec.trust_remote_code)
     save_tokenizer(folder, spec)
     if is_multimodal(spec.shape):
         copy_processor(folder, spec.origin)
     (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _not_trained(model: PreTrainedModel, named: Mapping[str, Tensor]) -> list[str]:
+    """The parameters that the architecture, or the run, keeps as they are; tied ones are known by their other name."""
+    tied = set(model.all_tied_weights_keys)
+    return [name for name, _ in model.named_parameters() if name not in named and name not in tied]
 
 
 def save_tokenizer(folder: Path, spec: ExportSpec) -> None:

@@ -85,7 +85,7 @@ def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> 
             padded: Classes = {cls: "padded" if has_weights else "equal" for cls, has_weights in classes.items()}
             equal: Classes = dict.fromkeys(classes, "equal")
             yield Path(kernel, padded)
-            yield Path(kernel, equal)
+            yield Path(kernel, equal, needs_equal=any(classes.values()))
     else:
         obstacles.append(f"{trial.small.config.model_type} does not go through transformers' attention interface")
     groupings: tuple[Literal["padded", "equal"], ...] = ("padded", "equal")
@@ -161,9 +161,9 @@ class Trial:
 def pseudo_random(model: PreTrainedModel, count: int, seed: int = 0) -> Int[Tensor, " tokens"]:
     """Pseudo-random tokens, none of them padding or an image, without touching torch's global generator."""
     special = special_token_ids(model.config)
-    plain = torch.tensor([id_ for id_ in range(model.config.get_text_config().vocab_size) if id_ not in special])
+    plain = [id_ for id_ in range(model.config.get_text_config().vocab_size) if id_ not in special]
     drawn = torch.randint(len(plain), (count,), generator=torch.Generator().manual_seed(seed))
-    return plain[drawn].to(model.device)
+    return torch.tensor(plain)[drawn].to(model.device)
 
 
 def _with_gradients(model: nn.Module, run: Callable[[], Tensor]) -> Reference:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from llmtrain.models.paths.runs import ByRuns
@@ -73,6 +74,8 @@ def _at_last(value: Any, total: int, last: int) -> list[Tensor]:
         return [tensor for each in value for tensor in _at_last(each, total, last)]
     if not isinstance(value, Tensor) or value.ndim < 2:
         return []
+    if value.is_complex():
+        value = torch.view_as_real(value)
     if value.shape[0] == 1 and value.shape[1] == total:
         return [value[:, -last:].detach().float()]
     return [value[-last:].detach().float()] if value.shape[0] == total else []

@@ -6,17 +6,19 @@ other module.
 
 from __future__ import annotations
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
+from llmtrain.models.experts import balance_loss
 from llmtrain.models.heads.cross_entropy import logits_loss
 from llmtrain.models.heads.head import output_head, put_head
 from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.paths.path import Path
-from llmtrain.models.trunk import pack_inputs, run_model, run_trunk
+from llmtrain.models.trunk import Inputs, pack_inputs, run_model, run_routed, run_trunk
 from llmtrain.models.wrappers.neftune import noisy_embeddings
-from llmtrain.protocols import LossOptions, ParamKind, TokenLoss, TrainedModule
+from llmtrain.protocols import Balance, LossOptions, ParamKind, TokenLoss, TrainedModule
 from llmtrain.system.device import AttentionKernel
 
 
@@ -38,6 +40,7 @@ class CausalLMLoss(TrainedModule):
         self.whole_logits = whole_logits
         self.path = path or Path(kernel)
         self.neftune_alpha: float | None = None
+        self.balance = balance_loss(model)
         if not whole_logits:
             put_head(model)
 
@@ -60,10 +63,16 @@ class CausalLMLoss(TrainedModule):
             selected = (labels != IGNORE_INDEX).nonzero()[:, 0]
             labels, weights = labels[selected], None if weights is None else weights[selected]
         with noisy_embeddings(self.model, inputs, batch.segment_lengths, alpha):
-            if self.whole_logits:
-                logits = run_model(self.model, inputs)
-            else:
-                hidden = run_trunk(self.model.base_model, inputs)
+            outputs, balance = self._outputs(inputs)
+        outputs = outputs if selected is None else outputs[selected]
         if self.whole_logits:
-            return logits_loss(logits if selected is None else logits[selected], labels, options, weights)
-        return output_head(self.model).loss(hidden if selected is None else hidden[selected], labels, options, weights)
+            return logits_loss(outputs, labels, options, weights)._replace(balance=balance)
+        return output_head(self.model).loss(outputs, labels, options, weights)._replace(balance=balance)
+
+    def _outputs(self, inputs: Inputs) -> tuple[Float[Tensor, "tokens outputs"], Balance | None]:
+        """What the loss is taken of, logits or hidden states, and in training how evenly the experts were used."""
+        if self.balance is not None and self.training:
+            outputs, router_logits = run_routed(self.model if self.whole_logits else self.model.base_model, inputs)
+            return outputs, Balance(self.balance.of(router_logits), self.balance.coefficient)
+        run = run_model(self.model, inputs) if self.whole_logits else run_trunk(self.model.base_model, inputs)
+        return run, None

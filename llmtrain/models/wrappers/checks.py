@@ -143,7 +143,7 @@ def _head_projects(
 ) -> bool:
     """Whether the head is a plain projection of the last hidden state, and so can run in chunks."""
     head = model.get_output_embeddings()
-    if head is None or not is_projection(head):
+    if head is None or not is_projection(head) or model.base_model is model:  # a trunk that transformers can't name
         return False
     hidden = run_trunk(model.base_model, pack_inputs(batch, in_fp32(kernel)))
     difference = head(hidden).float() - logits

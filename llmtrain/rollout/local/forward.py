@@ -6,7 +6,7 @@ In fp32 on a CPU, steps take a fast path: `cpu_decoder` if the model is of Llama
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
@@ -50,12 +50,12 @@ class Outputs:
 class Forward:
     """The forwards of one generation. Within it the model has no dropout, no gradients, and attends to a cache."""
 
-    def __init__(self, model: PreTrainedModel, value_head: nn.Module | None, *, packs: bool) -> None:
+    def __init__(self, model: PreTrainedModel, *, packs: bool) -> None:
         self.device, self.packs = model.device, packs
-        self._model, self._value_head = model, value_head
+        self._model = model
+        self._values: Callable[[], Float[Tensor, " places"] | None] = lambda: None  # of the last places
         self._linears: StepLinears | None = None
         self._decoder = Decoder(model) if can_decode(model) else None
-        self._hidden: Tensor | None = None  # the last input of the output head
 
     @classmethod
     @contextmanager
@@ -69,8 +69,8 @@ class Forward:
         try:
             model.eval()
             model.set_attn_implementation(CACHED_ATTENTION)
-            forward = cls(model, value_head, packs=packs)
-            with torch.no_grad(), eager, forward._keeping_hidden():
+            forward = cls(model, packs=packs)
+            with torch.no_grad(), eager, keeping_hidden(model, value_head) as forward._values:
                 yield forward
         finally:
             model.set_attn_implementation(attention)
@@ -118,25 +118,30 @@ class Forward:
         return self._outputs(outputs.logits[:, -1])
 
     def _outputs(self, logits: Float[Tensor, "places vocab"]) -> Outputs:
-        if self._value_head is None:
-            return Outputs(logits, None)
-        assert self._hidden is not None
-        return Outputs(logits, self._value_head(self._hidden.flatten(0, -2)))
+        return Outputs(logits, self._values())
 
-    @contextmanager
-    def _keeping_hidden(self) -> Iterator[None]:
-        """With a value head: keep the input of the output head, which the value head reads too."""
-        if self._value_head is None:
-            yield
-            return
 
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._hidden = inputs[0]
+@contextmanager
+def keeping_hidden(
+    model: PreTrainedModel, value_head: nn.Module | None
+) -> Iterator[Callable[[], Float[Tensor, " places"] | None]]:
+    """What the value head makes of the last input of the output head, which it reads too; None without a value head."""
+    if value_head is None:
+        yield lambda: None
+        return
+    kept: list[Tensor] = []
 
-        head = self._model.get_output_embeddings()
-        assert head is not None
-        hook = head.register_forward_pre_hook(keep)
-        try:
-            yield
-        finally:
-            hook.remove()
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        kept[:] = [inputs[0]]
+
+    def values() -> Tensor:
+        found: Tensor = value_head(kept[0].flatten(0, -2))
+        return found
+
+    head = model.get_output_embeddings()
+    assert head is not None
+    hook = head.register_forward_pre_hook(keep)
+    try:
+        yield values
+    finally:
+        hook.remove()

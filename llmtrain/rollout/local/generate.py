@@ -15,21 +15,26 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import SamplingMask
 from llmtrain.models.context import num_positions
+from llmtrain.models.paths.choose import paths
+from llmtrain.models.trunk import run_model
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.cache import LayerStates, RowCache
 from llmtrain.rollout.local.forward import ROWS_MULTIPLE, Forward, Outputs
 from llmtrain.rollout.local.noise import exponentials
 from llmtrain.rollout.local.sampling import draw, noise_count
+from llmtrain.rollout.local.whole_rows import as_transformers_runs_it, grow
 
 STEPS_PER_CHUNK = 8  # rows join and leave, and the loop can be stopped, between chunks only
 PREFILL_TOKENS = 8192  # per packed forward
 MAX_ROWS = 64
+UNLIMITED_POSITIONS = 8192  # of a model that names no limit
 PACKED_MIN_TOKENS = 96  # steps, after which packing the layers has saved the time that it takes
 
 
@@ -45,6 +50,10 @@ class _Row:
     masks: list[SamplingMask | None] = field(default_factory=list)  # of each token
     stopped: bool = False  # by a stop token
     ended: bool = False
+
+    def generated(self) -> Generated:
+        """The response as it is by now."""
+        return Generated(self.ids, self.logprobs, self.stopped, SamplingMask.concat(self.masks), self.values)
 
 
 def generate(
@@ -68,6 +77,8 @@ def generate(
     _check_prompts(model, prompts, sample_ids, sampling)
     responses = [_Row(tuple(prompt), sample) for prompt, sample in zip(prompts, sample_ids, strict=True)]
     waiting, rows, cache = deque(responses), list[_Row](), RowCache()
+    if not decodes_in_packs(model):
+        return _by_rows(model, responses, sampling, should_stop, value_head, max_rows)
     with Forward.opened(model, value_head, packs=sampling.max_new_tokens >= PACKED_MIN_TOKENS) as forward:
         while waiting or not all(row.ended for row in rows):
             if should_stop():
@@ -80,9 +91,47 @@ def generate(
                     if all(row.ended for row in rows):
                         break
                     _step(forward, rows, cache, sampling)
-    return [
-        Generated(row.ids, row.logprobs, row.stopped, SamplingMask.concat(row.masks), row.values) for row in responses
-    ]
+    return [row.generated() for row in responses]
+
+
+def decodes_in_packs(model: PreTrainedModel) -> bool:
+    """Whether a model's documents run in packs by its attention alone; found once for each configuration."""
+    path = next(paths(model, "segments", num_positions(model.config) or UNLIMITED_POSITIONS, run_model))
+    return path.kernel == "segments" and not path.by_groups
+
+
+def _by_rows(
+    model: PreTrainedModel,
+    responses: Sequence[_Row],
+    sampling: Sampling,
+    should_stop: Callable[[], bool],
+    value_head: nn.Module | None,
+    max_rows: int,
+) -> list[Generated] | None:
+    """The same by `transformers`' own `generate`: prompts of one length at a time, shorter ones first."""
+    stops = False
+
+    def has_ended() -> bool:
+        nonlocal stops
+        stops = stops or should_stop()
+        return stops or all(row.ended for row in rows)
+
+    def extend(outputs: Outputs) -> list[int]:
+        _extend(rows, outputs, sampling)
+        return [row.ids[-1] for row in rows]
+
+    ordered = sorted(responses, key=lambda row: len(row.prompt))
+    with as_transformers_runs_it(model):
+        for _, group in groupby(ordered, key=lambda row: len(row.prompt)):
+            waiting = list(group)
+            for start in range(0, len(waiting), max_rows):
+                rows = waiting[start : start + max_rows]
+                if should_stop():
+                    return None
+                grow(model, [row.prompt for row in rows], sampling.max_new_tokens, extend, has_ended, value_head)
+                if stops:
+                    return None
+    return [row.generated() for row in responses]
 
 
 def _check_prompts(

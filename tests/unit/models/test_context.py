@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from llmtrain.config.sections import PretrainedModelConfig
+from llmtrain.models.context import require_fixed_rope
 from llmtrain.models.load import load_pretrained
 
 LENGTH = 64  # positions of the given model
@@ -142,3 +143,26 @@ def test_a_model_whose_positions_are_weights_keeps_them(
     path = save(tmp_path / "given", "gpt2", n_embd=32, n_layer=1, n_head=2)
     with pytest.raises(ValueError, match=f"model.config.{name}: gpt2 has no RoPE"):
         load(path, tokenizer, {name: {"rope_type": "yarn"} if name == "rope_parameters" else 2048})
+
+
+def test_a_response_that_would_grow_past_longrope_s_bound_is_refused() -> None:
+    parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 32,
+    }
+    shape = AutoConfig.for_model(
+        "phi3",
+        hidden_size=32,
+        num_attention_heads=4,
+        rope_parameters=parameters,
+        original_max_position_embeddings=32,
+        max_position_embeddings=64,
+    )
+    require_fixed_rope(shape, 32)
+    with pytest.raises(
+        ValueError, match=r"^data\.max_seq_len=33: this .* RoPE .* changes at 32 tokens, .* at most 32$"
+    ):
+        require_fixed_rope(shape, 33)

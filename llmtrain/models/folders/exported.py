@@ -1,0 +1,115 @@
+"""Whether what is exported is what was trained: tried at the start on a small copy, counted at the end.
+
+At the start a copy of the model with few layers and random weights is exported and loaded again by `transformers`. Its
+weights and its logits must be the same, or the run would train for hours what nobody can load. At the end the files
+must hold as many values as the model has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+
+from llmtrain.models.folders.compatible import add_older_names
+from llmtrain.models.folders.kind import ModelKind
+from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
+from llmtrain.models.paths.small import small_copy
+
+TOLERANCE = 1e-5  # of the largest output, in fp32: the same arithmetic on the same weights
+
+_RIGHT: set[tuple[type, str, str]] = set()  # models whose export this process has found to be right
+
+
+def require_export(model: PreTrainedModel, kind: ModelKind, max_seq_len: int) -> None:
+    """Raise ValueError for a model whose exported folder would load as another one.
+
+    A model whose code comes from the hub is left out: that code saves and loads it.
+    """
+    key = (type(model), model.config.to_json_string(use_diff=False), kind.noun)
+    if key in _RIGHT or "auto_map" in model.config.to_dict():
+        return
+    small = small_copy(model, max_seq_len, "eager").cpu()
+    with TemporaryDirectory(prefix="llmtrain-export-") as place:
+        folder = Path(place)
+        write_weights(skeleton(small.config, kind, torch.float32), small.state_dict(), folder)
+        found = _loaded(folder, kind)
+    fault = _difference(small, found)
+    if fault is not None:
+        raise ValueError(
+            f"{model.config.model_type}: an exported model would load as another one ({fault}), so this architecture "
+            "cannot be trained here"
+        )
+    _RIGHT.add(key)
+
+
+def write_weights(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, trust_remote_code: bool = False
+) -> None:
+    """Write a model's folder: `model` on the meta device, and its weights by their names.
+
+    They are checked to be exactly those of the architecture; tied ones may be left out. Raises ValueError if the files
+    then hold fewer values than the model.
+    """
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not left_out and not unexpected, (left_out, missing, unexpected)
+    with no_progress_bar():
+        model.save_pretrained(folder)
+    own = sum(parameter.numel() for parameter in model.parameters())
+    if (saved := num_values(folder)) < own:
+        raise ValueError(
+            f"{folder}: {own - saved:,} of the model's {own:,} weights were not written: transformers does not save "
+            f"{model.config.model_type} whole"
+        )
+    add_older_names(folder, trust_remote_code)
+
+
+def num_values(folder: Path) -> int:
+    """How many values the weights of a folder hold, by the headers of its files."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
+
+
+def _loaded(folder: Path, kind: ModelKind) -> PreTrainedModel:
+    shape = AutoConfig.from_pretrained(folder)
+    with no_progress_bar():
+        model: PreTrainedModel = kind.auto_class(shape).from_pretrained(
+            folder, config=shape, attn_implementation="eager", dtype=torch.float32
+        )
+    return model.eval()
+
+
+@torch.no_grad()
+def _difference(before: PreTrainedModel, after: PreTrainedModel) -> str | None:
+    """What differs between two models; None: nothing."""
+    own, theirs = dict(before.named_parameters()), dict(after.named_parameters())
+    if lost := sorted(own.keys() ^ theirs.keys()):
+        return f"{lost[0]} is in one of them only"
+    changed = [name for name, weight in own.items() if not torch.equal(weight, theirs[name])]
+    if changed:
+        return f"{changed[0]} differs, one of {len(changed)} of {len(own)} weights"
+    embedding = before.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    ids = torch.arange(embedding.num_embeddings - 12, embedding.num_embeddings - 4)[None] // 2
+    outputs = [model.eval()(input_ids=ids, use_cache=False).logits for model in (before, after)]
+    worst = float((outputs[0] - outputs[1]).abs().max())
+    if not worst <= TOLERANCE * float(outputs[0].abs().max()):
+        return f"logits differ by {worst:.2g}: {json.dumps(_changed_fields(before, after))[:120]}"
+    return None
+
+
+def _changed_fields(before: PreTrainedModel, after: PreTrainedModel) -> list[str]:
+    own, theirs = before.config.to_dict(), after.config.to_dict()
+    return [name for name in own if own[name] != theirs.get(name)]

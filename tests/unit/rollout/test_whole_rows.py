@@ -1,0 +1,122 @@
+"""Responses of models that the packed way does not fit: those of `transformers`, drawn with our noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_generation import COMMON, SMALL, prompts_of, respond, teacher_forced
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from llmtrain.models.attention import ATTENTION
+from llmtrain.models.paths.path import can_switch
+from llmtrain.rollout.engine import Sampling
+from llmtrain.rollout.local.generate import decodes_in_packs, generate
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 40,
+}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+WINDOWS = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8, "use_sliding_window": True}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2": ("lfm2", SMALL | {"layer_types": ["conv", "full_attention"]}),
+    "qwen3_5_text": ("qwen3_5_text", SMALL | DELTA),
+    "mamba": ("mamba", {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}),
+    "longrope": ("phi3", SMALL | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 40}),
+    "windows by the mask only": (
+        "qwen2_moe",
+        SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16} | WINDOWS,
+    ),
+    "an attention of its own": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64}),
+}
+PROMPTS = prompts_of((3, 9, 5, 12, 5, 1, 18))
+
+
+def other(name: str) -> PreTrainedModel:
+    architecture, fields = OTHERS[name]
+    torch.manual_seed(0)
+    attention = "eager" if name == "an attention of its own" else ATTENTION
+    shape = AutoConfig.for_model(architecture, **COMMON | fields)
+    model = AutoModelForCausalLM.from_config(shape, attn_implementation=attention)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "A_log" not in parameter_name:
+            nn.init.normal_(parameter, std=0.3)
+    return model.train()
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_logprobs_are_those_of_the_whole_text(name: str) -> None:
+    """Of text up to 38 tokens, one document at a time, from a model that stays in training mode."""
+    model = other(name)
+    assert not decodes_in_packs(model)
+    responses = respond(model, PROMPTS, temperature=0.7, seed=3)
+    assert model.training and model.config._attn_implementation == (ATTENTION if can_switch(model) else "eager")
+    assert len({len(response.response_ids) for response in responses}) == 1
+    for prompt, response in zip(PROMPTS, responses, strict=True):
+        logits = _teacher_forced(model, prompt, response)
+        logprobs = (logits / 0.7).log_softmax(-1)
+        chosen = logprobs.gather(-1, torch.tensor(response.response_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(response.logprobs), chosen, rtol=0, atol=2e-4)
+
+
+def _teacher_forced(model: PreTrainedModel, prompt: list[int], response: Any) -> torch.Tensor:
+    if can_switch(model):
+        return teacher_forced(model, prompt, response)
+    with torch.no_grad():
+        return model(torch.tensor([[*prompt, *response.response_ids]])).logits[0, len(prompt) - 1 : -1]
+
+
+@pytest.mark.parametrize("name", ["lfm2", "longrope"])
+def test_samples_are_equal_in_any_batch_and_order(name: str) -> None:
+    model = other(name)
+    together = respond(model, PROMPTS, seed=3)
+    numbers = [4, 1, 6]
+    apart = respond(model, [PROMPTS[n] for n in numbers], numbers, max_rows=1, seed=3)
+    assert [response.response_ids for response in apart] == [together[n].response_ids for n in numbers]
+
+
+def test_stop_tokens_end_a_row_and_not_its_neighbours() -> None:
+    model = other("lfm2")
+    prompts = [PROMPTS[2], PROMPTS[4], PROMPTS[2]]
+    whole = respond(model, prompts, seed=5)
+    stop = whole[0].response_ids[4]
+    stopped = respond(model, prompts, seed=5, stop_ids=(stop,))
+    for before, after in zip(whole, stopped, strict=True):
+        end = before.response_ids.index(stop) + 1 if stop in before.response_ids else 20
+        assert after.response_ids == before.response_ids[:end]
+        assert after.stopped == (stop in before.response_ids)
+
+
+def test_values_are_of_the_state_before_each_token() -> None:
+    model = other("lfm2")
+    head = nn.Sequential(nn.Linear(32, 1), nn.Flatten(0))
+    sampling = Sampling(max_new_tokens=6)
+    (response,) = generate(model, [PROMPTS[1]], [0], sampling, lambda: False, value_head=head)  # type: ignore[misc]
+    model.eval().set_attn_implementation("eager")
+    with torch.no_grad():
+        hidden = model.base_model(torch.tensor([[*PROMPTS[1], *response.response_ids]])).last_hidden_state[0]
+        expected = head(hidden[len(PROMPTS[1]) - 1 : -1])
+    torch.testing.assert_close(torch.tensor(response.values), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_it_stops_when_asked() -> None:
+    def after(calls: int) -> Callable[[], bool]:
+        count = iter(range(calls))
+        return lambda: next(count, None) is None
+
+    model = other("lfm2")
+    for calls in (0, 3):
+        assert generate(model, PROMPTS, range(len(PROMPTS)), Sampling(20), after(calls)) is None
