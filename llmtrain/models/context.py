@@ -42,8 +42,8 @@ def require_fixed_rope(shape: PreTrainedConfig, max_seq_len: int) -> None:
         bound = parameters.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
         if parameters.get("rope_type") == "longrope" and bound is not None and max_seq_len > bound:
             raise ValueError(
-                f"data.max_seq_len={max_seq_len}: RoPE of this model (longrope) changes at {bound} tokens, so a response "
-                f"that grows past them was drawn by another model than the one that trains: at most {bound}"
+                f"data.max_seq_len={max_seq_len}: this model's RoPE (longrope) changes at {bound} tokens, so a "
+                f"response that grows past them was drawn by another model than the one that trains: at most {bound}"
             )
 
 

@@ -24,6 +24,7 @@ from llmtrain.models.flops import TrainingFlops
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.matrices import matrices_of
 from llmtrain.models.noise import drawn_noise
+from llmtrain.models.paths.rows import padding_share
 from llmtrain.protocols import (
     BatchSource,
     BatchType,
@@ -51,7 +52,7 @@ from llmtrain.runs.meeting import check_meeting
 from llmtrain.runs.outline import save_outline
 from llmtrain.runs.report.report import report_run
 from llmtrain.runs.sole_writer import sole_writer
-from llmtrain.system.device import peak_flops, peak_memory_bytes
+from llmtrain.system.device import ROWS, peak_flops, peak_memory_bytes
 from llmtrain.system.ending import LaunchEnded
 from llmtrain.system.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 from llmtrain.system.leaving import is_launched
@@ -195,7 +196,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps)
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
     facts = training.module.facts()
-    runtime.say(str(facts["path"]))
+    runtime.say(_path_line(training))
     if run.may_write():
         parameters = list(training.module.parameters())
         machine = {
@@ -273,6 +274,15 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             "same command again with checkpoint.export_best=false and eval.patience=null"
         )
     return Trained(outcome, loop.progress, checkpoint)
+
+
+def _path_line(training: Training[BatchType]) -> str:
+    """How documents run together; of rows of stored data, with the share of padding in a first step."""
+    facts = training.module.facts()
+    if facts["attention"] not in ROWS or training.state_without_step is None:
+        return str(facts["path"])
+    batches: list[Any] = training.source.next_step() or []  # it does not move on
+    return f"{facts['path']}; {padding_share(batches):.0%} of this rank's first step is padding"
 
 
 def _matrix_layouts(module: TrainedModule, say: Report) -> dict[nn.Parameter, MatrixLayout]:

@@ -48,7 +48,7 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
 def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> LoraConfig:
     """peft's configuration of an adapter for a model; `head` takes none. Raises ValueError as `add_adapter` does."""
     targets = target_modules(model, config, head)
-    in_full, in_router = _layers_in_full(model, config), _router_layers(model)
+    in_full, kept = _layers_in_full(model, config), _router_layers(model)
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
@@ -59,13 +59,13 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module |
         target_modules=targets,
         layers_to_transform=config.chosen_layers(),
         modules_to_save=[*config.modules_to_save] or None,  # peft adds to it
-        exclude_modules=sorted(in_router) or None,
+        exclude_modules=sorted(kept) or None,
     )
     covered = [
         module
         for name, module in linear_layers(model).items()
         if name not in in_full
-        and name not in in_router
+        and name not in kept
         and (module is not head if targets == ALL_LINEAR else _covers(lora, name))
     ]
     if not covered:

@@ -85,7 +85,7 @@ def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> 
             padded: Classes = {cls: "padded" if has_weights else "equal" for cls, has_weights in classes.items()}
             equal: Classes = dict.fromkeys(classes, "equal")
             yield Path(kernel, padded)
-            yield Path(kernel, equal)
+            yield Path(kernel, equal, needs_equal=any(classes.values()))
     else:
         obstacles.append(f"{trial.small.config.model_type} does not go through transformers' attention interface")
     groupings: tuple[Literal["padded", "equal"], ...] = ("padded", "equal")

@@ -44,9 +44,9 @@ class Groups:
         return self.back.numel()
 
     @property
-    def padding_share(self) -> float:
-        """The share of the rows' tokens that is padding."""
-        return 1 - self.num_tokens / sum(group.num_rows * group.length for group in self.groups)
+    def num_computed(self) -> int:
+        """Tokens of all rows, padding included."""
+        return sum(group.num_rows * group.length for group in self.groups)
 
     def joined(self, parts: Sequence[Shaped[Tensor, "_ _ ..."]]) -> Shaped[Tensor, "tokens ..."]:
         """Outputs of each group's rows -> of the pack's tokens, in its order."""

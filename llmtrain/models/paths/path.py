@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
@@ -25,6 +25,7 @@ class Path:
     by_groups: Classes = field(default_factory=dict)  # modules that run per group of documents
     attention: str = ATTENTION  # transformers' name of the attention that the model runs with
     obstacle: str | None = None  # why no faster path is right; None: this is the fastest
+    needs_equal: bool = False  # modules with weights run on documents of one length only
 
     @property
     def line(self) -> str:
@@ -34,6 +35,18 @@ class Path:
             return f"a document runs as a row, {how}: slower than packs, as {self.obstacle}"
         names = ", ".join(sorted(each.__name__ for each in self.by_groups))
         return f"documents run in packs, attention by {self.kernel}" + (f"; {names} per group of them" if names else "")
+
+    def for_shards(self) -> Path:
+        """The same for an engine that shards parameters: every rank calls each module equally often.
+
+        Raises ValueError for a path on which that depends on the documents.
+        """
+        if self.kernel in ROWS or self.needs_equal:
+            raise ValueError(
+                "this engine shards parameters (FSDP or ZeRO-3), but ranks would call this model unequally often, as "
+                f"{self.line}: take DDP, ZeRO-1 or ZeRO-2"
+            )
+        return replace(self, by_groups={cls: "whole" if g == "padded" else g for cls, g in self.by_groups.items()})
 
     def put_into(self, model: PreTrainedModel) -> PreTrainedModel:
         """Let a model compute documents on this path, its routers in fp32, in place; the model."""

@@ -5,13 +5,28 @@ Padding is on the right, so no document sees any of it: there is no mask, and at
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmtrain.models.paths.groups import Grouping, Groups, group_documents
+
+
+class Lengths(Protocol):
+    """What the share of padding reads of a microbatch."""
+
+    @property
+    def segment_lengths(self) -> tuple[int, ...]: ...
+
+
+def padding_share(batches: Sequence[Lengths]) -> float:
+    """The share of padding in the rows of some microbatches."""
+    groups = [group_documents(batch.segment_lengths, "padded", torch.device("cpu")) for batch in batches]
+    computed = sum(each.num_computed for each in groups)
+    return 1 - sum(each.num_tokens for each in groups) / computed if computed else 0.0
 
 
 class Rows(NamedTuple):

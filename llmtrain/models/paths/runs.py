@@ -103,21 +103,18 @@ def run_by_groups(model: nn.Module, trunk: nn.Module, classes: Classes) -> None:
     """Let the modules of these classes run per group of documents, in place; `trunk` is the model or a part of it."""
     if not classes:
         return
-    bounds = Bounds()
-    for each in {id(model): model, id(trunk): trunk}.values():
-        each.register_forward_pre_hook(EnterForward(bounds, each.forward), with_kwargs=True)
-        each.register_forward_hook(LeaveForward(bounds), always_call=True)
+    bounds = next((module.bounds for module in trunk.modules() if isinstance(module, ByRuns)), None)
+    if bounds is None:
+        bounds = Bounds()
+        for each in {id(model): model, id(trunk): trunk}.values():
+            each.register_forward_pre_hook(EnterForward(bounds, each.forward), with_kwargs=True)
+            each.register_forward_hook(LeaveForward(bounds), always_call=True)
     for module in trunk.modules():
         cls = type(module).__mro__[2] if isinstance(module, ByRuns) else type(module)
         if cls in classes:
             module.__class__ = _subclass(cls)
             assert isinstance(module, ByRuns)
             module.bounds, module.grouping = bounds, classes[cls]
-
-
-def runs_by_groups(trunk: nn.Module) -> bool:
-    """Whether some modules run per group of documents."""
-    return any(isinstance(module, ByRuns) for module in trunk.modules())
 
 
 _SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}

@@ -19,19 +19,30 @@ from llmtrain.system.device import AttentionKernel, attention_kernel
 def prepare_causal_lm(
     config: RecipeConfig, model: PreTrainedModel, ranks: Ranks, *, shards_parameters: bool
 ) -> CausalLMLoss:
-    """The model with its loss inside, on this process's device. Raises ValueError as `wrap_causal_lm` does."""
+    """The model with its loss inside, on this process's device.
+
+    Raises ValueError as `wrap_causal_lm` does, as `Path.for_shards`, and as `require_export`.
+    """
     require_export(model, LANGUAGE, config.data.max_seq_len)
     prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
-    return wrap_causal_lm(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
+    module = wrap_causal_lm(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
+    if shards_parameters:
+        module.path = module.path.for_shards()
+        module.path.put_into(model)
+    return module
 
 
 def prepare_reward_model(
     config: RecipeConfig, model: PreTrainedModel, ranks: Ranks, *, shards_parameters: bool
 ) -> RewardModel:
-    """The same for a model with a scalar head. Raises ValueError as `wrap_reward_model` does."""
+    """The same for a model with a scalar head."""
     require_export(model, REWARD, config.data.max_seq_len)
     prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
-    return wrap_reward_model(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
+    module = wrap_reward_model(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
+    if shards_parameters:
+        module.path = module.path.for_shards()
+        module.path.put_into(model)
+    return module
 
 
 def _kernel(config: RecipeConfig, model: PreTrainedModel, ranks: Ranks) -> AttentionKernel:

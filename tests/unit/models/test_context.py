@@ -162,5 +162,7 @@ def test_a_response_that_would_grow_past_longrope_s_bound_is_refused() -> None:
         max_position_embeddings=64,
     )
     require_fixed_rope(shape, 32)
-    with pytest.raises(ValueError, match=r"^data\.max_seq_len=33: RoPE .* changes at 32 tokens, .* at most 32$"):
+    with pytest.raises(
+        ValueError, match=r"^data\.max_seq_len=33: this .* RoPE .* changes at 32 tokens, .* at most 32$"
+    ):
         require_fixed_rope(shape, 33)

@@ -1,0 +1,126 @@
+"""Planted wrong models are found on a small copy, and by what is wrong with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+from transformers import AutoConfig, LlamaForCausalLM, PreTrainedModel
+
+from llmtrain.models.attention import ATTENTION
+from llmtrain.models.paths import choose
+from llmtrain.models.paths.choose import Trial, paths
+from llmtrain.models.paths.leaks import leaking_class
+from llmtrain.models.paths.path import Path
+from llmtrain.models.paths.small import BOUND, small_copy
+from llmtrain.models.trunk import run_model
+from tests.parity.test_paths import EXPERTS, LONGROPE, WINDOWS
+from tests.parity.test_transformers import SMALL
+
+LARGE = SMALL | {"vocab_size": 5000, "num_hidden_layers": 9, "intermediate_size": 500, "max_position_embeddings": 4096}
+
+
+class Mixing(nn.Module):
+    """A mixer that leaks: each token gets something of the one before, whosever it is."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        before = nn.functional.pad(hidden, (0, 0, 1, 0))[:, :-1]
+        found: Tensor = self.inner(hidden + before)
+        return found
+
+
+class MixingLlama(LlamaForCausalLM):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = Mixing(layer.mlp)
+
+
+def of_type(architecture: str, **fields: Any) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    shape = AutoConfig.for_model(architecture, **LARGE | fields)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION)
+    return model
+
+
+def mixing() -> PreTrainedModel:
+    return MixingLlama._from_config(AutoConfig.for_model("llama", **LARGE), attn_implementation=ATTENTION)
+
+
+def first(model: PreTrainedModel, max_seq_len: int = 2048) -> Path:
+    return next(paths(model, "segments", max_seq_len, run_model))
+
+
+def test_a_mixer_that_leaks_runs_per_document() -> None:
+    model = mixing()
+    assert "outputs differ" in str(Trial(model, 2048, run_model).fault(Path("segments")))
+    assert first(model).by_groups == {Mixing: "padded"}
+
+
+def test_a_window_that_packs_ignore_takes_rows() -> None:
+    """Of 1,024 tokens: longer than any document of a check that does not lower it."""
+    model = of_type("qwen2_moe", **EXPERTS | WINDOWS | {"sliding_window": 1024}, num_hidden_layers=2)
+    assert "outputs differ" in str(Trial(model, 2048, run_model).fault(Path("segments")))
+    assert first(model).kernel == "padded"
+    assert first(model, max_seq_len=1024).kernel == "segments"  # no document is past the window
+
+
+def test_rope_by_the_length_of_the_pack_runs_per_length() -> None:
+    bound = {"original_max_position_embeddings": 1024}
+    model = of_type("phi3", rope_parameters=LONGROPE | bound, **bound)
+    path = first(model)
+    assert [(cls.__name__, grouping) for cls, grouping in path.by_groups.items()] == [("Phi3RotaryEmbedding", "equal")]
+    trial = Trial(model, 2048, run_model)
+    assert trial.fault(Path("padded", {}, "sdpa")) is not None  # padding does not help
+    assert trial.fault(Path("equal", {}, "sdpa")) is None
+    assert not first(model, max_seq_len=1024).by_groups
+
+
+def test_what_is_wrong_only_in_its_gradients_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = of_type("llama")
+    trial = Trial(model, 2048, run_model)
+    trial._run = lambda each, inputs: run_model(each, inputs) + 0 * each.lm_head.weight.sum()
+    assert trial.fault(Path("segments")) is None
+
+    def half(each: Any, inputs: Any) -> Tensor:
+        logits = run_model(each, inputs)
+        return logits.detach() + 0.5 * (logits - logits.detach())
+
+    trial._run = half
+    assert "the gradient of" in str(trial.fault(Path("segments")))
+
+
+def test_a_small_copy_is_small_and_has_every_kind_of_layer() -> None:
+    kinds = ["sliding_attention"] * 3 + ["full_attention"] + ["sliding_attention"] * 5
+    model = of_type("gemma3_text", layer_types=kinds, sliding_window=512, query_pre_attn_scalar=8)
+    small = small_copy(model, 2048, ATTENTION)
+    assert small.config.layer_types == kinds[:4]
+    assert small.config.sliding_window == BOUND
+    assert sum(each.numel() for each in small.parameters()) < sum(each.numel() for each in model.parameters()) / 5
+    assert model.config.sliding_window == 512 and len(model.model.layers) == 9
+
+
+def test_a_model_that_is_packed_rightly_has_no_leak() -> None:
+    trial = Trial(of_type("llama"), 2048, run_model)
+    assert trial.leaking("segments") == {}
+    assert leaking_class(nn.Identity(), lambda lengths: None, (3, 2), (4, 2)) is None
+
+
+def test_a_path_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = of_type("llama", num_hidden_layers=2)
+    path = first(model)
+    monkeypatch.setattr(choose, "Trial", None)
+    assert first(model) == path
+
+
+def test_shards_get_equal_numbers_of_calls() -> None:
+    assert Path("segments", {Mixing: "padded"}).for_shards().by_groups == {Mixing: "whole"}
+    for path in (Path("padded"), Path("segments", {Mixing: "equal"}, needs_equal=True)):
+        with pytest.raises(ValueError, match=r"FSDP or ZeRO-3.*take DDP, ZeRO-1 or ZeRO-2$"):
+            path.for_shards()
