@@ -40,7 +40,7 @@ from llmtrain.models.folders.saved_dtype import differing_dtype
 from llmtrain.models.folders.skeleton import skeleton
 from llmtrain.models.paths.path import can_switch
 from llmtrain.models.presets import preset_fields, preset_size
-from llmtrain.models.text_part import freeze_other_parts
+from llmtrain.models.text_part import freeze_other_parts, num_embeddings
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
 from llmtrain.system.paths import is_local
@@ -351,7 +351,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, fix: 
 @torch.no_grad()
 def _make_rows(model: PreTrainedModel, new_token_ids: Sequence[int]) -> None:
     """Rows of the embedding and the head for new tokens, each the mean of the rows of the tokens before them."""
-    if max(new_token_ids) >= model.get_input_embeddings().weight.shape[0]:
+    if max(new_token_ids) >= num_embeddings(model):
         model.resize_token_embeddings(max(new_token_ids) + 1, mean_resizing=False)
     num_known = min(new_token_ids)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):

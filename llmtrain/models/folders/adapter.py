@@ -37,6 +37,7 @@ from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, save_token
 from llmtrain.models.folders.packed_weights import require_opener, unpacking
 from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
+from llmtrain.models.text_part import num_embeddings
 from llmtrain.system.files import one_line
 
 PEFT_PREFIX = "base_model.model."
@@ -171,7 +172,7 @@ def open_adapter(
     require_base(adapter_folder, found.path, config, model)
     if not keeps_4_bits and in_4_bits(model):
         model = dequantized(model)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > num_embeddings(model):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
         with expected_warnings():
