@@ -23,7 +23,7 @@ MECHANISMS = {
     "jamba": "attention, states and experts",
     "falcon": "rows of documents",
 }
-"""The families that stand for the ways in which models differ."""
+"""The families that show the ways in which models differ."""
 
 
 @pytest.mark.slow
