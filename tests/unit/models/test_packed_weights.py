@@ -1,4 +1,4 @@
-"""Folders of weights in few bits: MXFP4 is read as what it stands for, other forms are refused by name."""
+"""Folders of weights in few bits: MXFP4 is read as what it means, other forms are refused by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_to_config(folder: Path, **fields: object) -> None:
 
 
 def write_mxfp4(folder: Path) -> dict[str, Tensor]:
-    """A tiny gpt-oss whose experts are saved in MXFP4, with a tokenizer; what these experts stand for."""
+    """A tiny gpt-oss whose experts are saved in MXFP4, with a tokenizer; the values of these experts."""
     write_tokenizer(folder)
     shape = GptOssConfig(
         vocab_size=272,
