@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from llmtrain.rewards.fences import without_thoughts
 
-DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!|\\;)\d{3})+(?!\d)|\d+)"
+DIGITS = r"(?:\d{1,3}(?:(?:[,'\u2019]|\{,\}|\\,|\\!|\\;)\d{3})+(?!\d)|\d+)"
 PLAIN = rf"(?:{DIGITS}(?:\.\d+)?|\.\d+)"
 FRACTION = rf"\\[dtc]?frac(?:\{{\s*-?{PLAIN}\s*\}}\s*\{{\s*-?{PLAIN}\s*\}}|\d\d)"
 POWER = r"(?:[eE][-+]?\d{1,3}|\s*(?:\\times|\\cdot|[x\u00d7*])\s*10\s*(?:\^|\*\*)\s*\{?-?\d{1,3}\}?)"
@@ -86,7 +86,7 @@ def number(answer: str) -> Fraction | None:
 
 def _value(quantity: str) -> Fraction | None:
     """The value of a text that QUANTITY matches."""
-    text = re.sub(r"\{,\}|\\[,!;]|,", "", quantity)
+    text = re.sub(r"\{,\}|\\[,!;]|[,'\u2019]", "", quantity)
     sign = -1 if text.startswith("-") else 1
     text = text.lstrip("-+")
     try:

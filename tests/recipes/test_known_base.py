@@ -160,3 +160,24 @@ def test_weights_in_4_bits_are_known_by_their_configuration(copied: Path, monkey
     model.config.rms_norm_eps = 0.5
     with pytest.raises(ValueError, match="configuration: rms_norm_eps"):
         require_base(folder, "base", PeftConfig.from_pretrained(str(folder)), model)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"target_modules": ["q_proj"]}, "holds weights for model.layers.0.mlp.down_proj.lora_A"),
+        (None, "it has no adapter_model.safetensors"),
+    ],
+)
+def test_an_adapter_that_would_be_opened_in_part_is_refused(
+    copied: Path, change: dict[str, Any] | None, expected: str
+) -> None:
+    folder = copied / "run" / "model"
+    if change is None:
+        (folder / "adapter_model.safetensors").unlink()
+    else:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=expected) as caught:
+        open_model(str(folder))
+    assert "\n" not in str(caught.value)

@@ -181,3 +181,20 @@ def test_a_model_without_a_tokenizer_is_refused(
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((inputs / "chat" / name).read_bytes())
     assert "tokenizer" in refused(capsys, "eval", tmp_path, "--tasks", inputs / "choices.jsonl")
+
+
+def test_tasks_are_not_announced_where_nothing_is_held_out(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "Say a."}) + "\n")
+    config = tiny_chat.write_config(
+        tmp_path,
+        inputs / "chat",
+        [tmp_path / "prompts.jsonl"],
+        policy={},
+        rollout={"rewards": [{"name": "length", "target": 4}], "num_prompts": 2, "max_new_tokens": 4},
+        data={"eval_fraction": 0.01},
+        eval={"every": 1, "tasks": [str(inputs / "choices.jsonl")]},
+        train={"steps": 1, "microbatch_tokens": 512, "global_batch_tokens": 65536},
+    )
+    ended = ran(config, RLHF)
+    assert "eval.tasks: nothing is measured: nothing is held out" in ended.out
+    assert "6 items of" not in ended.out and not any("eval_score" in row for row in metrics(tmp_path / "run"))

@@ -38,6 +38,9 @@ class Draft:
     notes: tuple[str, ...] = ()
 
 
+AFTER_ANSWERS = "messages after its last answer, left out"
+
+
 @dataclass(frozen=True)
 class Drafting:
     """How a run writes its examples as text, and what it trains of them."""
@@ -66,7 +69,9 @@ class Drafting:
             turn = self._without_thought(turn, conversation.messages[turn.place], conversation.where)
             turns.append(replace(turn, weight=answers[turn.place]))
         drafts = _shared(turns, conversation.where)
-        drafts[0].notes = tuple(dict.fromkeys(note for turn in turns for note in turn.notes))
+        notes = [note for turn in turns for note in turn.notes]
+        notes += [] if conversation.messages[-1]["role"] == "assistant" else [AFTER_ANSWERS]
+        drafts[0].notes = tuple(dict.fromkeys(notes))
         return drafts
 
     def _without_thought(self, turn: Turn, message: Message, where: str) -> Turn:

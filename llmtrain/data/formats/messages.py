@@ -7,6 +7,7 @@ replies `trees`. `row_formats` says which field holds which.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -20,6 +21,7 @@ from llmtrain.data.sources.weight_values import WEIGHT
 Message = Mapping[str, Any]
 SHOWN_MESSAGES = 4
 """Messages of the first row that are shown."""
+BEGINS_WITH_THOUGHT = re.compile(r"\s*<think>(?!\s*</think>)")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """The keys of a message that `transformers` hands to templates as its reasoning."""
 LEGACY_CALL = "function_call"
@@ -163,6 +165,11 @@ def _message(role: str, content: Any, rest: Mapping[str, Any], place: str) -> Me
     if calls and legacy is not None:
         raise UnfitRow("malformed tool call", f"{place} has both tool_calls and {LEGACY_CALL}: leave one of them out")
     calls = calls or _tool_calls(legacy, place)
+    key = next((name for name in REASONING if extras.get(name)), None)
+    if role == "assistant" and key is not None and BEGINS_WITH_THOUGHT.match(text):
+        raise UnfitRow(
+            "two thoughts", f"{place} has a thought in {key} and another in its content: leave one of them out"
+        )
     if calls:
         extras["tool_calls"] = calls
     elif content is None:

@@ -19,7 +19,7 @@ from llmtrain.data.formats.naming import Naming
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, resolve_rows
 from llmtrain.data.sources.items import iter_items
-from llmtrain.data.sources.rows import BadRow, IsRow, Row, Rows, Wanted
+from llmtrain.data.sources.rows import BadRow, Fields, IsRow, Row, Rows, Wanted
 from llmtrain.data.sources.text import Document
 from llmtrain.system.typing import Report
 
@@ -33,6 +33,8 @@ class Counted(Protocol):
 
 ExampleType = TypeVar("ExampleType", bound=Counted)
 
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Fields that data sets keep what is not text in."""
 UNKNOWN_FORMAT = "unknown format"
 """Why a row is bad whose fields no format recognises."""
 
@@ -107,6 +109,8 @@ def read_examples(
             first_fault = first_fault or f"; {found.message}"
             ledger.bad_row(found.reason, found.num_bytes)
             continue
+        if isinstance(read.row, Row) and read.examples:
+            ledger.note(media_notes(read.row.fields))
         for example in found:
             ledger.read.add(example.num_bytes)
             if isinstance(example, Dropped):
@@ -122,6 +126,12 @@ def read_examples(
         )
     if not is_reported:
         raise ValueError(f"{source.path}: no {unit} to train on ({_what_was_read(ledger)}){first_fault}")
+
+
+def media_notes(fields: Fields) -> list[str]:
+    """A note for each field of pictures, films or sounds, which are not read."""
+    held = [name for name in MEDIA if fields.get(name) is not None and fields[name] not in ("", [], {})]
+    return [f"{name} of a row, which is not read: only text is" for name in held]
 
 
 def read_rows(

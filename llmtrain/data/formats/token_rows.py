@@ -23,6 +23,11 @@ from llmtrain.system.finite import is_number
 IDS, LABELS, ATTENTION = "input_ids", "labels", "attention_mask"
 MASKS = ("loss_mask", "completion_mask", "assistant_masks", "assistant_mask")
 """Fields that may say which tokens are trained."""
+POSITIONS = "position_ids"
+SEGMENTS = ("seq_idx", "segment_ids", "sequence_ids", "document_ids", "doc_ids")
+"""Fields that may name the document of each token."""
+BOUNDS = {"seq_lengths": 1, "seq_lens": 1, "sequence_lengths": 1, "cu_seqlens": 2, "cu_seq_lens_q": 2}
+"""Fields that may hold the lengths or bounds of documents -> how many those of one document are."""
 IGNORED_LABEL = -100
 LARGEST_ID = (1 << 32) - 1
 
@@ -76,6 +81,7 @@ def token_row(row: Fields, where: str) -> TokenRow:
         )
     weights = None if not named else (_by_labels(row, ids) if named[0] == LABELS else _by_mask(row, named[0], ids))
     kept = _kept(row, ids)
+    _require_one_document(row, ids, kept)
     return TokenRow(
         ids=tuple(int(each) for each in ids[kept]),
         weights=None if weights is None else tuple(weights[kept]),
@@ -119,7 +125,15 @@ def _kept(row: Fields, ids: Sequence[Any]) -> slice:
     """The tokens that are no padding, which is before or after them."""
     if row.get(ATTENTION) is None:
         return slice(None)
-    mask = [bool(each) for each in _numbers(row, ATTENTION, len(ids))]
+    given = _numbers(row, ATTENTION, len(ids))
+    wrong = next((place for place, each in enumerate(given) if each not in (0, 1)), None)
+    if wrong is not None:
+        raise UnfitRow(
+            "malformed attention mask",
+            f"'{ATTENTION}' holds {given[wrong]!r} at place {wrong}: 1 is a token, 0 padding; give several documents "
+            "as several rows",
+        )
+    mask = [bool(each) for each in given]
     if not any(mask):
         raise UnfitRow("no token", f"'{ATTENTION}' is 0 everywhere")
     start, end = mask.index(True), len(mask) - mask[::-1].index(True)
@@ -128,6 +142,24 @@ def _kept(row: Fields, ids: Sequence[Any]) -> slice:
             "holes in the attention mask", f"'{ATTENTION}' is 0 between tokens: only padding can be left out"
         )
     return slice(start, end)
+
+
+def _require_one_document(row: Fields, ids: Sequence[Any], kept: slice) -> None:
+    """Raises UnfitRow for a row that holds several documents, which would attend to each other as one."""
+    several = None
+    if row.get(POSITIONS) is not None:
+        positions = _numbers(row, POSITIONS, len(ids))[kept]
+        several = POSITIONS if positions != list(range(positions[0], positions[0] + len(positions))) else None
+    for name in (name for name in SEGMENTS if isinstance(row.get(name), list | np.ndarray)):
+        segments = _numbers(row, name)
+        several = name if len(segments) == len(ids) and len(set(map(str, segments[kept]))) > 1 else several
+    for name, fewest in ((name, fewest) for name, fewest in BOUNDS.items() if row.get(name) is not None):
+        several = name if len(_numbers(row, name)) > fewest else several
+    if several is not None:
+        raise UnfitRow(
+            "several documents in a row",
+            f"{several!r} says that the row is several documents, which would be trained as one: give each as a row",
+        )
 
 
 def _numbers(row: Fields, name: str, length: int | None = None) -> list[Any]:

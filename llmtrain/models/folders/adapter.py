@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -44,6 +45,7 @@ PEFT_PREFIX = "base_model.model."
 # What the trained rows of tokens are called here and in peft.
 ROWS, PEFT_ROWS = re.compile(r"\.rows$"), ".token_adapter.trainable_tokens_delta.default"
 ROW_IDS = ".row_ids"
+MATRICES = ".lora_"
 UNKNOWN_BASE = "unknown"
 
 
@@ -174,12 +176,40 @@ def open_adapter(
         model = dequantized(model)
     if len(tokenizer) > num_embeddings(model):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    weights = adapter_weights(adapter_folder)
     try:
         with expected_warnings():
             adapted: PeftModel = PeftModel.from_pretrained(model, str(adapter_folder), config=config)
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:  # other shapes, settings, or targets
         raise ValueError(f"{adapter_folder} does not fit its base {found.path}: {one_line(error)}") from None
+    _require_all_loaded(adapter_folder, weights, adapted)
     return adapted
+
+
+def adapter_weights(adapter_folder: Path) -> dict[str, Tensor]:
+    """The weights in an adapter's folder, by peft's names. Raises ValueError if there are none, or they are torn."""
+    if not any((adapter_folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise ValueError(f"{adapter_folder}: it has no {SAFETENSORS_WEIGHTS_NAME}: copy the adapter's folder again")
+    try:
+        weights: dict[str, Tensor] = load_peft_weights(str(adapter_folder), device="cpu")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{adapter_folder}: its weights cannot be read ({one_line(error)})") from None
+    return weights
+
+
+def _require_all_loaded(adapter_folder: Path, weights: Iterable[str], adapted: PeftModel) -> None:
+    """Raise ValueError for matrices in the folder that the model has no place for, or places without one.
+
+    peft leaves out the first without a word: those of layers that `adapter_config.json` does not name.
+    """
+    saved = {name for name in weights if MATRICES in name}
+    taken = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if MATRICES in name}
+    if unlike := sorted(saved ^ taken):
+        what = "holds weights for" if unlike[0] in saved else "lacks weights for"
+        raise ValueError(
+            f"{adapter_folder}: it {what} {unlike[0].removeprefix(PEFT_PREFIX)}, unlike what {ADAPTER_CONFIG} says "
+            "(target_modules, layers_to_transform): copy the adapter's folder again"
+        )
 
 
 def _open_base(

@@ -146,6 +146,8 @@ def as_model_card(adapter_card: str, kind: ModelKind) -> str:
     name = "PATH" if named is None else named.group(1)
     adapted, merged = kind.adapter_code.replace("PATH", name), kind.code.replace("PATH", name)
     card = adapter_card.replace(ADAPTER_LIBRARY, MODEL_LIBRARY, 1).replace(adapted, merged, 1)
+    for of_an_adapter in (MERGES_FIRST, OTHER_WEIGHTS):
+        card = re.sub(rf"^{re.escape(of_an_adapter.partition('{')[0])}.*\n\n", "", card, flags=re.MULTILINE)
     return card.replace("An adapter of", "An adapter, merged, of", 1)
 
 

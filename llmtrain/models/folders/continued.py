@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftType
-from peft.utils import load_peft_weights
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmtrain.config.adapter import OF_ITS_FOLDER, AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
-from llmtrain.models.folders.adapter import PEFT_PREFIX, ROWS
+from llmtrain.models.folders.adapter import PEFT_PREFIX, ROWS, adapter_weights
 from llmtrain.models.folders.known_base import token_ids
-from llmtrain.system.files import one_line
 
 MATRIX = re.compile(r"\.(lora_[AB])\.weight$")
 MAGNITUDE = re.compile(r"\.lora_magnitude_vector(\.weight)?$")
@@ -92,10 +90,7 @@ def continued(plan: AdapterPlan, folder: Path) -> AdapterPlan:
 @torch.no_grad()
 def _load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Set a model's adapter to the weights in a folder. Raises ValueError if they do not fit."""
-    try:
-        saved: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: its weights cannot be read ({one_line(error)})") from None
+    saved = adapter_weights(folder)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     buffers, ids_by_name = dict(model.named_buffers()), token_ids(PeftConfig.from_pretrained(str(folder)).to_dict())
     loaded: set[str] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +300,20 @@ def test_the_card_of_an_adapter_names_its_base_and_loads_it_through_peft(tmp_pat
     merged = (tmp_path / "merged" / "README.md").read_text()
     assert yaml.safe_load(merged.split("---")[1])["library_name"] == "transformers"
     assert "peft" not in merged.lower()
+
+
+def test_the_card_of_an_adapter_on_a_gguf_file_says_that_peft_loads_other_weights(tmp_path: Path) -> None:
+    config = {"run": {"dir": "runs/x"}, "data": {"train": [{"path": "a.jsonl"}]}, "model": {"path": "m.gguf"}}
+    facts = CardFacts(
+        config, {}, {}, {}, num_parameters=7, is_adapter=True, origin=Origin("gguf", "m.gguf", hub_id="o/m")
+    )
+    said = "peft by itself loads `o/m`, as `adapter_config.json` names it: those are the original weights"
+    card = model_card(facts)
+    assert said in card
+    assert said not in model_card(replace(facts, origin=Origin("gguf", "m.gguf")))
+    assert said not in model_card(replace(facts, origin=Origin("hub", "o/m", hub_id="o/m")))
+    folder = export(tmp_path / "adapter", write_base(tmp_path / "base"), {}).folder
+    (folder / "README.md").write_text(card)
+    merge_adapter(folder, tmp_path / "merged")
+    merged = (tmp_path / "merged" / "README.md").read_text()
+    assert "peft" not in merged.lower() and "llmtrain merge" not in merged

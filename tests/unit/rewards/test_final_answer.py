@@ -67,6 +67,8 @@ def is_right(response: str, gold: object) -> bool:
         ("1000", "#### 1 000", True),
         ("1000", "#### 1 000.", True),
         ("1000", "The answer is 1 000.", True),
+        ("1000", "The answer is 1'000.", True),
+        ("1234567", "#### 1\u2019234\u2019567", True),
         ("12345678", "So 12 345 678 dollars", True),
         ("1000", "<answer>1 000</answer>", True),
         ("100", "In 2010 100 people came", True),

@@ -105,3 +105,10 @@ def test_a_model_whose_template_opens_a_thought_scores_such_answers(run: Path, t
     prompts = [({"role": "user", "content": "hi"},)] * len(answers)
     scores = reward_of(tmp_path / "run").function(ScoreBatch(prompts, answers, [{}] * 3, range(3)))
     assert len(scores) == 3 and scores[0] != scores[1]
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
+    from llmtrain.models.folders.reward import reward_folder
+
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: revision=main does nothing for a folder: leave it out$"):
+        reward_folder(str(tmp_path), "main")

@@ -234,3 +234,12 @@ def test_a_thought_after_a_prompt_that_has_ended_one_is_refused_with_what_to_do(
     assert "take the thought out, or let the prompt leave it open by data.template_kwargs (enable_thinking)" in str(
         found
     )
+
+
+def test_what_follows_the_last_answer_is_left_out_and_counted():
+    tokenizer = family_tokenizer(QWEN25)
+    (document,) = documents(tokenizer, conversation("u: x", "a: Hi", "u: and then?"))
+    assert document.notes == ("messages after its last answer, left out",)
+    assert "and then" not in tokenizer.decode(document.input_ids)
+    (document,) = documents(tokenizer, conversation("u: x", "a: Hi"))
+    assert document.notes == ()

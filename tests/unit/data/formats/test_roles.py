@@ -209,3 +209,14 @@ def test_a_role_that_no_message_has_is_said_once_all_are_read(tmp_path: Path) ->
         list(iter_examples(source, "error", SourceLedger(path=source.path), said.append))
         warned = [line for line in said if "no message is of" in line]
         assert len(warned) == expected and all("of agnet, boss:" in line for line in warned)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_an_answer_with_two_thoughts_is_refused(tmp_path: Path, key: str) -> None:
+    thinks = "<think>\nsky\n</think>\n\nHi"
+    answer = {"role": "assistant", "content": thinks, key: "the sky"}
+    row = {"messages": [{"role": "user", "content": "x"}, answer]}
+    assert f"has a thought in {key} and another in its content" in fault(tmp_path, row)
+    for content in ("<think>\n\n</think>\n\nHi", "Hi <think> there"):
+        row["messages"][1] = answer | {"content": content}
+        read_source(tmp_path, row)

@@ -45,6 +45,9 @@ def built(encoder: ChatEncoder, folder: Path, rows: list[Any], said: list[str]) 
             [0, 1, 1],
         ),
         ({"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "prompt": None}, [5, 6, 7], [0, 1, 1]),
+        ({"input_ids": [5, 6, 7], "position_ids": [0, 1, 2], "seq_lengths": [3]}, [5, 6, 7], [0, 1, 1]),
+        ({"input_ids": [9, 5, 6], "position_ids": [1, 0, 1], "attention_mask": [0, 1, 1]}, [5, 6], [0, 1]),
+        ({"input_ids": [5, 6], "segment_ids": [7, 7], "cu_seqlens": [0, 2]}, [5, 6], [0, 1]),
     ],
 )
 def test_ids_are_stored_as_they_are(
@@ -77,6 +80,12 @@ def test_a_mask_of_weights_is_kept(encoder: ChatEncoder, tmp_path: Path) -> None
         ({"input_ids": [5, 6], "loss_mask": 1}, "'loss_mask' holds int, not a list"),
         ({"input_ids": [5, 6], "labels": [5, 6], "loss_mask": [1, 1]}, "'labels' and 'loss_mask' each say"),
         ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}, "'attention_mask' is 0 between tokens"),
+        ({"input_ids": [5, 6, 7], "attention_mask": [1, 2, 2]}, "'attention_mask' holds 2 at place 1: 1 is a token"),
+        ({"input_ids": [5, 6, 7], "position_ids": [0, 1, 0]}, "'position_ids' says that the row is several documents"),
+        ({"input_ids": [5, 6, 7], "position_ids": [0, 1]}, "'position_ids' has 2 elements, 'input_ids' 3"),
+        ({"input_ids": [5, 6, 7], "segment_ids": [1, 1, 2]}, "'segment_ids' says that the row is several documents"),
+        ({"input_ids": [5, 6, 7], "seq_lengths": [2, 1]}, "'seq_lengths' says that the row is several documents"),
+        ({"input_ids": [5, 6, 7], "cu_seqlens": [0, 2, 3]}, "'cu_seqlens' says that the row is several documents"),
         ({"input_ids": [5, 6], "text": "a"}, "the row is in 2 formats"),
     ],
 )
