@@ -99,6 +99,8 @@ def write_config(folder: Path, base: Path, sources: Sequence[Path | dict[str, An
     }
     for name, section in sections.items():
         tree[name] = tree.get(name, {}) | section
+    if "reward" not in tree:  # which measures nothing before and after, so that the key would do nothing
+        tree["eval"] = {"before_after": 0} | tree["eval"]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")

@@ -87,7 +87,7 @@ def write_config(folder: Path, task: Path, **sections: Any) -> Path:
         },
         "train": {"steps": 160, "microbatch_tokens": 2048},
         "optim": {"lr": 3e-3, "schedule": "linear", "min_lr_ratio": 0.0, "warmup_steps": 0},
-        "eval": {"every": 80},
+        "eval": {"every": 80, "before_after": 0},
         "checkpoint": {"every": None},
         "log": {"every": 20, "report": False},
     }

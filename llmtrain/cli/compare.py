@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read or make both evaluations, and print what differs."""
-    from llmtrain.eval.tasks.compared import compare, left_out, seeds_together
+    from llmtrain.eval.tasks.compared import compare, left_out, seeds_together, sentences
     from llmtrain.statistics.paired import require_scipy
 
     require_scipy()
@@ -94,38 +94,3 @@ def table(found: list[Compared]) -> list[str]:
             )
         )
     return in_columns(rows)
-
-
-def sentences(found: list[Compared], name: str) -> list[str]:
-    """What follows, in words."""
-    lines = []
-    for each in found:
-        pair, what = each.paired, f"{each.task} {each.measure.name}"
-        if (ideal := each.measure.ideal) is not None:
-            lines.append(f"{what}: {_against_ideal(each, ideal, name)}")
-            continue
-        if each.verdict != "not distinguishable":
-            lines.append(f"{what}: {name} is {each.verdict} by {abs(pair.difference):.4f}")
-        elif pair.num_needed is None or math.isnan(pair.smallest):
-            lines.append(f"{what}: not distinguishable: no difference on {pair.num_items:,} items")
-        else:
-            lines.append(
-                f"{what}: not distinguishable on {pair.num_items:,} items, which find a difference of "
-                f"{pair.smallest:.4f} four times in five; one of {abs(pair.difference):.4f} needs about "
-                f"{pair.num_needed:,} items"
-            )
-    if len(found) > 1:
-        lines.append(f"p-values are corrected for {len(found)} comparisons (Holm)")
-    return lines
-
-
-def _against_ideal(each: Compared, ideal: float, name: str) -> str:
-    """Which of the two is nearer to the best value."""
-    pair = each.paired
-    if each.verdict != "not distinguishable":
-        first, second = (abs(found.value - ideal) for found in (each.first, each.second))
-        return (
-            f"{name} is {each.verdict}: {second:.4f} from the ideal {ideal:g}, where the other is {first:.4f} from it"
-        )
-    differ = "" if math.isnan(pair.low) or pair.low <= 0 <= pair.high else ", though they may differ"
-    return f"which is nearer to the ideal {ideal:g} is not distinguishable on {pair.num_items:,} items{differ}"

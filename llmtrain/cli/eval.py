@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from llmtrain.cli.columns import in_columns
 from llmtrain.cli.options import add_tasks, add_training_data
+from llmtrain.system.run_files import EVALUATION_FILE
 from llmtrain.system.terminal import say
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def read_tasks(arguments: argparse.Namespace, models: Sequence[str]) -> list[Tas
 def default_output(model: str) -> Path:
     """Where results go: into the folder of a run or model; of what is no folder, into this one."""
     folder = Path(model).expanduser()
-    return (folder if folder.is_dir() else Path()) / "evaluation.jsonl"
+    return (folder if folder.is_dir() else Path()) / EVALUATION_FILE
 
 
 def earlier_tasks(output: Path) -> set[str]:

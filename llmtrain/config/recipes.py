@@ -40,6 +40,7 @@ IDLE_IN_PRETRAINING = ("fields", "roles", "role_key", "content_key")
 IDLE_IN_TUNING = ("text_field",)
 SAMPLE_KEYS = ("eval.samples", "eval.sample_tokens")
 TASK_KEYS = ("eval.tasks",)  # the keys of how they are measured need it
+PAIR_KEYS = ("eval.before_after", "eval.general_text")
 NEXT_TOKEN_KEYS = ("train.label_smoothing", "train.z_loss", "model.neftune_alpha")
 
 
@@ -165,7 +166,11 @@ class PretrainConfig(RecipeConfig):
         return self
 
     def _idle_keys(self) -> dict[str, tuple[bool, str]]:
-        return super()._idle_keys() | dict.fromkeys(SAMPLE_KEYS, (True, "prompts, which raw text does not have"))
+        return (
+            super()._idle_keys()
+            | dict.fromkeys(SAMPLE_KEYS, (True, "prompts, which raw text does not have"))
+            | dict.fromkeys(PAIR_KEYS, (True, "a recipe that tunes a model"))
+        )
 
 
 class TuningOptimConfig(OptimConfig):
@@ -232,7 +237,7 @@ class RewardStageConfig(TuningConfig):
         return (
             super()._idle_keys()
             | dict.fromkeys(NEXT_TOKEN_KEYS, (True, "a loss over tokens"))
-            | dict.fromkeys((*SAMPLE_KEYS, *TASK_KEYS), (True, "a model that answers"))
+            | dict.fromkeys((*SAMPLE_KEYS, *TASK_KEYS, *PAIR_KEYS), (True, "a model that answers"))
         )
 
 

@@ -173,6 +173,10 @@ class OptimConfig(Section):
         return warmup
 
 
+def _answers(evaluation: Any) -> bool:
+    return bool(evaluation.samples > 0 or evaluation.before_after > 0)
+
+
 class EvalConfig(Section):
     every: Annotated[Positive | None, MAY_CHANGE] = 500
     """Steps between evaluations, which also run at the start and the end; None: only there."""
@@ -182,9 +186,7 @@ class EvalConfig(Section):
     """Stop after this many evaluations without a lower held-out loss, and export the best checkpoint; None: off."""
     samples: Annotated[int, Field(ge=0), MAY_CHANGE] = 4
     """Held-out prompts answered at each evaluation, always the same ones, kept in `samples.jsonl`; 0: off."""
-    sample_tokens: Annotated[
-        Positive, MAY_CHANGE, Needs("eval.samples above 0", lambda evaluation: evaluation.samples > 0)
-    ] = 128
+    sample_tokens: Annotated[Positive, MAY_CHANGE, Needs("eval.samples or eval.before_after", _answers)] = 128
     """Most tokens of such an answer, and at most half of `data.max_seq_len`."""
     tasks: Annotated[list[str], MAY_CHANGE] = []
     """Tasks measured at each evaluation, each as TASK, TASK=FILE or FILE.jsonl (`llmtrain eval --tasks list`)."""
@@ -192,6 +194,13 @@ class EvalConfig(Section):
     """A file, or a folder with a file per task, for tasks that name none; None: the hub."""
     task_items: Annotated[Positive, MAY_CHANGE, Needs("eval.tasks", lambda evaluation: bool(evaluation.tasks))] = 100
     """How many items of each task, the first ones."""
+    before_after: Annotated[int, Field(ge=0), MAY_CHANGE] = 32
+    """Held-out documents, and answers to held-out prompts, measured before and after training for the model card, with
+    general texts and the items of `eval.tasks`; 0: off."""
+    general_text: Annotated[
+        str | None, MAY_CHANGE, Needs("eval.before_after above 0", lambda evaluation: evaluation.before_after > 0)
+    ] = None
+    """File or folder of texts whose loss is measured before and after training: what the model forgets; None: off."""
 
 
 class CheckpointConfig(Section):

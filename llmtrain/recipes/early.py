@@ -45,10 +45,10 @@ def check_early(config: Section, made: Sequence[str] = ()) -> None:
         _check_template(config.data.chat_template)
     if isinstance(config, PolicyStageConfig):
         _check_reward_models(config, made)
-    if config.eval.tasks:
-        from llmtrain.tasks.rows import read_tasks  # without torch, but with all that scores
+    if config.eval.tasks or config.eval.general_text is not None:
+        from llmtrain.recipes.items import items_of  # without torch, but with all that scores
 
-        read_tasks(config.eval.tasks, "eval.tasks", config.eval.task_data, config.eval.task_items)
+        items_of(config.eval)
 
 
 def check_stages(configs: Mapping[str, RecipeConfig]) -> None:

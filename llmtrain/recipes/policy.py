@@ -20,7 +20,9 @@ from transformers import PreTrainedModel, TrainerState
 from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.data.formats.prompts import Prompt, load_prompts
 from llmtrain.data.loader.order import SampleOrder
-from llmtrain.eval.generation import HeldOutScore
+from llmtrain.eval.before_after.answers import ANSWERS, Answers
+from llmtrain.eval.before_after.pair import Measurement
+from llmtrain.eval.generation import EVAL_ROLLOUT, HeldOutScore
 from llmtrain.models.flops import training_flops
 from llmtrain.models.folders.reward import reward_folder
 from llmtrain.models.stops import stop_ids
@@ -38,6 +40,7 @@ from llmtrain.recipes.model import (
     start_facts,
     trained_report,
 )
+from llmtrain.recipes.pair import before_after
 from llmtrain.recipes.tasks import with_tasks
 from llmtrain.recipes.trainer import Run, Training, close, in_run, train
 from llmtrain.rewards.batch import WeightedReward
@@ -150,6 +153,12 @@ def _train(run: Run[PolicyStageConfig]) -> None:
     )
     evaluate = with_tasks(run, held_out_score, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
 
+    pair_prompts = held_out[: config.eval.before_after]
+    own: dict[str, Measurement] = {}
+    if pair_prompts:
+        sampling = replace(sampler.sampling, rollout=EVAL_ROLLOUT)
+        own[ANSWERS] = Answers(pair_prompts, generator, sampling, chat.tokenizer, runtime, sampler.score)
+
     training = Training(
         module=module,
         objective=PolicyObjective(config.policy, rollout.max_new_tokens),
@@ -165,6 +174,7 @@ def _train(run: Run[PolicyStageConfig]) -> None:
             critic=critic_facts(config),
         ),
         spec=export_spec(run, base, loaded, chat),
+        before_after=before_after(run, model, chat, module, own),
         critic_lr=config.policy.critic_lr,
     )
     trained = train(run, training)

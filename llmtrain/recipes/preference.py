@@ -27,6 +27,7 @@ from llmtrain.data.packing.pairs import collate_pairs, pack_pairs
 from llmtrain.data.store.build import Stores
 from llmtrain.data.store.kinds import build_answer_stores, build_pair_stores
 from llmtrain.data.store.token_store import TokenStore
+from llmtrain.eval.before_after.held_out import held_out_labelled, held_out_pairs
 from llmtrain.eval.implied_rewards import HeldOutPreferences
 from llmtrain.eval.kto import HeldOutAnswers
 from llmtrain.eval.reference_logprobs import Reference
@@ -48,6 +49,7 @@ from llmtrain.recipes.model import (
     start_facts,
     trained_report,
 )
+from llmtrain.recipes.pair import answers_to, before_after
 from llmtrain.recipes.samples import with_samples
 from llmtrain.recipes.tasks import with_tasks
 from llmtrain.recipes.trainer import Run, Training, close, in_run, train
@@ -92,6 +94,10 @@ def _train(run: Run[PreferenceStageConfig]) -> None:
     if evaluate is not None:
         evaluate = with_tasks(run, evaluate, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
 
+    held_out = held_out_pairs if takes_pairs else held_out_labelled
+    own = held_out(plan, runtime) if plan.num_eval_packs else {}
+    own |= answers_to(run, model, chat, preference_questions)
+
     for line in plan.report():
         runtime.say(line)
 
@@ -106,6 +112,7 @@ def _train(run: Run[PreferenceStageConfig]) -> None:
         account=lambda progress: plan.account(progress.step, progress.tokens, batches),
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
         spec=export_spec(run, base, loaded, chat),
+        before_after=before_after(run, model, chat, module, own),
         state_without_step=batches.state_without_step,
     )
     trained = train(run, training)

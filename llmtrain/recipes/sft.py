@@ -18,6 +18,7 @@ from llmtrain.data.loader.batches import collate
 from llmtrain.data.loader.plan import plan_data
 from llmtrain.data.packing.documents import pack_documents
 from llmtrain.data.store.kinds import build_chat_stores
+from llmtrain.eval.before_after.held_out import held_out_conversations
 from llmtrain.eval.next_token import HeldOut
 from llmtrain.models.flops import training_flops
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
@@ -34,6 +35,7 @@ from llmtrain.recipes.model import (
     start_facts,
     trained_report,
 )
+from llmtrain.recipes.pair import answers_to, before_after
 from llmtrain.recipes.samples import with_samples
 from llmtrain.recipes.tasks import with_tasks
 from llmtrain.recipes.trainer import Run, Training, close, in_run, train
@@ -76,6 +78,9 @@ def _train(run: Run[SftConfig]) -> None:
     if evaluate is not None:
         evaluate = with_tasks(run, evaluate, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
 
+    own = held_out_conversations(plan, runtime) if plan.num_eval_packs else {}
+    own |= answers_to(run, model, chat, chat_questions)
+
     for line in plan.report():
         runtime.say(line)
 
@@ -90,6 +95,7 @@ def _train(run: Run[SftConfig]) -> None:
         account=lambda progress: plan.account(progress.step, progress.tokens, source),
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts),
         spec=export_spec(run, base, loaded, chat),
+        before_after=before_after(run, model, chat, module, own),
         state_without_step=source.state_without_step,
     )
     trained = train(run, training)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmtrain.config.recipes import RecipeConfig
-from llmtrain.config.sections import EvalConfig
 from llmtrain.eval.tasks.during import WithTasks
 from llmtrain.eval.tasks.measure import Asking
 from llmtrain.eval.tasks.opened import generated
@@ -16,13 +15,8 @@ from llmtrain.models.stops import stop_ids
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.protocols import Evaluate
+from llmtrain.recipes.items import items_of
 from llmtrain.recipes.trainer import Run
-from llmtrain.tasks.rows import TaskRows, read_tasks
-
-
-def task_rows(config: EvalConfig) -> list[TaskRows]:
-    """The items that `eval.tasks` asks for. Raises ValueError, naming the key or the row."""
-    return read_tasks(config.tasks, "eval.tasks", config.task_data, config.task_items)
 
 
 def with_tasks(
@@ -43,11 +37,22 @@ def with_tasks(
     if (reason := runtime.refusal("rollouts")) is not None:
         runtime.say(f"eval.tasks: nothing is measured under {runtime.engine}: {reason}")
         return evaluate
-    tasks = task_rows(config.eval)
+    tasks = items_of(config.eval).tasks
     for each in tasks:
         runtime.say(f"eval.tasks: {each.task.name}: {len(each.rows):,} items of {each.path}")
-    subject = Subject(
-        model, tokenizer, module.kernel, module.whole_logits, position_limit(model), shares_prefixes=False
-    )
+    subject = trained_subject(model, tokenizer, module)
+    return WithTasks(evaluate, tasks, subject, asking_of(run, subject, of_template), runtime)
+
+
+def trained_subject(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, module: CausalLMLoss | ActorCritic
+) -> Subject:
+    """The model that a run trains, as tasks measure it; `module` computes it."""
+    positions = position_limit(model)
+    return Subject(model, tokenizer, module.kernel, module.whole_logits, positions, shares_prefixes=False)
+
+
+def asking_of(run: Run[RecipeConfig], subject: Subject, of_template: Sequence[int]) -> Asking:
+    """How it answers: until a signal asks the run to stop."""
     answers = generated(subject, lambda: run.stop.requested is not None)
-    return WithTasks(evaluate, tasks, subject, Asking(answers, stop_ids(model, of_template)), runtime)
+    return Asking(answers, stop_ids(subject.model, of_template))

@@ -10,7 +10,7 @@ A recipe brings what is its own: data, model, objective.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from llmtrain.config.recipes import RecipeConfig
+from llmtrain.eval.before_after.pair import BeforeAfter
 from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.attention import compile_model
 from llmtrain.models.flops import TrainingFlops
@@ -55,6 +56,7 @@ from llmtrain.system.device import peak_flops, peak_memory_bytes
 from llmtrain.system.ending import LaunchEnded
 from llmtrain.system.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 from llmtrain.system.leaving import is_launched
+from llmtrain.system.run_files import after_path, before_path
 from llmtrain.system.stop_signal import Stopped, StopSignal
 from llmtrain.train.checkpoint import Checkpoint, Checkpoints
 from llmtrain.train.ema import Ema
@@ -101,6 +103,7 @@ class Training(Generic[BatchType]):
     spec: ExportSpec  # what the model's folder is made from, besides the weights
     state_without_step: StateWithoutStep | None = None  # of stored batches, for a roll-back after a loss spike
     critic_lr: float | None = None
+    before_after: BeforeAfter | None = None  # what is measured of the model before and after training
 
 
 @dataclass(frozen=True)
@@ -256,9 +259,9 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
         ema=ema,
         noise=drawn_noise(training.module),
     )
+    _measure(run, training, prepared, before_path(folder), step=0)  # before the loop loads a checkpoint
     with log:
         outcome = loop.run()
-    optimizer.state.clear()  # the last checkpoint has it, and an export needs the memory
     if run.may_write():
         record_ledger(folder, training.ledger, training.account(loop.progress))
     if outcome == "interrupted":
@@ -270,7 +273,25 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             "no held-out loss of this run was finite, so no checkpoint is the best: to export the last one, start the "
             "same command again with checkpoint.export_best=false and eval.patience=null"
         )
+    if training.before_after is not None:
+        if checkpoint.step != loop.progress.step:  # the best one is exported
+            runtime.load_named_state(checkpoint.read_parameter)
+            if ema is not None:
+                ema.load(checkpoint.read_all("ema"))
+        with nullcontext() if ema is None else ema.applied(), _interrupted_at(unexported(loop.progress.step)):
+            _measure(run, training, prepared, after_path(folder), step=checkpoint.step)
+    optimizer.state.clear()  # the last checkpoint has it, and an export needs the memory
     return Trained(outcome, loop.progress, checkpoint)
+
+
+def _measure(run: Run[Config], training: Training[BatchType], prepared: nn.Module, path: Path, *, step: int) -> None:
+    """Measure the weights that the module has, for the pair of before and after, if the run asks for it."""
+    if training.before_after is not None:
+
+        def should_stop() -> bool:
+            return run.runtime.any(run.stop.requested is not None)
+
+        training.before_after.measured(path, prepared, should_stop, may_write=run.may_write, step=step)
 
 
 def _matrix_layouts(module: TrainedModule, say: Report) -> dict[nn.Parameter, MatrixLayout]:
@@ -291,7 +312,7 @@ def close(run: Run[Config], training: Training[BatchType], trained: Trained) -> 
     signal interrupted, KeyboardInterrupt for Ctrl-C, on every rank.
     """
     runtime, config, step = run.runtime, run.config, trained.progress.step
-    with _interrupted_at(f"after step {step}, the last, which is saved; the model may not be written yet"):
+    with _interrupted_at(unexported(step)):
         if run.may_write() and trained.checkpoint is not None:
             runtime.say(f"{trained.outcome}: {export_run(run.folder, config, trained.checkpoint, training.spec)}")
             mark_finished(run.folder, config)
@@ -301,6 +322,11 @@ def close(run: Run[Config], training: Training[BatchType], trained: Trained) -> 
         runtime.finish(leave=run.last or trained.checkpoint is None)
     if trained.checkpoint is None:
         raise (KeyboardInterrupt if is_ctrl_c else Stopped)(f"after step {step}, which is saved")
+
+
+def unexported(step: int) -> str:
+    """Where a run is that came to its end, and whose model may not be written."""
+    return f"after step {step}, the last, which is saved; the model may not be written yet"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmtrain.batch import SamplingMask
+from llmtrain.rollout.stop_texts import StopTexts
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Sampling:
     top_p: float = 1.0  # the fewest likeliest tokens whose probabilities sum to this (Holtzman et al. 2020); 1: off
     top_k: int | None = None  # this many likeliest tokens, before top_p; None: off
     stop_ids: tuple[int, ...] = ()  # tokens that end a response and belong to it
+    stop_texts: StopTexts | None = None  # texts that end a response, with the token that completes one
     seed: int = 0
     rollout: int = 0  # number of the rollout: each has its own noise
 
@@ -52,7 +54,7 @@ class Generated:
 
     response_ids: list[int]  # at least one
     logprobs: list[float]  # of each token, in nats, under the distribution that it was sampled from
-    stopped: bool  # by a stop token, the last of `response_ids`; False: by max_new_tokens
+    stopped: bool  # by a stop token, the last of `response_ids`; False: by a stop text or max_new_tokens
     sampling_mask: SamplingMask | None = None  # on the CPU; None: no token was excluded
     values: list[float] = field(default_factory=list)  # of the state before each token, if the engine gives values
 

@@ -16,12 +16,15 @@ from safetensors import SafetensorError
 from llmtrain.config.recipes import RecipeConfig, TuningConfig
 from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.card import CardFacts, model_card
+from llmtrain.models.folders.card_pair import Pair
 from llmtrain.models.folders.files import TRAINING
 from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model, push_model
 from llmtrain.runs.folder import LEDGER, package_versions, read_json
-from llmtrain.system.files import FREE_RUN, write_json
+from llmtrain.runs.pair import pair_of
+from llmtrain.system.files import FREE_RUN, one_line, write_json
 from llmtrain.system.precision import DTYPES, name_of
 from llmtrain.system.run_files import METRICS_FILE
+from llmtrain.system.terminal import say
 from llmtrain.train.checkpoint import Checkpoint
 from llmtrain.train.run_log import read_rows
 
@@ -72,6 +75,7 @@ def export_checkpoint(
             is_adapter=spec.adapter is not None,
             kind=spec.kind,
             origin=spec.origin,
+            pair=_pair(folder, checkpoint.step),
         )
     )
     training = {
@@ -94,6 +98,15 @@ def export_checkpoint(
         ) from None
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
+
+
+def _pair(folder: Path, step: int) -> Pair | None:
+    """The pair of before and after, if it can be read; a line of the log says why not."""
+    try:
+        return pair_of(folder, step)
+    except Exception as error:  # whatever it is, the model is well
+        say(f"warning: the model card has no comparison of before and after: {one_line(error)}")
+        return None
 
 
 def _asked_dtype(config: RecipeConfig) -> torch.dtype | None:

@@ -10,6 +10,7 @@ LOG_FILE = "train.log"
 SAMPLES_FILE = "samples.jsonl"
 MEETING_PREFIX = "meeting-"  # a file that is there for a moment, so that each process sees that it is one folder
 BIAS_FILE = "bias.jsonl"  # of `llmtrain bias`, in a run's or a model's folder
+EVALUATION_FILE = "evaluation.jsonl"  # of `llmtrain eval`, in a run's or a model's folder
 EVALUATIONS = "evaluations"  # a file for each evaluation that reports more than numbers
 
 
@@ -21,3 +22,13 @@ def bias_base_path(results: Path) -> Path:
 def evaluation_path(folder: Path, step: int) -> Path:
     """Where the report of a step's evaluation is."""
     return folder / EVALUATIONS / f"step-{step:08d}.json"
+
+
+def before_path(folder: Path) -> Path:
+    """Where the results of the model that a run starts from are, for the pair of before and after."""
+    return folder / EVALUATIONS / "before.jsonl"
+
+
+def after_path(folder: Path) -> Path:
+    """Where those of the model that a run exports are."""
+    return folder / EVALUATIONS / "after.jsonl"

@@ -230,9 +230,15 @@ def key_of(item: object) -> str:
 
 def with_unique_keys(rows: Sequence[TaskRow[object]]) -> list[TaskRow[object]]:
     """The rows, a repeated key with its number: the third of equal items is `KEY-3`."""
+    keys = numbered_keys([row.key for row in rows])
+    return [row if row.key == key else replace(row, key=key) for row, key in zip(rows, keys, strict=True)]
+
+
+def numbered_keys(keys: Sequence[str]) -> list[str]:
+    """Keys, from the second of equal ones on with a number: `a`, `a-2`, `a-3`."""
     seen: Counter[str] = Counter()
-    renamed = []
-    for row in rows:
-        seen[row.key] += 1
-        renamed.append(row if seen[row.key] == 1 else replace(row, key=f"{row.key}-{seen[row.key]}"))
-    return renamed
+    numbered = []
+    for key in keys:
+        seen[key] += 1
+        numbered.append(key if seen[key] == 1 else f"{key}-{seen[key]}")
+    return numbered

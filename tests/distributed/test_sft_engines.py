@@ -14,6 +14,9 @@ from tiny_run import SFT, metrics
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from llmtrain.eval.tasks.results import read_evaluation
+from llmtrain.system.run_files import after_path, before_path
+
 TOLERANCE = 2e-5
 ENGINES = {"ddp": "cpu", "zero2": "cpu_zero2", "zero3": "cpu_zero3"}
 SECTIONS = {
@@ -39,7 +42,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     def folder_of(kind: str, engine: str) -> Path:
         run = folder / f"{kind}_{engine}"
         if not run.exists():
-            config = write_config(run, model, [rows], **SECTIONS[kind])
+            measured = {"every": 5, "before_after": 16, "sample_tokens": 8}
+            config = write_config(run, model, [rows], eval=measured, **SECTIONS[kind])
             launch(SFT, [str(config)], config=ENGINES.get(engine), output=run / "process")
         return run / "run"
 
@@ -62,6 +66,21 @@ def test_what_two_processes_save_is_whole_and_that_of_one(tuned: Tuned, kind: st
     for value in ("loss", "error_rate", "epoch", "eval_loss", "eval_error_rate"):
         found = [[row[value] for row in of_run if value in row] for of_run in rows]
         assert found[1] == pytest.approx(found[0], abs=1e-5), value
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("kind", "engine"), CASES)
+def test_two_processes_measure_before_and_after_what_one_does(tuned: Tuned, kind: str, engine: str) -> None:
+    one, two = tuned(kind, "single"), tuned(kind, engine)
+    for path in (before_path, after_path):
+        single, split = read_evaluation(path(one)).tasks, read_evaluation(path(two)).tasks
+        assert single.keys() == split.keys() == {"held_out", "held_out_answers"}
+        for name, result in single.items():
+            values = {item.item: dict(item.values) for item in split[name].items}
+            assert values.keys() == {item.item for item in result.items}
+            for item in result.items:
+                assert values[item.item] == pytest.approx(item.values, abs=1e-3), (name, item.where)
+    assert "### Before and after training" in (two / "model" / "README.md").read_text()
 
 
 @pytest.mark.timeout(400)

@@ -41,16 +41,20 @@ def ngram_hashes(pieces: Iterable[str], n: int, words: WordHashes) -> Iterator[H
     """The hashes of all n-grams of a text given in pieces that cut no word, an array for each piece with any."""
     carried = np.zeros(0, dtype=np.uint64)  # the last n - 1 words' hashes of the pieces before
     for piece in pieces:
-        found = np.array([words[word] for word in WORD.findall(piece.lower())], dtype=np.uint64)
-        run = np.concatenate([carried, found])
+        run = np.concatenate([carried, word_hashes(piece, words)])
         if len(run) >= n:
-            yield _join(run, n)
+            yield join_hashes(run, n)
         carried = run[len(run) - min(n - 1, len(run)) :]
 
 
-def _join(run: Hashes, n: int) -> Hashes:
-    """Hashes of the n-grams of a run of words' hashes."""
-    count = len(run) - n + 1
+def word_hashes(text: str, words: WordHashes) -> Hashes:
+    """The hash of each word of a text."""
+    return np.array([words[word] for word in WORD.findall(text.lower())], dtype=np.uint64)
+
+
+def join_hashes(run: Hashes, n: int) -> Hashes:
+    """Hashes of the n-grams of a run of words' hashes; none of fewer than n words."""
+    count = max(0, len(run) - n + 1)
     joined = np.zeros(count, dtype=np.uint64)
     for offset in range(n):
         joined = joined * MULTIPLIER + run[offset : offset + count]  # modulo 2^64

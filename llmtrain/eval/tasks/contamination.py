@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 from llmtrain.config.data import Source
 from llmtrain.data.sources.documents import strings_of
 from llmtrain.data.sources.files import resolve
 from llmtrain.data.sources.items import iter_items
-from llmtrain.data.sources.ngrams import WORD, WordHashes, ngram_hashes
+from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes, ngram_hashes, word_hashes
 from llmtrain.data.sources.rows import BadRow, Row, Wanted
 from llmtrain.data.sources.text import PIECE_CHARS, cut_pieces
 from llmtrain.eval.tasks.results import TaskResult
@@ -44,15 +46,16 @@ def find_matches(tasks: Sequence[TaskRows], sources: Sequence[Source]) -> dict[t
             of_value = wanted.setdefault(size, {}).setdefault(value, [])
             of_value += [(task_rows.task.name, key) for key in keys]
     found: dict[tuple[str, str], Match] = {}
-    for where, text in _training_texts(sources):
-        for size, of_hash in wanted.items():
-            first = 0  # word at which the n-grams of a piece begin
-            for hashes in ngram_hashes(cut_pieces([text], PIECE_CHARS), size, words):
-                for place, value in enumerate(hashes.tolist()):
-                    for item in of_hash.get(value, ()):
-                        if item not in found:
-                            found[item] = Match(where, _excerpt(text, first + place, size))
-                first += len(hashes)
+    looked_for = {size: np.array(sorted(of_hash), dtype=np.uint64) for size, of_hash in wanted.items()}
+    for where, text in _training_texts(sources) if wanted else ():
+        pieces = list(cut_pieces([text], PIECE_CHARS)) or [""]
+        run = np.concatenate([word_hashes(piece, words) for piece in pieces])
+        for size, values in looked_for.items():
+            hashes = join_hashes(run, size)
+            for place in np.flatnonzero(np.isin(hashes, values)).tolist():
+                for item in wanted[size][int(hashes[place])]:
+                    if item not in found:
+                        found[item] = Match(where, _excerpt(text, place, size))
     return found
 
 

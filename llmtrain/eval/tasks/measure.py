@@ -21,6 +21,7 @@ from llmtrain.eval.tasks.results import (
 )
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.rollout.engine import Generated, Sampling
+from llmtrain.rollout.stop_texts import StopTexts
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import (
     AnswerItem,
@@ -173,13 +174,14 @@ def _answers(
         )
     before = task_rows.example_text()
     prompts = [_prompt(subject, before, row, asking.chat) for row in task_rows.rows]
-    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=asking.stop_ids)
+    stop_texts = StopTexts(task.stop, subject.decoded) if task.stop else None
+    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=asking.stop_ids, stop_texts=stop_texts)
     responses = asking.generate([prompt[-room:] for prompt in prompts], sampling)
     if responses is None or watch.should_stop():
         return None
     texts, stopped = [], []
     for response in responses:
-        text = str(subject.tokenizer.decode(response.response_ids, skip_special_tokens=True))
+        text = subject.decoded(response.response_ids)
         cut = min([place for stop in task.stop if (place := text.find(stop)) >= 0], default=len(text))
         texts.append(text[:cut])
         stopped.append(response.stopped or cut < len(text))

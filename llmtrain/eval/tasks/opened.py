@@ -47,6 +47,6 @@ def generated(subject: Subject, should_stop: Callable[[], bool] = lambda: False)
     """Answers by our generator."""
 
     def answers(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated] | None:
-        return generate(subject.model, prompts, list(range(len(prompts))), sampling, should_stop)
+        return generate(subject.model, prompts, range(len(prompts)), sampling, should_stop)
 
     return answers

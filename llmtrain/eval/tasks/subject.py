@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft import PeftModel
@@ -30,6 +31,10 @@ class Subject:
     def encoded(self, text: str) -> list[int]:
         """The tokens of a text, with those that the tokenizer puts before any text."""
         return list(self.tokenizer.encode(text, add_special_tokens=not self._begins_with_bos(text)))
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, without special ones."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _begins_with_bos(self, text: str) -> bool:
         bos = self.tokenizer.bos_token

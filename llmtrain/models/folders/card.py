@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from llmtrain.config.load import parsed_yaml
+from llmtrain.models.folders.card_pair import Pair, pair_lines
 from llmtrain.models.folders.files import CARD, TRAINING
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
 from llmtrain.models.folders.origin import Origin
@@ -73,6 +74,7 @@ class CardFacts:
     is_adapter: bool = False  # the folder holds an adapter, no whole model
     origin: Origin | None = None  # where the base comes from; None: the model was new
     kind: ModelKind = LANGUAGE
+    pair: Pair | None = None  # both models on the same things; None: not measured
 
 
 def model_card(facts: CardFacts) -> str:
@@ -120,6 +122,7 @@ def model_card(facts: CardFacts) -> str:
             "",
             *_results(facts),
             "",
+            *([*pair_lines(facts.pair), ""] if facts.pair is not None else []),
             "## Limits",
             "",
             "*To be written by whoever publishes this model: what it is for, what it gets wrong, on whose text it was "

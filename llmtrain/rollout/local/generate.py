@@ -183,7 +183,8 @@ def _extend(rows: Sequence[_Row], outputs: Outputs, sampling: Sampling) -> None:
         row.values += value
         row.masks.append(token_mask)
         row.stopped = token_id in sampling.stop_ids
-        row.ended = row.stopped or len(row.ids) == sampling.max_new_tokens
+        has_text = sampling.stop_texts is not None and sampling.stop_texts.ended(row.ids)
+        row.ended = row.stopped or has_text or len(row.ids) == sampling.max_new_tokens
 
 
 def _width(forward: Forward, num_rows: int, current: int, steps_left: int) -> int:

@@ -12,12 +12,14 @@ from llmtrain.runs.report.evaluations import evaluations
 from llmtrain.runs.report.flow import ledger_flow
 from llmtrain.runs.report.html import note
 from llmtrain.runs.report.names import short_names
+from llmtrain.runs.report.pair import before_and_after
 from llmtrain.runs.report.policy import policy
 from llmtrain.runs.report.preference import preferences
 from llmtrain.runs.report.reward import reward_model
 from llmtrain.runs.report.section import Section, SectionOf
 from llmtrain.runs.report.settings import configuration, surroundings
 from llmtrain.runs.report.summary import what_was_run
+from llmtrain.runs.report.tasks import tasks
 from llmtrain.runs.report.training import training_curves
 from llmtrain.system.files import one_line
 
@@ -26,6 +28,8 @@ SECTIONS: Sequence[SectionOf] = (
     reward_model,
     preferences,
     policy,
+    before_and_after,
+    tasks,
     training_curves,
     samples,
     evaluations,

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from llmtrain.config.data import Source
+from llmtrain.data.sources.ngrams import word_hashes
+from llmtrain.eval.tasks import contamination
 from llmtrain.eval.tasks.contamination import NGRAM_WORDS, find_matches, with_matches
 from llmtrain.eval.tasks.results import ACC, ItemResult, TaskResult
 from llmtrain.tasks.load import TASKS
@@ -52,6 +54,23 @@ def test_a_text_in_common_is_found_in_any_format(train: Any, tmp_path: Path) -> 
 def test_a_short_text_is_compared_as_a_whole(tmp_path: Path) -> None:
     assert list(found(tmp_path, [SHORT, OTHER], f"So: {SHORT}? The Volga.")) == [f"{SHORT}?"]
     assert not found(tmp_path, [SHORT], "Which river is the longest one in Asia")
+
+
+def test_the_training_text_is_cut_into_words_once_whatever_the_lengths_of_the_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(text: str, words: Any) -> Any:
+        read.append(text)
+        return word_hashes(text, words)
+
+    monkeypatch.setattr(contamination, "word_hashes", counted)
+    monkeypatch.setattr(contamination, "PIECE_CHARS", 40)  # n-grams of two pieces too
+    questions = [LONG, SHORT, " ".join(OTHER.split()[:10]), " ".join(LONG.split()[4:16])]
+    text = f"{OTHER}. {SHORT}! {LONG}, as he said"
+    assert found(tmp_path, questions, text).keys() == {f"{question}?" for question in questions}
+    assert "".join(read) == text
 
 
 def test_twelve_words_are_too_few(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from llmtrain.eval.tasks.likelihood import Request, likelihoods, request_of
 from llmtrain.eval.tasks.measure import Asking, Watch, measure
 from llmtrain.eval.tasks.opened import generated, opened_subject
 from llmtrain.eval.tasks.subject import Subject, subject_of
+from llmtrain.rollout.engine import Sampling
 from llmtrain.tasks.load import TASKS
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import AnswerItem, AnswerTask, ChoiceItem, ContinuationItem
@@ -192,6 +193,31 @@ def test_answers_are_cut_at_a_stop_text_and_scored(subject: Subject, folder: Pat
     assert cut.items[0].values["ends"] == 1.0 and cut.items[0].values["own"] == 0.25
     assert seen[0][0] == ["ab", "cd"] and seen[0][2] == [{"answer": "x"}] * 2
     assert [(each.name, each.unit) for each in cut.measures] == [("own", "mean"), ("ends", "share")]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_an_answer_that_ends_at_a_stop_text_is_the_one_that_goes_on_and_is_cut(subject: Subject, length: int) -> None:
+    items, plain = [AnswerItem(text) for text in ("ab", "cd", "efg", "h")], generated(subject)
+    (long, *_) = plain([subject.encoded("ab")], Sampling(40, temperature=0)) or []
+    stop = subject.decoded(long.response_ids)[10 : 10 + length]
+
+    def going_on(prompts: Any, sampling: Sampling) -> Any:
+        return plain(prompts, replace(sampling, stop_texts=None))
+
+    score = {"letters": lambda prompts, responses, fields: [float(len(text)) for text in responses]}
+    task = AnswerTask("t", "s", lambda fields: AnswerItem(""), score, stop=(stop, "no such text"))
+    task_rows = replace(rows("answers", items), task=task)
+    ended, whole = (measure(subject, task_rows, Asking(each, (), 40)) for each in (plain, going_on))
+    assert ended is not None and whole is not None
+    for one, other in zip(ended.items, whole.items, strict=True):
+        assert one.details == other.details
+        assert {**one.values, "tokens": 0} == {**other.values, "tokens": 0}
+    first, its_whole = ended.items[0], whole.items[0]
+    assert first.values["tokens"] < its_whole.values["tokens"] == 40
+    count = int(first.values["tokens"])
+    assert stop in subject.decoded(long.response_ids[:count]) and stop not in subject.decoded(
+        long.response_ids[: count - 1]
+    )
 
 
 def test_a_prompt_goes_through_the_chat_template_if_asked(subject: Subject) -> None:

@@ -1,0 +1,1 @@
+"""A run's model measured before and after training on the same things, item by item."""

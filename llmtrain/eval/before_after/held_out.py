@@ -1,0 +1,166 @@
+"""A model's loss on what a run held out, document by document: conversations, pairs of answers, labelled answers.
+
+A document is what a pack has of it, known by a hash of its tokens, so that two runs that held out the same compare too.
+The packs are a fixed spread over all held-out ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from typing import Generic
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llmtrain.batch import IGNORE_INDEX, LabelledAnswers, PackedTokens, PreferencePairs
+from llmtrain.data.loader.batches import Collate, collate, rank_batches
+from llmtrain.data.loader.order import permuted_index
+from llmtrain.data.loader.plan import EVAL_KEY, DataPlan
+from llmtrain.data.packing.answers import collate_answers
+from llmtrain.data.packing.pairs import collate_pairs
+from llmtrain.eval.before_after.pair import Measurement
+from llmtrain.eval.before_after.together import together
+from llmtrain.eval.tasks.results import NATS_PER_TOKEN, ItemResult, Measure, TaskResult
+from llmtrain.protocols import BatchType, Ranks
+
+HELD_OUT, DESIRABLE, UNDESIRABLE = "held_out", "desirable", "undesirable"
+CHOSEN_NATS = Measure("chosen_nats_per_token", False, "per weight", "chosen_tokens")
+REJECTED_NATS = Measure("rejected_nats_per_token", None, "per weight", "rejected_tokens")
+PREFERS_CHOSEN = Measure("prefers_chosen", True, "share")
+
+ItemsOf = Callable[[nn.Module, BatchType], Iterator[ItemResult]]
+"""(module, a microbatch on its device) -> its documents' items."""
+
+
+@dataclass(frozen=True)
+class HeldOutItems(Generic[BatchType]):
+    """The loss of a run's module on held-out documents, split among ranks; calling it measures."""
+
+    plan: DataPlan
+    ranks: Ranks
+    collate: Collate[BatchType]
+    items_of: ItemsOf[BatchType]
+    task: str
+    measures: Sequence[Measure]
+    segments_per_item: int = 1
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> TaskResult | None:
+        """The items of all ranks, on the main process. Raises Unmeasured. Collective.
+
+        It is short, so that it does not stop: ranks that compute a pack together would have to agree on it.
+        """
+
+        def mine() -> TaskResult | None:
+            plan, ranks = self.plan, self.ranks
+            items: list[ItemResult] = []
+            batches = rank_batches(
+                self._packs(), plan.eval_pack, plan.packs_per_microbatch, ranks.rank, ranks.world_size, self.collate
+            )
+            for batch in batches:
+                items += self.items_of(model, batch.to(ranks.device))
+            return TaskResult(self.task, self.measures, items, {"source": "what the run held out"})
+
+        return together(mine, self.ranks)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents, or pairs, of the packs that are measured."""
+        segments = (len(self.plan.eval_pack(pack).segment_lengths) for pack in self._packs())
+        return sum(segments) // self.segments_per_item
+
+    def _packs(self) -> list[int]:
+        """Numbers of the fewest packs, in a fixed random order, that hold as many documents as are asked for."""
+        plan, packs, found = self.plan, list[int](), 0
+        while len(packs) < plan.num_eval_packs and found < plan.config.eval.before_after:
+            packs.append(permuted_index(len(packs), plan.num_eval_packs, EVAL_KEY))
+            found += len(plan.eval_pack(packs[-1]).segment_lengths) // self.segments_per_item
+        return packs
+
+
+def held_out_conversations(plan: DataPlan, ranks: Ranks) -> dict[str, Measurement]:
+    """The loss of what an SFT run holds out."""
+    return {HELD_OUT: HeldOutItems(plan, ranks, collate, conversations, HELD_OUT, [NATS_PER_TOKEN])}
+
+
+def held_out_pairs(plan: DataPlan, ranks: Ranks) -> dict[str, Measurement]:
+    """The losses of both answers of held-out pairs."""
+    measures = [CHOSEN_NATS, REJECTED_NATS, PREFERS_CHOSEN]
+    return {HELD_OUT: HeldOutItems(plan, ranks, collate_pairs, pairs, HELD_OUT, measures, 2)}
+
+
+def held_out_labelled(plan: DataPlan, ranks: Ranks) -> dict[str, Measurement]:
+    """The losses of held-out answers by their label."""
+    either = replace(NATS_PER_TOKEN, higher_is_better=None)
+    return {
+        task: HeldOutItems(plan, ranks, collate_answers, partial(labelled_answers, desirable=is_good), task, [measure])
+        for task, is_good, measure in ((DESIRABLE, True, NATS_PER_TOKEN), (UNDESIRABLE, False, either))
+    }
+
+
+def conversations(model: nn.Module, batch: PackedTokens) -> Iterator[ItemResult]:
+    """Each document's loss, by the weights of its tokens; those without a trained token are left out."""
+    losses = model(batch).token_losses
+    if not batch.sample_ids:
+        return
+    labels = batch.labels.cpu()
+    is_label = labels != IGNORE_INDEX
+    weights = is_label.double() if batch.label_weights is None else batch.label_weights.cpu().double()
+    of_token = torch.zeros(len(labels), dtype=torch.float64)
+    of_token[is_label] = losses.cpu().double()
+    lengths = list(batch.segment_lengths)
+    parts = (each.split(lengths) for each in (batch.input_ids.cpu(), labels, of_token, weights))
+    for ids, wanted, loss, weight in zip(*parts, strict=True):
+        if tokens := float(weight.sum()):
+            yield _item(HELD_OUT, ids, wanted, {NATS_PER_TOKEN.name: float(loss.sum()), "tokens": tokens})
+
+
+def pairs(model: nn.Module, batch: PreferencePairs) -> Iterator[ItemResult]:
+    """Of each pair the loss of both answers, and whether the chosen one is likelier per token; a tie is not."""
+    logprobs = model(batch).logprobs
+    if not batch.num_pairs:
+        return
+    losses = _answer_losses(logprobs, batch.answer_lengths)
+    ends = [prefix + sum(batch.segment_lengths[2 * i : 2 * i + 2]) for i, prefix in enumerate(batch.prefix_lengths)]
+    parts = zip(batch.input_ids.cpu().split(ends), batch.labels.cpu().split(ends), strict=True)
+    for number, (ids, labels) in enumerate(parts):
+        chosen, rejected = losses[2 * number : 2 * number + 2]
+        num_chosen, num_rejected = batch.answer_lengths[2 * number : 2 * number + 2]
+        if num_chosen and num_rejected:
+            values = {
+                CHOSEN_NATS.name: chosen,
+                "chosen_tokens": float(num_chosen),
+                REJECTED_NATS.name: rejected,
+                "rejected_tokens": float(num_rejected),
+                PREFERS_CHOSEN.name: float(chosen / num_chosen < rejected / num_rejected),
+            }
+            yield _item(HELD_OUT, ids, labels, values)
+
+
+def labelled_answers(model: nn.Module, batch: LabelledAnswers, *, desirable: bool) -> Iterator[ItemResult]:
+    """The loss of each answer of one label."""
+    logprobs = model(batch).logprobs
+    if not batch.sample_ids:
+        return
+    losses = _answer_losses(logprobs, batch.answer_lengths)
+    lengths = list(batch.segment_lengths)
+    parts = zip(batch.input_ids.cpu().split(lengths), batch.labels.cpu().split(lengths), strict=True)
+    known = zip(parts, losses, batch.answer_lengths, batch.desirable.tolist(), strict=True)
+    for (ids, labels), loss, tokens, label in known:
+        if tokens and label == desirable:
+            task = DESIRABLE if desirable else UNDESIRABLE
+            yield _item(task, ids, labels, {NATS_PER_TOKEN.name: loss, "tokens": float(tokens)})
+
+
+def _answer_losses(logprobs: Float[Tensor, " tokens"], answer_lengths: Sequence[int]) -> list[float]:
+    """Nats of each answer."""
+    return [-float(each.double().sum()) for each in logprobs.cpu().split(list(answer_lengths))]
+
+
+def _item(task: str, ids: Tensor, labels: Tensor, values: dict[str, float]) -> ItemResult:
+    digest = blake2b(repr((ids.tolist(), labels.tolist())).encode(), digest_size=8).hexdigest()
+    return ItemResult(task, digest, "held out", values)

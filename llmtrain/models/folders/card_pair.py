@@ -1,0 +1,53 @@
+"""The part of a model card that compares the model with the one it was trained from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One measure of both models; NaN and "" where their difference is not known."""
+
+    what: str
+    before: float
+    after: float
+    difference: float
+    low: float  # of its 95 % interval
+    high: float
+    num_items: int
+    verdict: str  # of the trained model
+
+    @property
+    def interval(self) -> str:
+        """The difference with its interval, in words."""
+        if math.isnan(self.difference):
+            return ""
+        shown = f"{self.difference:+.4g}"
+        return shown if math.isnan(self.low) else f"{shown} ({self.low:+.4g} to {self.high:+.4g})"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What was measured before and after training on the same things."""
+
+    rows: Sequence[PairRow]
+    meanings: Sequence[str]  # what each of the measures is, and what it cannot show
+    notes: Sequence[str]  # what is missing, and why
+
+
+def pair_lines(pair: Pair) -> Iterator[str]:
+    """The part as Markdown."""
+    yield "### Before and after training"
+    yield ""
+    if pair.rows:
+        yield "| measured | before | after | difference, 95 % interval | items | after training it is |"
+        yield "| --- | --- | --- | --- | --- | --- |"
+        for row in pair.rows:
+            cells = (row.what, f"{row.before:.4g}", f"{row.after:.4g}", row.interval, f"{row.num_items:,}", row.verdict)
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+    for line in (*pair.meanings, *pair.notes):
+        yield f"- {line}"

@@ -1,0 +1,107 @@
+"""What a tuning run measures before and after training (`eval.before_after`): the pair of its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmtrain.config.recipes import TuningConfig
+from llmtrain.data.chat.tokenizer import ChatTokenizer
+from llmtrain.eval.before_after.answers import ANSWERS, Answers
+from llmtrain.eval.before_after.held_out import HeldOutItems
+from llmtrain.eval.before_after.pair import BeforeAfter, Measurement
+from llmtrain.eval.before_after.together import tasks_together
+from llmtrain.eval.tasks.measure import Asking
+from llmtrain.eval.tasks.opened import tokenizer_digest
+from llmtrain.eval.tasks.results import BITS_PER_BYTE, TaskResult
+from llmtrain.eval.tasks.subject import Subject
+from llmtrain.models.stops import stop_ids
+from llmtrain.models.wrappers.actor_critic import ActorCritic
+from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.protocols import Ranks
+from llmtrain.recipes.items import GENERAL_TEXT, items_of
+from llmtrain.recipes.samples import Questions
+from llmtrain.recipes.tasks import asking_of, trained_subject
+from llmtrain.recipes.trainer import Run
+from llmtrain.rollout.engine import Sampling
+from llmtrain.rollout.local.generator import LocalGenerator
+from llmtrain.system.counted import counted
+from llmtrain.tasks.rows import TaskRows
+
+
+def before_after(
+    run: Run[TuningConfig],
+    model: PreTrainedModel,
+    chat: ChatTokenizer,
+    module: CausalLMLoss | ActorCritic,
+    own: Mapping[str, Measurement],
+) -> BeforeAfter | None:
+    """What is measured before and after, said in a line; None if the run does not ask for it, or there is nothing.
+
+    `own`: what the recipe holds out, and the answers to it. `module` computes `model`.
+    """
+    config, runtime = run.config.eval, run.runtime
+    if not config.before_after:
+        return None
+    measurements = dict(own)
+    if (reason := runtime.refusal("rollouts")) is not None:
+        runtime.say(f"eval.before_after: only held-out losses are measured under {runtime.engine}: {reason}")
+        measurements.pop(ANSWERS, None)
+    else:
+        items = items_of(config)
+        subject = trained_subject(model, chat.tokenizer, module)
+        asking = asking_of(run, subject, chat.encoder.end_of_turn_ids)
+        for task_rows in (*([] if items.general_text is None else [items.general_text]), *items.tasks):
+            measurements[task_rows.task.name] = partial(_task, task_rows, subject, asking, runtime)
+    if not measurements:
+        runtime.say("eval.before_after: nothing is held out, so nothing is measured before and after training")
+        return None
+    record = {
+        "path": str(run.folder),
+        "tokenizer": tokenizer_digest(chat.tokenizer),
+        "dtype": str(runtime.dtype),
+    }
+    asked = ", ".join(f"{name.replace('_', ' ')} ({_size(each)})" for name, each in measurements.items())
+    return BeforeAfter(measurements, asked, record, runtime, runtime.say)
+
+
+def answers_to(
+    run: Run[TuningConfig], model: PreTrainedModel, chat: ChatTokenizer, questions: Questions
+) -> dict[str, Measurement]:
+    """Greedy answers to the first held-out questions; {} if there are none, or none is asked for."""
+    config, data = run.config.eval, run.config.data
+    evaluates = data.eval is not None or data.eval_fraction > 0
+    if not config.before_after or not evaluates or run.runtime.refusal("rollouts") is not None:
+        return {}
+    max_new_tokens = min(config.sample_tokens, data.max_seq_len // 2)
+    asked = questions(data, chat.tokenizer, config.before_after, data.max_seq_len - max_new_tokens)
+    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=stop_ids(model, chat.encoder.end_of_turn_ids))
+    generator = LocalGenerator(model, run.runtime, lambda: run.stop.requested is not None)
+    return {ANSWERS: Answers(asked, generator, sampling, chat.tokenizer, run.runtime)} if asked else {}
+
+
+def _task(
+    task_rows: TaskRows, subject: Subject, asking: Asking, ranks: Ranks, module: nn.Module, should_stop: object
+) -> TaskResult | None:
+    """A task's results; of general text the bits per byte alone, which say the same as nats per token."""
+    result = tasks_together(task_rows, subject, asking, ranks)
+    if result is None or result.task != GENERAL_TEXT:
+        return result
+    return replace(result, measures=[BITS_PER_BYTE])
+
+
+def _size(measurement: Measurement) -> str:
+    """How much is measured, in words that are equal where the numbers compare."""
+    match measurement:
+        case Answers():
+            return f"{len(measurement.asked)} of at most {measurement.sampling.max_new_tokens} tokens"
+        case HeldOutItems():
+            return counted(measurement.num_documents, "document")
+        case partial():
+            rows: TaskRows = measurement.args[0]
+            return f"{counted(len(rows.rows), 'item')} of {rows.path}"
+    raise AssertionError(measurement)
