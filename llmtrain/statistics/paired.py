@@ -103,8 +103,7 @@ def paired(
     if clusters is not None:
         first, second = first.by_cluster(clusters), second.by_cluster(clusters)
     residuals = _residuals(first, second)
-    difference = second.ratio - first.ratio
-    difference = difference if abs(difference) > ROUNDING else 0.0
+    difference = _difference(first, second)
     low, high = bootstrap_interval(first, second, seed)
     exact = is_share and clusters is None
     p_value = equality(first, second, exact=exact, ideal=ideal, seed=seed)
@@ -121,6 +120,15 @@ def paired(
         None if needed is None else math.ceil(needed * num_items / units),
         smallest_found(spread, units),
     )
+
+
+def _difference(first: Sums, second: Sums) -> float:
+    """The second ratio minus the first: of equal weights that of the summed differences, which rounds less."""
+    if np.array_equal(first.weights, second.weights):
+        found = Sums(second.values - first.values, first.weights).ratio
+    else:
+        found = second.ratio - first.ratio
+    return found if abs(found) > ROUNDING else 0.0
 
 
 def _residuals(first: Sums, second: Sums) -> Array:
@@ -193,7 +201,7 @@ def bootstrap_interval(first: Sums, second: Sums, seed: int = 0, resamples: int 
         return math.nan, math.nan
     same_weights = np.array_equal(first.weights, second.weights) and bool(np.all(first.weights > 0))
     if same_weights and np.ptp((second.values - first.values) / first.weights) == 0:
-        return (second.ratio - first.ratio,) * 2  # every unit differs by the same: nothing to resample
+        return (_difference(first, second),) * 2  # every unit differs by the same: nothing to resample
 
     def ratios(values: Array, weights: Array, axis: int) -> Array:
         total, scale = values.sum(axis), weights.sum(axis)

@@ -76,6 +76,8 @@ def read_task(task: Task, source: Source, *, limit: int | None, shots: int | Non
         rows, num_shots = spread_blocks(list(_rows(task, source)), limit), 0
     else:
         rows = list(islice(_rows(task, source), None if limit is None else limit + num_shots))
+    if not rows:
+        raise ValueError(f"{source.path}: holds no rows of {task.name}")
     if len(rows) <= num_shots:
         raise ValueError(
             f"{source.path}: {task.name} finds {len(rows)} rows, of which the first {num_shots} are examples, so that "

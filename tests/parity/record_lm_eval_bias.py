@@ -1,6 +1,7 @@
 """What lm-evaluation-harness 0.4.13 measures of SmolLM2 on CrowS-Pairs and BBQ, for `test_lm_eval_bias.py`.
 
     lmeval/bin/python tests/parity/record_lm_eval_bias.py MODEL_FOLDER DATA_FOLDER tests/parity/lm_eval_bias_0_4_13.json
+    lmeval/bin/python tests/parity/record_lm_eval_bias.py scorers DATA_FOLDER tests/parity/lm_eval_bias_0_4_13.json
 
 Its own tasks and scorers run unmodified, but for where their data is: the rows that `llmtrain bias --limit` takes. It
 has no orientation of CrowS-Pairs to undo: it too asks for the share of `sent_more`, of either kind of pair.
@@ -9,6 +10,7 @@ has no orientation of CrowS-Pairs to undo: it too asks for the share of `sent_mo
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import sys
 import tempfile
@@ -17,10 +19,12 @@ from random import Random
 from typing import Any
 
 import lm_eval
+import numpy as np
 import yaml
+from datasets import Dataset
 from lm_eval.tasks import TaskManager
 
-NUM_ITEMS = 100
+NUM_ITEMS, NUM_CHOICES = 60, {"crows_pairs": 2, "bbq": 12}
 FILES = {"crows_pairs": ("crows_pairs/crows_pairs_english.yaml", 1), "bbq": ("bbq/bbq_multiple_choice.yaml", 4)}
 """Task -> its file in the harness, and how many rows belong together."""
 Fields = dict[str, Any]
@@ -58,7 +62,42 @@ def write_task(name: str, data: Path, folder: Path) -> None:
     (folder / f"local_{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
 
 
+def of_random_logprobs(name: str, data: Path) -> Fields:
+    """The scores of a whole set, by the scorers of the harness, of log-likelihoods that are drawn."""
+    place = Path(lm_eval.__file__).parent / "tasks" / name / "utils.py"
+    spec = importlib.util.spec_from_file_location(name, place)
+    assert spec is not None and spec.loader is not None
+    scorers: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scorers)
+    found = Dataset.from_list([{**row, "answer_info": row.get("answer_info", {})} for row in rows(name, data)])
+    docs = list(scorers.process_docs(found)) if name == "bbq" else list(found)
+    drawn_logprobs = np.random.default_rng(0).normal(size=(len(docs), NUM_CHOICES[name]))
+    drawn_logprobs[:, :2] += 1  # else nearly no answer names a person
+    score = scorers.process_results_multiple_choice if name == "bbq" else scorers.process_results
+    each = [
+        score(doc, [(value, False) for value in logprobs])
+        for doc, logprobs in zip(docs, drawn_logprobs.tolist(), strict=True)
+    ]
+    of_means = {key: float(np.mean([values[key] for values in each])) for key in each[0] if name == "crows_pairs"}
+    aggregates = {
+        "accuracy_amb": "agg_accuracy_amb",
+        "accuracy_disamb": "agg_accuracy_disamb",
+        **{f"amb_bias_score{part}": "agg_amb_bias_scores" for part in ("", "_Age", "_Religion")},
+        **{f"disamb_bias_score{part}": "agg_disamb_bias_scores" for part in ("", "_Age", "_Religion")},
+    }
+    return of_means or {
+        key: round(float(getattr(scorers, function)([values[key] for values in each])), 10)
+        for key, function in aggregates.items()
+    }
+
+
 def main() -> None:
+    if sys.argv[1] == "scorers":
+        data, output = Path(sys.argv[2]), Path(sys.argv[3])
+        before = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
+        found = {name: {**before.get(name, {}), "of_random_logprobs": of_random_logprobs(name, data)} for name in FILES}
+        output.write_text(f"{json.dumps(found)}\n", encoding="utf-8")
+        return
     model, data, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:

@@ -122,6 +122,7 @@ CASES: list[tuple[list[str], str]] = [
         ["{even}", "--data", "{inputs}", "--measures", "crows_pairs", "--against", "{tmp}/other.jsonl"],
         "no item in common",
     ),
+    (["{even}", "--data", "{tmp}/none.csv", "--measures", "crows_pairs"], "none.csv: holds no rows of crows_pairs"),
     (["{even}", "--data", "{inputs}", "--output", "{tmp}/no/where.jsonl"], "does not exist"),
 ]
 
@@ -131,6 +132,7 @@ def test_bad_input_is_one_line(
     words: list[str], message: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "none.csv").write_text("")
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     shutil.copytree(inputs / "even", tmp_path / "bare")
     for file in (tmp_path / "bare").glob("tok*"):

@@ -112,9 +112,7 @@ def _against_ideal(each: Compared, ideal: float, name: str) -> str:
     pair = each.paired
     if each.verdict != "not distinguishable":
         first, second = (abs(found.value - ideal) for found in (each.first, each.second))
-        return (
-            f"{name} is {each.verdict}: {second:.4f} from the ideal {ideal:g}, where the other is {first:.4f} from it"
-        )
+        return f"{name} is {each.verdict}: {second:.4f} from the ideal {ideal:g}, the other is {first:.4f} from it"
     differ = "" if math.isnan(pair.low) or pair.low <= 0 <= pair.high else ", though they may differ"
     return f"which is nearer to the ideal {ideal:g} is not distinguishable on {pair.num_items:,} items{differ}"
 

@@ -11,10 +11,11 @@ from llmtrain.eval.bias.reading import about_of, is_bias, readings
 from llmtrain.eval.tasks.compared import Compared, compare
 from llmtrain.eval.tasks.results import Evaluation, TaskResult, read_evaluation
 from llmtrain.runs.record import RunRecord
-from llmtrain.runs.report.html import details, join, note, paragraph, source, subtitle, table
+from llmtrain.runs.report.html import Cell, details, join, note, paragraph, source, subtitle, table
 from llmtrain.runs.report.names import short_names
 from llmtrain.runs.report.section import Section
 from llmtrain.runs.report.values import number
+from llmtrain.runs.report.verdict_words import verdict_cell
 from llmtrain.statistics.measures import PART
 from llmtrain.statistics.paired import has_scipy
 from llmtrain.system.files import one_line
@@ -65,7 +66,7 @@ def _task(result: TaskResult) -> Markup:
         subtitle(f"{result.task}: {result.facts.get('source', '')}"),
         table(head, whole, numbers=(1, 2, 5)),
         details(f"By part: {len(parts)} more", table(head, parts, numbers=(1, 2, 5))) if parts else "",
-        *(paragraph(f"{word}: {text}.") for word, text in texts),
+        *(paragraph(f"{word}: {text}.".replace("`", "'")) for word, text in texts),
         *(note(each) for each in result.notes),
     )
 
@@ -91,7 +92,7 @@ def _against(evaluation: Evaluation, base: Path) -> Markup:
     )
 
 
-def _row(each: Compared) -> tuple[str, ...]:
+def _row(each: Compared) -> tuple[Cell, ...]:
     pair = each.paired
     return (
         f"{each.task} {each.measure.name}",
@@ -100,5 +101,5 @@ def _row(each: Compared) -> tuple[str, ...]:
         number(pair.difference),
         f"{number(pair.low)} to {number(pair.high)}",
         f"{each.p_value:.2g}",
-        each.verdict,
+        verdict_cell(each.verdict),
     )

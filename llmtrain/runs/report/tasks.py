@@ -65,7 +65,7 @@ def _one(name: str, evaluation: Evaluation) -> Iterator[Markup]:
         for measure in result.measures:
             found = estimate(result.items, measure)
             interval = f"{number(found.low)} to {number(found.high)}"
-            rows.append((task, measure.name, number(found.value), interval, f"{len(result.items):,}"))
+            rows.append((task, measure.name, number(found.value), interval, f"{found.num_items:,}"))
     yield table(("task", "measure", "value", "95 % interval", "items"), rows, numbers=(2, 3, 4))
     yield source(EVALUATION_FILE)
 
