@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmtrain.data.quality.sample import Reading
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
+TOKENIZER = "tokenizer.json"
 SECONDS_BETWEEN_LINES = 10.0
 BEST_USES: Sequence[Use] = ("pairs", "kto", "sft", "prompts", "pretrain")
 """Uses of rows, the one that shows most of them first: a pair is also a chat, and a chat is also a prompt."""
@@ -120,6 +121,8 @@ def wanted(arguments: argparse.Namespace, config: Configured | None) -> Wanted:
     against = [Source(path=path, split="all" if Path(path).is_dir() else "train") for path in arguments.against or ()]
     for source in against:
         resolve(source)
+    if arguments.tokenizer is not None:  # of a configuration, one that is not there is a line on the page
+        _load_tokenizer(arguments.tokenizer, "--tokenizer")
     if arguments.model is not None:
         from llmtrain.models.folders.given import given_folder
 
@@ -185,9 +188,7 @@ def _asked(options: Wanted) -> Asked:
 
     config = options.config
     path = options.tokenizer or options.model or (config.tokenizer if config is not None else None)
-    load = None if path is None else partial(_load_tokenizer, path)
-    if options.tokenizer is not None and load is not None:
-        load()  # what is asked for by name is an error where it is not there; a configuration's is a line on the page
+    load = None if path is None else partial(_load_tokenizer, path, "tokenizer.path")
     return Asked(
         against=options.against,
         tokenizer=path,
@@ -199,13 +200,16 @@ def _asked(options: Wanted) -> Asked:
     )
 
 
-def _load_tokenizer(path: str) -> Any:
+def _load_tokenizer(path: str, key: str) -> Any:
+    """The tokenizer in a folder of its own, of a run or of a model; `key`: what names it, for messages."""
     from llmtrain.cli.main import hide_developer_messages
     from llmtrain.data.tokenize import load_tokenizer
     from llmtrain.models.folders.given import given_folder
 
     hide_developer_messages()
-    return load_tokenizer(given_folder(path, say), key="--tokenizer")
+    is_model = path.endswith(".gguf") or not (Path(path).expanduser() / TOKENIZER).is_file()
+    is_there = path.endswith(".gguf") or Path(path).expanduser().is_dir()
+    return load_tokenizer(given_folder(path, say) if is_model and is_there else path, key=key)
 
 
 def _losses(model: str, sample: Any) -> Any:

@@ -9,46 +9,13 @@ from pathlib import Path
 
 import made_up_runs
 import pytest
-from headless import Browser
+from headless import ALL, DOM, HTML, Browser
 
 from llmtrain.cli.main import main
 from llmtrain.runs.report.report import write_report
 from llmtrain.system.visible import HIDDEN
 
 pytest.importorskip("matplotlib", reason="a report needs matplotlib: pip install 'llmtrain[report]'")
-
-HTML = (
-    "</script><script>alert(1)</script>",
-    "</style></title></svg></pre></details><script>alert(2)</script>",
-    "<svg onload=alert(3)><img src=x onerror=alert(4)>",
-    '"><iframe src="javascript:alert(5)"></iframe>',
-    "' onmouseover='alert(6)' style='position:fixed'",
-    "<!-- <![CDATA[ ]]> --> &lt;b&gt; &#x3c;i&#x3e;",
-    "{{7*7}} {% raw %} ${7*7} $\\alpha$ %s {0}",
-    "javascript:alert(7)",
-    '<base href="https://example.org/"><link rel=stylesheet href=//example.org/x.css>',
-    "<meta http-equiv=refresh content='0;url=https://example.org'><form action=//example.org><input>",
-)
-HIDDEN_TEXT = (
-    "a\x1b[2J\x1b]0;owned\x07b\x08\x7f\x9b31m",
-    "a\u202egnp.exe\u2066b\u200b\ufeff",
-    "a\U000e0048\U000e0069 tags\u00ad\u2028\u2029",
-    "a\ud800b\udfff\ufffe",
-    "a\x00b\r\nc\rd\te",
-)
-ALL = " ".join((*HTML, *HIDDEN_TEXT))
-DOM = """
-const found = {tags: {}, attributes: {}, links: [], styles: []};
-for (const element of document.querySelectorAll("*")) {
-  found.tags[element.tagName.toLowerCase()] = 1;
-  for (const {name, value} of element.attributes) {
-    found.attributes[name] = 1;
-    if (name.endsWith("href") || name === "src" || name === "action") found.links.push(value);
-    if (name === "style") found.styles.push(value);
-  }
-}
-return found;
-"""
 
 
 RECIPES = ("sft", "reward", "kto", "policy")

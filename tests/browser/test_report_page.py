@@ -7,50 +7,11 @@ from pathlib import Path
 
 import made_up_runs
 import pytest
-from headless import Browser
+from headless import CONTRASTS, DESK, FIGURES, PHONE, READABLE, Browser
 
 from llmtrain.runs.report.report import write_report
 
 pytest.importorskip("matplotlib", reason="a report needs matplotlib: pip install 'llmtrain[report]'")
-
-PHONE, DESK = 390, 1440
-READABLE = 4.5
-"""Contrast of text with what is under it (WCAG 2.2, level AA)."""
-
-CONTRASTS = """
-function channel(value) { value /= 255; return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4; }
-function luminance(c) { return 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]); }
-function parsed(text) { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; }
-function under(element) {
-  for (let e = element; e; e = e.parentElement) {
-    const color = parsed(getComputedStyle(e).backgroundColor);
-    if (color[3] === 1) return color;
-  }
-  return null;
-}
-const found = [];
-for (const element of document.querySelectorAll("body *")) {
-  const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
-  if (!own || !element.getClientRects().length || element.tagName === "title") continue;
-  const style = getComputedStyle(element), paper = under(element);
-  const ink = parsed(element.ownerSVGElement ? style.fill : style.color);
-  const [high, low] = [luminance(ink), luminance(paper)].sort((a, b) => b - a);
-  found.push([(high + 0.05) / (low + 0.05), element.tagName + "." + element.getAttribute("class"),
-              element.textContent.trim().slice(0, 40)]);
-}
-return found;
-"""
-
-FIGURES = """
-return [...document.querySelectorAll("figure")].map(figure => {
-  const drawing = [...figure.querySelectorAll("svg")].find(each => each.getClientRects().length);
-  const box = drawing ? drawing.getBoundingClientRect() : {width: 0, height: 0};
-  const texts = drawing ? [...drawing.querySelectorAll("text")].map(each => each.textContent) : [];
-  return {name: drawing ? drawing.getAttribute("aria-label") : "", width: box.width, height: box.height,
-          words: texts.filter(text => /[A-Za-z]{2}/.test(text)), source: figure.querySelector(".source") !== null,
-          caption: figure.querySelector("figcaption").textContent};
-});
-"""
 
 
 @pytest.fixture(scope="module")

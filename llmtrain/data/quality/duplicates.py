@@ -56,6 +56,7 @@ class NearDuplicatesFound:
 
     num_items: int
     num_similar: int
+    num_like_one: int  # of these, those that are like the same one: texts of a template are
     num_short: int  # items with too few words to be compared
     by_source: Sequence[int]
     most: Sequence[Similar]
@@ -119,6 +120,7 @@ def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = No
     return NearDuplicatesFound(
         num_items=len(sample.items),
         num_similar=len(found),
+        num_like_one=max(Counter(id(earlier) for earlier, _ in found).values(), default=0),
         num_short=num_short,
         by_source=[by_source[number] for number in range(len(sample.sources))],
         most=[Similar(earlier, later, jaccard(earlier.text, later.text)) for earlier, later in _spread(found)],

@@ -43,8 +43,13 @@ IBAN_LENGTHS = {
     **dict.fromkeys(("LC",), 32),
 }
 """Country -> characters of its account numbers (SWIFT's IBAN registry)."""
-CARD_PREFIX = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|3(?:0[0-5]|[68])|35|6(?:011|4[4-9]|5)")
-"""Beginnings of payment cards' numbers: Visa, Mastercard, American Express, Diners, JCB, Discover."""
+CARDS = re.compile(
+    r"4\d{15}(?:\d{3})?|(?:5[1-5]|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720))\d+(?<=^.{16})|3[47]\d{13}"
+    r"|3(?:0[0-5]|[68]\d)\d{11}|(?:35|6(?:011|4[4-9]|5))\d{12,17}"
+)
+"""Numbers of payment cards: Visa, Mastercard, American Express, Diners; JCB and Discover."""
+PHONE_DIGITS, BARE_PHONE_DIGITS = 15, 13
+"""Digits of a phone number at most (ITU-T E.164); of one without spaces, where sums look the same, fewer."""
 CALLING_CODES = (
     r"(?:1|7|2[07]|3[0-4]|36|39|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]"
     r"|2[1-689]\d|3[578]\d|42\d|5[09]\d|6[789]\d|8[058]\d|9[679]\d)"
@@ -81,8 +86,7 @@ def iban_holds(text: str) -> bool:
 
 def _of_card(found: re.Match[str]) -> int:
     digits = re.sub(r"\D", "", found[0])
-    holds = len(set(digits)) > 1 and CARD_PREFIX.match(digits) is not None and luhn(digits)
-    return len(found[0]) if holds else 0
+    return len(found[0]) if len(set(digits)) > 1 and CARDS.fullmatch(digits) and luhn(digits) else 0
 
 
 def _of_account(found: re.Match[str]) -> int:
@@ -107,7 +111,9 @@ def _of_address(found: re.Match[str]) -> int:
 def _of_phone(found: re.Match[str]) -> int:
     digits = re.sub(r"\D", "", found[0])
     least = 11 if found[0].startswith("00") else 8
-    return len(found[0]) if least <= len(digits) <= 15 and len(set(digits)) > 2 else 0
+    is_bare = re.search(r"\d\D+\d", found[0]) is None
+    most = BARE_PHONE_DIGITS if is_bare else PHONE_DIGITS
+    return len(found[0]) if least <= len(digits) <= most and len(set(digits)) > 2 else 0
 
 
 def _of_social(found: re.Match[str]) -> int:
@@ -145,10 +151,11 @@ PATTERNS = (
     Pattern(
         "payment cards",
         re.compile(
-            r"(?<![\d.,+-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -]?)\d{6}\2\d{4,5}|\d{13,19})(?![\d]|[.,-]\d)"
+            r"(?<![\d.,+-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|3\d{3}([ -]?)\d{6}\2\d{4,5}"
+            r"|\d{14,19})(?![\d]|[.,-]\d)"
         ),
         _of_card,
-        "13 to 19 digits that begin as an issuer's do, with the right check digit (Luhn), as 1 in 10 others have",
+        "14 to 19 digits as an issuer has them, with the right check digit (Luhn), as 1 in 10 others have",
     ),
     Pattern(
         "phone numbers",

@@ -32,6 +32,8 @@ LIMITS: Mapping[str, float] = {
     **{f"top {n}-gram": limit for n, limit in TOP.items()},
     **{f"repeated {n}-grams": limit for n, limit in REPEATED.items()},
 }
+FAR = 2.0
+"""Short texts exceed a limit by chance; so many times, hardly."""
 MOST_SHOWN = 5
 PHRASE_WORDS = 5
 
@@ -56,6 +58,7 @@ class Repetition:
     num_short: int
     over: Mapping[str, int]  # rule -> texts beyond its limit
     num_over: int  # beyond any
+    num_far_over: int  # beyond any by more than `FAR` times
     by_source: Sequence[int]
     shares: Sequence[float]  # of each measured text, the share of its letters in repeated 5-grams
     most: Sequence[Repetitive]
@@ -68,6 +71,7 @@ def repetition(items: Sequence[Item], num_sources: int) -> Repetition:
     by_source: Counter[int] = Counter()
     shares: list[float] = []
     worst: list[tuple[float, int, str, float]] = []
+    num_far_over = 0
     for number, item in enumerate(items):
         parts = [part.text for part in item.parts if part.name != REJECTED]
         each = [found for text in parts if (found := repetition_of(text, words))]
@@ -80,6 +84,7 @@ def repetition(items: Sequence[Item], num_sources: int) -> Repetition:
             over.update(beyond.keys())
             by_source[item.source] += 1
             rule = max(beyond, key=lambda name: beyond[name])
+            num_far_over += beyond[rule] > FAR
             entry = (beyond[rule], -number, rule, found[rule])
             heapq.heappushpop(worst, entry) if len(worst) >= MOST_SHOWN else heapq.heappush(worst, entry)
     most = []
@@ -95,6 +100,7 @@ def repetition(items: Sequence[Item], num_sources: int) -> Repetition:
         num_short=len(items) - len(shares),
         over={rule: over[rule] for rule in LIMITS},
         num_over=sum(by_source.values()),
+        num_far_over=num_far_over,
         by_source=[by_source[number] for number in range(num_sources)],
         shares=shares,
         most=most,

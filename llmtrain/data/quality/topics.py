@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from llmtrain.data.quality.items import Item
+from llmtrain.system.counted import counted
 
 READ_CHARS = 5_000
 MOST_ITEMS = 10_000
@@ -63,7 +64,7 @@ def topics(items: Sequence[Item], num_sources: int, seed: int) -> Topics:
         raise ValueError("the topic map needs scikit-learn: pip install 'llmtrain[data]'") from None
     chosen = [items[place] for place in _evenly(len(items), MOST_ITEMS)]
     if len(chosen) < FEWEST_ITEMS:
-        raise ValueError(f"{len(chosen)} texts are too few to group: at least {FEWEST_ITEMS} are needed")
+        raise ValueError(f"{counted(len(chosen), 'text')} cannot be grouped: at least {FEWEST_ITEMS} are needed")
     vectorizer = TfidfVectorizer(
         token_pattern=WORD,
         stop_words="english",

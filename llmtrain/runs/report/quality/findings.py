@@ -15,6 +15,10 @@ from llmtrain.runs.report.values import count, counted, number, percent
 
 MANY = 0.01
 """A share of duplicates, or of repetitive texts, that asks for cleaning."""
+SOME = 0.003
+"""A share of near duplicates that asks for a look."""
+TEMPLATE = 0.5
+"""A share of near duplicates that are all like one text."""
 FEW_SURE = 0.05
 """A share of rows that cannot be used, that asks for a look."""
 UNEVEN_TOKENS = 1.5
@@ -107,9 +111,14 @@ def _duplicated(quality: Quality) -> Iterator[Finding]:
         part = near.num_similar / near.num_items
         text = (
             f"Of {basis(sample)}, {count(near.num_similar)} ({share(near.num_similar, near.num_items)}) "
-            f"{_are(near.num_similar)} nearly the same as an earlier one (similarity {NEAR:g} or more)."
+            f"{_are(near.num_similar)} nearly the same as an earlier one (similarity {NEAR:g} or more)"
         )
-        yield Finding(Level.ACT if part >= MANY else Level.LOOK, text, "duplicates")
+        if near.num_like_one >= max(TEMPLATE * near.num_similar, 20):
+            text += f", {count(near.num_like_one)} of them as one and the same, as texts of a template are."
+            yield Finding(Level.LOOK, text, "duplicates")
+        else:
+            level = Level.ACT if part >= MANY else Level.LOOK if part >= SOME else Level.INFO
+            yield Finding(level, f"{text}.", "duplicates")
     elif near is not None:
         least = "" if sample.is_whole else ", as far as the sample shows"
         yield Finding(Level.FINE, f"No two {unit(sample)} are nearly the same{least}.", "duplicates")
@@ -200,9 +209,13 @@ def _repetitive(quality: Quality) -> Iterator[Finding]:
         return
     text = (
         f"{things(found.num_over, quality.sample)} ({share(found.num_over, found.num_measured)} of those long enough) "
-        f"{'repeats itself' if found.num_over == 1 else 'repeat themselves'} beyond a limit of Gopher."
+        f"{'repeats itself' if found.num_over == 1 else 'repeat themselves'} beyond a limit of Gopher"
     )
-    yield Finding(Level.LOOK if found.num_over >= MANY * found.num_measured else Level.INFO, text, "repetition")
+    if found.num_far_over:
+        text += f", {count(found.num_far_over)} more than twice"
+    yield Finding(
+        Level.LOOK if found.num_far_over >= MANY * found.num_measured else Level.INFO, f"{text}.", "repetition"
+    )
 
 
 def _languages(quality: Quality) -> Iterator[Finding]:

@@ -179,7 +179,7 @@ def repetition(quality: Quality, found: Repetition) -> Section:
         note(
             "The rules and limits are those of Gopher (Rae et al. 2021, table A1) for English web "
             "pages; poems, tables, "
-            f"code and lists exceed them rightly. From {basis(sample)}, of which "
+            f"code and lists exceed them rightly, and short texts easily. From {basis(sample)}, of which "
             f"{count(found.num_short)} have fewer than "
             f"{FEWEST_WORDS} words, too few to measure. Of a chat each message is measured, of a pair "
             f"all but the rejected answer."

@@ -84,5 +84,5 @@ def test_too_few_texts_have_no_topics() -> None:
     pytest.importorskip("sklearn", reason="topics need scikit-learn: pip install 'llmtrain[data]'")
     from llmtrain.data.quality.topics import topics
 
-    with pytest.raises(ValueError, match="3 texts are too few to group"):
+    with pytest.raises(ValueError, match="3 texts cannot be grouped"):
         topics([item("one two three", i) for i in range(3)], 1, 0)
