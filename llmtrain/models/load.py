@@ -25,14 +25,14 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.context import described, num_positions, with_context
 from llmtrain.models.folders.adapter import adapter_kind, open_merged
 from llmtrain.models.folders.bases import innermost
-from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable
+from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable, require_whole
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.packed_weights import require_trainable_form, unpacking
 from llmtrain.models.folders.skeleton import skeleton
 from llmtrain.models.paths.path import can_switch
 from llmtrain.models.presets import preset_fields, preset_size
-from llmtrain.models.text_part import freeze_other_parts
+from llmtrain.models.text_part import freeze_other_parts, num_embeddings
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
 from llmtrain.system.paths import is_local
@@ -160,14 +160,17 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
             "device_map": {"": torch.cuda.current_device()},
         }
     try:
-        model: PreTrainedModel = LANGUAGE.auto_class(shape).from_pretrained(
+        model: PreTrainedModel
+        model, loading = LANGUAGE.auto_class(shape).from_pretrained(
             config.path,
             config=shape,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             attn_implementation=_attention(shape, config.trust_remote_code),
+            output_loading_info=True,
             **placement,
         )
+        require_whole(model, loading["missing_keys"])
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and not is_other_shapes(error):
             raise
@@ -241,7 +244,7 @@ def _saved_config(config: PretrainedModelConfig) -> PreTrainedConfig:
     try:
         shape = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # each architecture validates in its own way, with its own exception types
-        raise ValueError(f"model.path={config.path}: {one_line(error)}") from None
+        raise ValueError(f"model.path={config.path}: {load_fault(error)}") from None
     assert isinstance(shape, PreTrainedConfig)
     return shape
 
@@ -314,7 +317,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, fix: 
 @torch.no_grad()
 def _make_rows(model: PreTrainedModel, new_token_ids: Sequence[int]) -> None:
     """Rows of the embedding and the head for new tokens, each the mean of the rows of the tokens before them."""
-    if max(new_token_ids) >= model.get_input_embeddings().weight.shape[0]:
+    if max(new_token_ids) >= num_embeddings(model):
         model.resize_token_embeddings(max(new_token_ids) + 1, mean_resizing=False)
     num_known = min(new_token_ids)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):

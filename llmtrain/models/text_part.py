@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 TOKEN_FIELDS = ("_token_id", "_token_index", "_token_ids")
@@ -27,6 +27,12 @@ def text_field(shape: PreTrainedConfig, name: str, default: int | None = None) -
     found = getattr(shape.get_text_config(), name, default)  # through the architecture's attribute_map
     assert found is None or isinstance(found, int), (name, found)
     return found
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """How many tokens a model has embeddings for."""
+    weight: Tensor = model.get_input_embeddings().get_parameter("weight")
+    return weight.shape[0]
 
 
 def text_modules(model: PreTrainedModel) -> list[nn.Module]:

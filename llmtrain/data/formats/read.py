@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from llmtrain.config.data import OnBadRow, Source
 from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, UnwantedRow
+from llmtrain.data.formats.media import require_text_alone
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, resolve_rows
 from llmtrain.data.sources.items import iter_items
@@ -177,6 +178,7 @@ def _converted(
     try:
         row_reader = reader or recognise(row)
         known = f" (read as {row_reader.name})"
+        require_text_alone(row.fields)
         return row_reader, row_reader.convert(row)
     except UnwantedRow as unwanted:
         return row_reader, [Dropped(unwanted.reason, row_bytes(row))]

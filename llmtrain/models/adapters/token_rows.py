@@ -85,8 +85,12 @@ def train_rows(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     matrix.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    is_looked_up = isinstance(embedding, nn.Embedding) and _only_scales(embedding)
-    if not is_looked_up or type(head) not in (nn.Linear, Head):
+    if (
+        not isinstance(embedding, nn.Embedding)
+        or not _only_scales(embedding)
+        or not isinstance(head, nn.Linear)
+        or type(head) not in (nn.Linear, Head)
+    ):
         raise ValueError(
             f"{model.config.model_type}: its embedding and head do not support trained rows for new tokens; set "
             "data.chat_template to one of tokens that the tokenizer has, or adapter.kind to none"

@@ -36,6 +36,7 @@ from llmtrain.models.folders.origin import read_base
 from llmtrain.models.folders.packed_weights import unpacking
 from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
+from llmtrain.models.text_part import num_embeddings
 from llmtrain.system.files import one_line
 
 PEFT_PREFIX = "base_model.model."
@@ -164,7 +165,7 @@ def open_adapter(
     kind = kind_of_adapter(config.task_type)
     model = _open_base(adapter_folder, found, kind, trust_remote_code, **load_options(kind, tokenizer), **loading)
     _check_base(adapter_folder, found.path, config, model)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > num_embeddings(model):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
         with expected_warnings():

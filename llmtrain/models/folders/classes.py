@@ -33,6 +33,8 @@ MADE_HERE: set[type[PreTrainedConfig]] = set()
 class LastTokenScore(GenericForSequenceClassification):
     """`transformers`' generic head, for trunks of every kind of output."""
 
+    config: PreTrainedConfig
+
     def forward(
         self, input_ids: Int[Tensor, "batch tokens"], attention_mask: Tensor | None = None, **inputs: Any
     ) -> SequenceClassifierOutput:

@@ -76,7 +76,9 @@ def save_tokenizer(folder: Path, spec: ExportSpec) -> None:
     not padding, which must be the one that was trained.
     """
     if not spec.kind.generates:
-        spec.tokenizer.pad_token = spec.tokenizer.convert_ids_to_tokens(text_field(spec.shape, "pad_token_id"))
+        padding = text_field(spec.shape, "pad_token_id")
+        assert padding is not None, "`score_model` sets it"
+        spec.tokenizer.pad_token = spec.tokenizer.convert_ids_to_tokens(padding)
     positions = num_positions(spec.shape)
     if positions is not None:
         spec.tokenizer.model_max_length = positions

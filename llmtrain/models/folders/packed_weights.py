@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import Mxfp4Config, PreTrainedConfig
+from transformers import PreTrainedConfig
+from transformers.utils.quantization_config import Mxfp4Config
 
 READ_AS_BF16 = "mxfp4"
 

@@ -1,0 +1,112 @@
+"""The text model inside a multimodal folder: what is trained, what stays, what loads it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families.steps import write_base
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.sections import TunedModelConfig
+from llmtrain.data.tokenize import load_tokenizer
+from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.flops import training_flops
+from llmtrain.models.folders.adapter import export_adapter
+from llmtrain.models.folders.bases import origin_of
+from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model
+from llmtrain.models.folders.open import open_model
+from llmtrain.models.load import load_pretrained
+from llmtrain.models.text_part import text_prefix
+
+VISION = ("vision_tower", "multi_modal_projector")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mistral3")
+    write_base(folder, "mistral3")
+    (folder / "preprocessor_config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def model(base: Path) -> PreTrainedModel:
+    return load_pretrained(TunedModelConfig(path=str(base)), AutoTokenizer.from_pretrained(base), max_seq_len=32)
+
+
+def spec_of(model: PreTrainedModel, base: Path, adapter: AdapterConfig | None = None) -> ExportSpec:
+    return ExportSpec(model.config, AutoTokenizer.from_pretrained(base), origin=origin_of(str(base)), adapter=adapter)
+
+
+def test_the_vision_tower_is_frozen_and_the_text_model_is_not(model: PreTrainedModel) -> None:
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if any(part in name for part in VISION)}
+    assert frozen
+
+
+def test_the_vision_tower_costs_no_arithmetic(model: PreTrainedModel) -> None:
+    alone = sum(p.numel() for p in model.get_decoder().parameters()) - model.get_input_embeddings().weight.numel()
+    assert training_flops(model).per_token == 6.0 * alone
+
+
+def test_an_export_is_of_the_class_of_its_base_with_the_vision_tower_to_the_byte(
+    model: PreTrainedModel, base: Path, tmp_path: Path
+) -> None:
+    trained = {
+        f"{WRAPPER_PREFIX}{name}": parameter.detach() + 1
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    export_model(tmp_path / "model", trained, "", spec_of(model, base))
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "model"))
+    assert before.keys() == after.keys()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if any(part in name for part in VISION)}
+    assert type(open_model(str(tmp_path / "model"))[0]) is type(model)
+    assert (tmp_path / "model" / "preprocessor_config.json").is_file()  # or nobody could give it an image
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"target": ["q_proj", "v_proj"]}, {"layers": [1]}], ids=["all linear", "names", "a layer"]
+)
+def test_an_adapter_covers_the_text_model_only_and_loads_in_plain_peft(
+    settings: dict[str, object], base: Path, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    config = AdapterConfig.model_validate({"kind": "lora", "rank": 2, **settings})
+    add_adapter(model, config, (), 0)
+    adapted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert adapted and all(name.startswith(text_prefix(model)) for name in adapted)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    weights = {
+        f"{WRAPPER_PREFIX}{name}": parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    export_adapter(tmp_path / "adapter", weights, "", spec_of(model, base, config))
+    plain = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), str(tmp_path / "adapter"))
+    ids = torch.arange(40, 52)[None]
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        torch.testing.assert_close(plain(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert not any("lora" in name for name, _ in plain.named_parameters() if any(part in name for part in VISION))
+
+
+def test_an_expression_that_matches_the_vision_tower_is_refused(model: PreTrainedModel) -> None:
+    config = AdapterConfig(kind="lora", target=r".*\.(q_proj|v_proj)")
+    with pytest.raises(ValueError, match=r"matches model.vision_tower.* begin it with model\\.language_model\\."):
+        add_adapter(model, config, (), 0)
+
+
+def test_the_chat_template_of_an_older_processor_is_read(base: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert load_tokenizer(str(tmp_path)).chat_template == "{{ messages }}"
