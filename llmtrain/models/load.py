@@ -25,7 +25,7 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.context import described, num_positions, with_context
 from llmtrain.models.folders.adapter import adapter_kind, adapter_tokenizer, open_merged
 from llmtrain.models.folders.bases import innermost
-from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable
+from llmtrain.models.folders.files import is_other_shapes, load_fault, require_readable, require_whole
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.known_base import require_base
@@ -189,14 +189,17 @@ def _loaded(config: PretrainedModelConfig, shape: PreTrainedConfig) -> PreTraine
     elif stored_form(shape) in FOUR_BITS:
         placement = as_stored(shape, f"model.path={config.path}")
     try:
-        model: PreTrainedModel = LANGUAGE.auto_class(shape).from_pretrained(
+        model: PreTrainedModel
+        model, loading = LANGUAGE.auto_class(shape).from_pretrained(
             config.path,
             config=shape,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             attn_implementation=_attention(shape, config.trust_remote_code),
+            output_loading_info=True,
             **placement,
         )
+        require_whole(model, loading["missing_keys"])
     except LOAD_ERRORS as error:
         if isinstance(error, RuntimeError) and not is_other_shapes(error):
             raise
@@ -278,7 +281,7 @@ def _saved_config(config: PretrainedModelConfig) -> PreTrainedConfig:
     try:
         shape = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # each architecture validates in its own way, with its own exception types
-        raise ValueError(f"model.path={config.path}: {one_line(error)}") from None
+        raise ValueError(f"model.path={config.path}: {load_fault(error)}") from None
     assert isinstance(shape, PreTrainedConfig)
     return shape
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from llmtrain.models.attention import plan_segments
 from llmtrain.models.paths.rows import Rows
@@ -75,6 +76,12 @@ def run_trunk(trunk: nn.Module, inputs: Inputs) -> Float[Tensor, "tokens hidden"
         return inputs.joined([outputs.last_hidden_state for outputs in inputs.run(trunk)])
     hidden: Tensor = trunk(**inputs).last_hidden_state
     return hidden[0]
+
+
+def run_its_trunk(model: nn.Module, inputs: Inputs) -> Float[Tensor, "tokens hidden"]:
+    """The last hidden state of each token, of a model with a head."""
+    assert isinstance(model, PreTrainedModel)
+    return run_trunk(model.base_model, inputs)
 
 
 def run_model(model: nn.Module, inputs: Inputs) -> Float[Tensor, "tokens vocab"]:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
+from llmtrain.models.adapters.weight_sharing import shared_copy
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.paths.path import can_switch
+from llmtrain.models.trunk import pack_inputs, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from tests.parity.test_transformers import SMALL, VOCAB, gradients, packed, stock_loss
@@ -121,6 +123,23 @@ def test_packs_without_the_path_are_wrong(name: str) -> None:
         loss = CausalLMLoss(model, "segments", whole_logits=False)(packed(texts)).cross_entropy
         reference = sum((stock_loss(stock, text) for text in texts), torch.zeros(()))
     assert abs(loss - reference) > 1e-4 * reference
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_copy_that_shares_weights_is_on_the_path_too(before: bool) -> None:
+    """`before`: copied before the model was put on its path, as a critic is."""
+    model, texts = make_model(*ON_PATHS["lfm2"][:2]), documents()
+    early = shared_copy(model)
+    module = wrap_causal_lm(model, "segments", 64, CPU)
+    twin = module.path.put_into(early if before else shared_copy(model)).eval()
+    inputs = pack_inputs(packed(texts), module.kernel)
+    with torch.no_grad():
+        run_trunk(model.base_model, pack_inputs(packed(texts[:2]), module.kernel))  # its bounds are not the twin's
+        found = run_trunk(twin.base_model, inputs)
+        twin.set_attn_implementation("eager")
+        alone = torch.cat([twin.base_model(text[None]).last_hidden_state[0] for text in texts])
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+    assert all(one is other for one, other in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 class Blending(LlamaForCausalLM):

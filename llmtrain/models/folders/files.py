@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
 from llmtrain.system.files import one_line, read_text
 
@@ -61,10 +62,29 @@ def is_other_shapes(error: Exception) -> bool:
     return "ignore_mismatched_sizes" in str(error)
 
 
+def require_whole(model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Raise ValueError for a folder that lacks weights, in whose place transformers draws others at random.
+
+    A reward model has no head for tokens: read as a language model it lacks only that.
+    """
+    scores = any(name.endswith("ForSequenceClassification") for name in model.config.architectures or ())
+    head = model.get_output_embeddings() if scores else None
+    in_head = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    weights = dict(model.named_parameters())
+    lost = sorted(name for name in missing if name not in weights or id(weights[name]) not in in_head)
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ValueError(f"its files lack the weights {lost[0]}{more}: copy or export the model again")
+
+
 def load_fault(error: Exception) -> str:
     """Why a model's folder cannot be loaded, on one line: what transformers says, where that helps."""
     if is_other_shapes(error):
         return f"its weights have other shapes than its {MODEL_CONFIG} says: they are of another model"
+    if "Unrecognized configuration class" in str(error):
+        return f"transformers has no causal language model for its {MODEL_CONFIG}: an encoder-decoder, or no text model"
+    if "trust_remote_code=True" in str(error):
+        return "it brings code of its own: read it, then set model.trust_remote_code=true"
     if "instantiate the backend tokenizer" in str(error):
         return "it holds no tokenizer: copy tokenizer.json and tokenizer_config.json of its base into it"
     return one_line(error)

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders.adapter import adapter_kind, open_adapter
 from llmtrain.models.folders.files import (
     ADAPTER_BASE,
@@ -31,6 +30,8 @@ from llmtrain.models.folders.given import is_adapter, model_folder
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.skeleton import no_progress_bar
 from llmtrain.models.heads.score import SCORE
+from llmtrain.models.paths.choose import path_of
+from llmtrain.models.trunk import run_its_trunk
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.system.files import one_line
 from llmtrain.system.paths import is_local
@@ -117,8 +118,8 @@ def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFas
     if not found.has_score_head:
         raise ValueError(f"{folder}: {found.model.config.model_type} has no head named {SCORE} that could be taken")
     assert isinstance(found.tokenizer, PreTrainedTokenizerFast)
-    found.model.set_attn_implementation(ATTENTION)
-    return RewardModel(found.model, "segments").eval(), found.tokenizer
+    path = path_of(found.model, run_its_trunk)
+    return RewardModel(path.put_into(found.model), path.kernel, path=path).eval(), found.tokenizer
 
 
 def _require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmtrain.models.context import num_positions
 from llmtrain.models.paths.leaks import leaking_class
 from llmtrain.models.paths.path import Path, can_switch
 from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
@@ -35,6 +36,7 @@ OUTPUT_TOLERANCE = 1e-4  # of the outputs' spread, in fp32; a leak is off by a h
 GRADIENT_TOLERANCE = 1e-2  # of a parameter's gradient: norm of the difference to norm
 SMALL_GRADIENT = 1e-4  # of the largest norm: below it, rounding may be all there is
 MAX_CLASSES = 6
+UNLIMITED_POSITIONS = 8192  # of a model that names no limit
 FAULTS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError)
 """How a model fails that does not know what it is given."""
 
@@ -76,6 +78,14 @@ def paths(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int, run
         f"{model.config.model_type}: neither packs nor rows of documents are computed as they are alone "
         f"({obstacles[0]}), so this architecture cannot be trained here"
     )
+
+
+def path_of(model: PreTrainedModel, run: Run) -> Path:
+    """The fastest path of a model that is not trained, for documents of any length that its positions allow.
+
+    Raises ValueError as `paths` does.
+    """
+    return next(paths(model, "segments", num_positions(model.config) or UNLIMITED_POSITIONS, run))
 
 
 def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> Iterator[Path]:

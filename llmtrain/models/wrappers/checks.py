@@ -23,7 +23,7 @@ from llmtrain.models.heads.head import is_projection
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.paths.choose import difference, in_fp32, paths, pseudo_random
 from llmtrain.models.paths.path import Path, can_switch
-from llmtrain.models.trunk import Documents, Inputs, pack_inputs, run_model, run_trunk
+from llmtrain.models.trunk import Documents, Inputs, pack_inputs, run_its_trunk, run_model, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.protocols import Report
@@ -60,14 +60,9 @@ def wrap_reward_model(
     """The same for a model with a scalar head, whose scores must be those of `transformers` too."""
     with _checking(model, device):
         batch = _probe(model, max_seq_len, device)
-        path, _, hidden = _find_path(model, _run_its_trunk, batch, kernel, max_seq_len)
+        path, _, hidden = _find_path(model, run_its_trunk, batch, kernel, max_seq_len)
         _check_scores(model, batch, hidden)
     return RewardModel(model, path.kernel, path=path)
-
-
-def _run_its_trunk(model: nn.Module, inputs: Inputs) -> Float[Tensor, "tokens hidden"]:
-    assert isinstance(model, PreTrainedModel)
-    return run_trunk(model.base_model, inputs)
 
 
 def shares_prompts(

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.batch import SamplingMask
 from llmtrain.models.context import num_positions
-from llmtrain.models.paths.choose import paths
+from llmtrain.models.paths.choose import path_of
 from llmtrain.models.trunk import run_model
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.cache import LayerStates, RowCache
@@ -34,7 +34,6 @@ from llmtrain.rollout.local.whole_rows import as_transformers_runs_it, grow
 STEPS_PER_CHUNK = 8  # rows join and leave, and the loop can be stopped, between chunks only
 PREFILL_TOKENS = 8192  # per packed forward
 MAX_ROWS = 64
-UNLIMITED_POSITIONS = 8192  # of a model that names no limit
 PACKED_MIN_TOKENS = 96  # steps, after which packing the layers has saved the time that it takes
 
 
@@ -96,7 +95,7 @@ def generate(
 
 def decodes_in_packs(model: PreTrainedModel) -> bool:
     """Whether a model's documents run in packs by its attention alone; found once for each configuration."""
-    path = next(paths(model, "segments", num_positions(model.config) or UNLIMITED_POSITIONS, run_model))
+    path = path_of(model, run_model)
     return path.kernel == "segments" and not path.by_groups
 
 
