@@ -77,8 +77,10 @@ ALSO_NONE = ("head_dim", "num_key_value_heads", "n_shared_experts", "n_routed_ex
 """Fields whose default is None in some configurations that then can't do without."""
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_d_head": 16},  # heads x their width = 2 x hidden_size
-    "granitemoehybrid": {"mamba_d_head": 16},
+    "bamba": {"mamba_d_head": 16, "attn_layer_indices": [1]},  # heads x their width = 2 x hidden_size
+    "granitemoehybrid": {"mamba_d_head": 16, "layer_types": ["linear_attention", "full_attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},  # attention alone by default
     "mamba2": {"num_heads": 8},
     "blt": {"encoder_hash_byte_group_vocab": 64},  # a hash table of 3,000,000 rows
     "ctrl": {"dff": INNER},
