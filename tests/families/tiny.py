@@ -28,7 +28,8 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"vocab_size|n_vocab|text_vocab_size", "vocab"),
     (r"(text_)?(hidden_size|d_model|n_embd|embed_dim|dim|model_dim|n_embed|embedding_size|word_embed_proj_dim)", WIDTH),
     (
-        r"(hidden_dim|projection_dim|out_hidden_size|output_hidden_size|proj_dim|vision_output_dim|lm_hidden_size)",
+        r"(hidden_dim|projection_dim|out_hidden_size|output_hidden_size|proj_dim|vision_output_dim|lm_hidden_size|"
+        r"projector_input_dim|projector_output_dim)",
         WIDTH,
     ),
     (
