@@ -100,6 +100,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             for kind in ("full_attention", "sliding_attention")
         },  # None by default
     },
+    "deepseek_v2": {"num_experts_per_tok": CHOSEN},  # None by default
+    "mistral4": {"head_dim": HEAD_DIM},  # half of it is turned
     "dots1": {"n_routed_experts": EXPERTS, "num_experts_per_tok": CHOSEN},
     "dots3_note_text": {"num_key_value_heads": HEADS, "head_dim": 16},  # it has no grouped queries
     "gemma3n_text": {"intermediate_size": INNER, "activation_sparsity_pattern": [0.95, 0.0]},  # of 35
@@ -196,6 +198,8 @@ def shrunk(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
         found["rope_parameters"] = _short_sections(own["rope_parameters"], "vl_text" in config.model_type)
     if "kv_lora_rank" in own and "num_key_value_heads" in own:
         found["num_key_value_heads"] = HEADS  # latent attention has no grouped queries
+        if "head_dim" in found and "qk_rope_head_dim" in own:
+            found["head_dim"] = _size("qk_rope_head_dim")  # what RoPE is for
     layers = [name for name in LAYER_LISTS if isinstance(own.get(name), (list, tuple)) and own[name]]
     if layers:
         kinds = _few_of_each(own[layers[0]])
