@@ -168,7 +168,6 @@ def _scored(path: str, tasks: Sequence[TaskRows], prompt: str | None) -> Evaluat
 
 def _sentences(compared: Sequence[Compared], name: str) -> list[str]:
     """What follows, in words: of every measure, and of those parts that differ."""
-    from llmtrain.eval.tasks.compared import sentences
 
     shown = [each for each in compared if PART not in each.measure.name or each.verdict != "not distinguishable"]
     return [*sentences(shown, name)[: len(shown)], f"p-values are corrected for {len(compared)} comparisons (Holm)"]
