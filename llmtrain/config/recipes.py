@@ -203,6 +203,16 @@ class TuningConfig(RecipeConfig):
         return self
 
 
+def without_before_after(config: RecipeConfig) -> dict[str, Any]:
+    """Overrides by which a run does not measure before and after, as one of many that are compared anyway."""
+    if not isinstance(config, TuningConfig) or isinstance(config, RewardStageConfig) or not config.eval.before_after:
+        return {}
+    off: dict[str, Any] = {"eval.before_after": 0, "eval.general_text": None}
+    if not config.eval.samples and not isinstance(config, PolicyStageConfig):
+        off["eval.sample_tokens"] = EvalConfig.model_fields["sample_tokens"].default
+    return off
+
+
 class SftConfig(TuningConfig):
     """`recipes/sft.py`: instructions and chats to a tuned model."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, Generic, TypeVar
 
 from llmtrain.rewards.row import RowError
@@ -135,8 +136,20 @@ class AnswerTask(TaskOf[AnswerItem]):
 
     @property
     def reward(self) -> AnswerScore:
-        """The score that counts."""
-        return next(iter(self.scores.values()))
+        """The score that counts, of answers cut at a stop text, as an evaluation scores them."""
+        score = next(iter(self.scores.values()))
+        if not self.stop:
+            return score
+
+        @wraps(score)  # its settings are its own
+        def of_cut(prompts: list[Any], responses: list[str], rows: list[Fields], **settings: Any) -> list[float]:
+            return score(prompts, [self.cut(text) for text in responses], rows, **settings)
+
+        return of_cut
+
+    def cut(self, text: str) -> str:
+        """An answer without its first stop text and what follows."""
+        return text[: min([place for stop in self.stop if (place := text.find(stop)) >= 0], default=len(text))]
 
 
 BiasScore = Callable[[Sequence[BiasItem], Sequence[Sequence[float]]], list[dict[str, float]]]

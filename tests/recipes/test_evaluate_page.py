@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import tiny_chat
 import yaml
+from tiny_run import RLHF, metrics, run_here
 
 from llmtrain.cli.main import main
 from llmtrain.config.sections import EvalConfig
@@ -33,7 +35,7 @@ def test_the_table_has_every_task_with_its_measures(name: str) -> None:
 
 
 def test_the_configuration_that_is_shown_is_valid() -> None:
-    during, reward = map(yaml.safe_load, blocks("yaml"))
+    during, reward, _ = map(yaml.safe_load, blocks("yaml"))
     assert EvalConfig.model_validate(during["eval"]).tasks
     (loaded,) = load_rewards(reward["rollout"]["rewards"], task_reward=reward_of)
     assert loaded.name == "task:gsm8k"
@@ -50,3 +52,27 @@ def test_the_task_that_is_shown_measures_and_rewards(tmp_path: Path, monkeypatch
     (reward,) = load_rewards(["task:capitals.py"], task_reward=reward_of)
     rows = [{"country": "Peru", "capital": "Lima"}] * 2
     assert reward.function(ScoreBatch(["?", "?"], ["It is Lima.", "Rome"], rows, [0, 1])) == [1.0, 0.0]
+
+
+def test_the_task_that_is_shown_trains_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "capitals.py").write_text(blocks("python")[0])
+    rows = [{"country": f"{letter}land", "capital": f"{letter} town"} for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+    (tmp_path / "capitals.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    shown = yaml.safe_load(blocks("yaml")[-1])
+    shown["data"] |= {"eval_fraction": 0.2, "max_seq_len": 64}
+    shown["rollout"] |= {"num_prompts": 2, "max_new_tokens": 4}
+    shown["eval"] |= {"every": None, "before_after": 4}
+    shown |= {
+        "run": {"dir": str(tmp_path / "run")},
+        "model": {"path": str(tiny_chat.write_model(tmp_path / "model", spread=0.3))},
+        "policy": {},
+        "train": {"steps": 2, "microbatch_tokens": 256},
+        "log": {"report": False},
+    }
+    (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(shown))
+    ended = run_here(tmp_path / "ppo.yaml", recipe=RLHF)
+    assert (ended.code, ended.err) == (0, "")
+    assert any("eval_task/capitals/named" in row for row in metrics(tmp_path / "run"))
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "| mean reward of answers |" in card and "| capitals: named |" in card

@@ -182,9 +182,8 @@ def _answers(
     texts, stopped = [], []
     for response in responses:
         text = subject.decoded(response.response_ids)
-        cut = min([place for stop in task.stop if (place := text.find(stop)) >= 0], default=len(text))
-        texts.append(text[:cut])
-        stopped.append(response.stopped or cut < len(text))
+        texts.append(task.cut(text))
+        stopped.append(response.stopped or texts[-1] != text)
     watch.done(len(texts))
     asked = [row.item.prompt for row in task_rows.rows if isinstance(row.item, AnswerItem)]
     fields = [row.fields for row in task_rows.rows]

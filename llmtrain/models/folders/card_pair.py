@@ -25,8 +25,10 @@ class PairRow:
         """The difference with its interval, in words."""
         if math.isnan(self.difference):
             return ""
-        shown = f"{self.difference:+.4g}"
-        return shown if math.isnan(self.low) else f"{shown} ({self.low:+.4g} to {self.high:+.4g})"
+        if not (self.difference or self.low or self.high):
+            return "none"
+        shown = f"{self.difference:+.3g}"
+        return shown if math.isnan(self.low) else f"{shown} ({self.low:+.3g} to {self.high:+.3g})"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from llmtrain.config.recipes import PretrainConfig, RecipeConfig, TuningConfig
+from llmtrain.config.recipes import PretrainConfig, RecipeConfig, TuningConfig, without_before_after
 from llmtrain.runs.folder import ENVIRONMENT, LEDGER, read_json
 from llmtrain.system.files import FREE_RUN, write_bytes
 from llmtrain.system.run_files import METRICS_FILE
@@ -84,6 +84,7 @@ def probe(target: Target, folder: Path, launcher: str | None, stop_requested: Ca
         "train.spike_factor": None,
         "log.every": 1,
         "log.report": False,
+        **without_before_after(target.config),
     }
     tree = target.tree_with(short)
     path = folder / "configs" / "probe.yaml"

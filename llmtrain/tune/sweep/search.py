@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from llmtrain.config.load import validate
+from llmtrain.config.recipes import without_before_after
 from llmtrain.system.files import FREE_RUN, write_bytes
 from llmtrain.tune.child import POLL_SECONDS, Stopped
 from llmtrain.tune.sweep.request import Budget
@@ -109,6 +110,7 @@ class _Plan:
 def trial_tree(sweep: Sweep, values: Mapping[str, Any], folder: Path, seed: int) -> dict[str, Any]:
     """The configuration of a run of a trial."""
     own: dict[str, Any] = {"run.dir": str(folder), "log.report": False}  # `llmtrain report` writes it if it is wanted
+    own |= without_before_after(sweep.target.config)
     if sweep.search.seeds > 1:
         own["run.seed"] = sweep.target.config.run.seed + seed
     return sweep.target.tree_with({**values, **own})

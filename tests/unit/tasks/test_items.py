@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
+
+
+def test_a_reward_is_of_the_answer_up_to_a_stop_text_as_the_evaluation_is() -> None:
+    def exact(prompts: list[Any], responses: list[str], rows: list[Any], *, bonus: float = 0.0) -> list[float]:
+        return [float(response == row["answer"]) + bonus for response, row in zip(responses, rows, strict=True)]
+
+    task = AnswerTask("t", "s", lambda fields: AnswerItem(""), {"exact": exact}, stop=("\n", "Q:"))
+    assert task.reward(["p"] * 3, ["cats\nand", "catsQ: \n", "cat"], [{"answer": "cats"}] * 3) == [1.0, 1.0, 0.0]
+    assert list(inspect.signature(task.reward).parameters) == ["prompts", "responses", "rows", "bonus"]
 
 
 @pytest.mark.parametrize(("task", "row", "item"), ROWS)
