@@ -10,6 +10,7 @@ from llmtrain.data.quality.duplicates import NEAR
 from llmtrain.data.quality.languages import SHORT, UNCLEAR
 from llmtrain.data.quality.measure import Quality
 from llmtrain.data.quality.pairs import Share
+from llmtrain.data.quality.sample import Sample
 from llmtrain.runs.report.quality.shown import basis, share, things, unit
 from llmtrain.runs.report.values import count, counted, number, percent
 
@@ -74,7 +75,7 @@ def _contaminated(quality: Quality) -> Iterator[Finding]:
         return
     longest = found.matches[0].num_words if found.matches else 0
     text = (
-        f"{things(found.num_items, quality.sample)} {_have(found.num_items)} text of {count(hit)} of {count(rows)} "
+        f"{_in_sample(found.num_items, quality.sample)} {_have(found.num_items)} text of {count(hit)} of {count(rows)} "
         f"evaluation rows, up to {longest:,} words in a row: judge them, or a score measures memory."
     )
     yield Finding(Level.ACT, text, "contamination")
@@ -92,7 +93,7 @@ def _personal(quality: Quality) -> Iterator[Finding]:
         return
     kinds = sorted(found.items.items(), key=lambda each: -each[1])
     listed = ", ".join(f"{kind} in {count(amount)}" for kind, amount in kinds)
-    text = f"{things(found.num_items, quality.sample)} {_hold(found.num_items)} personal data by pattern: {listed}."
+    text = f"{_in_sample(found.num_items, quality.sample)} {_hold(found.num_items)} personal data by pattern: {listed}."
     yield Finding(Level.ACT, text, "personal")
 
 
@@ -197,7 +198,7 @@ def _odd(quality: Quality) -> Iterator[Finding]:
     listed = ", ".join(
         f"{kind} in {count(amount)}" for kind, amount in sorted(found.counts.items(), key=lambda each: -each[1])
     )
-    text = f"{things(found.num_odd, quality.sample)} ({share(found.num_odd, found.num_items)}) "
+    text = f"{_in_sample(found.num_odd, quality.sample)} ({share(found.num_odd, found.num_items)}) "
     yield Finding(Level.LOOK, f"{text}{_hold(found.num_odd)} odd characters: {listed}.", "characters")
 
 
@@ -208,7 +209,8 @@ def _repetitive(quality: Quality) -> Iterator[Finding]:
         yield Finding(Level.FINE, "No text repeats itself beyond the limits of Gopher.", "repetition")
         return
     text = (
-        f"{things(found.num_over, quality.sample)} ({share(found.num_over, found.num_measured)} of those long enough) "
+        f"{_in_sample(found.num_over, quality.sample)} ({share(found.num_over, found.num_measured)} of "
+        f"those long enough) "
         f"{'repeats itself' if found.num_over == 1 else 'repeat themselves'} beyond a limit of Gopher"
     )
     if found.num_far_over:
@@ -300,6 +302,11 @@ def _losses(quality: Quality) -> Iterator[Finding]:
         f"and {number(found.items[-1].loss)} on the least typical {unit(quality.sample, False)}."
     )
     yield Finding(Level.INFO, text, "typical")
+
+
+def _in_sample(number: int, sample: Sample) -> str:
+    """`12 rows`, or `12 rows of the sample`."""
+    return things(number, sample) + ("" if sample.is_whole else " of the sample")
 
 
 def _have(number: int) -> str:
