@@ -28,7 +28,8 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"vocab_size|n_vocab|text_vocab_size", "vocab"),
     (r"(text_)?(hidden_size|d_model|n_embd|embed_dim|dim|model_dim|n_embed|embedding_size|word_embed_proj_dim)", WIDTH),
     (
-        r"(hidden_dim|projection_dim|out_hidden_size|output_hidden_size|proj_dim|vision_output_dim|lm_hidden_size)",
+        r"(hidden_dim|projection_dim|out_hidden_size|output_hidden_size|proj_dim|vision_output_dim|lm_hidden_size|"
+        r"projector_input_dim|projector_output_dim)",
         WIDTH,
     ),
     (
@@ -77,8 +78,10 @@ ALSO_NONE = ("head_dim", "num_key_value_heads", "n_shared_experts", "n_routed_ex
 """Fields whose default is None in some configurations that then can't do without."""
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_d_head": 16},  # heads x their width = 2 x hidden_size
-    "granitemoehybrid": {"mamba_d_head": 16},
+    "bamba": {"mamba_d_head": 16, "attn_layer_indices": [1]},  # heads x their width = 2 x hidden_size
+    "granitemoehybrid": {"mamba_d_head": 16, "layer_types": ["linear_attention", "full_attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},  # attention alone by default
     "mamba2": {"num_heads": 8},
     "blt": {"encoder_hash_byte_group_vocab": 64},  # a hash table of 3,000,000 rows
     "ctrl": {"dff": INNER},
@@ -97,6 +100,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             for kind in ("full_attention", "sliding_attention")
         },  # None by default
     },
+    "deepseek_v2": {"num_experts_per_tok": CHOSEN},  # None by default
+    "mistral4": {"head_dim": HEAD_DIM},  # half of it is turned
     "dots1": {"n_routed_experts": EXPERTS, "num_experts_per_tok": CHOSEN},
     "dots3_note_text": {"num_key_value_heads": HEADS, "head_dim": 16},  # it has no grouped queries
     "gemma3n_text": {"intermediate_size": INNER, "activation_sparsity_pattern": [0.95, 0.0]},  # of 35
@@ -193,6 +198,8 @@ def shrunk(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
         found["rope_parameters"] = _short_sections(own["rope_parameters"], "vl_text" in config.model_type)
     if "kv_lora_rank" in own and "num_key_value_heads" in own:
         found["num_key_value_heads"] = HEADS  # latent attention has no grouped queries
+        if "head_dim" in found and "qk_rope_head_dim" in own:
+            found["head_dim"] = _size("qk_rope_head_dim")  # what RoPE is for
     layers = [name for name in LAYER_LISTS if isinstance(own.get(name), (list, tuple)) and own[name]]
     if layers:
         kinds = _few_of_each(own[layers[0]])

@@ -1,4 +1,4 @@
-"""Folders whose weights are saved in few bits: which of them can be trained, as what they stand for.
+"""Folders whose weights are saved in few bits: which of them can be trained, as the numbers they encode.
 
 gpt-oss is published in MXFP4: 4 bits a value, and a power of two for each 32 of them, which bf16 has exactly. Its
 weights are read as bf16 and trained like any others. Of the other forms, in which a model was rounded after training,

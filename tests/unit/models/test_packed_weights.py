@@ -1,4 +1,4 @@
-"""Folders of weights in few bits: MXFP4 is read as what it stands for, other forms are refused by name."""
+"""Folders of weights in few bits: MXFP4 is read as the numbers it encodes, other forms are refused by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_to_config(folder: Path, **fields: object) -> None:
 
 
 def write_mxfp4(folder: Path) -> dict[str, Tensor]:
-    """A tiny gpt-oss whose experts are saved in MXFP4, with a tokenizer; what these experts stand for."""
+    """A tiny gpt-oss whose experts are saved in MXFP4, with a tokenizer; the numbers of these experts."""
     write_tokenizer(folder)
     shape = GptOssConfig(
         vocab_size=272,
@@ -58,7 +58,7 @@ def write_mxfp4(folder: Path) -> dict[str, Tensor]:
     return meant
 
 
-def test_mxfp4_is_read_as_the_numbers_that_it_stands_for(tmp_path: Path) -> None:
+def test_mxfp4_is_read_as_the_numbers_that_it_encodes(tmp_path: Path) -> None:
     meant = write_mxfp4(tmp_path)
     model = load_pretrained(
         TunedModelConfig(path=str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path), max_seq_len=32
