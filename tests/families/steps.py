@@ -45,7 +45,14 @@ MAX_SEQ_LEN = 512
 LARGEST = 4_000_000  # parameters; what can't be shrunk below is not built
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 2e-3  # relative
 GAP_TOLERANCE = 1e-3  # nats between the logprobs of generation and of training
-STEPS = ("pretrain", "sft", "lora", "reward", "ppo")
+RECIPES = {
+    "pretrain": tiny_run.PRETRAIN,
+    "sft": tiny_run.SFT,
+    "lora": tiny_run.SFT,
+    "reward": tiny_run.RLHF,
+    "ppo": tiny_run.RLHF,
+}
+STEPS = tuple(RECIPES)
 
 
 @dataclass(frozen=True)
@@ -112,13 +119,18 @@ def run_family(family: str, folder: Path, steps: tuple[str, ...] = STEPS) -> dic
             write_base(base, family)
     except Exception as error:  # each architecture fails in its own way
         return {"built": Outcome("not built", one_line(error))}
+    write_rows(folder)
+    return {step: run_step(step, base, folder) for step in steps}
+
+
+def write_rows(folder: Path) -> None:
+    """What all steps train on: the documents, as texts, as trained in part, and as pairs; and a reward."""
     rows = documents()
     pairs = [{"prompt": [], "chosen": a["input_ids"], "rejected": b["input_ids"]} for a, b in pair_up(rows)]
     write_jsonl(folder / "rows.jsonl", rows)
     write_jsonl(folder / "texts.jsonl", [{"input_ids": row["input_ids"]} for row in rows])
     write_jsonl(folder / "pairs.jsonl", [as_chat(pair) for pair in pairs])
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
-    return {step: run_step(step, base, folder) for step in steps}
 
 
 REWARD = """
@@ -142,9 +154,8 @@ def run_step(step: str, base: Path, folder: Path) -> Outcome:
     place.mkdir()
     config = place / "config.yaml"
     config.write_text(yaml.safe_dump(configuration(step, base, folder)), encoding="utf-8")
-    recipe = {"pretrain": tiny_run.PRETRAIN, "sft": tiny_run.SFT, "lora": tiny_run.SFT}.get(step, tiny_run.RLHF)
     try:
-        ended = tiny_run.run_here(config, recipe=recipe)
+        ended = tiny_run.run_here(config, recipe=RECIPES[step])
     except Exception as error:
         return Outcome("crash", one_line(error))
     if ended.code == 2:
