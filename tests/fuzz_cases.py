@@ -219,6 +219,12 @@ class Case:
     def _changed_record(self, path: Path) -> None:
         """Change what a run's file holds."""
         drawn = self.drawn
+        try:
+            self._change_values(path, drawn)
+        except (yaml.YAMLError, RecursionError):  # it was spoilt before
+            path.write_bytes(damaged(path.read_bytes(), drawn))
+
+    def _change_values(self, path: Path, drawn: random.Random) -> None:
         match path.suffix:
             case ".jsonl":
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or ["{}"]
