@@ -36,7 +36,8 @@ def rows(name: str, data: Path) -> list[Fields]:
         files = sorted((data / "bias/bbq/data").glob("*.jsonl"))
         return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     with (data / "bias/crows_pairs/data/crows_pairs_anonymized.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        # Its first column has no name, and the harness would take the prompt "" of its task for that column.
+        return [{name: value for name, value in row.items() if name} for row in csv.DictReader(file)]
 
 
 def drawn(found: list[Fields], size: int) -> list[Fields]:
