@@ -35,6 +35,16 @@ def num_embeddings(model: PreTrainedModel) -> int:
     return weight.shape[0]
 
 
+def require_trunk(model: PreTrainedModel) -> None:
+    """Raise ValueError for a model whose hidden states cannot be had: its trunk has its head inside."""
+    trunk = model.base_model
+    if trunk is model or (isinstance(trunk, PreTrainedModel) and trunk.get_output_embeddings() is not None):
+        raise ValueError(
+            f"{model.config.model_type}: transformers gives no hidden states of its {type(model).__name__}, which a "
+            "score or a value is read from: train it by pretraining, SFT or preferences, or its language model alone"
+        )
+
+
 def text_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder, its embedding and its head; of a model of text alone the model itself."""
     if not is_multimodal(model.config):

@@ -21,6 +21,7 @@ from llmtrain.models.folders.classes import reward_class, scores_here_only
 from llmtrain.models.heads.score import SCORE, ScoreHead
 from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.paths.path import Path
+from llmtrain.models.text_part import require_trunk
 from llmtrain.models.trunk import pack_inputs, run_trunk
 from llmtrain.protocols import ParamKind, TrainedModule
 from llmtrain.system.device import AttentionKernel
@@ -69,6 +70,7 @@ def score_model(
     is_reward_model = any(name.endswith("ForSequenceClassification") for name in shape.architectures or ())
     if is_reward_model and shape.num_labels != 1:
         raise ValueError(f"model.path={config.path}: a classifier with {shape.num_labels} labels is not a reward model")
+    require_trunk(causal)
     shape.num_labels, shape.pad_token_id = 1, pad_token_id
     shape.get_text_config().pad_token_id = pad_token_id
     try:

@@ -16,6 +16,7 @@ from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders.continued import AdapterPlan
+from llmtrain.models.text_part import require_trunk
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.critic_init import CriticStart, start_critic
@@ -53,6 +54,8 @@ def build_roles(
     critic_model: PreTrainedModel | None = None
     if policy.kl_coef > 0:
         reference_model = shared_copy(model) if has_adapter else frozen_copy(model)
+    if has_critic:
+        require_trunk(model)
     if has_critic and policy.critic == "separate":
         critic_model = shared_copy(model) if has_adapter else copy.deepcopy(model)
     # The reference is what the policy starts as: with an adapter that goes on being trained, it has that one.
