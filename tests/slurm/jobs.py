@@ -102,7 +102,8 @@ class Job:
         )
         self.go.touch()
         # Slurm would let two minutes pass. Within the second of its end, nodes refuse the job as one that has ended.
-        self.slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
+        # A limit that was meant for the first start could end the second one on a slow machine.
+        self.slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now+3", f"TimeLimit={LIMIT_SECONDS // 60}")
         return self.ended_after_resuming(job)
 
     def ended_after_resuming(self, job: str) -> int:
