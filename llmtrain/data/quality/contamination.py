@@ -9,12 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
 from llmtrain.config.data import Source
-from llmtrain.data.quality.items import Item
+from llmtrain.data.quality.items import Item, Span
 from llmtrain.data.sources.documents import strings_of
 from llmtrain.data.sources.files import resolve
 from llmtrain.data.sources.items import iter_items
@@ -27,13 +26,6 @@ FEWEST_WORDS = 8  # of a text that is shorter than an n-gram, and compared as a 
 WORDING_SHARE = 0.1  # an n-gram of more of a file's items is wording that they share
 MOST_SHOWN = 8
 LARGEST_TEXT_CHARS = 1_000_000
-
-
-class Span(NamedTuple):
-    """Characters [start, end) of a text."""
-
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
