@@ -15,7 +15,7 @@ from llmtrain.data.quality.items import Item, Span
 from llmtrain.data.sources.documents import strings_of
 from llmtrain.data.sources.files import resolve
 from llmtrain.data.sources.items import iter_items
-from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes, word_hashes
+from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes, word_hashes, word_places
 from llmtrain.data.sources.rows import BadRow, Row, Wanted
 
 NGRAM_WORDS = 13  # Brown et al. 2020, appendix C
@@ -164,10 +164,8 @@ def _match(item: Item, evaluated: Evaluated, num_words: int, share: float) -> Ma
 
 def common_run(one: str, other: str, num_words: int) -> tuple[Span, Span] | None:
     """The first run of so many words that two texts have in common, in each of them; None: they have none."""
-    spans = [[match.span() for match in WORD.finditer(text)] for text in (one, other)]
-    first, second = (
-        [text[start:end].lower() for start, end in each] for text, each in zip((one, other), spans, strict=True)
-    )
+    spans = [word_places(text) for text in (one, other)]
+    first, second = (WORD.findall(text.lower()) for text in (one, other))
     runs = {tuple(second[i : i + num_words]): i for i in range(len(second) - num_words, -1, -1)}
     for i in range(len(first) - num_words + 1):
         if (j := runs.get(tuple(first[i : i + num_words]))) is not None:
