@@ -63,6 +63,16 @@ def test_nothing_personal_is_printed_without_a_report_either(
     assert "1234567" not in output and "jane.doe" not in output and "j•••.•••@" in output
 
 
+@pytest.mark.parametrize("place", range(20, 50))
+def test_an_address_that_is_cut_anywhere_is_masked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: int
+) -> None:
+    text = f"{'x' * (place - 1)} {SECRET} and more words after it that are to be cut"
+    main(["data", str(write(tmp_path / "rows.jsonl", [{"prompt": text, "completion": text, "note": text}]))])
+    output = capsys.readouterr().out
+    assert "xxx" in output and "ane" not in output and "doe" not in output
+
+
 def test_a_configuration_names_data_cleaning_and_held_out_files(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
