@@ -24,7 +24,8 @@ def is_multimodal(shape: PreTrainedConfig) -> bool:
 
 def text_field(shape: PreTrainedConfig, name: str, default: int | None = None) -> int | None:
     """A number of the text model's configuration, by the name that all architectures know it by."""
-    found = getattr(shape.get_text_config(), name, default)  # through the architecture's attribute_map
+    text = shape.get_text_config()
+    found = text.to_dict().get(text.attribute_map.get(name, name), default)
     assert found is None or isinstance(found, int), (name, found)
     return found
 
