@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,18 @@ def test_an_export_is_of_the_class_of_its_base_with_the_vision_tower_to_the_byte
     assert same == {name for name in before if any(part in name for part in VISION)}
     assert type(open_model(str(tmp_path / "model"))[0]) is type(model)
     assert (tmp_path / "model" / "preprocessor_config.json").is_file()  # or nobody could give it an image
+
+
+def test_a_vision_tower_keeps_its_bytes_where_the_configuration_names_another_type(base: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(base, tmp_path / "base")
+    text = (other / "config.json").read_text()
+    (other / "config.json").write_text(text.replace('"float32"', '"bfloat16"'))
+    assert "bfloat16" in (other / "config.json").read_text()
+    model = load_pretrained(TunedModelConfig(path=str(other)), AutoTokenizer.from_pretrained(other), max_seq_len=32)
+    trained = {f"{WRAPPER_PREFIX}{n}": p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    export_model(tmp_path / "model", trained, "", spec_of(model, other))
+    before, after = (load_file(folder / "model.safetensors") for folder in (other, tmp_path / "model"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.fixture
