@@ -41,6 +41,8 @@ from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.models.text_part import num_embeddings, parameters_beside
 from llmtrain.system.files import one_line
+from llmtrain.system.terminal import say
+from llmtrain.system.typing import Report
 
 PEFT_PREFIX = "base_model.model."
 # What the trained rows of tokens are called here and in peft.
@@ -170,18 +172,23 @@ def open_adapter(
     *,
     base: str | None = None,
     keeps_4_bits: bool = True,
+    report: Report = say,
     **loading: Any,
 ) -> PeftModel:
     """An adapter on its base, which gets rows for the tokenizer's tokens if it has fewer.
 
     `base`: where that is; None: as the adapter's folder tells. `keeps_4_bits`: whether a base in 4 bits stays so; what
-    is added into one would be rounded to them. `loading`: further arguments of transformers, such as `dtype`. Raises
-    ValueError if the base is not there, or is not the one that the adapter was trained on.
+    is added into one would be rounded to them. `report`: gets a line on what could not be compared of the base.
+    `loading`: further arguments of transformers, such as `dtype`. Raises ValueError if the base is not there, or is not
+    the one that the adapter was trained on.
     """
     config, found = _settings(adapter_folder), find_base(adapter_folder, base)
     kind = kind_of_adapter(config.task_type)
-    model = _open_base(adapter_folder, found, kind, trust_remote_code, **load_options(kind, tokenizer), **loading)
-    require_base(adapter_folder, found.path, config, model)
+    options = load_options(kind, tokenizer)
+    model = _open_base(adapter_folder, found, kind, trust_remote_code, report, **options, **loading)
+    doubt = require_base(adapter_folder, found.path, config, model)
+    if doubt is not None:
+        report(doubt)
     if not keeps_4_bits and in_4_bits(model):
         model = dequantized(model)
     if len(tokenizer) > num_embeddings(model):
@@ -223,7 +230,7 @@ def _require_all_loaded(adapter_folder: Path, weights: Iterable[str], adapted: P
 
 
 def _open_base(
-    adapter_folder: Path, found: Base, kind: ModelKind, trust_remote_code: bool, **loading: Any
+    adapter_folder: Path, found: Base, kind: ModelKind, trust_remote_code: bool, report: Report, **loading: Any
 ) -> PreTrainedModel:
     """The base of an adapter, which may be another adapter's model. Raises ValueError if it cannot be loaded."""
     if is_adapter(found.path):
@@ -232,7 +239,7 @@ def _open_base(
             raise ValueError(
                 f"{adapter_folder}: its base is the adapter {inner}, and one of the two scores: merge it first"
             )
-        return open_merged(inner, trust_remote_code, **loading)
+        return open_merged(inner, trust_remote_code, report=report, **loading)
     try:
         shape = loading.get("config") or AutoConfig.from_pretrained(
             found.path, revision=found.revision, trust_remote_code=trust_remote_code
