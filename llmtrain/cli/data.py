@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"--seed {arguments.seed}: give 0 or more, below 2^63")
     for option in ("against", "tokenizer", "model"):
-        if arguments.report is None and getattr(arguments, option) is not None:
+        if arguments.report is None and vars(arguments)[option] is not None:
             raise ValueError(f"--{option} is for the report: add --report FILE.html")
     config = configured(arguments.given) if names_config(arguments.given) else None
     sources = sources_of(arguments.given) if config is None else [source for source, _ in config.sources]

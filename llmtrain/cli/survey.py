@@ -15,7 +15,7 @@ from llmtrain.config.load import parsed_yaml, validate
 from llmtrain.config.sections import Section
 from llmtrain.config.shipped import shipped_configs
 from llmtrain.data.ledger import not_read_summary
-from llmtrain.data.quality.personal import MASK, masked
+from llmtrain.data.quality.personal import masked
 from llmtrain.data.survey import BYTES_PER_TOKEN, Fit, State, Survey, Use, survey
 from llmtrain.system.counted import counted
 from llmtrain.system.nearest import nearest
@@ -53,7 +53,6 @@ FEW_ROWS = 50
 MANY_FIELDS = 12
 LISTED_FIELDS = re.compile(r"by the fields '.*'")
 """What messages say of a row's fields, which are listed above them."""
-CUT_ADDRESS = re.compile(r"[\w.+-]+@[\w.-]*?\.\.\.")
 PAIRS_AS_ANSWERS = "pairs: chosen answers count as desirable, rejected ones do not"
 
 
@@ -68,15 +67,10 @@ def print_surveys(sources: Sequence[Source], limit: int) -> list[Survey]:
     surveys = [_surveyed(source, limit) for source in sources]
     for number, found in enumerate(surveys):
         for line in ([""] if number else []) + list(lines_of(found)):
-            say(masked_line(line))
+            say(masked(line))
     for line in ("", *commands_of(surveys)):
         say(line)
     return surveys
-
-
-def masked_line(line: str) -> str:
-    """A line with what is in rows, its personal data masked, also an address that is cut."""
-    return CUT_ADDRESS.sub(lambda found: f"{found[0][0]}{MASK * 3}@{MASK * 3}...", masked(line))
 
 
 def _surveyed(source: Source, limit: int) -> Survey:

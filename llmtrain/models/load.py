@@ -161,6 +161,7 @@ def load_pretrained(
             config=base,
             attn_implementation=_attention(base, config.trust_remote_code),
             dtype=torch.float32,
+            report=report,
         )
     else:
         model = _loaded(config, shape)

@@ -24,7 +24,8 @@ def is_multimodal(shape: PreTrainedConfig) -> bool:
 
 def text_field(shape: PreTrainedConfig, name: str, default: int | None = None) -> int | None:
     """A number of the text model's configuration, by the name that all architectures know it by."""
-    found = getattr(shape.get_text_config(), name, default)  # through the architecture's attribute_map
+    text = shape.get_text_config()
+    found = text.to_dict().get(text.attribute_map.get(name, name), default)
     assert found is None or isinstance(found, int), (name, found)
     return found
 
@@ -58,10 +59,15 @@ def text_parameters(model: PreTrainedModel) -> Iterator[nn.Parameter]:
     return iter({id(each): each for part in text_modules(model) for each in part.parameters()}.values())
 
 
+def parameters_beside(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The parameters that are no part of the text model, each once."""
+    own = {id(parameter) for parameter in text_parameters(model)}
+    return [parameter for parameter in model.parameters() if id(parameter) not in own]
+
+
 def freeze_other_parts(model: PreTrainedModel) -> int:
     """Freeze what is no part of the text model, such as a vision tower; how many weights these are."""
-    kept = {id(parameter) for parameter in text_parameters(model)}
-    frozen = [parameter for parameter in model.parameters() if id(parameter) not in kept]
+    frozen = parameters_beside(model)
     for parameter in frozen:
         parameter.requires_grad_(False)
     return sum(parameter.numel() for parameter in frozen)

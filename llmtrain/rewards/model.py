@@ -63,7 +63,7 @@ def model_reward(
         if refuses_weak:
             raise ValueError(f"{weak}: train a better one, or set rollout.on_weak_reward=warn")
         report(f"warning: {weak}")
-    found = open_classifier(folder)
+    found = open_classifier(folder, report)
     label, positions = _label(spec, found, place), _positions(found)
     if positions is not None and max_document_tokens is not None and positions < max_document_tokens:
         raise ValueError(

@@ -15,10 +15,12 @@ from tiny_pairs import write_pairs
 from tiny_run import PRETRAIN, RLHF, SFT, run_here
 from transformers import AutoTokenizer
 
+from llmtrain.config.sections import TunedModelConfig
 from llmtrain.models.folders.adapter import merge_adapter
 from llmtrain.models.folders.known_base import require_base
 from llmtrain.models.folders.open import open_model
 from llmtrain.models.folders.reward import open_classifier
+from llmtrain.models.load import load_pretrained
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
 GOING_ON = {"kind": "lora", "continue": True}
@@ -137,6 +139,46 @@ def test_an_adapter_from_elsewhere_is_said_to_name_no_base(copied: Path) -> None
     )
     ended = run_here(config, recipe=SFT)
     assert ended.code == 0 and "does not say which base it was trained on" in ended.out, ended.err
+
+
+USES: dict[str, Callable[[Path, Path], object]] = {
+    "chat and eval": lambda folder, copied: open_model(str(folder)),
+    "merge": lambda folder, copied: merge_adapter(folder, copied / "merged"),
+    "a base of another run": lambda folder, copied: load_pretrained(
+        TunedModelConfig(path=str(folder)), AutoTokenizer.from_pretrained(folder), max_seq_len=32
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("recorded", [(), ("configuration",), ("weights", "configuration")], ids=str)
+def test_what_could_not_be_compared_of_a_base_is_said_wherever_it_is_opened(
+    copied: Path, use: str, recorded: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied / "run" / "model"
+    path = folder / "base.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({name: known[name] for name in (*recorded, "origin")}))
+    USES[use](folder, copied)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(folder))]
+    if len(recorded) == 2:
+        assert lines == []
+    else:
+        what = "weights its base had" if recorded else "base it was trained on"
+        assert len(lines) == 1 and f"does not say which {what}" in lines[0] and "4 bits" not in lines[0]
+
+
+def test_a_reward_adapter_is_opened_with_what_could_not_be_compared(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = {"adapter": LORA, "train": {"steps": 1}, "data": {"eval_fraction": 0.25}, "reward": {}}
+    config = write_config(copied / "scores", copied / "base", [copied / "pairs.jsonl"], **sections)
+    assert run_here(config, recipe=RLHF).code == 0
+    folder = copied / "scores" / "run" / "model"
+    (folder / "base.json").unlink()
+    capsys.readouterr()
+    open_classifier(folder)
+    assert f"{folder} does not say which base it was trained on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '{"weights": 3}', '{"configuration": []}', '{"origin": {"a": 1}}', "{"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from llmtrain.data.quality.personal import masked_part
+
 
 class UnfitRow(ValueError):
     """A row that is wrong: `reason`, one of a few, for counting; the text names what is wrong and where in the row."""
@@ -32,6 +34,9 @@ def kind(value: Any) -> str:
 
 
 def shortened(text: str, max_chars: int = 48) -> str:
-    """A string in quotes on one line, its end left out where it is long."""
-    line = " ".join(text[: 8 * max_chars].split())
+    """A string in quotes on one line, its personal data masked, its end left out where it is long.
+
+    It is masked before it is cut: half an e-mail address is not known as one.
+    """
+    line = " ".join(masked_part(text, 0, 8 * max_chars).split())
     return json.dumps(line if len(line) <= max_chars else line[: max_chars - 3] + "...", ensure_ascii=False)

@@ -7,9 +7,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from llmtrain.data.quality.items import Item
+from llmtrain.data.quality.items import Item, Span
 
 MOJIBAKE = "decoded wrongly (mojibake)"
 AROUND = 60
@@ -26,13 +26,6 @@ INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufef
 PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010ffff]")
 RETURN = re.compile(r"\r")
 ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}")
-
-
-class Span(NamedTuple):
-    """Characters [start, end) of a text."""
-
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ KINDS = (
     Kind(
         "lost characters (U+FFFD)",
         "were not readable when the text was decoded; they cannot be restored",
-        _first(re.compile("\ufffd")),
+        _first(LOST),
     ),
     Kind("control characters", "are left by terminals, PDFs and broken conversions", _first(CONTROL)),
     Kind("invisible characters", "zero-width, soft hyphens, or those that reorder text", _first(INVISIBLE)),

@@ -9,31 +9,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
-
-import numpy as np
 
 from llmtrain.config.data import Source
-from llmtrain.data.quality.items import Item
+from llmtrain.data.quality.items import Item, Span
 from llmtrain.data.sources.documents import strings_of
 from llmtrain.data.sources.files import resolve
 from llmtrain.data.sources.items import iter_items
-from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes
+from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes, word_hashes, word_places
 from llmtrain.data.sources.rows import BadRow, Row, Wanted
-from llmtrain.system.typing import Array
 
 NGRAM_WORDS = 13  # Brown et al. 2020, appendix C
 FEWEST_WORDS = 8  # of a text that is shorter than an n-gram, and compared as a whole
 WORDING_SHARE = 0.1  # an n-gram of more of a file's items is wording that they share
 MOST_SHOWN = 8
 LARGEST_TEXT_CHARS = 1_000_000
-
-
-class Span(NamedTuple):
-    """Characters [start, end) of a text."""
-
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -110,7 +99,7 @@ def _wanted(texts: Sequence[Evaluated], words: WordHashes) -> dict[int, dict[int
     found: dict[int, dict[int, list[int]]] = {}
     rows: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
     for place, text in enumerate(texts):
-        run = _run(text.text, words)
+        run = word_hashes(text.text, words)
         size = min(NGRAM_WORDS, len(run))
         if size < FEWEST_WORDS:
             continue
@@ -124,15 +113,11 @@ def _wanted(texts: Sequence[Evaluated], words: WordHashes) -> dict[int, dict[int
     return found
 
 
-def _run(text: str, words: WordHashes) -> Array:
-    return np.array([words[word] for word in WORD.findall(text.lower())], dtype=np.uint64)
-
-
 def _runs(
     text: str, wanted: dict[int, dict[int, list[int]]], texts: Sequence[Evaluated], words: WordHashes
 ) -> dict[int, tuple[int, int, int]]:
     """Evaluation text -> words of the longest run in common, its n-grams that are found, and all of them."""
-    run = _run(text, words)
+    run = word_hashes(text, words)
     found: dict[int, tuple[int, int, int]] = {}
     for size, of_hash in wanted.items():
         if len(run) < size:
@@ -142,7 +127,7 @@ def _runs(
             for evaluated in of_hash.get(value, ()):
                 places[evaluated].append((place, value))
         for evaluated, hits in places.items():
-            num_all = len(set(join_hashes(_run(texts[evaluated].text, words), size).tolist()))
+            num_all = len(set(join_hashes(word_hashes(texts[evaluated].text, words), size).tolist()))
             num_hit = len({value for _, value in hits})
             found[evaluated] = (_longest([place for place, _ in hits]) + size - 1, num_hit, num_all)
     return found
@@ -179,10 +164,8 @@ def _match(item: Item, evaluated: Evaluated, num_words: int, share: float) -> Ma
 
 def common_run(one: str, other: str, num_words: int) -> tuple[Span, Span] | None:
     """The first run of so many words that two texts have in common, in each of them; None: they have none."""
-    spans = [[match.span() for match in WORD.finditer(text)] for text in (one, other)]
-    first, second = (
-        [text[start:end].lower() for start, end in each] for text, each in zip((one, other), spans, strict=True)
-    )
+    spans = [word_places(text) for text in (one, other)]
+    first, second = (WORD.findall(text.lower()) for text in (one, other))
     runs = {tuple(second[i : i + num_words]): i for i in range(len(second) - num_words, -1, -1)}
     for i in range(len(first) - num_words + 1):
         if (j := runs.get(tuple(first[i : i + num_words]))) is not None:

@@ -44,6 +44,13 @@ class Part(NamedTuple):
     text: str
 
 
+class Span(NamedTuple):
+    """Characters [start, end) of a text."""
+
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Item:
     """A document, a chat, a pair, a labelled answer or a prompt."""

@@ -21,7 +21,7 @@ from llmtrain.data.quality.duplicates import (
 )
 from llmtrain.data.quality.languages import Languages, languages
 from llmtrain.data.quality.pairs import Labels, Pairs, labels, pairs
-from llmtrain.data.quality.personal import PersonalData, personal_data
+from llmtrain.data.quality.personal_items import PersonalData, personal_data
 from llmtrain.data.quality.repetition import Repetition, repetition
 from llmtrain.data.quality.sample import Reading, Sample
 from llmtrain.data.quality.tokens import Tokens, tokens

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmtrain.data.quality.items import REJECTED, Item
 from llmtrain.data.sources.clean import line_repeat_fraction
-from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes
+from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes, word_hashes
 from llmtrain.data.sources.text import Document
 from llmtrain.system.typing import Array
 
@@ -109,11 +109,10 @@ def repetition(items: Sequence[Item], num_sources: int) -> Repetition:
 
 def repetition_of(text: str, words: WordHashes) -> dict[str, float]:
     """Each rule's share of a text; {} if it has too few words."""
-    found = WORD.findall(text.lower())
-    if len(found) < FEWEST_WORDS:
+    run = word_hashes(text, words)
+    if len(run) < FEWEST_WORDS:
         return {}
-    run = np.array([words[word] for word in found], dtype=np.uint64)
-    lengths = np.array([len(word) for word in found])
+    lengths = np.array([len(word) for word in WORD.findall(text.lower())])
     shares = {LINES: line_repeat_fraction(Document(text, "", 0))}
     for n in (*TOP, *REPEATED):
         hashes = join_hashes(run, n)

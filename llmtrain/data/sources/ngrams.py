@@ -52,6 +52,19 @@ def word_hashes(text: str, words: WordHashes) -> Hashes:
     return np.array([words[word] for word in WORD.findall(text.lower())], dtype=np.uint64)
 
 
+def word_places(text: str) -> list[tuple[int, int]]:
+    """Where each word of `word_hashes` is: characters [start, end) of the text as it is written.
+
+    `İ` is two characters in lower case, a letter and an accent, which ends a word: `İz` is i, z at (0, 1), (1, 2).
+    """
+    lowered = text.lower()
+    found = [match.span() for match in WORD.finditer(lowered)]
+    if len(lowered) == len(text):
+        return found
+    written = [place for place, char in enumerate(text) for _ in char.lower()]
+    return [(written[start], written[end - 1] + 1) for start, end in found]
+
+
 def join_hashes(run: Hashes, n: int) -> Hashes:
     """Hashes of the n-grams of a run of words' hashes; none of fewer than n words."""
     count = max(0, len(run) - n + 1)

@@ -14,7 +14,7 @@ from llmtrain.config.data import Source
 from llmtrain.data.sources.documents import strings_of
 from llmtrain.data.sources.files import resolve
 from llmtrain.data.sources.items import iter_items
-from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes, ngram_hashes, word_hashes
+from llmtrain.data.sources.ngrams import WORD, WordHashes, join_hashes, ngram_hashes, word_hashes, word_places
 from llmtrain.data.sources.rows import BadRow, Row, Wanted
 from llmtrain.data.sources.text import PIECE_CHARS, cut_pieces
 from llmtrain.eval.tasks.results import TaskResult
@@ -106,5 +106,5 @@ def _training_texts(sources: Sequence[Source]) -> Iterator[tuple[str, str]]:
 
 def _excerpt(text: str, first: int, size: int) -> str:
     """The words of an n-gram in their text, as they are written there."""
-    places = [found.span() for found in WORD.finditer(text.lower())][first : first + size]
+    places = word_places(text)[first : first + size]
     return text[places[0][0] : places[-1][1]][:SHOWN_CHARS] if places else ""

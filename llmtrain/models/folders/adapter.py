@@ -26,9 +26,10 @@ from transformers.utils import logging
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.adapters.quantized import dequantized, in_4_bits, keep_layout
 from llmtrain.models.adapters.targets import saved_modules
-from llmtrain.models.folders.bases import Base, find_base
+from llmtrain.models.folders.bases import Base, find_base, origin_of
 from llmtrain.models.folders.card import as_model_card
-from llmtrain.models.folders.compatible import add_older_names, save_tokenizer_files
+from llmtrain.models.folders.compatible import save_tokenizer_files
+from llmtrain.models.folders.exported import write_whole
 from llmtrain.models.folders.files import ADAPTER_BASE, ADAPTER_CONFIG, CARD, TRAINING, require_readable
 from llmtrain.models.folders.generation import generation_config, read_generation
 from llmtrain.models.folders.given import is_adapter
@@ -38,8 +39,10 @@ from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, save_token
 from llmtrain.models.folders.packed_weights import require_opener, unpacking
 from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
-from llmtrain.models.text_part import num_embeddings
+from llmtrain.models.text_part import num_embeddings, parameters_beside
 from llmtrain.system.files import one_line
+from llmtrain.system.terminal import say
+from llmtrain.system.typing import Report
 
 PEFT_PREFIX = "base_model.model."
 # What the trained rows of tokens are called here and in peft.
@@ -121,22 +124,31 @@ def merge_adapter(
         adapter_folder, tokenizer, trust_remote_code, base=base, dtype=torch.float32, keeps_4_bits=False
     )
     found = find_base(adapter_folder, base)
-    dtype = dtype or saved_dtype(found.path, found.revision, trust_remote_code)
-    merged = _merged(adapted, adapter_folder).to(dtype)  # type: ignore[arg-type]
+    stored = saved_dtype(found.path, found.revision, trust_remote_code)
+    dtype = dtype or stored
+    kind, merged = adapter_kind(adapter_folder), _merged(adapted, adapter_folder)
+    _cast(merged, dtype, stored, kind)
     partial = out_folder.with_name(f"{out_folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with no_progress_bar():
-        merged.save_pretrained(partial)
-    add_older_names(partial, trust_remote_code)
+    write_whole(merged, partial, trust_remote_code, origin_of(found.path, found.revision))
     save_tokenizer_files(tokenizer, partial)
     if (adapter_folder / TRAINING).is_file():  # it says who trained it
         shutil.copy(adapter_folder / TRAINING, partial)
     card = adapter_folder / CARD
     if card.is_file():
-        kind = adapter_kind(adapter_folder)
         (partial / CARD).write_text(as_model_card(card.read_text(encoding="utf-8"), kind), encoding="utf-8")
     partial.rename(out_folder)
     return dtype
+
+
+def _cast(merged: PreTrainedModel, dtype: torch.dtype, stored: torch.dtype, kind: ModelKind) -> None:
+    """Cast a merged model to a type; what is beside the text model and its head to the type that it was stored in."""
+    head = [] if kind.head is None else list(merged.get_submodule(kind.head).parameters())
+    of_head = {id(parameter) for parameter in head}
+    beside = [(each, each.data.to(stored)) for each in parameters_beside(merged) if id(each) not in of_head]
+    merged.to(dtype)  # type: ignore[arg-type]
+    for parameter, values in beside:
+        parameter.data = values
 
 
 def adapter_kind(adapter_folder: Path) -> ModelKind:
@@ -160,18 +172,23 @@ def open_adapter(
     *,
     base: str | None = None,
     keeps_4_bits: bool = True,
+    report: Report = say,
     **loading: Any,
 ) -> PeftModel:
     """An adapter on its base, which gets rows for the tokenizer's tokens if it has fewer.
 
     `base`: where that is; None: as the adapter's folder tells. `keeps_4_bits`: whether a base in 4 bits stays so; what
-    is added into one would be rounded to them. `loading`: further arguments of transformers, such as `dtype`. Raises
-    ValueError if the base is not there, or is not the one that the adapter was trained on.
+    is added into one would be rounded to them. `report`: gets a line on what could not be compared of the base.
+    `loading`: further arguments of transformers, such as `dtype`. Raises ValueError if the base is not there, or is not
+    the one that the adapter was trained on.
     """
     config, found = _settings(adapter_folder), find_base(adapter_folder, base)
     kind = kind_of_adapter(config.task_type)
-    model = _open_base(adapter_folder, found, kind, trust_remote_code, **load_options(kind, tokenizer), **loading)
-    require_base(adapter_folder, found.path, config, model)
+    options = load_options(kind, tokenizer)
+    model = _open_base(adapter_folder, found, kind, trust_remote_code, report, **options, **loading)
+    doubt = require_base(adapter_folder, found.path, config, model)
+    if doubt is not None:
+        report(doubt)
     if not keeps_4_bits and in_4_bits(model):
         model = dequantized(model)
     if len(tokenizer) > num_embeddings(model):
@@ -213,7 +230,7 @@ def _require_all_loaded(adapter_folder: Path, weights: Iterable[str], adapted: P
 
 
 def _open_base(
-    adapter_folder: Path, found: Base, kind: ModelKind, trust_remote_code: bool, **loading: Any
+    adapter_folder: Path, found: Base, kind: ModelKind, trust_remote_code: bool, report: Report, **loading: Any
 ) -> PreTrainedModel:
     """The base of an adapter, which may be another adapter's model. Raises ValueError if it cannot be loaded."""
     if is_adapter(found.path):
@@ -222,7 +239,7 @@ def _open_base(
             raise ValueError(
                 f"{adapter_folder}: its base is the adapter {inner}, and one of the two scores: merge it first"
             )
-        return open_merged(inner, trust_remote_code, **loading)
+        return open_merged(inner, trust_remote_code, report=report, **loading)
     try:
         shape = loading.get("config") or AutoConfig.from_pretrained(
             found.path, revision=found.revision, trust_remote_code=trust_remote_code

@@ -1,7 +1,7 @@
 """What a multimodal folder holds beside its text model: weights that no run changes, and the files of its processor.
 
-A checkpoint has the trained weights only. An exported folder gets the others from the base, in the type that they are
-saved in, so that they are equal to the byte.
+A checkpoint has the trained weights only. An exported folder gets the others from the base, in the type that most of
+its weights are saved in: equal to the byte in a folder of one type, as nearly all are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from llmtrain.models.folders.bases import Base, innermost
 from llmtrain.models.folders.classes import language_class
 from llmtrain.models.folders.given import given_folder
 from llmtrain.models.folders.origin import Origin
+from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.system.files import one_line
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -30,7 +31,10 @@ def weights_beside(names: Collection[str], origin: Origin | None, trust_remote_c
         base = _base(origin)
         shape = AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
         model = language_class(shape).from_pretrained(
-            base.path, revision=base.revision, trust_remote_code=trust_remote_code, dtype="auto"
+            base.path,
+            revision=base.revision,
+            trust_remote_code=trust_remote_code,
+            dtype=saved_dtype(base.path, base.revision, trust_remote_code),
         )
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -34,13 +34,14 @@ class LastTokenScore(GenericForSequenceClassification):
     """`transformers`' generic head, for trunks of every kind of output."""
 
     config: PreTrainedConfig
+    base_model: nn.Module
 
     def forward(
         self, input_ids: Int[Tensor, "batch tokens"], attention_mask: Tensor | None = None, **inputs: Any
     ) -> SequenceClassifierOutput:
         """The scores of each row at its last token that is not padding, as `logits`: (batch, num_labels)."""
         masks = {} if attention_mask is None else {"attention_mask": attention_mask}
-        outputs = getattr(self, self.base_model_prefix)(input_ids=input_ids, **masks, **inputs)
+        outputs = self.base_model(input_ids=input_ids, **masks, **inputs)
         padding = self.config.get_text_config().pad_token_id
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (

@@ -18,10 +18,13 @@ from safetensors import safe_open
 from torch import Tensor, distributed, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from llmtrain.models.folders.beside import copy_processor
 from llmtrain.models.folders.compatible import add_older_names
 from llmtrain.models.folders.kind import ModelKind
+from llmtrain.models.folders.origin import Origin
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.models.paths.small import small_copy
+from llmtrain.models.text_part import is_multimodal
 
 TOLERANCE = 1e-5  # of the largest output, in fp32: the same arithmetic on the same weights
 
@@ -54,17 +57,30 @@ def require_export(model: PreTrainedModel, kind: ModelKind, max_seq_len: int) ->
 
 
 def write_weights(
-    model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, trust_remote_code: bool = False
+    model: PreTrainedModel,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    trust_remote_code: bool = False,
+    origin: Origin | None = None,
 ) -> None:
-    """Write a model's folder: `model` on the meta device, and its weights by their names.
+    """Write a model's folder: `model` on the meta device, and its weights by their names; the rest as `write_whole`.
 
-    They are checked to be exactly those of the architecture; tied ones may be left out. Raises ValueError if the files
-    then hold fewer values than the model.
+    They are checked to be exactly those of the architecture; tied ones may be left out.
     """
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left_out and not unexpected, (left_out, missing, unexpected)
+    write_whole(model, folder, trust_remote_code, origin)
+
+
+def write_whole(
+    model: PreTrainedModel, folder: Path, trust_remote_code: bool = False, origin: Origin | None = None
+) -> None:
+    """Write a model's folder, with the processor of a multimodal one; `origin`: of the base that has it.
+
+    Raises ValueError if the files then hold fewer values than the model.
+    """
     with no_progress_bar():
         model.save_pretrained(folder)
     own = sum(parameter.numel() for parameter in model.parameters())
@@ -74,6 +90,8 @@ def write_weights(
             f"{model.config.model_type} whole"
         )
     add_older_names(folder, trust_remote_code)
+    if is_multimodal(model.config):
+        copy_processor(folder, origin)
 
 
 def num_values(folder: Path) -> int:

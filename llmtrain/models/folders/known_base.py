@@ -36,11 +36,14 @@ def require_base(adapter_folder: Path, base_path: str, config: PeftConfig, base:
             "base: train again, or remove the file if you are sure of the base"
         )
     trained_on = {name: recorded[name] for name in FACTS if name in recorded}
+    doubt = None
+    if "weights" not in trained_on:
+        doubt = f"{adapter_folder} does not say which weights its base had: it is known by its configuration only"
+    elif in_4_bits(base) != recorded.get("packed", False):
+        doubt = f"{adapter_folder}: weights in 4 bits: {base_path} is known by its configuration only"
+        trained_on.pop("weights")
     if not trained_on:
         return f"{adapter_folder} does not say which base it was trained on: {base_path} is taken as it is"
-    skipped = in_4_bits(base) != recorded.get("packed", False) or "weights" not in trained_on
-    if skipped:
-        trained_on.pop("weights", None)
     first_new = min((id_ for ids in token_ids(config.to_dict()).values() for id_ in ids), default=None)
     found = base_facts(base, first_new)
     for name, fact in trained_on.items():
@@ -50,7 +53,7 @@ def require_base(adapter_folder: Path, base_path: str, config: PeftConfig, base:
                 f"{adapter_folder} was trained on another base than {base_path} is now ({what} differ): name the right "
                 f"one in {ADAPTER_CONFIG}, or in `llmtrain merge --base`"
             )
-    return f"{adapter_folder}: weights in 4 bits: {base_path} is known by its configuration only" if skipped else None
+    return doubt
 
 
 def token_ids(settings: Mapping[str, Any]) -> Mapping[str, Sequence[int]]:

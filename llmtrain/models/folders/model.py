@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.context import num_positions
-from llmtrain.models.folders.beside import copy_processor, weights_beside
+from llmtrain.models.folders.beside import weights_beside
 from llmtrain.models.folders.compatible import save_tokenizer_files
 from llmtrain.models.folders.exported import write_weights
 from llmtrain.models.folders.files import CARD
@@ -21,7 +21,7 @@ from llmtrain.models.folders.generation import generation_config
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
 from llmtrain.models.folders.origin import Origin
 from llmtrain.models.folders.skeleton import skeleton
-from llmtrain.models.text_part import is_multimodal, text_field
+from llmtrain.models.text_part import text_field
 
 WRAPPER_PREFIX = "model."  # every wrapper holds the exported model under this name
 
@@ -56,10 +56,8 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], card: str, spec: E
         named |= weights_beside(kept, spec.origin, spec.trust_remote_code)
     if spec.kind.generates:
         model.generation_config = generation_config(spec.generation, spec.tokenizer, spec.stop_ids)
-    write_weights(model, named, folder, spec.trust_remote_code)
+    write_weights(model, named, folder, spec.trust_remote_code, spec.origin)
     save_tokenizer(folder, spec)
-    if is_multimodal(spec.shape):
-        copy_processor(folder, spec.origin)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 

@@ -35,6 +35,8 @@ from llmtrain.models.trunk import run_its_trunk
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.system.files import one_line
 from llmtrain.system.paths import is_local
+from llmtrain.system.terminal import say
+from llmtrain.system.typing import Report
 
 FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")  # of a model of the hub
 
@@ -86,15 +88,18 @@ def reward_folder(path: str, revision: str | None = None) -> Path:
         raise ValueError(f"{path}: no folder, and not to be had from the hub ({one_line(error)})") from None
 
 
-def open_classifier(folder: Path) -> Classifier:
-    """The model in a folder. Raises ValueError if it holds none, or an adapter whose base is not its own."""
+def open_classifier(folder: Path, report: Report = say) -> Classifier:
+    """The model in a folder; `report` as for `open_adapter`.
+
+    Raises ValueError if it holds none, or an adapter whose base is not its own.
+    """
     require_readable(folder)
     try:
         if is_adapter(folder) and adapter_kind(folder) is not REWARD:
             raise ValueError("this is the adapter of a language model")
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         if is_adapter(folder):
-            model: Any = open_adapter(folder, tokenizer).get_base_model()
+            model: Any = open_adapter(folder, tokenizer, report=report).get_base_model()
         else:
             with no_progress_bar():
                 scoring = REWARD.auto_class(AutoConfig.from_pretrained(folder))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from planted_texts import sentence
+from tiny_chat import write_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.cli.main import main
+from llmtrain.eval.typical import MOST_TOKENS
 
 for library in ("matplotlib", "sklearn", "ftfy", "py3langid", "rensa"):
     pytest.importorskip(library, reason="the page needs what pip install 'llmtrain[data]' brings")
@@ -63,6 +68,16 @@ def test_nothing_personal_is_printed_without_a_report_either(
     assert "1234567" not in output and "jane.doe" not in output and "j•••.•••@" in output
 
 
+@pytest.mark.parametrize("place", range(20, 50))
+def test_an_address_that_is_cut_anywhere_is_masked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: int
+) -> None:
+    text = f"{'x' * (place - 1)} {SECRET} and more words after it that are to be cut"
+    main(["data", str(write(tmp_path / "rows.jsonl", [{"prompt": text, "completion": text, "note": text}]))])
+    output = capsys.readouterr().out
+    assert "xxx" in output and "ane" not in output and "doe" not in output
+
+
 def test_a_configuration_names_data_cleaning_and_held_out_files(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -108,6 +123,37 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "cannot read the configuration" in refused(capsys, str(tmp_path / "none.yaml"))
     (tmp_path / "sft.yaml").write_text("run: {dir: x}\nmodel: {path: y}\ndata: {loss_on: last}\ntrain: {epochs: 1}\n")
     assert "data.train is missing" in refused(capsys, str(tmp_path / "sft.yaml"))
+
+
+def test_a_model_shows_which_rows_it_expects_and_which_surprise_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "model", spread=0.2)
+    rows = texts(12)
+    path = write(tmp_path / "rows.jsonl", [*({"text": text} for text in rows), {"text": "short"}])
+    page = tmp_path / "data.html"
+    main(["data", str(path), "--report", str(page), "--model", str(model)])
+    output = capsys.readouterr().out
+    assert [line for line in output.splitlines() if re.fullmatch(r"losses: [\d.]+ s", line)]
+    text = page.read_text()
+    typical = text[text.index('id="typical"') :]
+    assert "The most typical" in typical and "The least typical" in typical and "Not measured" not in typical
+    shown = [float(found) for found in re.findall(r"([\d.]+) nats per token", typical)]
+    assert "on 12 texts as they are" in typical
+    losses = plain_losses(model, rows)
+    assert shown[0] == pytest.approx(min(losses), rel=1e-3)
+    assert shown[len(shown) // 2] == pytest.approx(max(losses), rel=1e-3)
+
+
+def plain_losses(model: Path, rows: list[str]) -> list[float]:
+    """The loss of each row's first tokens after the first token of all, by transformers alone."""
+    tokenizer, plain = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    found = []
+    for text in rows:
+        ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)[:MOST_TOKENS]]
+        given = torch.tensor([ids[: plain.config.max_position_embeddings]])
+        found.append(plain(input_ids=given, labels=given).loss.item())
+    return found
 
 
 def test_a_model_without_a_folder_is_refused_before_anything_is_read(

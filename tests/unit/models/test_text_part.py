@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from families.steps import write_base
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 
 from llmtrain.config.adapter import AdapterConfig
@@ -16,7 +17,7 @@ from llmtrain.config.sections import TunedModelConfig
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.flops import training_flops
-from llmtrain.models.folders.adapter import export_adapter
+from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.bases import origin_of
 from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model
 from llmtrain.models.folders.open import open_model
@@ -69,6 +70,62 @@ def test_an_export_is_of_the_class_of_its_base_with_the_vision_tower_to_the_byte
     assert same == {name for name in before if any(part in name for part in VISION)}
     assert type(open_model(str(tmp_path / "model"))[0]) is type(model)
     assert (tmp_path / "model" / "preprocessor_config.json").is_file()  # or nobody could give it an image
+
+
+def test_a_vision_tower_keeps_its_bytes_where_the_configuration_names_another_type(base: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(base, tmp_path / "base")
+    text = (other / "config.json").read_text()
+    (other / "config.json").write_text(text.replace('"float32"', '"bfloat16"'))
+    assert "bfloat16" in (other / "config.json").read_text()
+    model = load_pretrained(TunedModelConfig(path=str(other)), AutoTokenizer.from_pretrained(other), max_seq_len=32)
+    trained = {f"{WRAPPER_PREFIX}{n}": p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    export_model(tmp_path / "model", trained, "", spec_of(model, other))
+    before, after = (load_file(folder / "model.safetensors") for folder in (other, tmp_path / "model"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture
+def adapter(base: Path, model: PreTrainedModel, tmp_path: Path) -> Path:
+    """The folder of an adapter that changes every layer of the text model."""
+    config = AdapterConfig.model_validate({"kind": "lora", "rank": 2})
+    add_adapter(model, config, (), 0)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    weights = {f"{WRAPPER_PREFIX}{name}": torch.ones_like(parameter) for name, parameter in trained.items()}
+    export_adapter(tmp_path / "adapter", weights, "", spec_of(model, base, config))
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["the base's type", "another type"])
+def test_a_merged_folder_takes_images_as_its_base_does(
+    base: Path, adapter: Path, tmp_path: Path, dtype: torch.dtype | None
+) -> None:
+    merge_adapter(adapter, tmp_path / "merged", dtype=dtype)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "merged"))
+    assert before.keys() == after.keys()
+    beside = {name for name in before if any(part in name for part in VISION)}
+    assert beside and all(before[name].dtype == after[name].dtype for name in beside)
+    assert all(torch.equal(before[name], after[name]) for name in beside)
+    text = next(name for name in before if "q_proj" in name and name not in beside)
+    assert after[text].dtype == (dtype or before[text].dtype)
+    assert not torch.equal(before[text].float(), after[text].float())
+    assert (tmp_path / "merged" / "preprocessor_config.json").is_file()
+
+
+def test_a_merged_folder_that_lacks_weights_is_refused(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = PreTrainedModel.save_pretrained
+
+    def dropping(model: PreTrainedModel, folder: Path, **options: object) -> None:
+        save(model, folder, **options)
+        weights = load_file(folder / "model.safetensors")
+        del weights[next(name for name in weights if "vision_tower" in name)]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", dropping)
+    with pytest.raises(ValueError, match="weights were not written"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize(

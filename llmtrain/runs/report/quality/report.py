@@ -69,9 +69,9 @@ def _sections(quality: Quality) -> Iterator[Section]:
     yield _top(quality)
     yield _drawn(lambda: texts.sizes(quality), "Sizes and lengths", "sizes")
     yield _drawn(lambda: whole.duplicates(quality), "Duplicates", "duplicates")
+    outcomes = dict(quality.outcomes())
     for field, title, section in MEASURES:
-        outcome: Outcome[Any] | None = getattr(quality, field)
-        if outcome is not None:
+        if (outcome := outcomes.get(field)) is not None:
             yield _of(outcome, title, ANCHORS.get(field, field), partial(section, quality))
     yield _how(quality)
 

@@ -10,7 +10,8 @@ from markupsafe import Markup
 from llmtrain.data.quality.characters import KINDS, MOJIBAKE, Characters
 from llmtrain.data.quality.languages import LOOKED_AT_CHARS, SURE, Languages
 from llmtrain.data.quality.measure import Quality
-from llmtrain.data.quality.personal import PersonalData, kinds
+from llmtrain.data.quality.personal import kinds
+from llmtrain.data.quality.personal_items import PersonalData
 from llmtrain.data.quality.repetition import FEWEST_WORDS, LIMITS, Repetition
 from llmtrain.data.quality.sample import Sample
 from llmtrain.data.quality.tokens import Efficiency, Tokens

@@ -53,6 +53,14 @@ def test_a_short_text_is_found_as_a_whole_and_a_shorter_one_never(tmp_path: Path
     assert found.num_hit == [1] and found.matches[0].num_words == 8 and found.matches[0].share == 1.0
 
 
+def test_letters_that_grow_in_lower_case_leave_the_places_of_a_match_right(tmp_path: Path) -> None:
+    short = "İzmir ve Bursa arasinda kac saatlik yol"  # seven words, eight as they are hashed
+    source = evaluation(tmp_path / "eval.jsonl", [{"question": short}])
+    text = f"İİ İstanbul. {short}! Son."
+    (match,) = contamination([item(text, 0)], [source], 1).matches
+    assert text[slice(*match.in_item)] == short == match.evaluated.text[slice(*match.in_evaluated)]
+
+
 def test_a_run_is_found_in_both_texts() -> None:
     spans = common_run("x one two, three y", "Z ONE TWO THREE", 3)
     assert spans is not None

@@ -15,8 +15,8 @@ from llmtrain.data.quality.personal import (
     luhn,
     masked,
     masked_part,
-    personal_data,
 )
+from llmtrain.data.quality.personal_items import personal_data
 
 NUM_PLANTED = 200
 LEAST_RECALL = 0.99

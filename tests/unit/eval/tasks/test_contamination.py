@@ -51,6 +51,13 @@ def test_a_text_in_common_is_found_in_any_format(train: Any, tmp_path: Path) -> 
     assert matches[f"{LONG}?"].lower() == " ".join(LONG.lower().split()[:NGRAM_WORDS])
 
 
+def test_the_text_that_matches_is_shown_from_its_first_word_after_letters_that_grow_in_lower_case(
+    tmp_path: Path,
+) -> None:
+    matches = found(tmp_path, [LONG], f"İİİ, İzmir ve İstanbul. {LONG}, and after.")
+    assert matches == {f"{LONG}?": " ".join(LONG.split()[:NGRAM_WORDS])}
+
+
 def test_a_short_text_is_compared_as_a_whole(tmp_path: Path) -> None:
     assert list(found(tmp_path, [SHORT, OTHER], f"So: {SHORT}? The Volga.")) == [f"{SHORT}?"]
     assert not found(tmp_path, [SHORT], "Which river is the longest one in Asia")
