@@ -169,7 +169,7 @@ class PretrainConfig(RecipeConfig):
         return (
             super()._idle_keys()
             | dict.fromkeys(SAMPLE_KEYS, (True, "prompts, which raw text does not have"))
-            | dict.fromkeys(PAIR_KEYS, (True, "a recipe that tunes a model"))
+            | dict.fromkeys(PAIR_KEYS, (self.eval.before_after > 0, "a recipe that tunes a model"))
         )
 
 

@@ -25,6 +25,12 @@ def require_text_alone(row: Fields) -> None:
             )
 
 
+def media_notes(row: Fields) -> list[str]:
+    """A note for each field that names images, videos or sounds beside text that does without them."""
+    held = [name for name in FIELDS if row.get(name) is not None and row[name] not in ("", [], {})]
+    return [f"{name} of a row, which is not read: only text is" for name in held]
+
+
 def _is_marked(row: Fields) -> bool:
     text = json.dumps(row, ensure_ascii=False, default=str)
     return any(mark in text for mark in MARKS)

@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from llmtrain.config.data import OnBadRow, Source
 from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, UnwantedRow
-from llmtrain.data.formats.media import require_text_alone
+from llmtrain.data.formats.media import media_notes, require_text_alone
 from llmtrain.data.formats.naming import Naming
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, resolve_rows
@@ -33,8 +33,6 @@ class Counted(Protocol):
 
 ExampleType = TypeVar("ExampleType", bound=Counted)
 
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-"""Fields that data sets keep what is not text in."""
 UNKNOWN_FORMAT = "unknown format"
 """Why a row is bad whose fields no format recognises."""
 
@@ -126,12 +124,6 @@ def read_examples(
         )
     if not is_reported:
         raise ValueError(f"{source.path}: no {unit} to train on ({_what_was_read(ledger)}){first_fault}")
-
-
-def media_notes(fields: Fields) -> list[str]:
-    """A note for each field of pictures, films or sounds, which are not read."""
-    held = [name for name in MEDIA if fields.get(name) is not None and fields[name] not in ("", [], {})]
-    return [f"{name} of a row, which is not read: only text is" for name in held]
 
 
 def read_rows(

@@ -332,13 +332,13 @@ def test_an_account_from_before_row_formats_were_kept_still_loads():
     assert SourceLedger.from_dict(tree).row_format is None
 
 
-def test_pictures_beside_the_text_of_a_row_are_counted_as_not_read(tmp_path: Path) -> None:
+def test_a_pictures_address_beside_the_text_of_a_row_is_counted_as_not_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [
-        {"prompt": "see", "completion": "a", "images": ["a.png"]},
-        {"prompt": "see", "completion": "b", "images": []},
+        {"prompt": "see", "completion": "a", "image": "a.png"},
+        {"prompt": "see", "completion": "b", "image": ""},
     ]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     ledger = SourceLedger(path=str(path))
     list(iter_examples(Source(path=str(path)), "error", ledger, lambda line: None))
-    assert ledger.notes == {"images of a row, which is not read: only text is": 1}
+    assert ledger.notes == {"image of a row, which is not read: only text is": 1}
