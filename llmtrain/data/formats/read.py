@@ -19,7 +19,7 @@ from llmtrain.data.formats.naming import Naming
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.sources.files import Files, resolve_rows
 from llmtrain.data.sources.items import iter_items
-from llmtrain.data.sources.rows import BadRow, Fields, IsRow, Row, Rows, Wanted
+from llmtrain.data.sources.rows import BadRow, IsRow, Row, Rows, Wanted
 from llmtrain.data.sources.text import Document
 from llmtrain.system.typing import Report
 
