@@ -25,8 +25,10 @@ from llmtrain.data.packing.pairs import collate_pairs
 from llmtrain.eval.before_after.pair import Measurement
 from llmtrain.eval.before_after.together import together
 from llmtrain.eval.tasks.results import NATS_PER_TOKEN, ItemResult, Measure, TaskResult
+from llmtrain.eval.tasks.shares import Share
 from llmtrain.protocols import BatchType, Ranks
 
+SOURCE = "what the run held out"
 HELD_OUT, DESIRABLE, UNDESIRABLE = "held_out", "desirable", "undesirable"
 CHOSEN_NATS = Measure("chosen_nats_per_token", False, "per weight", "chosen_tokens")
 REJECTED_NATS = Measure("rejected_nats_per_token", None, "per weight", "rejected_tokens")
@@ -55,7 +57,7 @@ class HeldOutItems(Generic[BatchType]):
         It is short, so that it does not stop: ranks that compute a pack together would have to agree on it.
         """
 
-        def mine() -> TaskResult | None:
+        def mine() -> Share:
             plan, ranks = self.plan, self.ranks
             items: list[ItemResult] = []
             batches = rank_batches(
@@ -63,9 +65,10 @@ class HeldOutItems(Generic[BatchType]):
             )
             for batch in batches:
                 items += self.items_of(model, batch.to(ranks.device))
-            return TaskResult(self.task, self.measures, items, {"source": "what the run held out"})
+            return [(ranks.rank + number * ranks.world_size, item) for number, item in enumerate(items)]
 
-        return together(mine, self.ranks)
+        found = together(mine, self.ranks)
+        return None if found is None else TaskResult(self.task, self.measures, found, {"source": SOURCE})
 
     @property
     def num_documents(self) -> int:
