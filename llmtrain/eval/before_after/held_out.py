@@ -52,7 +52,7 @@ class HeldOutItems(Generic[BatchType]):
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> TaskResult | None:
-        """The items of all ranks, on the main process. Raises Unmeasured. Collective.
+        """The items of all ranks, on the main process. Raises Unmeasured in one process. Collective.
 
         It is short, so that it does not stop: ranks that compute a pack together would have to agree on it.
         """
@@ -67,7 +67,7 @@ class HeldOutItems(Generic[BatchType]):
                 items += self.items_of(model, batch.to(ranks.device))
             return [(ranks.rank + number * ranks.world_size, item) for number, item in enumerate(items)]
 
-        found = together(mine, self.ranks)
+        found = together(mine, self.ranks, calls_collectives=True)  # the engine's, in the module's forward
         return None if found is None else TaskResult(self.task, self.measures, found, {"source": SOURCE})
 
     @property

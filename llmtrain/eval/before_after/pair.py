@@ -3,7 +3,8 @@
     measured(folder, "before")     of the weights that the run starts from, before its first step
     measured(folder, "after")      of the weights that it exports
 
-The files are those of `llmtrain eval`. What cannot be measured is a line of the log and never fails a run.
+The files are those of `llmtrain eval`. What cannot be measured is a line of the log and fails no run, unless it fails
+within a forward that several ranks compute together.
 """
 
 from __future__ import annotations
@@ -51,12 +52,13 @@ class BeforeAfter:
         may_write: Callable[[], bool],
         step: int,
     ) -> None:
-        """Measure and write the file, unless it has just this already. Collective; no failure leaves it."""
+        """Measure and write the file, unless it has just this already. Collective; raises as `together`."""
         digest = blake2b(self.asked.encode(errors="surrogatepass"), digest_size=8).hexdigest()
         key = {**self.record, "step": step, "asked": digest}
         if not self.measurements or self.ranks.any(may_write() and _has(path, key)):
             return
-        self.report(f"measuring {self.asked} {'before training' if not step else f'after step {step}'}")
+        when = "before training" if not step else f"after step {step}"
+        self.report(f"measuring {self.asked} {when} (eval.before_after=0 turns it off)")
         started, was_training = time.perf_counter(), module.training
         module.eval()
         try:
@@ -73,7 +75,7 @@ class BeforeAfter:
                 save_evaluation(path, Evaluation({**key, NOT_MEASURED: failed}, results))
             except (OSError, ValueError) as error:
                 self.report(f"warning: {path}: not written: {one_line(error)}")
-        self.report(f"measured in {time.perf_counter() - started:.1f} s (eval.before_after=0 turns it off)")
+        self.report(f"measured in {time.perf_counter() - started:.1f} s")
 
     def _found(
         self, module: nn.Module, should_stop: Callable[[], bool]

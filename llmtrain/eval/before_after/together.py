@@ -21,16 +21,20 @@ class Unmeasured(ValueError):
     """Something cannot be measured, as every rank knows."""
 
 
-def together(mine: Callable[[], Share | None], ranks: Ranks) -> list[ItemResult] | None:
+def together(
+    mine: Callable[[], Share | None], ranks: Ranks, *, calls_collectives: bool = False
+) -> list[ItemResult] | None:
     """The items of all ranks, on the main process, and [] on the others; None if a rank was stopped.
 
-    Collective; raises Unmeasured on every rank if `mine`, which calls no collective, failed on one.
+    Collective; raises Unmeasured on every rank if `mine` failed on one. If it calls collectives and there are other
+    ranks, these wait for the one that failed in the middle of them: then its error ends the run, as in an evaluation.
     """
     share, failure = None, ""
     try:
         share = mine()
     except Exception as error:
-        if isinstance(error, LaunchEnded) or is_collective_failure(error):
+        leaves_others = calls_collectives and ranks.world_size > 1
+        if leaves_others or isinstance(error, LaunchEnded) or is_collective_failure(error):
             raise
         failure = one_line(error)
     failed, stopped = ranks.sum_floats([float(bool(failure)), float(not failure and share is None)])
