@@ -74,7 +74,7 @@ class Answers:
     ranks: Ranks
     score: Score | None = None
 
-    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> TaskResult | None:
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> list[TaskResult] | None:
         """The items of all ranks, on the main process; None if asked to stop. Raises Unmeasured. Collective.
 
         The generator has the model, so it is not called here.
@@ -86,7 +86,7 @@ class Answers:
             return None
         measures = [*([] if self.score is None else [SCORE]), TOKENS, ENDS, REPETITION, REFUSES]
         facts = {"max_new_tokens": self.sampling.max_new_tokens, "temperature": self.sampling.temperature}
-        return TaskResult(ANSWERS, measures, items, {"source": "held-out prompts", **facts})
+        return [TaskResult(ANSWERS, measures, items, {"source": "held-out prompts", **facts})]
 
     def _answered(self, numbers: list[int]) -> Share | None:
         """This rank's answers; None if asked to stop. No collective."""

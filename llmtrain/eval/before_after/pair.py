@@ -26,7 +26,7 @@ from llmtrain.system.files import one_line
 
 NOT_MEASURED = "not_measured"  # field of an evaluation's model: what -> why
 
-Measurement = Callable[[nn.Module, Callable[[], bool]], TaskResult | None]
+Measurement = Callable[[nn.Module, Callable[[], bool]], Sequence[TaskResult] | None]
 """(module in eval mode, whether any rank was asked to stop) -> results, whole on the main process; None if stopped.
 
 Collective; raises Unmeasured on every rank.
@@ -85,16 +85,15 @@ class BeforeAfter:
         failed: dict[str, str] = {}
         for name, measurement in self.measurements.items():
             try:
-                result = measurement(module, should_stop)
+                measured = measurement(module, should_stop)
             except Unmeasured as error:
                 failed[name] = one_line(error)
                 self.report(f"warning: {name.replace('_', ' ')}: not measured: {failed[name]}")
                 continue
-            if result is None or should_stop():  # the same on every rank
+            if measured is None or should_stop():  # the same on every rank
                 return None
-            kept = _finite(result)
-            if kept.measures and kept.items:
-                results[name] = kept
+            kept = [_finite(result) for result in measured]
+            results |= {each.task: each for each in kept if each.measures and each.items}
         return results, failed
 
 
