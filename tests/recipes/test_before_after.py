@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_chat
 import tiny_pairs
@@ -157,6 +160,16 @@ def test_a_failure_is_a_line_on_the_card_and_fails_nothing(
     assert ended.out.count("warning: held out answers: not measured: no memory") == 2
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "Not measured: held out answers (no memory)." in card and "| held-out loss, nats per token |" in card
+
+
+def test_messages_with_what_json_has_no_form_for_are_kept_as_text(inputs: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (inputs / "rows.jsonl").read_text().splitlines()]
+    dated = [{"messages": [each | {"time": datetime(2020, 1, 1)} for each in row["messages"]]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(dated), tmp_path / "rows.parquet")
+    evaluation = {"every": 5, "before_after": 4, "samples": 2, "sample_tokens": 8}
+    ran(tiny_chat.write_config(tmp_path, inputs / "chat", [tmp_path / "rows.parquet"], eval=evaluation))
+    before, _ = both(tmp_path / "run")
+    assert before.tasks[ANSWERS].items[0].details["prompt"][0]["time"] == "2020-01-01 00:00:00"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from llmtrain.protocols import Ranks
 from llmtrain.rewards.score import answer_text
 from llmtrain.rollout.engine import Generator, Sampling
 from llmtrain.rollout.sample import Score
+from llmtrain.rollout.sample_log import as_messages
 from llmtrain.tasks.rows import key_of
 
 ANSWERS = "held_out_answers"
@@ -107,7 +108,7 @@ class Answers:
             }
             if scores is not None:
                 values = {SCORE.name: float(scores[place]), **values}
-            details = {"prompt": prompt.messages, "response": text}
+            details = {"prompt": as_messages(prompt.messages), "response": text}
             items.append(ItemResult(ANSWERS, key_of(tuple(prompt.ids)), f"prompt {numbers[place]}", values, details))
         return list(zip(numbers, items, strict=True))
 
