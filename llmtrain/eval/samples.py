@@ -18,7 +18,7 @@ from llmtrain.data.formats.held_out import Question
 from llmtrain.protocols import Evaluate, Ranks
 from llmtrain.rewards.score import answer_text
 from llmtrain.rollout.engine import Generator, Sampling
-from llmtrain.rollout.sample_log import gather_rows
+from llmtrain.rollout.sample_log import as_messages, gather_rows
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class WithSamples:
         rows = [
             {
                 "index": index,
-                "prompt": self.questions[index].messages,
+                "prompt": as_messages(self.questions[index].messages),
                 "response": answer_text(self.questions[index].ids, response, self.tokenizer),
                 "stopped": response.stopped,
                 "reference": self.questions[index].reference,

@@ -86,12 +86,12 @@ def answers_to(
 
 def _task(
     task_rows: TaskRows, subject: Subject, asking: Asking, ranks: Ranks, module: nn.Module, should_stop: object
-) -> TaskResult | None:
+) -> list[TaskResult] | None:
     """A task's results; of general text the bits per byte alone, which say the same as nats per token."""
     result = tasks_together(task_rows, subject, asking, ranks)
-    if result is None or result.task != GENERAL_TEXT:
-        return result
-    return replace(result, measures=[BITS_PER_BYTE])
+    if result is None:
+        return None
+    return [result if result.task != GENERAL_TEXT else replace(result, measures=[BITS_PER_BYTE])]
 
 
 def _size(measurement: Measurement) -> str:

@@ -36,14 +36,19 @@ class SampleLog:
 
 
 def as_messages(prompt: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """A prompt as `samples.jsonl` holds it; a text, of a model without a chat template, is one message."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    """A prompt as `samples.jsonl` holds it; a text, of a model without a chat template, is one message.
+
+    What JSON has no form for, as a time in a row of Parquet, is its text.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    plain: list[Mapping[str, Any]] = json.loads(json.dumps(messages, default=str))
+    return plain
 
 
 def readable(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """A row of `metrics.sample_rows` as `samples.jsonl` holds it: messages and text."""
     prompt, response = row["prompt"], row["response"]
-    return {**row, "prompt": prompt.messages, "response": answer_text(prompt.ids, response, tokenizer)}
+    return {**row, "prompt": as_messages(prompt.messages), "response": answer_text(prompt.ids, response, tokenizer)}
 
 
 def gather_rows(rows: Sequence[Mapping[str, Any]], ranks: Ranks, *, by: str = "sample") -> list[dict[str, Any]]:

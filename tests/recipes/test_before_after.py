@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_chat
 import tiny_pairs
@@ -146,6 +149,39 @@ def test_of_a_policy_the_reward_of_the_same_prompts_is_measured(inputs: Path, tm
     assert "mean reward of answers" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
+def test_a_file_that_cannot_be_written_is_a_line_of_the_log(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, evaluation: Evaluation) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("llmtrain.eval.before_after.pair.save_evaluation", refused)
+    out = ran(sft_config(tmp_path, inputs)).out
+    for path in (before_path(tmp_path / "run"), after_path(tmp_path / "run")):
+        assert f"warning: {path}: not written: read-only" in out
+
+
+def test_a_run_that_ends_while_it_measures_the_base_measures_it_when_it_starts_again(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ends(BaseException):
+        pass
+
+    def ends(self: Answers, numbers: list[int]) -> None:
+        raise Ends
+
+    config = sft_config(tmp_path, inputs)
+    with monkeypatch.context() as patched:
+        patched.setattr(Answers, "_answered", ends)
+        with pytest.raises(Ends):
+            run_here(config, recipe=SFT)
+    assert not before_path(tmp_path / "run").exists()
+    assert "before training" in ran(config).out
+    before, after = both(tmp_path / "run")
+    assert before.model["step"] == 0 and {"held_out", ANSWERS} == before.tasks.keys() == after.tasks.keys()
+    assert value(before, "held_out", "nats_per_token") == pytest.approx(losses(tmp_path / "run")[0], abs=1e-5)
+
+
 def test_a_failure_is_a_line_on_the_card_and_fails_nothing(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +193,16 @@ def test_a_failure_is_a_line_on_the_card_and_fails_nothing(
     assert ended.out.count("warning: held out answers: not measured: no memory") == 2
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "Not measured: held out answers (no memory)." in card and "| held-out loss, nats per token |" in card
+
+
+def test_messages_with_what_json_has_no_form_for_are_kept_as_text(inputs: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (inputs / "rows.jsonl").read_text().splitlines()]
+    dated = [{"messages": [each | {"time": datetime(2020, 1, 1)} for each in row["messages"]]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(dated), tmp_path / "rows.parquet")
+    evaluation = {"every": 5, "before_after": 4, "samples": 2, "sample_tokens": 8}
+    ran(tiny_chat.write_config(tmp_path, inputs / "chat", [tmp_path / "rows.parquet"], eval=evaluation))
+    before, _ = both(tmp_path / "run")
+    assert before.tasks[ANSWERS].items[0].details["prompt"][0]["time"] == "2020-01-01 00:00:00"
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerFast
 
 from llmtrain.eval.before_after.together import together
 from llmtrain.eval.tasks.results import ENDS, ItemResult, Measure, TaskResult
+from llmtrain.eval.tasks.shares import Share
 from llmtrain.protocols import Ranks
 from llmtrain.rewards.score import answer_text
 from llmtrain.rollout.engine import Generator, Sampling
 from llmtrain.rollout.sample import Score
+from llmtrain.rollout.sample_log import as_messages
 from llmtrain.tasks.rows import key_of
 
 ANSWERS = "held_out_answers"
@@ -73,16 +75,22 @@ class Answers:
     ranks: Ranks
     score: Score | None = None
 
-    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> TaskResult | None:
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> list[TaskResult] | None:
         """The items of all ranks, on the main process; None if asked to stop. Raises Unmeasured. Collective.
 
         The generator has the model, so it is not called here.
         """
         numbers = range(self.ranks.rank, len(self.asked), self.ranks.world_size)
         with self.generator.current_weights():
-            return together(lambda: self._answered(list(numbers)), self.ranks)
+            items = together(lambda: self._answered(list(numbers)), self.ranks)
+        if items is None:
+            return None
+        measures = [*([] if self.score is None else [SCORE]), TOKENS, ENDS, REPETITION, REFUSES]
+        facts = {"max_new_tokens": self.sampling.max_new_tokens, "temperature": self.sampling.temperature}
+        return [TaskResult(ANSWERS, measures, items, {"source": "held-out prompts", **facts})]
 
-    def _answered(self, numbers: list[int]) -> TaskResult | None:
+    def _answered(self, numbers: list[int]) -> Share | None:
+        """This rank's answers; None if asked to stop. No collective."""
         asked = [self.asked[number] for number in numbers]
         responses = self.generator.generate([each.ids for each in asked], numbers, self.sampling)
         if responses is None:
@@ -100,11 +108,9 @@ class Answers:
             }
             if scores is not None:
                 values = {SCORE.name: float(scores[place]), **values}
-            details = {"prompt": prompt.messages, "response": text}
+            details = {"prompt": as_messages(prompt.messages), "response": text}
             items.append(ItemResult(ANSWERS, key_of(tuple(prompt.ids)), f"prompt {numbers[place]}", values, details))
-        measures = [*([] if scores is None else [SCORE]), TOKENS, ENDS, REPETITION, REFUSES]
-        facts = {"max_new_tokens": self.sampling.max_new_tokens, "temperature": self.sampling.temperature}
-        return TaskResult(ANSWERS, measures, items, {"source": "held-out prompts", **facts})
+        return list(zip(numbers, items, strict=True))
 
 
 def repetition(ids: Sequence[int]) -> float:

@@ -6,9 +6,8 @@ The packs are a fixed spread over all held-out ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import blake2b
 from typing import Generic
 
@@ -25,8 +24,10 @@ from llmtrain.data.packing.pairs import collate_pairs
 from llmtrain.eval.before_after.pair import Measurement
 from llmtrain.eval.before_after.together import together
 from llmtrain.eval.tasks.results import NATS_PER_TOKEN, ItemResult, Measure, TaskResult
+from llmtrain.eval.tasks.shares import Share
 from llmtrain.protocols import BatchType, Ranks
 
+SOURCE = "what the run held out"
 HELD_OUT, DESIRABLE, UNDESIRABLE = "held_out", "desirable", "undesirable"
 CHOSEN_NATS = Measure("chosen_nats_per_token", False, "per weight", "chosen_tokens")
 REJECTED_NATS = Measure("rejected_nats_per_token", None, "per weight", "rejected_tokens")
@@ -44,18 +45,17 @@ class HeldOutItems(Generic[BatchType]):
     ranks: Ranks
     collate: Collate[BatchType]
     items_of: ItemsOf[BatchType]
-    task: str
-    measures: Sequence[Measure]
+    measures: Mapping[str, Sequence[Measure]]  # of each task that documents are items of
     segments_per_item: int = 1
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> TaskResult | None:
-        """The items of all ranks, on the main process. Raises Unmeasured. Collective.
+    def __call__(self, model: nn.Module, should_stop: Callable[[], bool]) -> list[TaskResult] | None:
+        """The items of all ranks, on the main process. Raises Unmeasured in one process. Collective.
 
         It is short, so that it does not stop: ranks that compute a pack together would have to agree on it.
         """
 
-        def mine() -> TaskResult | None:
+        def mine() -> Share:
             plan, ranks = self.plan, self.ranks
             items: list[ItemResult] = []
             batches = rank_batches(
@@ -63,9 +63,13 @@ class HeldOutItems(Generic[BatchType]):
             )
             for batch in batches:
                 items += self.items_of(model, batch.to(ranks.device))
-            return TaskResult(self.task, self.measures, items, {"source": "what the run held out"})
+            return [(ranks.rank + number * ranks.world_size, item) for number, item in enumerate(items)]
 
-        return together(mine, self.ranks)
+        found = together(mine, self.ranks, calls_collectives=True)  # the engine's, in the module's forward
+        if found is None:
+            return None
+        by_task = {task: [item for item in found if item.task == task] for task in self.measures}
+        return [TaskResult(task, self.measures[task], items, {"source": SOURCE}) for task, items in by_task.items()]
 
     @property
     def num_documents(self) -> int:
@@ -84,22 +88,20 @@ class HeldOutItems(Generic[BatchType]):
 
 def held_out_conversations(plan: DataPlan, ranks: Ranks) -> dict[str, Measurement]:
     """The loss of what an SFT run holds out."""
-    return {HELD_OUT: HeldOutItems(plan, ranks, collate, conversations, HELD_OUT, [NATS_PER_TOKEN])}
+    return {HELD_OUT: HeldOutItems(plan, ranks, collate, conversations, {HELD_OUT: [NATS_PER_TOKEN]})}
 
 
 def held_out_pairs(plan: DataPlan, ranks: Ranks) -> dict[str, Measurement]:
     """The losses of both answers of held-out pairs."""
-    measures = [CHOSEN_NATS, REJECTED_NATS, PREFERS_CHOSEN]
-    return {HELD_OUT: HeldOutItems(plan, ranks, collate_pairs, pairs, HELD_OUT, measures, 2)}
+    measures = {HELD_OUT: [CHOSEN_NATS, REJECTED_NATS, PREFERS_CHOSEN]}
+    return {HELD_OUT: HeldOutItems(plan, ranks, collate_pairs, pairs, measures, 2)}
 
 
 def held_out_labelled(plan: DataPlan, ranks: Ranks) -> dict[str, Measurement]:
     """The losses of held-out answers by their label."""
     either = replace(NATS_PER_TOKEN, higher_is_better=None)
-    return {
-        task: HeldOutItems(plan, ranks, collate_answers, partial(labelled_answers, desirable=is_good), task, [measure])
-        for task, is_good, measure in ((DESIRABLE, True, NATS_PER_TOKEN), (UNDESIRABLE, False, either))
-    }
+    measures = {DESIRABLE: [NATS_PER_TOKEN], UNDESIRABLE: [either]}
+    return {HELD_OUT: HeldOutItems(plan, ranks, collate_answers, labelled_answers, measures)}
 
 
 def conversations(model: nn.Module, batch: PackedTokens) -> Iterator[ItemResult]:
@@ -141,8 +143,8 @@ def pairs(model: nn.Module, batch: PreferencePairs) -> Iterator[ItemResult]:
             yield _item(HELD_OUT, ids, labels, values)
 
 
-def labelled_answers(model: nn.Module, batch: LabelledAnswers, *, desirable: bool) -> Iterator[ItemResult]:
-    """The loss of each answer of one label."""
+def labelled_answers(model: nn.Module, batch: LabelledAnswers) -> Iterator[ItemResult]:
+    """The loss of each answer, an item of its label."""
     logprobs = model(batch).logprobs
     if not batch.sample_ids:
         return
@@ -150,9 +152,9 @@ def labelled_answers(model: nn.Module, batch: LabelledAnswers, *, desirable: boo
     lengths = list(batch.segment_lengths)
     parts = zip(batch.input_ids.cpu().split(lengths), batch.labels.cpu().split(lengths), strict=True)
     known = zip(parts, losses, batch.answer_lengths, batch.desirable.tolist(), strict=True)
-    for (ids, labels), loss, tokens, label in known:
-        if tokens and label == desirable:
-            task = DESIRABLE if desirable else UNDESIRABLE
+    for (ids, labels), loss, tokens, is_desirable in known:
+        if tokens:
+            task = DESIRABLE if is_desirable else UNDESIRABLE
             yield _item(task, ids, labels, {NATS_PER_TOKEN.name: loss, "tokens": float(tokens)})
 
 

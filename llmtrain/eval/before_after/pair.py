@@ -3,7 +3,8 @@
     measured(folder, "before")     of the weights that the run starts from, before its first step
     measured(folder, "after")      of the weights that it exports
 
-The files are those of `llmtrain eval`. What cannot be measured is a line of the log and never fails a run.
+The files are those of `llmtrain eval`. What cannot be measured is a line of the log and fails no run, unless it fails
+within a forward that several ranks compute together.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from llmtrain.system.files import one_line
 
 NOT_MEASURED = "not_measured"  # field of an evaluation's model: what -> why
 
-Measurement = Callable[[nn.Module, Callable[[], bool]], TaskResult | None]
+Measurement = Callable[[nn.Module, Callable[[], bool]], Sequence[TaskResult] | None]
 """(module in eval mode, whether any rank was asked to stop) -> results, whole on the main process; None if stopped.
 
 Collective; raises Unmeasured on every rank.
@@ -51,12 +52,13 @@ class BeforeAfter:
         may_write: Callable[[], bool],
         step: int,
     ) -> None:
-        """Measure and write the file, unless it has just this already. Collective; no failure leaves it."""
+        """Measure and write the file, unless it has just this already. Collective; raises as `together`."""
         digest = blake2b(self.asked.encode(errors="surrogatepass"), digest_size=8).hexdigest()
         key = {**self.record, "step": step, "asked": digest}
         if not self.measurements or self.ranks.any(may_write() and _has(path, key)):
             return
-        self.report(f"measuring {self.asked} {'before training' if not step else f'after step {step}'}")
+        when = "before training" if not step else f"after step {step}"
+        self.report(f"measuring {self.asked} {when} (eval.before_after=0 turns it off)")
         started, was_training = time.perf_counter(), module.training
         module.eval()
         try:
@@ -73,7 +75,7 @@ class BeforeAfter:
                 save_evaluation(path, Evaluation({**key, NOT_MEASURED: failed}, results))
             except (OSError, ValueError) as error:
                 self.report(f"warning: {path}: not written: {one_line(error)}")
-        self.report(f"measured in {time.perf_counter() - started:.1f} s (eval.before_after=0 turns it off)")
+        self.report(f"measured in {time.perf_counter() - started:.1f} s")
 
     def _found(
         self, module: nn.Module, should_stop: Callable[[], bool]
@@ -83,16 +85,15 @@ class BeforeAfter:
         failed: dict[str, str] = {}
         for name, measurement in self.measurements.items():
             try:
-                result = measurement(module, should_stop)
+                measured = measurement(module, should_stop)
             except Unmeasured as error:
                 failed[name] = one_line(error)
                 self.report(f"warning: {name.replace('_', ' ')}: not measured: {failed[name]}")
                 continue
-            if result is None or should_stop():  # the same on every rank
+            if measured is None or should_stop():  # the same on every rank
                 return None
-            kept = _finite(result)
-            if kept.measures and kept.items:
-                results[name] = kept
+            kept = [_finite(result) for result in measured]
+            results |= {each.task: each for each in kept if each.measures and each.items}
         return results, failed
 
 

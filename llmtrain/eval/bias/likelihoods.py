@@ -13,14 +13,14 @@ from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import BiasItem, BiasTask
 
 
-def measured_bias(
+def bias_results(
     subject: Subject,
     task: BiasTask,
     task_rows: TaskRows,
     done: Callable[[int], None],
     should_stop: Callable[[], bool],
-) -> TaskResult | None:
-    """The results of a measure of bias; None if asked to stop. Raises ValueError as `likelihoods` does."""
+) -> list[ItemResult] | None:
+    """What a measure of bias finds of each row; None if asked to stop. Raises ValueError as `likelihoods` does."""
     items = bias_items(task_rows.rows)
     asked = [
         [
@@ -33,14 +33,19 @@ def measured_bias(
     if found is None:
         return None
     logprobs = [[each.logprob for each in of_item] for of_item in found]
-    results = [
+    return [
         ItemResult(
             task.name, row.key, row.where, values, {"logprobs": [round(each, 6) for each in of_item]}, item.cluster
         )
         for row, item, values, of_item in zip(task_rows.rows, items, task.score(items, logprobs), logprobs, strict=True)
     ]
+
+
+def bias_result(task: BiasTask, task_rows: TaskRows, items: Sequence[ItemResult]) -> TaskResult:
+    """The results of a measure of bias from those of all its items."""
     facts = {"source": task.source, "shots": 0, "data": task_rows.path, "interval over": task.about.unit}
-    return TaskResult(task.name, measures_in(task.measures, results), results, facts, task.notes(items))
+    notes = task.notes(bias_items(task_rows.rows))
+    return TaskResult(task.name, measures_in(task.measures, items), items, facts, notes)
 
 
 def bias_items(rows: Sequence[TaskRow[object]]) -> list[BiasItem]:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from llmtrain.eval.tasks.measure import Asking, Watch, measure, measures_of
-from llmtrain.eval.tasks.results import Measure, TaskResult, values_of, weights_of
+from llmtrain.eval.tasks.measure import Asking, measures_of, result_of
+from llmtrain.eval.tasks.results import Estimate, estimate
+from llmtrain.eval.tasks.shares import items_of_all, share_measured
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.protocols import Evaluate, Ranks
-from llmtrain.statistics.intervals import mean_interval, ratio_interval, wilson_interval
 from llmtrain.system.precision import reading
-from llmtrain.tasks.rows import TaskRow, TaskRows
-from llmtrain.tasks.task import BiasItem
+from llmtrain.tasks.rows import TaskRows
 
 PREFIX = "eval_task"
 
@@ -48,55 +47,35 @@ class WithTasks:
             if numbers is None:
                 return None
             found |= numbers
-            name, first = next((key, value) for key, value in numbers.items())
-            found["summary"] = f"{found['summary']}, {name.removeprefix(f'{PREFIX}/').replace('/', ' ')} {first:.4g}"
+            for name, first in list(numbers.items())[:1]:
+                words = name.removeprefix(f"{PREFIX}/").replace("/", " ")
+                found["summary"] = f"{found['summary']}, {words} {first:.4g}"
         return found
 
     def _measured(self, task_rows: TaskRows) -> dict[str, float] | None:
-        """The measures of a task over all ranks. Collective."""
+        """The measures of a task over the items of all ranks; None if one was stopped. Collective."""
         ranks, subject = self.ranks, self.subject
-        mine = rows_of_rank(task_rows, ranks.rank, ranks.world_size)
-        result: TaskResult | None = None
-        stopped = False
         with ranks.gathered(subject.model), reading(subject.model, ranks.device, ranks.dtype):
-            if mine:
-                result = measure(subject, replace(task_rows, rows=mine), self.asking, Watch())
-                stopped = result is None
-        if ranks.any(stopped):
+            share = share_measured(task_rows, subject, self.asking, ranks)
+        if ranks.any(share is None):
             return None
+        assert share is not None
+        items = items_of_all(share, ranks)
+        found = {each.name: estimate(items, each) for each in result_of(task_rows, self.asking, items).measures}
+        names = [each.name for each in measures_of(task_rows.task)]
+        mine = [_numbers(found.get(name)) if items else _NOTHING for name in names]  # only the main process has items
+        sums = ranks.sum_floats([number for three in mine for number in three])
         numbers: dict[str, float] = {}
-        for each in measures_of(task_rows.task):
-            numbers |= _together(task_rows.task.name, each, result, ranks)
+        for name, value, low, high in zip(names, sums[::3], sums[1::3], sums[2::3], strict=True):
+            known = {name: value, f"{name}_low": low, f"{name}_high": high}
+            numbers |= {f"{PREFIX}/{task_rows.task.name}/{k}": v for k, v in known.items() if not math.isnan(v)}
         return numbers
 
 
-def rows_of_rank(task_rows: TaskRows, rank: int, world_size: int) -> list[TaskRow[object]]:
-    """Every so many-th row, or block of rows that belong together."""
-    numbers: dict[str, int] = {}
-    mine = []
-    for place, row in enumerate(task_rows.rows):
-        block = (row.item.block if isinstance(row.item, BiasItem) else "") or f"row {place}"
-        if numbers.setdefault(block, len(numbers)) % world_size == rank:
-            mine.append(row)
-    return mine
+_NOTHING = (0.0, 0.0, 0.0)
+_UNKNOWN = (math.nan, math.nan, math.nan)
 
 
-def _together(task: str, each: Measure, result: TaskResult | None, ranks: Ranks) -> dict[str, float]:
-    """A measure over the items of all ranks, with its interval where there is one. Collective."""
-    items = () if result is None else result.items
-    pairs = list(zip(values_of(items, each), weights_of(items, each), strict=True))
-    columns = [(1.0, x, n, x * x, x * n, n * n, float(x not in (0, 1))) for x, n in pairs]
-    count, total, weight, squares, *rest = ranks.sum_floats(
-        [sum(column) for column in zip(*columns, strict=True)] or [0.0] * 7
-    )
-    if not weight:
-        return {}
-    value = total / weight
-    if each.weight is not None:
-        low, high = ratio_interval([count, total, weight, squares, *rest[:2]])
-    elif not rest[-1]:
-        low, high = wilson_interval(value, count)
-    else:
-        low, high = mean_interval(value, squares / count, count)
-    name = f"{PREFIX}/{task}/{each.name}"
-    return {name: value} | ({} if math.isnan(low) else {f"{name}_low": low, f"{name}_high": high})
+def _numbers(found: Estimate | None) -> tuple[float, float, float]:
+    """Value, low and high; NaN for what is not known."""
+    return _UNKNOWN if found is None else (found.value, found.low, found.high)

@@ -1,12 +1,16 @@
-"""A task's items -> results, by the kind of the task."""
+"""A task's items -> what became of each -> the results of all of them, by the kind of the task.
+
+item_results    of any of the items, on any rank
+result_of       measures, facts and notes of all items together
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from llmtrain.eval.bias.likelihoods import measured_bias
+from llmtrain.eval.bias.likelihoods import bias_result, bias_results
 from llmtrain.eval.tasks.likelihood import Likelihood, Request, likelihoods, request_of
 from llmtrain.eval.tasks.results import (
     ACC,
@@ -35,6 +39,8 @@ from llmtrain.tasks.task import (
     TextTask,
 )
 
+CUT = "cut"  # detail of an item: contexts or prompts that lost their beginning; without it none
+
 Generate = Callable[[Sequence[Sequence[int]], Sampling], list[Generated] | None]
 """(prompts, how) -> a response to each; None if asked to stop."""
 Done = Callable[[int], None]
@@ -60,7 +66,15 @@ class Watch:
 
 
 def measure(subject: Subject, task_rows: TaskRows, asking: Asking, watch: Watch = Watch()) -> TaskResult | None:
-    """The results of a task; None if asked to stop. Raises ValueError for an item that the model cannot be given."""
+    """The results of a task; None if asked to stop. Raises ValueError as `item_results` does."""
+    items = item_results(subject, task_rows, asking, watch)
+    return None if items is None else result_of(task_rows, asking, items)
+
+
+def item_results(
+    subject: Subject, task_rows: TaskRows, asking: Asking, watch: Watch = Watch()
+) -> list[ItemResult] | None:
+    """What becomes of each row; None if asked to stop. Raises ValueError for one that the model cannot be given."""
     match task_rows.task:
         case ChoiceTask():
             return _choices(subject, task_rows, watch)
@@ -69,9 +83,29 @@ def measure(subject: Subject, task_rows: TaskRows, asking: Asking, watch: Watch 
         case TextTask():
             return _texts(subject, task_rows, watch)
         case BiasTask() as task:
-            return measured_bias(subject, task, task_rows, watch.done, watch.should_stop)
+            return bias_results(subject, task, task_rows, watch.done, watch.should_stop)
         case AnswerTask() as task:
             return _answers(subject, task, task_rows, asking, watch)
+
+
+def result_of(task_rows: TaskRows, asking: Asking, items: Sequence[ItemResult]) -> TaskResult:
+    """The results of a task from those of all its items, whoever measured which."""
+    task = task_rows.task
+    measures, what = measures_of(task), "contexts"
+    facts: dict[str, object] = {"source": task.source, "shots": len(task_rows.shots), "data": task_rows.path}
+    match task:
+        case BiasTask():
+            return bias_result(task, task_rows, items)
+        case AnswerTask():
+            what = "prompts"
+            facts |= {"max_new_tokens": asking.max_new_tokens or task.max_new_tokens, "chat": asking.chat}
+            measures = [
+                replace(each, unit="share") if all(item.values[each.name] in (0, 1) for item in items) else each
+                for each in measures
+            ]
+    cut = sum(item.details.get(CUT, 0) for item in items)
+    notes = [f"{cut} {what} lost their beginning, as the model has too few positions"] if cut else []
+    return TaskResult(task.name, measures, items, facts, notes)
 
 
 def measures_of(task: Task) -> list[Measure]:
@@ -89,7 +123,7 @@ def measures_of(task: Task) -> list[Measure]:
             return [*(Measure(name, True, "mean") for name in task.scores), ENDS]
 
 
-def _choices(subject: Subject, task_rows: TaskRows, watch: Watch) -> TaskResult | None:
+def _choices(subject: Subject, task_rows: TaskRows, watch: Watch) -> list[ItemResult] | None:
     """acc: the choice of the highest logprob; acc_norm: of the highest per character. Ties go to the first."""
     before = task_rows.example_text()
     groups = []
@@ -107,14 +141,12 @@ def _choices(subject: Subject, task_rows: TaskRows, watch: Watch) -> TaskResult 
         rates = [logprob / length for logprob, length in zip(logprobs, row.item.lengths, strict=True)]
         gold = row.item.gold
         values = {ACC.name: float(_best(logprobs) == gold), ACC_NORM.name: float(_best(rates) == gold)}
-        details = {"gold": gold, "logprobs": [round(each, 6) for each in logprobs]}
+        details = {"gold": gold, "logprobs": [round(each, 6) for each in logprobs], **_cut(of_choices)}
         items.append(ItemResult(task_rows.task.name, row.key, row.where, values, details))
-    return _result(
-        task_rows, measures_of(task_rows.task), items, notes=_cut_notes([each for group in found for each in group])
-    )
+    return items
 
 
-def _continuations(subject: Subject, task_rows: TaskRows, watch: Watch) -> TaskResult | None:
+def _continuations(subject: Subject, task_rows: TaskRows, watch: Watch) -> list[ItemResult] | None:
     """acc: every token of the continuation is the likeliest; nats: its loss."""
     before = task_rows.example_text()
     groups = []
@@ -127,11 +159,12 @@ def _continuations(subject: Subject, task_rows: TaskRows, watch: Watch) -> TaskR
     items = []
     for row, (one,) in zip(task_rows.rows, found, strict=True):
         values = {ACC.name: float(one.is_greedy), NATS.name: -one.logprob}
-        items.append(ItemResult(task_rows.task.name, row.key, row.where, values, {"tokens": one.num_tokens}))
-    return _result(task_rows, measures_of(task_rows.task), items, notes=_cut_notes([one for (one,) in found]))
+        details = {"tokens": one.num_tokens, **_cut([one])}
+        items.append(ItemResult(task_rows.task.name, row.key, row.where, values, details))
+    return items
 
 
-def _texts(subject: Subject, task_rows: TaskRows, watch: Watch) -> TaskResult | None:
+def _texts(subject: Subject, task_rows: TaskRows, watch: Watch) -> list[ItemResult] | None:
     """The loss of each text, in windows of the model's positions; the last one reaches back, so as to be full."""
     groups = [_windows(subject, str(row.item)) for row in task_rows.rows]
     found = likelihoods(subject, groups, watch.done, watch.should_stop)
@@ -147,7 +180,7 @@ def _texts(subject: Subject, task_rows: TaskRows, watch: Watch) -> TaskResult | 
             "tokens": float(sum(each.num_tokens for each in windows)),
         }
         items.append(ItemResult(task_rows.task.name, row.key, row.where, values))
-    return _result(task_rows, measures_of(task_rows.task), items)
+    return items
 
 
 def _windows(subject: Subject, text: str) -> list[Request]:
@@ -163,7 +196,7 @@ def _windows(subject: Subject, text: str) -> list[Request]:
 
 def _answers(
     subject: Subject, task: AnswerTask, task_rows: TaskRows, asking: Asking, watch: Watch
-) -> TaskResult | None:
+) -> list[ItemResult] | None:
     """Greedy answers, cut at the task's first stop text, and its scores of them."""
     max_new_tokens = asking.max_new_tokens or task.max_new_tokens
     room = subject.max_tokens - max_new_tokens
@@ -191,7 +224,7 @@ def _answers(
     for name, values in scores.items():
         if len(values) != len(texts) or not all(math.isfinite(value) for value in values):
             raise ValueError(f"{task.name}: the score {name} does not return a finite number for each response")
-    items = [
+    return [
         ItemResult(
             task.name,
             row.key,
@@ -201,18 +234,10 @@ def _answers(
                 ENDS.name: float(stopped[i]),
                 "tokens": float(len(responses[i].response_ids)),
             },
-            {"response": texts[i]},
+            {"response": texts[i]} | ({CUT: 1} if len(prompts[i]) > room else {}),
         )
         for i, row in enumerate(task_rows.rows)
     ]
-    measures = [
-        replace(each, unit="share") if all(value in (0, 1) for value in scores.get(each.name, [])) else each
-        for each in measures_of(task)
-    ]
-    cut = sum(len(prompt) > room for prompt in prompts)
-    notes = [f"{cut} prompts lost their beginning, as the model has too few positions"] if cut else []
-    facts: dict[str, object] = {"max_new_tokens": max_new_tokens, "chat": asking.chat}
-    return _result(task_rows, measures, items, facts, notes)
 
 
 def _prompt(subject: Subject, before: str, row: TaskRow[object], chat: bool) -> list[int]:
@@ -224,21 +249,10 @@ def _prompt(subject: Subject, before: str, row: TaskRow[object], chat: bool) -> 
     return prompt_ids(subject.tokenizer, [{"role": "user", "content": before + row.item.prompt}])
 
 
-def _result(
-    task_rows: TaskRows,
-    measures: Sequence[Measure],
-    items: Sequence[ItemResult],
-    facts: Mapping[str, object] | None = None,
-    notes: Sequence[str] = (),
-) -> TaskResult:
-    task = task_rows.task
-    settings = {"source": task.source, "shots": len(task_rows.shots), "data": task_rows.path, **(facts or {})}
-    return TaskResult(task.name, measures, items, settings, notes)
-
-
-def _cut_notes(found: Sequence[Likelihood]) -> list[str]:
+def _cut(found: Sequence[Likelihood]) -> dict[str, int]:
+    """How many contexts of an item were cut, if any were."""
     cut = sum(each.num_cut > 0 for each in found)
-    return [f"{cut} contexts lost their beginning, as the model has too few positions"] if cut else []
+    return {CUT: cut} if cut else {}
 
 
 def _best(values: Sequence[float]) -> int:

@@ -8,7 +8,7 @@ from llmtrain.config.recipes import RecipeConfig
 from llmtrain.models.attention import attention_dropout
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders.exported import require_export
-from llmtrain.models.folders.kind import LANGUAGE, REWARD
+from llmtrain.models.folders.kind import LANGUAGE, REWARD, ModelKind
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm, wrap_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel
@@ -23,7 +23,7 @@ def prepare_causal_lm(
 
     Raises ValueError as `wrap_causal_lm` does, as `Path.for_shards`, and as `require_export`.
     """
-    require_export(model, LANGUAGE, config.data.max_seq_len)
+    _require_export(config, model, LANGUAGE, ranks)
     prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
     module = wrap_causal_lm(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
     if shards_parameters:
@@ -36,13 +36,19 @@ def prepare_reward_model(
     config: RecipeConfig, model: PreTrainedModel, ranks: Ranks, *, shards_parameters: bool
 ) -> RewardModel:
     """The same for a model with a scalar head."""
-    require_export(model, REWARD, config.data.max_seq_len)
+    _require_export(config, model, REWARD, ranks)
     prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
     module = wrap_reward_model(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
     if shards_parameters:
         module.path = module.path.for_shards()
         module.path.put_into(model)
     return module
+
+
+def _require_export(config: RecipeConfig, model: PreTrainedModel, kind: ModelKind, ranks: Ranks) -> None:
+    """`require_export` on the main process, which exports: on others transformers writes no weights."""
+    if ranks.rank == 0:
+        require_export(model, kind, config.data.max_seq_len)
 
 
 def _kernel(config: RecipeConfig, model: PreTrainedModel, ranks: Ranks) -> AttentionKernel:

@@ -11,8 +11,8 @@ import tiny_chat
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtrain.eval.bias.likelihoods import measured_bias
 from llmtrain.eval.bias.reading import readings
+from llmtrain.eval.tasks.measure import Asking, measure
 from llmtrain.eval.tasks.opened import opened_subject
 from llmtrain.eval.tasks.results import Estimate, ItemResult, TaskResult, estimate
 from llmtrain.tasks.crows_pairs import STEREOTYPE
@@ -23,7 +23,7 @@ from llmtrain.tasks.rows import read_task, task_source
 def measured(model: Path, task: str, data: Path) -> TaskResult:
     rows = read_task(BIAS[task], task_source(BIAS[task], str(data)), limit=None)
     subject, _ = opened_subject(str(model), lambda line: None)
-    found = measured_bias(subject, BIAS[task], rows, lambda count: None, lambda: False)
+    found = measure(subject, rows, Asking(lambda prompts, sampling: None, ()))
     assert found is not None
     return found
 
@@ -89,10 +89,10 @@ def test_a_model_without_preference_is_not_said_to_have_one(sets: Path, tmp_path
     assert crows.value == 0.5 and crows.low <= 0.5 <= crows.high
     assert found["crows_pairs", "likelihood_diff"].value == 0.0
     for task in ("winogender", "bbq"):
-        for measure in measured(model, task, sets).measures:
-            each = found[task, measure.name]
-            if measure.ideal == 0 and measure.name != "nats_slope" and not measure.name.endswith("SES"):
-                assert each.low <= 0 <= each.high, (task, measure.name, each)
+        for wanted in measured(model, task, sets).measures:
+            each = found[task, wanted.name]
+            if wanted.ideal == 0 and wanted.name != "nats_slope" and not wanted.name.endswith("SES"):
+                assert each.low <= 0 <= each.high, (task, wanted.name, each)
 
 
 @pytest.mark.parametrize(("share", "covers"), [(0.5, True), (0.7, False)])
