@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from llmtrain.models.folders.beside import copy_processor
@@ -34,11 +34,8 @@ _RIGHT: set[tuple[type, str, str]] = set()  # models whose export this process h
 def require_export(model: PreTrainedModel, kind: ModelKind, max_seq_len: int) -> None:
     """Raise ValueError for a model whose exported folder would load as another one.
 
-    Of several processes the first one tries it, as it writes the export: `transformers` saves nothing on the others. A
-    model whose code comes from the hub is left out: that code saves and loads it.
+    A model whose code comes from the hub is left out: that code saves and loads it.
     """
-    if distributed.is_initialized() and distributed.get_rank() > 0:
-        return
     key = (type(model), model.config.to_json_string(use_diff=False), kind.noun)
     if key in _RIGHT or "auto_map" in model.config.to_dict():
         return
