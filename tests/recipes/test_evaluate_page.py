@@ -19,7 +19,8 @@ from llmtrain.rewards.batch import ScoreBatch
 from llmtrain.rewards.load import load_rewards
 from llmtrain.tasks.load import TASKS, reward_of
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE, BIAS_PAGE = ((DOCS / name).read_text(encoding="utf-8") for name in ("evaluate.md", "bias.md"))
 ROWS = [line.split("|")[1:-1] for line in PAGE.splitlines() if line.startswith("| `")]
 
 
@@ -30,7 +31,11 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("name", list(TASKS))
 def test_the_table_has_every_task_with_its_measures(name: str) -> None:
     (row,) = (cells for cells in ROWS if f"`{name}`" in cells[0])
-    assert row[2].strip().split(", ") == [measure.name for measure in measures_of(TASKS[name])]
+    names = [measure.name for measure in measures_of(TASKS[name])]
+    if "(bias.md)" in row[1]:  # a row for all four, whose measures are on their own page
+        assert not [each for each in names if f"`{each}`" not in BIAS_PAGE]
+    else:
+        assert row[2].strip().split(", ") == names
     assert int(row[3]) == TASKS[name].shots
 
 
