@@ -105,7 +105,7 @@ def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> 
 
 
 class Trial:
-    """A small copy of a model, and what it computes one document at a time."""
+    """A small copy of a model, and what it computes one document at a time, in fp32 also under autocast."""
 
     def __init__(self, model: PreTrainedModel, max_seq_len: int, run: Run) -> None:
         own: str = model.config._attn_implementation
@@ -139,7 +139,7 @@ class Trial:
             run_by_groups(model, model.base_model, dict.fromkeys(classes, "equal"))
 
             def run(lengths: Sequence[int], model: PreTrainedModel = model) -> object:
-                with torch.no_grad():
+                with torch.no_grad(), _without_autocast(model):
                     return self._run(model, pack_inputs(self._documents(lengths), in_fp32(kernel)))
 
             try:
@@ -176,9 +176,13 @@ def pseudo_random(model: PreTrainedModel, count: int, seed: int = 0) -> Int[Tens
     return torch.tensor(plain)[drawn].to(model.device)
 
 
-def _with_gradients(model: nn.Module, run: Callable[[], Tensor]) -> Reference:
+def _without_autocast(model: PreTrainedModel) -> torch.autocast:
+    return torch.autocast(model.device.type, enabled=False)
+
+
+def _with_gradients(model: PreTrainedModel, run: Callable[[], Tensor]) -> Reference:
     """Outputs, and the gradients of their sum by weights that are drawn."""
-    with torch.enable_grad():
+    with torch.enable_grad(), _without_autocast(model):
         outputs = run().float()
         weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(2)).to(outputs.device)
         (outputs * weights).sum().backward()
