@@ -27,6 +27,7 @@ from llmtrain.models.text_part import special_token_ids
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs
 from llmtrain.system.device import AttentionKernel
 from llmtrain.system.files import one_line
+from llmtrain.system.memory import is_out_of_memory
 
 PACKS = ((23, 5, 17, 3, 10), (10, 3, 17, 5, 23))
 """Tokens of each document: longer before shorter ones, and after."""
@@ -126,6 +127,8 @@ class Trial:
                 inputs = pack_inputs(self._documents(lengths), in_fp32(path.kernel))
                 found = _with_gradients(model, partial(self._run, model, inputs))
             except FAULTS as error:
+                if is_out_of_memory(error):
+                    raise
                 return f"documents cannot be computed together ({one_line(error)})"
             if fault := _fault(found, reference):
                 return fault
@@ -144,7 +147,9 @@ class Trial:
 
             try:
                 cls = leaking_class(model, run, *LEAK_PACKS)
-            except FAULTS:
+            except FAULTS as error:
+                if is_out_of_memory(error):
+                    raise
                 return classes
             if cls is None or cls in classes or issubclass(cls, ByRuns):
                 return classes

@@ -180,6 +180,36 @@ def test_a_finished_reward_model_is_on_the_path_that_its_own_weights_allow(
     assert load_reward_model(tmp_path)[0].kernel == "padded"
 
 
+def test_running_out_of_memory_is_no_fault_of_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = of_type("llama")
+    trial = Trial(model, 2048, run_model)
+
+    def run_out(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    trial._run = run_out
+    for use in (lambda: trial.fault(Path("segments")), lambda: trial.leaking("segments")):
+        with pytest.raises(torch.OutOfMemoryError):
+            use()
+    monkeypatch.setattr(type(model), "_from_config", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        small_copy(model, 2048, ATTENTION)
+
+
+def test_a_small_copy_leaves_the_generators_of_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    forked: list[Any] = []
+    fork_rng = torch.random.fork_rng
+    monkeypatch.setattr(
+        torch.random, "fork_rng", lambda *args, **named: forked.append(args) or fork_rng(*args, **named)
+    )
+    monkeypatch.setattr(torch, "manual_seed", None)  # it seeds all devices
+    model = of_type("llama")
+    before = torch.get_rng_state()
+    small_copy(model, 2048, ATTENTION)
+    assert forked == [([],)]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_shards_get_equal_numbers_of_calls() -> None:
     assert Path("segments", {Mixing: "padded"}).for_shards().by_groups == {Mixing: "whole"}
     for path in (Path("padded"), Path("segments", {Mixing: "equal"}, needs_equal=True)):
