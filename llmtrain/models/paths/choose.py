@@ -25,7 +25,7 @@ from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
 from llmtrain.models.paths.small import small_copy
 from llmtrain.models.text_part import special_token_ids
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs
-from llmtrain.system.device import AttentionKernel
+from llmtrain.system.device import ROWS, AttentionKernel
 from llmtrain.system.files import one_line
 from llmtrain.system.memory import is_out_of_memory
 
@@ -87,6 +87,13 @@ def path_of(model: PreTrainedModel, run: Run) -> Path:
     Raises ValueError as `paths` does.
     """
     return next(paths(model, "segments", num_positions(model.config) or UNLIMITED_POSITIONS, run))
+
+
+def is_right_at_any_length(path: Path, model: PreTrainedModel, run: Run) -> bool:
+    """Whether a path found for documents of some length is also that for documents of all positions of a model."""
+    longest = path_of(model, run)
+    kernels = [each.kernel if each.kernel in ROWS else "packs" for each in (path, longest)]
+    return kernels[0] == kernels[1] and path.by_groups == longest.by_groups
 
 
 def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> Iterator[Path]:

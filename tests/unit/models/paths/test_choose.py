@@ -21,6 +21,7 @@ from llmtrain.models.paths.path import Path
 from llmtrain.models.paths.small import BOUND, small_copy
 from llmtrain.models.trunk import run_model
 from llmtrain.models.wrappers.checks import wrap_causal_lm
+from llmtrain.recipes.tasks import trained_subject
 from llmtrain.rollout.local.generate import decodes_in_packs
 from tests.parity.test_paths import EXPERTS, LONGROPE, WINDOWS
 from tests.parity.test_transformers import SMALL
@@ -199,15 +200,26 @@ def test_running_out_of_memory_is_no_fault_of_a_path(monkeypatch: pytest.MonkeyP
 def test_a_small_copy_leaves_the_generators_of_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     forked: list[Any] = []
     fork_rng = torch.random.fork_rng
-    monkeypatch.setattr(
-        torch.random, "fork_rng", lambda *args, **named: forked.append(args) or fork_rng(*args, **named)
-    )
+
+    def spy(devices: list[torch.device], **named: Any) -> Any:
+        forked.append(devices)
+        return fork_rng(devices, **named)
+
+    monkeypatch.setattr(torch.random, "fork_rng", spy)
     monkeypatch.setattr(torch, "manual_seed", None)  # it seeds all devices
     model = of_type("llama")
     before = torch.get_rng_state()
     small_copy(model, 2048, ATTENTION)
-    assert forked == [([],)]
+    assert forked == [[]]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_tasks_are_measured_up_to_the_length_at_which_the_path_is_right() -> None:
+    bound = {"original_max_position_embeddings": 1024}
+    changing, fixed = of_type("phi3", rope_parameters=LONGROPE | bound, **bound), of_type("llama")
+    for model, length, expected in ((changing, 1024, 1024), (changing, 2048, 4096), (fixed, 1024, 4096)):
+        module = wrap_causal_lm(model, "segments", length, torch.device("cpu"))
+        assert trained_subject(model, None, module, length).max_tokens == expected  # type: ignore[arg-type]
 
 
 def test_shards_get_equal_numbers_of_calls() -> None:
