@@ -53,7 +53,7 @@ def before_after(
         measurements.pop(ANSWERS, None)
     else:
         items = items_of(config)
-        subject = trained_subject(model, chat.tokenizer, module)
+        subject = trained_subject(model, chat.tokenizer, module, run.config.data.max_seq_len)
         asking = asking_of(run, subject, chat.encoder.end_of_turn_ids)
         for task_rows in (*([] if items.general_text is None else [items.general_text]), *items.tasks):
             measurements[task_rows.task.name] = partial(_task, task_rows, subject, asking, runtime)

@@ -112,7 +112,7 @@ def _train(run: Run[PreferenceStageConfig]) -> None:
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
         spec=export_spec(run, base, loaded, chat),
         before_after=before_after(run, model, chat, module, own),
-        state_without_step=batches.state_without_step,
+        stored=batches,
     )
     trained = train(run, training)
     close(run, training, trained)

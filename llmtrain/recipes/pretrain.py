@@ -103,7 +103,7 @@ def _train(run: Run[PretrainConfig]) -> None:
             generation=given_generation(model),
             origin=None if config.model.path is None else origin_of(config.model.path, config.model.revision),
         ),
-        state_without_step=source.state_without_step,
+        stored=source,
     )
     trained = train(run, training)
     close(run, training, trained)

@@ -83,7 +83,7 @@ def _train(run: Run[RewardStageConfig]) -> None:
         account=lambda progress: plan.account(progress.step, progress.tokens, batches),
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts, shared_prompts=shared),
         spec=export_spec(run, base, loaded, chat, REWARD, model.config),
-        state_without_step=batches.state_without_step,
+        stored=batches,
     )
     trained = train(run, training)
     if trained.checkpoint is not None and run.may_write():

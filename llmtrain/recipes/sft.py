@@ -95,7 +95,7 @@ def _train(run: Run[SftConfig]) -> None:
         facts=pinned_facts(run, model, chat.tokenizer, stores, base=facts),
         spec=export_spec(run, base, loaded, chat),
         before_after=before_after(run, model, chat, module, own),
-        state_without_step=source.state_without_step,
+        stored=source,
     )
     trained = train(run, training)
     close(run, training, trained)

@@ -11,7 +11,9 @@ from llmtrain.eval.tasks.during import WithTasks
 from llmtrain.eval.tasks.measure import Asking
 from llmtrain.eval.tasks.opened import generated
 from llmtrain.eval.tasks.subject import Subject, position_limit
+from llmtrain.models.paths.choose import is_right_at_any_length
 from llmtrain.models.stops import stop_ids
+from llmtrain.models.trunk import run_model
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.protocols import Evaluate
@@ -44,15 +46,20 @@ def with_tasks(
     tasks = items_of(config.eval).tasks
     for each in tasks:
         runtime.say(f"eval.tasks: {each.task.name}: {len(each.rows):,} items of {each.path}")
-    subject = trained_subject(model, tokenizer, module)
+    subject = trained_subject(model, tokenizer, module, config.data.max_seq_len)
     return WithTasks(evaluate, tasks, subject, asking_of(run, subject, of_template), runtime)
 
 
 def trained_subject(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, module: CausalLMLoss | ActorCritic
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, module: CausalLMLoss | ActorCritic, max_seq_len: int
 ) -> Subject:
-    """The model that a run trains, as tasks measure it; `module` computes it."""
+    """The model that a run trains, as tasks measure it; `module` computes it.
+
+    Contexts are up to the model's positions, or `max_seq_len` if the path of training is right up to it only.
+    """
     positions = position_limit(model)
+    if not is_right_at_any_length(module.path, model, run_model):
+        positions = min(positions, max_seq_len)
     return Subject(model, tokenizer, module.kernel, module.whole_logits, positions, shares_prefixes=False)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from llmtrain.config.recipes import RecipeConfig
+from llmtrain.data.loader.batches import StoredBatches
 from llmtrain.eval.before_after.pair import BeforeAfter
 from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.attention import compile_model
@@ -33,7 +34,6 @@ from llmtrain.protocols import (
     MatrixLayout,
     Objective,
     Report,
-    StateWithoutStep,
     TrainedModule,
 )
 from llmtrain.recipes.command import UNTRAINED
@@ -53,7 +53,7 @@ from llmtrain.runs.meeting import check_meeting
 from llmtrain.runs.outline import save_outline
 from llmtrain.runs.report.report import report_run
 from llmtrain.runs.sole_writer import sole_writer
-from llmtrain.system.device import ROWS, peak_flops, peak_memory_bytes
+from llmtrain.system.device import peak_flops, peak_memory_bytes
 from llmtrain.system.ending import LaunchEnded
 from llmtrain.system.exit_codes import EXIT_INTERRUPTED, EXIT_SAVED
 from llmtrain.system.leaving import is_launched
@@ -102,7 +102,7 @@ class Training(Generic[BatchType]):
     account: Callable[[Progress], Mapping[str, Any]]  # what was trained on, for `ledger.json`
     facts: Facts  # a resumed run must find them again
     spec: ExportSpec  # what the model's folder is made from, besides the weights
-    state_without_step: StateWithoutStep | None = None  # of stored batches, for a roll-back after a loss spike
+    stored: StoredBatches[Any] | None = None  # what `source` takes its batches from; None: rollouts
     critic_lr: float | None = None
     before_after: BeforeAfter | None = None  # what is measured of the model before and after training
 
@@ -257,7 +257,7 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
         eval_config=config.eval,
         checkpoint_config=config.checkpoint,
         log_config=config.log,
-        state_without_step=training.state_without_step,
+        state_without_step=None if training.stored is None else training.stored.state_without_step,
         l1=config.optim.l1,
         ema=ema,
         noise=drawn_noise(training.module),
@@ -298,11 +298,11 @@ def _measure(run: Run[Config], training: Training[BatchType], prepared: nn.Modul
 
 
 def _path_line(training: Training[BatchType]) -> str:
-    """How documents run together; of rows of stored data, with the share of padding in a first step."""
+    """How documents run together; of padded rows of stored data, with the share of padding in a first step."""
     facts = training.module.facts()
-    if facts["attention"] not in ROWS or training.state_without_step is None:
+    if facts["attention"] != "padded" or training.stored is None:
         return str(facts["path"])
-    batches: list[Any] = training.source.next_step() or []  # it does not move on
+    batches = training.stored.next_step() or []  # it does not move on
     return f"{facts['path']}; {padding_share(batches):.0%} of this rank's first step is padding"
 
 

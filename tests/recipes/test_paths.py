@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tiny_run import metrics, run_here, write_config, write_corpus, write_tokenizer
 from transformers import AutoModelForCausalLM
 
+from llmtrain.recipes.trainer import _path_line
 from llmtrain.runs.folder import FINISHED
 
 LAYERS = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -39,6 +41,21 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.fixture
 def written(tmp_path: Path) -> tuple[Path, list[Path]]:
     return write_tokenizer(tmp_path / "tokenizer"), [write_corpus(tmp_path / "corpus.jsonl", seed=3)]
+
+
+@pytest.mark.parametrize(
+    ("attention", "line"), [("padded", "rows; 25% of this rank's first step is padding"), ("equal", "rows")]
+)
+def test_the_log_line_of_rows_reads_stored_batches(attention: str, line: str) -> None:
+    def compute() -> None:
+        raise AssertionError("the source of KTO computes a step's KL")
+
+    training: Any = SimpleNamespace(
+        module=SimpleNamespace(facts=lambda: {"attention": attention, "path": "rows"}),
+        source=SimpleNamespace(next_step=compute),
+        stored=SimpleNamespace(next_step=lambda: [SimpleNamespace(segment_lengths=(8, 4))]),
+    )
+    assert _path_line(training) == line
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from llmtrain.models.context import num_positions
 from llmtrain.models.folders.adapter import adapter_kind, open_adapter
 from llmtrain.models.folders.files import (
     ADAPTER_BASE,
@@ -30,8 +31,8 @@ from llmtrain.models.folders.given import is_adapter, model_folder
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.skeleton import no_progress_bar
 from llmtrain.models.heads.score import SCORE
-from llmtrain.models.paths.choose import path_of
-from llmtrain.models.trunk import run_its_trunk
+from llmtrain.models.paths.choose import UNLIMITED_POSITIONS
+from llmtrain.models.wrappers.checks import wrap_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.system.files import one_line
 from llmtrain.system.paths import is_local
@@ -123,8 +124,9 @@ def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFas
     if not found.has_score_head:
         raise ValueError(f"{folder}: {found.model.config.model_type} has no head named {SCORE} that could be taken")
     assert isinstance(found.tokenizer, PreTrainedTokenizerFast)
-    path = path_of(found.model, run_its_trunk)
-    return RewardModel(path.put_into(found.model), path.kernel, path=path).eval(), found.tokenizer
+    positions = num_positions(found.model.config) or UNLIMITED_POSITIONS
+    module = wrap_reward_model(found.model, "segments", positions, found.model.device)
+    return module.eval(), found.tokenizer
 
 
 def _require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -25,8 +25,9 @@ from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
 from llmtrain.models.paths.small import small_copy
 from llmtrain.models.text_part import special_token_ids
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs
-from llmtrain.system.device import AttentionKernel
+from llmtrain.system.device import ROWS, AttentionKernel
 from llmtrain.system.files import one_line
+from llmtrain.system.memory import is_out_of_memory
 
 PACKS = ((23, 5, 17, 3, 10), (10, 3, 17, 5, 23))
 """Tokens of each document: longer before shorter ones, and after."""
@@ -88,6 +89,13 @@ def path_of(model: PreTrainedModel, run: Run) -> Path:
     return next(paths(model, "segments", num_positions(model.config) or UNLIMITED_POSITIONS, run))
 
 
+def is_right_at_any_length(path: Path, model: PreTrainedModel, run: Run) -> bool:
+    """Whether a path found for documents of some length is also that for documents of all positions of a model."""
+    longest = path_of(model, run)
+    kernels = [each.kernel if each.kernel in ROWS else "packs" for each in (path, longest)]
+    return kernels[0] == kernels[1] and path.by_groups == longest.by_groups
+
+
 def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> Iterator[Path]:
     if trial.packs:
         yield Path(kernel)
@@ -105,7 +113,7 @@ def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> 
 
 
 class Trial:
-    """A small copy of a model, and what it computes one document at a time."""
+    """A small copy of a model, and what it computes one document at a time, in fp32 also under autocast."""
 
     def __init__(self, model: PreTrainedModel, max_seq_len: int, run: Run) -> None:
         own: str = model.config._attn_implementation
@@ -126,6 +134,8 @@ class Trial:
                 inputs = pack_inputs(self._documents(lengths), in_fp32(path.kernel))
                 found = _with_gradients(model, partial(self._run, model, inputs))
             except FAULTS as error:
+                if is_out_of_memory(error):
+                    raise
                 return f"documents cannot be computed together ({one_line(error)})"
             if fault := _fault(found, reference):
                 return fault
@@ -139,12 +149,14 @@ class Trial:
             run_by_groups(model, model.base_model, dict.fromkeys(classes, "equal"))
 
             def run(lengths: Sequence[int], model: PreTrainedModel = model) -> object:
-                with torch.no_grad():
+                with torch.no_grad(), _without_autocast(model):
                     return self._run(model, pack_inputs(self._documents(lengths), in_fp32(kernel)))
 
             try:
                 cls = leaking_class(model, run, *LEAK_PACKS)
-            except FAULTS:
+            except FAULTS as error:
+                if is_out_of_memory(error):
+                    raise
                 return classes
             if cls is None or cls in classes or issubclass(cls, ByRuns):
                 return classes
@@ -176,9 +188,13 @@ def pseudo_random(model: PreTrainedModel, count: int, seed: int = 0) -> Int[Tens
     return torch.tensor(plain)[drawn].to(model.device)
 
 
-def _with_gradients(model: nn.Module, run: Callable[[], Tensor]) -> Reference:
+def _without_autocast(model: PreTrainedModel) -> torch.autocast:
+    return torch.autocast(model.device.type, enabled=False)
+
+
+def _with_gradients(model: PreTrainedModel, run: Callable[[], Tensor]) -> Reference:
     """Outputs, and the gradients of their sum by weights that are drawn."""
-    with torch.enable_grad():
+    with torch.enable_grad(), _without_autocast(model):
         outputs = run().float()
         weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(2)).to(outputs.device)
         (outputs * weights).sum().backward()

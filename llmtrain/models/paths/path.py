@@ -8,13 +8,19 @@ from transformers import PreTrainedModel
 
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.experts import route_in_fp32
-from llmtrain.models.paths.runs import Classes, run_by_groups
+from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
 from llmtrain.system.device import ROWS, AttentionKernel
 
 
 def can_switch(model: PreTrainedModel) -> bool:
     """Whether a model's attention goes through `transformers`' interface, so that another can take its place."""
     return bool(model._can_set_attn_implementation())
+
+
+def is_on_plain_packs(model: PreTrainedModel) -> bool:
+    """Whether the path that a model was last put into is packs by its attention alone."""
+    by_groups = any(isinstance(module, ByRuns) for module in model.modules())
+    return model.config._attn_implementation == ATTENTION and not by_groups
 
 
 @dataclass(frozen=True)

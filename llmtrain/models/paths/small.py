@@ -11,11 +11,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from llmtrain.system.memory import is_out_of_memory
 
 BOUND = 8  # tokens of a window, a chunk, the original positions
 MAX_LAYERS = 12
@@ -44,14 +47,26 @@ def small_copy(model: PreTrainedModel, max_seq_len: int, attention: str) -> PreT
         for shrink in shrinks:
             shrink(shape, num_layers)
         try:
-            with torch.device(model.device), torch.random.fork_rng():
-                torch.manual_seed(0)
+            with torch.device(model.device), _seeded(model.device):
                 small = type(model)._from_config(shape, attn_implementation=attention, dtype=torch.float32)
                 _scale(small)
             return small.to(model.device).eval()
         except Exception as error:  # each architecture validates in its own way, with its own exception types
+            if is_out_of_memory(error):
+                raise
             faults.append(error)
     raise ValueError(f"{model.config.model_type}: no small copy can be made to check its paths on ({faults[-1]})")
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """The generators of the CPU and of a device at seed 0, then as they were; no other device's is touched."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        torch.default_generator.manual_seed(0)
+        if devices:
+            torch.get_device_module(device).manual_seed(0)
+        yield
 
 
 def _parts(shape: PreTrainedConfig) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ from llmtrain.models.attention import sharing_obstacle
 from llmtrain.models.heads.head import is_projection
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.paths.choose import difference, in_fp32, paths, pseudo_random
-from llmtrain.models.paths.path import Path, can_switch
+from llmtrain.models.paths.path import Path, can_switch, is_on_plain_packs
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs, run_its_trunk, run_model, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.reward_model import RewardModel
@@ -73,7 +73,9 @@ def shares_prompts(
     `model` has passed the check of packs and is on its device. The kernel must know shared prefixes, and hidden
     states of pairs that share one must be those of `transformers`, one document at a time.
     """
-    obstacle = sharing_obstacle(kernel) or _sharing_error(model, kernel, max_seq_len, device)
+    obstacle = (
+        sharing_obstacle(kernel) or _grouping_obstacle(model) or _sharing_error(model, kernel, max_seq_len, device)
+    )
     report(
         "a pair's prompt is computed once"
         if obstacle is None
@@ -163,6 +165,14 @@ def _check_scores(model: PreTrainedModel, batch: Documents, hidden: Float[Tensor
             f"{model.config.model_type}: transformers does not score a conversation by its last token (scores differ "
             f"by {worst:.2g}), so others would load another reward model"
         )
+
+
+def _grouping_obstacle(model: PreTrainedModel) -> str | None:
+    """Why documents of a model with modules per group cannot share a prefix; None: it has none.
+
+    A group takes a prefix for a document of its length, which is wrong where RoPE goes by the length of the whole.
+    """
+    return None if is_on_plain_packs(model) else f"{model.config.model_type} has modules that run per whole document"
 
 
 def _sharing_error(

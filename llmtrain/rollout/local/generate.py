@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from llmtrain.batch import SamplingMask
 from llmtrain.models.context import num_positions
 from llmtrain.models.paths.choose import path_of
+from llmtrain.models.paths.path import is_on_plain_packs
 from llmtrain.models.trunk import run_model
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.cache import LayerStates, RowCache
@@ -94,7 +95,12 @@ def generate(
 
 
 def decodes_in_packs(model: PreTrainedModel) -> bool:
-    """Whether a model's documents run in packs by its attention alone; found once for each configuration."""
+    """Whether a model's documents run in packs by its attention alone, also ones longer than those of training.
+
+    The start-up check of its own weights may have refused packs; a small copy is tried once for each configuration.
+    """
+    if not is_on_plain_packs(model):
+        return False
     path = path_of(model, run_model)
     return path.kernel == "segments" and not path.by_groups
 

@@ -18,10 +18,11 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.lora import fuse_adapters
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
-from llmtrain.models.wrappers.checks import shares_prompts
+from llmtrain.models.wrappers.checks import shares_prompts, wrap_causal_lm
 from llmtrain.models.wrappers.reward_model import RewardModel, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.system.device import AttentionKernel
+from tests.parity.test_paths import LONGROPE
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-6  # of the largest value
@@ -199,3 +200,17 @@ def test_prompts_stand_twice_where_sharing_is_computed_otherwise(monkeypatch: py
     assert said[0].startswith(
         "a pair's prompt is computed twice, since llama computes them differently when they are shared"
     )
+
+
+def test_prompts_are_computed_twice_where_rope_goes_by_the_length_of_the_whole() -> None:
+    """No pair of the check is past the original positions, so that it alone would not find it."""
+    bound = {"original_max_position_embeddings": 1024}
+    shape = AutoConfig.for_model(
+        "phi3", **SHAPE | {"max_position_embeddings": 4096, "rope_parameters": LONGROPE | bound} | bound
+    )
+    model = AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION)
+    wrapped = wrap_causal_lm(model, "segments", 2048, CPU)
+    assert [cls.__name__ for cls in wrapped.path.by_groups] == ["Phi3RotaryEmbedding"]
+    said: list[str] = []
+    assert not shares_prompts(model, wrapped.kernel, 2048, CPU, said.append)
+    assert said == ["a pair's prompt is computed twice, since phi3 has modules that run per whole document"]

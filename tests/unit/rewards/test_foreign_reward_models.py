@@ -20,6 +20,7 @@ from transformers import (
     BloomConfig,
     GPT2Config,
     LlamaConfig,
+    Phi3Config,
     PreTrainedConfig,
     RobertaConfig,
 )
@@ -34,6 +35,18 @@ SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden
 SHAPES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SMALL, max_position_embeddings=512),
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=256),
+    "phi3": Phi3Config(
+        **SMALL,
+        max_position_embeddings=512,
+        original_max_position_embeddings=128,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+            "original_max_position_embeddings": 128,
+        },
+    ),
     "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=2),
     "bert": BertConfig(**SMALL, max_position_embeddings=256),
     "roberta": RobertaConfig(**SMALL, max_position_embeddings=256 + 259),
@@ -113,6 +126,14 @@ def test_a_causal_model_without_packs_is_scored_by_its_own_forward(tmp_path: Pat
     folder = write_classifier(tmp_path, "bloom", pad=pad)
     assert scored(reward_of(folder, lines.append)) == pytest.approx(stock(folder), abs=1e-4)
     assert "scores by transformers' own BloomForSequenceClassification, as packed ones" in lines[0]
+
+
+def test_packs_that_are_right_for_short_documents_only_are_not_taken(tmp_path: Path) -> None:
+    """RoPE by the length of the longest document changes past 128 tokens, and the first prompt is shorter."""
+    lines: list[str] = []
+    folder = write_classifier(tmp_path, "phi3")
+    assert scored(reward_of(folder, lines.append)) == pytest.approx(stock(folder), abs=1e-4)
+    assert "as packed ones differ in longer documents" in lines[0]
 
 
 def test_an_adapter_that_peft_made_scores_as_peft_does(tmp_path: Path) -> None:

@@ -27,12 +27,13 @@ from llmtrain.batch import PackedTokens
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
+from llmtrain.models.paths import choose
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.local import forward
 from llmtrain.rollout.local import generate as engine
 from llmtrain.rollout.local.cpu_decoder import Decoder
-from llmtrain.rollout.local.generate import generate
+from llmtrain.rollout.local.generate import decodes_in_packs, generate
 from llmtrain.rollout.local.sampling import keep_likely
 
 
@@ -293,6 +294,13 @@ def test_it_runs_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         responses = respond(model)
     assert [len(response.response_ids) for response in responses] == [20] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_decodes_in_packs_in_any_precision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "_KNOWN", {})
+    with torch.autocast("cpu", dtype):
+        assert decodes_in_packs(tiny())
 
 
 def test_logits_that_are_not_finite_name_the_sample() -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import pytest
+import torch
+from tiny_run import write_tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
 from llmtrain.models.attention import ATTENTION
+from llmtrain.models.folders import reward
+from llmtrain.models.folders.reward import Classifier, load_reward_model
 from llmtrain.models.paths import choose
 from llmtrain.models.paths.choose import Trial, paths
 from llmtrain.models.paths.leaks import leaking_class
 from llmtrain.models.paths.path import Path
 from llmtrain.models.paths.small import BOUND, small_copy
 from llmtrain.models.trunk import run_model
+from llmtrain.models.wrappers.checks import wrap_causal_lm
+from llmtrain.recipes.tasks import trained_subject
+from llmtrain.rollout.local.generate import decodes_in_packs
 from tests.parity.test_paths import EXPERTS, LONGROPE, WINDOWS
 from tests.parity.test_transformers import SMALL
 
@@ -39,6 +47,43 @@ class MixingLlama(LlamaForCausalLM):
         super().__init__(config)
         for layer in self.model.layers:
             layer.mlp = Mixing(layer.mlp)
+
+
+class LateLeak(Mixing):
+    """One that leaks by a buffer that is zero in a new model, and so in a small copy."""
+
+    share: Tensor
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+        self.register_buffer("share", torch.zeros(1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        before = nn.functional.pad(hidden, (0, 0, 1, 0))[:, :-1]
+        found: Tensor = self.inner(hidden + self.share * before)
+        return found
+
+
+class LateLeakLlama(LlamaForCausalLM):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = LateLeak(layer.mlp)
+
+
+class LateLeakReward(LlamaForSequenceClassification):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = LateLeak(layer.mlp)
+
+
+def leaking_late(cls: type[PreTrainedModel]) -> PreTrainedModel:
+    shape = AutoConfig.for_model("llama", **LARGE | {"num_labels": 1, "pad_token_id": 0})
+    model = cls._from_config(shape, attn_implementation=ATTENTION)
+    for buffer in (module.share for module in model.modules() if isinstance(module, LateLeak)):
+        buffer.fill_(1)
+    return model
 
 
 def of_type(architecture: str, **fields: Any) -> PreTrainedModel:
@@ -117,6 +162,64 @@ def test_a_path_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     path = first(model)
     monkeypatch.setattr(choose, "Trial", None)
     assert first(model) == path
+
+
+def test_a_model_generates_on_the_path_that_its_own_weights_allow() -> None:
+    model = leaking_late(LateLeakLlama)
+    assert first(model) == Path("segments")
+    assert wrap_causal_lm(model, "segments", 2048, torch.device("cpu")).kernel == "padded"
+    assert not decodes_in_packs(model)
+
+
+def test_a_finished_reward_model_is_on_the_path_that_its_own_weights_allow(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Classifier(
+        leaking_late(LateLeakReward).eval(), AutoTokenizer.from_pretrained(write_tokenizer(tmp_path)), True
+    )
+    monkeypatch.setattr(reward, "open_classifier", lambda folder: found)
+    assert load_reward_model(tmp_path)[0].kernel == "padded"
+
+
+def test_running_out_of_memory_is_no_fault_of_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = of_type("llama")
+    trial = Trial(model, 2048, run_model)
+
+    def run_out(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    trial._run = run_out
+    for use in (lambda: trial.fault(Path("segments")), lambda: trial.leaking("segments")):
+        with pytest.raises(torch.OutOfMemoryError):
+            use()
+    monkeypatch.setattr(type(model), "_from_config", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        small_copy(model, 2048, ATTENTION)
+
+
+def test_a_small_copy_leaves_the_generators_of_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    forked: list[Any] = []
+    fork_rng = torch.random.fork_rng
+
+    def spy(devices: list[torch.device], **named: Any) -> Any:
+        forked.append(devices)
+        return fork_rng(devices, **named)
+
+    monkeypatch.setattr(torch.random, "fork_rng", spy)
+    monkeypatch.setattr(torch, "manual_seed", None)  # it seeds all devices
+    model = of_type("llama")
+    before = torch.get_rng_state()
+    small_copy(model, 2048, ATTENTION)
+    assert forked == [[]]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_tasks_are_measured_up_to_the_length_at_which_the_path_is_right() -> None:
+    bound = {"original_max_position_embeddings": 1024}
+    changing, fixed = of_type("phi3", rope_parameters=LONGROPE | bound, **bound), of_type("llama")
+    for model, length, expected in ((changing, 1024, 1024), (changing, 2048, 4096), (fixed, 1024, 4096)):
+        module = wrap_causal_lm(model, "segments", length, torch.device("cpu"))
+        assert trained_subject(model, None, module, length).max_tokens == expected  # type: ignore[arg-type]
 
 
 def test_shards_get_equal_numbers_of_calls() -> None:
