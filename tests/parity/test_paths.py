@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_paths import DELTA, EXPERTS, WINDOWS, longrope
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from llmtrain.models.adapters.weight_sharing import shared_copy
@@ -18,22 +19,6 @@ from tests.parity.test_transformers import SMALL, VOCAB, gradients, packed, stoc
 
 CPU = torch.device("cpu")
 MAMBA = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "vocab_size": VOCAB, "pad_token_id": 0}
-DELTA = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention"],
-}
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": [1.0] * 4,
-    "long_factor": [4.0] * 4,
-    "original_max_position_embeddings": 16,
-}
-WINDOWS = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8, "use_sliding_window": True}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 ON_PATHS: dict[str, tuple[str, dict[str, Any], str]] = {
     "lfm2": ("lfm2", SMALL | {"layer_types": ["conv", "full_attention"]}, "Lfm2ShortConv per group"),
     "qwen3_5_text": ("qwen3_5_text", SMALL | DELTA, "Qwen3_5GatedDeltaNet per group"),
@@ -41,7 +26,7 @@ ON_PATHS: dict[str, tuple[str, dict[str, Any], str]] = {
     "mamba2": ("mamba2", MAMBA | {"num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8}, "Mamba2Mixer per"),
     "longrope": (
         "phi3",
-        SMALL | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16},
+        SMALL | {"rope_parameters": longrope(16), "original_max_position_embeddings": 16},
         "Phi3RotaryEmbedding per group",
     ),
     "windows by the mask only": ("qwen2_moe", SMALL | EXPERTS | WINDOWS, "as a row, padded"),

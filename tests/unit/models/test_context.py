@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_paths import longrope
 from tiny_run import MODEL, write_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -146,18 +147,11 @@ def test_a_model_whose_positions_are_weights_keeps_them(
 
 
 def test_a_response_that_would_grow_past_longrope_s_bound_is_refused() -> None:
-    parameters = {
-        "rope_type": "longrope",
-        "rope_theta": 1e4,
-        "short_factor": [1.0] * 4,
-        "long_factor": [4.0] * 4,
-        "original_max_position_embeddings": 32,
-    }
     shape = AutoConfig.for_model(
         "phi3",
         hidden_size=32,
         num_attention_heads=4,
-        rope_parameters=parameters,
+        rope_parameters=longrope(32),
         original_max_position_embeddings=32,
         max_position_embeddings=64,
     )

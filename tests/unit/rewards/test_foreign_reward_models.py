@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scripted_model import scripted_tokenizer
 from tiny_chat import CHATML
+from tiny_paths import longrope
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -39,13 +40,7 @@ SHAPES: dict[str, PreTrainedConfig] = {
         **SMALL,
         max_position_embeddings=512,
         original_max_position_embeddings=128,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 1e4,
-            "short_factor": [1.0] * 8,
-            "long_factor": [4.0] * 8,
-            "original_max_position_embeddings": 128,
-        },
+        rope_parameters=longrope(128, head_dim=16),
     ),
     "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=2),
     "bert": BertConfig(**SMALL, max_position_embeddings=256),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_generation import COMMON, SMALL, prompts_of, respond, teacher_forced
+from tiny_paths import DELTA, EXPERTS, WINDOWS, longrope
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -16,29 +17,14 @@ from llmtrain.models.paths.path import can_switch
 from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.local.generate import decodes_in_packs, generate
 
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": [1.0] * 4,
-    "long_factor": [4.0] * 4,
-    "original_max_position_embeddings": 40,
-}
-DELTA = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention"],
-}
-WINDOWS = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8, "use_sliding_window": True}
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("lfm2", SMALL | {"layer_types": ["conv", "full_attention"]}),
     "qwen3_5_text": ("qwen3_5_text", SMALL | DELTA),
     "mamba": ("mamba", {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}),
-    "longrope": ("phi3", SMALL | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 40}),
+    "longrope": ("phi3", SMALL | {"rope_parameters": longrope(40), "original_max_position_embeddings": 40}),
     "windows by the mask only": (
         "qwen2_moe",
-        SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16} | WINDOWS,
+        SMALL | EXPERTS | WINDOWS,
     ),
     "an attention of its own": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64}),
 }
