@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from llmtrain.cli.columns import in_columns
 from llmtrain.cli.compare import table as compared_table
 from llmtrain.cli.eval import check_output, progress
-from llmtrain.eval.tasks.compared import sentences
 from llmtrain.statistics.measures import PART
 from llmtrain.system.run_files import BIAS_FILE, bias_base_path
 from llmtrain.system.terminal import say
@@ -168,6 +167,7 @@ def _scored(path: str, tasks: Sequence[TaskRows], prompt: str | None) -> Evaluat
 
 def _sentences(compared: Sequence[Compared], name: str) -> list[str]:
     """What follows, in words: of every measure, and of those parts that differ."""
+    from llmtrain.eval.tasks.compared import sentences
 
     shown = [each for each in compared if PART not in each.measure.name or each.verdict != "not distinguishable"]
     return [*sentences(shown, name)[: len(shown)], f"p-values are corrected for {len(compared)} comparisons (Holm)"]

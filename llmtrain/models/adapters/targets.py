@@ -18,6 +18,7 @@ from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.text_part import text_prefix
 
 ALL_LINEAR = "all-linear"
+LINEAR = (nn.Linear, Conv1D)
 LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number among the parts of a name, as peft finds it
 SHOWN_NAMES = 20
 
@@ -32,7 +33,8 @@ def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Modul
         if prefix:
             return _inside(prefix, inner, last_parts(inner), config)
         refused = {name for name in last_parts(inner) if _is_refused(model, name)}
-        return ALL_LINEAR if config.layers is None and not refused else sorted(last_parts(inner) - refused)
+        is_all = not refused and not any(_has_own_forward(each) for each in model.modules() if isinstance(each, LINEAR))
+        return ALL_LINEAR if config.layers is None and is_all else sorted(last_parts(inner) - refused)
     if isinstance(config.target, str):
         _check_expression(dict(model.named_modules()), config.target, head, prefix)
         return config.target
@@ -104,8 +106,15 @@ def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> linear layer."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    """Name -> linear layer; without those to which a model gives a forward of its own (DeepSeek V4 groups some)."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
+    return {name: module for name, module in found.items() if not _has_own_forward(module)}
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether a layer does more than multiply by its weight, to which an adapter would not be added rightly."""
+    own = type(module)
+    return own.__module__.startswith("transformers.models.") and own.forward not in [cls.forward for cls in LINEAR]
 
 
 def last_parts(names: Iterable[str]) -> set[str]:

@@ -64,10 +64,14 @@ def write_weights(
 
     They are checked to be exactly those of the architecture; tied ones may be left out.
     """
-    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    _, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    assert not left_out and not unexpected, (left_out, missing, unexpected)
+    if left_out or unexpected:
+        raise ValueError(
+            f"{folder}: {(left_out or unexpected)[0]} has no place in what transformers makes of the configuration of "
+            f"{model.config.model_type}, so the model cannot be saved"
+        )
     write_whole(model, folder, trust_remote_code, origin)
 
 

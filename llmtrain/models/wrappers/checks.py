@@ -44,11 +44,12 @@ def wrap_causal_lm(
     """Move a model to its device and wrap it for training, after comparing it with itself.
 
     `kernel`: of attention in packs, if the model can run them. Takes the chunked head if it gives the model's own
-    logits, else the model's own logits. Raises ValueError, naming the architecture, for a model that computes
-    documents together otherwise than one by one, whatever the path.
+    logits, else the model's own logits. Raises ValueError, naming the architecture, for a model that sees later
+    tokens, or computes documents together otherwise than one by one, whatever the path.
     """
     with _checking(model, device):
         batch = _probe(model, max_seq_len, device)
+        _require_causal(model, max_seq_len)
         path, logits, _ = _find_path(model, run_model, batch, kernel, max_seq_len)
         whole_logits = not _head_projects(model, batch, logits, path.kernel)
     return CausalLMLoss(model, path.kernel, whole_logits, path)
@@ -120,6 +121,21 @@ def _find_path(
         if difference(together, singles) is None:
             return path, together, singles
     raise AssertionError("`paths` raises after the last")
+
+
+def _require_causal(model: PreTrainedModel, max_seq_len: int) -> None:
+    """Raise ValueError for a model that sees later tokens: it would learn to copy the next one, not to predict it."""
+    ids = pseudo_random(model, min(LENGTHS[-1], max_seq_len))
+    if len(ids) < 2:
+        return
+    other = ids.clone()
+    other[-1] = next(id_ for id_ in pseudo_random(model, 99, seed=1) if id_ != ids[-1])
+    first, second = (each[:-1] for each in _one_by_one(model, partial(run_model, model), [ids, other]))
+    if difference(second, first) is not None:
+        raise ValueError(
+            f"{model.config.model_type}: its outputs depend on later tokens, as an encoder's do, so it cannot be "
+            "trained to predict them; some architectures take model.config.is_decoder=true"
+        )
 
 
 def _one_by_one(

@@ -30,7 +30,7 @@ from llmtrain.rollout.local.cache import LayerStates, RowCache
 from llmtrain.rollout.local.forward import ROWS_MULTIPLE, Forward, Outputs
 from llmtrain.rollout.local.noise import exponentials
 from llmtrain.rollout.local.sampling import draw, noise_count
-from llmtrain.rollout.local.whole_rows import as_transformers_runs_it, grow
+from llmtrain.rollout.local.whole_rows import as_transformers_runs_it, can_cache, grow
 
 STEPS_PER_CHUNK = 8  # rows join and leave, and the loop can be stopped, between chunks only
 PREFILL_TOKENS = 8192  # per packed forward
@@ -126,6 +126,7 @@ def _by_rows(
         return [row.ids[-1] for row in rows]
 
     ordered = sorted(responses, key=lambda row: len(row.prompt))
+    cached = can_cache(model)
     with as_transformers_runs_it(model):
         for _, group in groupby(ordered, key=lambda row: len(row.prompt)):
             waiting = list(group)
@@ -133,7 +134,8 @@ def _by_rows(
                 rows = waiting[start : start + max_rows]
                 if should_stop():
                     return None
-                grow(model, [row.prompt for row in rows], sampling.max_new_tokens, extend, has_ended, value_head)
+                prompts = [row.prompt for row in rows]
+                grow(model, prompts, sampling.max_new_tokens, extend, has_ended, value_head, cached=cached)
                 if stops:
                     return None
     return [row.generated() for row in responses]

@@ -213,6 +213,21 @@ def test_all_linear_leaves_out_the_head_and_nothing_else(tokenizer: PreTrainedTo
     assert targeted == linear - {"lm_head"}
 
 
+def test_a_linear_layer_with_a_forward_of_its_own_takes_no_adapter(tokenizer: PreTrainedTokenizerBase) -> None:
+    class GroupedLinear(nn.Linear):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return super().forward(hidden.flip(-1))
+
+    GroupedLinear.__module__ = "transformers.models.made_up"
+    model = tiny(tokenizer)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.__class__ = GroupedLinear
+    add_adapter(model, AdapterConfig(kind="lora"), (), 0)
+    assert not [name for name in trainable(model) if "o_proj" in name]
+    with pytest.raises(ValueError, match=r"^adapter\.target=o_proj: this model has no linear layer of that name"):
+        add_adapter(model, AdapterConfig(kind="lora", target=["o_proj"]), (), 0)
+
+
 REFUSED: dict[str, tuple[list[str], str]] = {
     "an unknown name": (["q_prj"], r"^adapter\.target=q_prj: .* it has down_proj, gate_proj, k_proj, o_proj, q_proj"),
     "one of two": (["q_proj", "oproj"], r"^adapter\.target=oproj: this model has no linear layer of that name"),
@@ -228,13 +243,6 @@ def test_targets_that_cannot_be_adapted_are_refused_by_name(tokenizer: PreTraine
     with pytest.raises(ValueError, match=message) as caught:
         add_adapter(tiny(tokenizer), AdapterConfig(kind="lora", target=target), (), 0)
     assert "\n" not in str(caught.value)
-
-
-def test_new_tokens_beside_a_head_with_a_bias_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    model = tiny(tokenizer, config=UNTIED)
-    model.lm_head.bias = nn.Parameter(torch.zeros(320))
-    with pytest.raises(ValueError, match=r"^llama: its embedding and head do not support .* data\.chat_template"):
-        add_adapter(model, AdapterConfig(kind="lora"), NEW_IDS, 0)
 
 
 def test_the_report_counts_weights_and_memory(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.paths.path import can_switch
+from llmtrain.models.paths.small import small_copy
 from llmtrain.rollout.engine import Sampling
+from llmtrain.rollout.local import whole_rows
 from llmtrain.rollout.local.generate import decodes_in_packs, generate
+from llmtrain.rollout.local.whole_rows import can_cache
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("lfm2", SMALL | {"layer_types": ["conv", "full_attention"]}),
@@ -106,3 +110,29 @@ def test_it_stops_when_asked() -> None:
     model = other("lfm2")
     for calls in (0, 3):
         assert generate(model, PROMPTS, range(len(PROMPTS)), Sampling(20), after(calls)) is None
+
+
+def test_a_cache_that_is_wrong_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that forgets, with a cache, what came before; computed whole it is right."""
+
+    def forgets(model: PreTrainedModel, max_seq_len: int, attention: str) -> PreTrainedModel:
+        small = small_copy(model, max_seq_len, attention)
+        plain = small.forward
+
+        @functools.wraps(plain)
+        def forward(*args: Any, past_key_values: Any = None, **inputs: Any) -> Any:
+            return plain(*args, **inputs)
+
+        small.forward = forward
+        return small
+
+    monkeypatch.setattr(whole_rows, "_CACHES", {})
+    assert can_cache(other("mamba"))
+    monkeypatch.setattr(whole_rows, "small_copy", forgets)
+    assert not can_cache(other("longrope"))
+
+
+def test_a_model_that_generates_otherwise_than_it_computes_is_refused() -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("doge", keep_window_size=4, **COMMON | SMALL))
+    with pytest.raises(ValueError, match=r"^doge: generation is not what the model computes of the whole text \(out"):
+        generate(model, PROMPTS, range(len(PROMPTS)), Sampling(4), lambda: False)

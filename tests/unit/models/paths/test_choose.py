@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_paths import EXPERTS, WINDOWS, longrope
 from tiny_run import write_tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
 
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.folders import reward
@@ -23,10 +31,13 @@ from llmtrain.models.trunk import run_model
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.recipes.tasks import trained_subject
 from llmtrain.rollout.local.generate import decodes_in_packs
-from tests.parity.test_paths import EXPERTS, LONGROPE, WINDOWS
 from tests.parity.test_transformers import SMALL
 
 LARGE = SMALL | {"vocab_size": 5000, "num_hidden_layers": 9, "intermediate_size": 500, "max_position_embeddings": 4096}
+
+
+ENCODER = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 2, "dim_head": 16, "dim_ff": 64}
+ENCODER |= {"num_hidden_layers": 1}
 
 
 class Mixing(nn.Module):
@@ -118,7 +129,7 @@ def test_a_window_that_packs_ignore_takes_rows() -> None:
 
 def test_rope_by_the_length_of_the_pack_runs_per_length() -> None:
     bound = {"original_max_position_embeddings": 1024}
-    model = of_type("phi3", rope_parameters=LONGROPE | bound, **bound)
+    model = of_type("phi3", rope_parameters=longrope(16) | bound, **bound)
     path = first(model)
     assert [(cls.__name__, grouping) for cls, grouping in path.by_groups.items()] == [("Phi3RotaryEmbedding", "equal")]
     trial = Trial(model, 2048, run_model)
@@ -216,7 +227,7 @@ def test_a_small_copy_leaves_the_generators_of_other_devices(monkeypatch: pytest
 
 def test_tasks_are_measured_up_to_the_length_at_which_the_path_is_right() -> None:
     bound = {"original_max_position_embeddings": 1024}
-    changing, fixed = of_type("phi3", rope_parameters=LONGROPE | bound, **bound), of_type("llama")
+    changing, fixed = of_type("phi3", rope_parameters=longrope(16) | bound, **bound), of_type("llama")
     for model, length, expected in ((changing, 1024, 1024), (changing, 2048, 4096), (fixed, 1024, 4096)):
         module = wrap_causal_lm(model, "segments", length, torch.device("cpu"))
         assert trained_subject(model, None, module, length).max_tokens == expected  # type: ignore[arg-type]
@@ -227,3 +238,11 @@ def test_shards_get_equal_numbers_of_calls() -> None:
     for path in (Path("padded"), Path("segments", {Mixing: "equal"}, needs_equal=True)):
         with pytest.raises(ValueError, match=r"FSDP or ZeRO-3.*take DDP, ZeRO-1 or ZeRO-2$"):
             path.for_shards()
+
+
+def test_a_model_that_sees_later_tokens_is_refused() -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("cpmant", **ENCODER))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    with pytest.raises(ValueError, match=r"^cpmant: its outputs depend on later tokens, as an encoder's do"):
+        wrap_causal_lm(model, "segments", 64, torch.device("cpu"))
