@@ -87,6 +87,8 @@ def load_fault(error: Exception) -> str:
         return "it brings code of its own: read it, then set model.trust_remote_code=true"
     if "instantiate the backend tokenizer" in str(error):
         return "it holds no tokenizer: copy tokenizer.json and tokenizer_config.json of its base into it"
+    if isinstance(error, KeyError):  # whose message is the key alone
+        return f"transformers looks up {error} in vain"
     return one_line(error)
 
 
