@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.cli.main import main
 from llmtrain.models.adapters import quantized
+from llmtrain.models.folders import packed_weights
 from llmtrain.models.folders.open import open_model
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -67,7 +68,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_trained_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    monkeypatch.setattr(quantized, "find_spec", lambda name: True)
+    monkeypatch.setattr(packed_weights, "find_spec", lambda name: True)
     form, sections, expected = REFUSED[case]
     ended = ran(tmp_path / "run", write_marked(tmp_path, form), **sections)
     assert ended.code == 2 and ended.err.count("\n") == 1 and expected in ended.err, ended.err
@@ -82,7 +83,7 @@ def test_pretraining_does_not_go_on_from_it(tmp_path: Path) -> None:
 
 
 def test_without_bitsandbytes_it_is_said_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    monkeypatch.setattr(packed_weights, "find_spec", lambda name: None)
     base = write_marked(tmp_path, NF4)
     ended = ran(tmp_path / "run", base, adapter=LORA)
     assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
