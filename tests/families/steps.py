@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from llmtrain.models.adapters.lora import expected_warnings
 from llmtrain.models.folders.reward import open_classifier
 
 VOCAB = 272  # of 260 tokens
@@ -237,7 +238,8 @@ def plain_model(folder: Path, base: Path) -> PreTrainedModel:
     if (folder / "adapter_config.json").is_file():
         from peft import PeftModel
 
-        model: Any = PeftModel.from_pretrained(loaded(base), str(folder), is_trainable=True)
+        with expected_warnings():
+            model: Any = PeftModel.from_pretrained(loaded(base), str(folder), is_trainable=True)
         return model
     return loaded(folder)
 
