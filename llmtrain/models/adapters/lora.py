@@ -116,9 +116,7 @@ def expected_warnings() -> Iterator[None]:
     """Hide what transformers 5.23 says of a property that peft 0.21 still reads, and what peft says of fused experts,
     which it looks for in each adapter on a mixture of them."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", r".*_pattern keys did not match .*gate_up_proj", RuntimeWarning
-        )
+        warnings.filterwarnings("ignore", r".*_pattern keys did not match .*gate_up_proj", RuntimeWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 

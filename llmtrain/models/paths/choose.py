@@ -124,7 +124,15 @@ class Trial:
         self._packs = [tuple(min(length, max_seq_len) for length in pack) for pack in PACKS]
         stock = small_copy(model, max_seq_len, "eager")
         stock.load_state_dict(self.small.state_dict())
-        self._references = [self._one_by_one(stock, self._documents(pack)) for pack in self._packs]
+        try:
+            self._references = [self._one_by_one(stock, self._documents(pack)) for pack in self._packs]
+        except FAULTS as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"{model.config.model_type}: transformers does not compute one document alone ({one_line(error)}), so "
+                "this architecture cannot be trained here"
+            ) from None
 
     def fault(self, path: Path) -> str | None:
         """What is wrong on this path, in a few words; None: nothing."""

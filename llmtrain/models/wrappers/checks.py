@@ -159,6 +159,8 @@ def _head_projects(
     if head is None or not is_projection(head) or model.base_model is model:  # a trunk that transformers can't name
         return False
     hidden = run_trunk(model.base_model, pack_inputs(batch, in_fp32(kernel)))
+    if hidden.shape[-1] != head.weight.shape[-1]:  # layers in between change the width
+        return False
     difference = head(hidden).float() - logits
     return bool(difference.abs().max() <= HEAD_TOLERANCE * logits.abs().max())
 
