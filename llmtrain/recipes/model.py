@@ -28,6 +28,7 @@ from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import adapter_report
 from llmtrain.models.adapters.quantized import hold_linear_layers, in_4_bits
+from llmtrain.models.folders.adapter_trial import require_loading
 from llmtrain.models.folders.bases import find_base, origin_of, origin_of_base
 from llmtrain.models.folders.continued import AdapterPlan, continued
 from llmtrain.models.folders.generation import given_generation
@@ -154,6 +155,8 @@ def load_with_adapter(
     """The model that a tuning run starts from, with its adapter in it if it has one."""
     loaded = load_base(run, base, chat, kind)
     if loaded.plan is not None:
+        if run.runtime.is_main:  # on others transformers saves nothing
+            require_loading(loaded.model, loaded.plan.config)
         loaded.plan.put_into(loaded.model)
         if not in_4_bits(loaded.model):
             hold_linear_layers(loaded.model, _linear_dtype(run, loaded_section(base, loaded.plan)))
