@@ -128,11 +128,11 @@ def test_a_copy_that_shares_weights_is_on_the_path_too(before: bool) -> None:
 
 
 class Blending(LlamaForCausalLM):
-    """A model in which rows of a batch see each other, too."""
+    """A model in which documents of a pack see those before them, and rows of a batch each other's beginning."""
 
     def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:  # type: ignore[override]
         outputs = super().forward(input_ids, **kwargs)
-        outputs.logits = outputs.logits * input_ids.float().mean()
+        outputs.logits = outputs.logits * input_ids[:, :1].float().mean()
         return outputs
 
 
