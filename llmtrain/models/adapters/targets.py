@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
+import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from torch import nn
+from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -112,9 +115,28 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _has_own_forward(module: nn.Module) -> bool:
-    """Whether a layer does more than multiply by its weight, to which an adapter would not be added rightly."""
+    """Whether a layer of a model does more than multiply by its weight: an adapter would not be added rightly."""
     own = type(module)
-    return own.__module__.startswith("transformers.models.") and own.forward not in [cls.forward for cls in LINEAR]
+    is_of_a_model = own.__module__.startswith(("transformers.models.", "transformers_modules."))
+    return is_of_a_model and own.forward not in [cls.forward for cls in LINEAR] and not _multiplies(own)
+
+
+@cache
+def _multiplies(cls: type[nn.Module]) -> bool:
+    """Whether a linear layer with a forward of its own (Falcon's) gives what `nn.Linear` does, tried on a small one."""
+    if not issubclass(cls, nn.Linear):
+        return False
+    try:
+        layer = skip_init(cls, 3, 2)
+        inputs, weight, bias = (
+            torch.arange(6.0).view(2, 3),
+            torch.arange(1.0, 7.0).view(2, 3),
+            torch.tensor([5.0, -3.0]),
+        )
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        return torch.equal(layer(inputs), inputs @ weight.T + bias)
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def last_parts(names: Iterable[str]) -> set[str]:

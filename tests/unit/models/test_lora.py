@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from tiny_run import MODEL, write_tokenizer
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.batch import PackedTokens
 from llmtrain.config.adapter import AdapterConfig
@@ -211,6 +211,14 @@ def test_all_linear_leaves_out_the_head_and_nothing_else(tokenizer: PreTrainedTo
     add_adapter(model, AdapterConfig(kind="lora"), (), 0)
     targeted = {name.split(".lora_A")[0] for name in trainable(model) if ".lora_A" in name}
     assert targeted == linear - {"lm_head"}
+
+
+def test_a_linear_layer_that_only_writes_its_product_otherwise_takes_an_adapter() -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("falcon", **shape))
+    assert type(model.transformer.h[0].mlp.dense_h_to_4h).__name__ == "FalconLinear"
+    add_adapter(model, AdapterConfig(kind="lora"), (), 0)
+    assert [name for name in trainable(model) if "dense_h_to_4h" in name]
 
 
 def test_a_linear_layer_with_a_forward_of_its_own_takes_no_adapter(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_paths import longrope
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -22,7 +23,6 @@ from llmtrain.models.wrappers.checks import shares_prompts, wrap_causal_lm
 from llmtrain.models.wrappers.reward_model import RewardModel, score_model
 from llmtrain.objectives.reward import PairwiseReward
 from llmtrain.system.device import AttentionKernel
-from tests.parity.test_paths import LONGROPE
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-6  # of the largest value
@@ -204,10 +204,8 @@ def test_prompts_stand_twice_where_sharing_is_computed_otherwise(monkeypatch: py
 
 def test_prompts_are_computed_twice_where_rope_goes_by_the_length_of_the_whole() -> None:
     """No pair of the check is past the original positions, so that it alone would not find it."""
-    bound = {"original_max_position_embeddings": 1024}
-    shape = AutoConfig.for_model(
-        "phi3", **SHAPE | {"max_position_embeddings": 4096, "rope_parameters": LONGROPE | bound} | bound
-    )
+    bounds = {"max_position_embeddings": 4096, "original_max_position_embeddings": 1024}
+    shape = AutoConfig.for_model("phi3", **SHAPE | bounds | {"rope_parameters": longrope(1024)})
     model = AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION)
     wrapped = wrap_causal_lm(model, "segments", 2048, CPU)
     assert [cls.__name__ for cls in wrapped.path.by_groups] == ["Phi3RotaryEmbedding"]
