@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -122,7 +123,7 @@ def _has_own_forward(module: nn.Module) -> bool:
 
 
 @cache
-def _multiplies(cls: type[nn.Module]) -> bool:
+def _multiplies(cls: Any) -> bool:
     """Whether a linear layer with a forward of its own (Falcon's) gives what `nn.Linear` does, tried on a small one."""
     if not issubclass(cls, nn.Linear):
         return False
