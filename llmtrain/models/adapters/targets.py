@@ -117,13 +117,13 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def _has_own_forward(module: nn.Module) -> bool:
     """Whether a layer of a model does more than multiply by its weight: an adapter would not be added rightly."""
-    own = type(module)
+    own: Any = type(module)
     is_of_a_model = own.__module__.startswith(("transformers.models.", "transformers_modules."))
     return is_of_a_model and own.forward not in [cls.forward for cls in LINEAR] and not _multiplies(own)
 
 
 @cache
-def _multiplies(cls: Any) -> bool:
+def _multiplies(cls: type[nn.Module]) -> bool:
     """Whether a linear layer with a forward of its own (Falcon's) gives what `nn.Linear` does, tried on a small one."""
     if not issubclass(cls, nn.Linear):
         return False
