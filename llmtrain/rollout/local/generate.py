@@ -16,34 +16,24 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.batch import SamplingMask
 from llmtrain.models.context import num_positions
-from llmtrain.models.paths.choose import FAULTS, UNLIMITED_POSITIONS, path_of, pseudo_random
-from llmtrain.models.paths.path import is_on_plain_packs
-from llmtrain.models.paths.small import small_copy
-from llmtrain.models.trunk import run_model
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.cache import LayerStates, RowCache
 from llmtrain.rollout.local.forward import ROWS_MULTIPLE, Forward, Outputs
 from llmtrain.rollout.local.noise import exponentials
 from llmtrain.rollout.local.sampling import draw, noise_count
-from llmtrain.rollout.local.whole_rows import as_transformers_runs_it, can_cache, grow
-from llmtrain.system.memory import is_out_of_memory
+from llmtrain.rollout.local.ways import way_of
+from llmtrain.rollout.local.whole_rows import as_transformers_runs_it, grow
 
 STEPS_PER_CHUNK = 8  # rows join and leave, and the loop can be stopped, between chunks only
 PREFILL_TOKENS = 8192  # per packed forward
 MAX_ROWS = 64
-TRIED_PROMPTS, TRIED_TOKENS = (12, 3, 9), 10  # past a small copy's bounds, and short of them
-LOGPROB_TOLERANCE = 1e-3  # nats, in fp32; a wrong position is off by tenths
 PACKED_MIN_TOKENS = 96  # steps, after which packing the layers has saved the time that it takes
-
-_GROWS_RIGHT: dict[Any, bool] = {}  # models that this process has seen
 
 
 @dataclass
@@ -84,8 +74,10 @@ def generate(
     assert len(set(sample_ids)) == len(sample_ids) == len(prompts)
     _check_prompts(model, prompts, sample_ids, sampling)
     responses = [_Row(tuple(prompt), sample) for prompt, sample in zip(prompts, sample_ids, strict=True)]
-    run = _by_packs if decodes_in_packs(model) else _by_rows
-    return run(model, responses, sampling, should_stop, value_head, max_rows)
+    way = way_of(model)
+    if way == "packs":
+        return _by_packs(model, responses, sampling, should_stop, value_head, max_rows)
+    return _by_rows(model, responses, sampling, should_stop, value_head, max_rows, cached=way == "cached")
 
 
 def _by_packs(
@@ -113,50 +105,6 @@ def _by_packs(
     return [row.generated() for row in responses]
 
 
-def decodes_in_packs(model: PreTrainedModel) -> bool:
-    """Whether a model's documents run in packs by its attention alone, also ones longer than those of training.
-
-    The start-up check of its own weights may have refused packs; a small copy is tried once for each configuration, and
-    so are responses that grow after a pack: some models count positions by themselves.
-    """
-    if not is_on_plain_packs(model):
-        return False
-    path = path_of(model, run_model)
-    if path.kernel != "segments" or path.by_groups:
-        return False
-    key = (type(model), model.config.to_json_string(use_diff=False))
-    if key not in _GROWS_RIGHT:
-        _GROWS_RIGHT[key] = _grows_right(model)
-    return _GROWS_RIGHT[key]
-
-
-@torch.no_grad()
-def _grows_right(model: PreTrainedModel) -> bool:
-    """Whether logprobs of a small copy's responses are those of the whole texts."""
-    small = small_copy(model, num_positions(model.config) or UNLIMITED_POSITIONS, model.config._attn_implementation)
-    prompts = pseudo_random(small, sum(TRIED_PROMPTS)).split(TRIED_PROMPTS)
-    rows = [_Row(tuple(ids.tolist()), number) for number, ids in enumerate(prompts)]
-    sampling = Sampling(max_new_tokens=TRIED_TOKENS)
-    with torch.autocast(small.device.type, enabled=False):
-        try:
-            responses = _by_packs(small, rows, sampling, lambda: False, None, MAX_ROWS)
-        except FAULTS as error:
-            if is_out_of_memory(error):
-                raise
-            return False
-        assert responses is not None
-        stock = small_copy(model, num_positions(model.config) or UNLIMITED_POSITIONS, "eager")
-        stock.load_state_dict(small.state_dict())
-        for row, response in zip(rows, responses, strict=True):
-            ids = torch.tensor([*row.prompt, *response.response_ids], device=small.device)
-            whole = run_model(stock, {"input_ids": ids[None], "use_cache": False}).float().log_softmax(-1)
-            expected = whole[len(row.prompt) - 1 : -1].gather(-1, ids[len(row.prompt) :, None])[:, 0]
-            found = torch.tensor(response.logprobs, device=small.device)
-            if float((found - expected).abs().max()) > LOGPROB_TOLERANCE:
-                return False
-    return True
-
-
 def _by_rows(
     model: PreTrainedModel,
     responses: Sequence[_Row],
@@ -164,6 +112,8 @@ def _by_rows(
     should_stop: Callable[[], bool],
     value_head: nn.Module | None,
     max_rows: int,
+    *,
+    cached: bool,
 ) -> list[Generated] | None:
     """The same by `transformers`' own `generate`: prompts of one length at a time, shorter ones first."""
     stops = False
@@ -178,7 +128,6 @@ def _by_rows(
         return [row.ids[-1] for row in rows]
 
     ordered = sorted(responses, key=lambda row: len(row.prompt))
-    cached = can_cache(model)
     with as_transformers_runs_it(model):
         for _, group in groupby(ordered, key=lambda row: len(row.prompt)):
             waiting = list(group)

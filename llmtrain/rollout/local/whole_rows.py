@@ -23,20 +23,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from llmtrain.models.context import num_positions
-from llmtrain.models.paths.choose import FAULTS, UNLIMITED_POSITIONS, difference, pseudo_random
 from llmtrain.models.paths.path import can_switch
-from llmtrain.models.paths.small import small_copy
-from llmtrain.models.trunk import run_model
 from llmtrain.rollout.local.forward import Outputs, keeping_hidden
-from llmtrain.system.files import one_line
-from llmtrain.system.memory import is_out_of_memory
 
 Extend = Callable[[Outputs], Sequence[int]]
 """The outputs after each row's last token -> its next token, which the caller has kept."""
-TRIED_TOKENS = (12, 10)  # of a prompt, which is past a small copy's bounds, and of its response
-
-_CACHES: dict[Any, bool] = {}  # models that this process has seen
 
 
 class _Drawn(LogitsProcessor):
@@ -59,50 +50,6 @@ class _Ended(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         return torch.full((input_ids.shape[0],), self._ended(), dtype=torch.bool, device=input_ids.device)
-
-
-def can_cache(model: PreTrainedModel) -> bool:
-    """Whether a model computes with its cache what it computes without, which is slower; tried once on a small copy.
-
-    Raises ValueError for a model that `generate` runs otherwise than its own forward, without a cache too.
-    """
-    key = (type(model), model.config.to_json_string(use_diff=False))
-    if key not in _CACHES:
-        longest = num_positions(model.config) or UNLIMITED_POSITIONS
-        small = small_copy(model, longest, "sdpa" if model._supports_sdpa else "eager")
-        faults = []
-        for cached in (True, False):
-            if (fault := _generation_fault(small, cached)) is None:
-                _CACHES[key] = cached
-                break
-            faults.append(fault)
-        else:
-            raise ValueError(
-                f"{model.config.model_type}: generation is not what the model computes of the whole text "
-                f"({faults[-1]}), so it cannot be sampled here"
-            )
-    return _CACHES[key]
-
-
-def _generation_fault(small: PreTrainedModel, cached: bool) -> str | None:
-    """How logits of a response that grows differ from those of the whole text; None: they do not."""
-    prompt, response = TRIED_TOKENS
-    ids = pseudo_random(small, prompt + response)
-    found: list[Tensor] = []
-
-    def extend(outputs: Outputs) -> list[int]:
-        found.append(outputs.logits[0].float())
-        return [int(ids[prompt + len(found) - 1])]
-
-    with torch.no_grad(), torch.autocast(small.device.type, enabled=False):
-        try:
-            grow(small, [ids[:prompt].tolist()], response, extend, lambda: False, None, cached=cached)
-        except FAULTS as error:
-            if is_out_of_memory(error):
-                raise
-            return one_line(error)
-        whole = run_model(small, {"input_ids": ids[None], "use_cache": False})
-    return difference(torch.stack(found), whole[prompt - 1 : -1].float())
 
 
 def grow(

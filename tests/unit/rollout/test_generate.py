@@ -33,8 +33,9 @@ from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.local import forward
 from llmtrain.rollout.local import generate as engine
 from llmtrain.rollout.local.cpu_decoder import Decoder
-from llmtrain.rollout.local.generate import decodes_in_packs, generate
+from llmtrain.rollout.local.generate import generate
 from llmtrain.rollout.local.sampling import keep_likely
+from llmtrain.rollout.local.ways import way_of
 
 
 @pytest.fixture(autouse=True)
@@ -300,7 +301,7 @@ def test_it_runs_under_autocast() -> None:
 def test_it_decodes_in_packs_in_any_precision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "_KNOWN", {})
     with torch.autocast("cpu", dtype):
-        assert decodes_in_packs(tiny())
+        assert way_of(tiny()) == "packs"
 
 
 def test_logits_that_are_not_finite_name_the_sample() -> None:

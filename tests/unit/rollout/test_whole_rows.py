@@ -17,9 +17,9 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.paths.path import can_switch
 from llmtrain.models.paths.small import small_copy
 from llmtrain.rollout.engine import Sampling
-from llmtrain.rollout.local import whole_rows
-from llmtrain.rollout.local.generate import decodes_in_packs, generate
-from llmtrain.rollout.local.whole_rows import can_cache
+from llmtrain.rollout.local import ways
+from llmtrain.rollout.local.generate import generate
+from llmtrain.rollout.local.ways import way_of
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("lfm2", SMALL | {"layer_types": ["conv", "full_attention"]}),
@@ -51,7 +51,7 @@ def other(name: str) -> PreTrainedModel:
 def test_logprobs_are_those_of_the_whole_text(name: str) -> None:
     """Of text up to 38 tokens, one document at a time, from a model that stays in training mode."""
     model = other(name)
-    assert not decodes_in_packs(model)
+    assert way_of(model) == "cached"
     responses = respond(model, PROMPTS, temperature=0.7, seed=3)
     assert model.training and model.config._attn_implementation == (ATTENTION if can_switch(model) else "eager")
     assert len({len(response.response_ids) for response in responses}) == 1
@@ -126,13 +126,19 @@ def test_a_cache_that_is_wrong_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
         small.forward = forward
         return small
 
-    monkeypatch.setattr(whole_rows, "_CACHES", {})
-    assert can_cache(other("mamba"))
-    monkeypatch.setattr(whole_rows, "small_copy", forgets)
-    assert not can_cache(other("longrope"))
+    monkeypatch.setattr(ways, "_KNOWN", {})
+    assert way_of(other("mamba")) == "cached"
+    monkeypatch.setattr(ways, "small_copy", forgets)
+    assert way_of(other("longrope")) == "whole"
 
 
 def test_a_model_that_generates_otherwise_than_it_computes_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("doge", keep_window_size=4, **COMMON | SMALL))
     with pytest.raises(ValueError, match=r"^doge: generation is not what the model computes of the whole text \(out"):
         generate(model, PROMPTS, range(len(PROMPTS)), Sampling(4), lambda: False)
+
+
+def test_a_model_of_few_positions_is_tried_within_them() -> None:
+    shape = AutoConfig.for_model("gpt2", **COMMON | {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 12})
+    model = AutoModelForCausalLM.from_config(shape, attn_implementation=ATTENTION)
+    assert way_of(model) == "packs"

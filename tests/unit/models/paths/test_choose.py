@@ -30,7 +30,7 @@ from llmtrain.models.paths.small import BOUND, small_copy
 from llmtrain.models.trunk import run_model
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.recipes.tasks import trained_subject
-from llmtrain.rollout.local.generate import decodes_in_packs
+from llmtrain.rollout.local.ways import way_of
 from tests.parity.test_transformers import SMALL
 
 LARGE = SMALL | {"vocab_size": 5000, "num_hidden_layers": 9, "intermediate_size": 500, "max_position_embeddings": 4096}
@@ -179,7 +179,7 @@ def test_a_model_generates_on_the_path_that_its_own_weights_allow() -> None:
     model = leaking_late(LateLeakLlama)
     assert first(model) == Path("segments")
     assert wrap_causal_lm(model, "segments", 2048, torch.device("cpu")).kernel == "padded"
-    assert not decodes_in_packs(model)
+    assert way_of(model) != "packs"
 
 
 def test_a_finished_reward_model_is_on_the_path_that_its_own_weights_allow(
