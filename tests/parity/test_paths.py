@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_by_one import SMALL, VOCAB, gradients, packed, stock_loss
 from tiny_paths import DELTA, EXPERTS, WINDOWS, longrope
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
@@ -15,7 +16,6 @@ from llmtrain.models.paths.path import can_switch
 from llmtrain.models.trunk import pack_inputs, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
-from tests.parity.test_transformers import SMALL, VOCAB, gradients, packed, stock_loss
 
 CPU = torch.device("cpu")
 MAMBA = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "vocab_size": VOCAB, "pad_token_id": 0}

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from one_by_one import SMALL
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.folders import adapter_trial
 from llmtrain.models.folders.adapter_trial import require_loading
-from tests.parity.test_transformers import SMALL
 
 
 class Losing:

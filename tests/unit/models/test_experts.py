@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_by_one import SMALL, documents, packed
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -19,7 +20,6 @@ from llmtrain.models.trunk import pack_inputs, run_routed
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.objectives.next_token import NextToken
-from tests.parity.test_transformers import SMALL, documents, packed
 
 CPU = torch.device("cpu")
 FIELDS: dict[str, dict[str, Any]] = {

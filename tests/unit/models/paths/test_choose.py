@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_by_one import SMALL
 from tiny_paths import EXPERTS, WINDOWS, longrope
 from tiny_run import write_tokenizer
 from torch import Tensor, nn
@@ -31,7 +32,6 @@ from llmtrain.models.trunk import run_model
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.recipes.tasks import trained_subject
 from llmtrain.rollout.local.ways import way_of
-from tests.parity.test_transformers import SMALL
 
 LARGE = SMALL | {"vocab_size": 5000, "num_hidden_layers": 9, "intermediate_size": 500, "max_position_embeddings": 4096}
 
