@@ -34,7 +34,7 @@ from llmtrain.system.memory import is_out_of_memory
 
 Extend = Callable[[Outputs], Sequence[int]]
 """The outputs after each row's last token -> its next token, which the caller has kept."""
-TRIED_TOKENS = (12, 10)  # of a prompt, which is past a small copy's bounds, and of its response
+TRIED_ROWS, TRIED_TOKENS = 3, (12, 10)  # of a prompt, which is past a small copy's bounds, and of its response
 
 _CACHES: dict[Any, bool] = {}  # models that this process has seen
 
@@ -85,24 +85,25 @@ def can_cache(model: PreTrainedModel) -> bool:
 
 
 def _generation_fault(small: PreTrainedModel, cached: bool) -> str | None:
-    """How logits of a response that grows differ from those of the whole text; None: they do not."""
+    """How logits of responses that grow side by side differ from those of the whole texts; None: they do not."""
     prompt, response = TRIED_TOKENS
-    ids = pseudo_random(small, prompt + response)
+    ids = pseudo_random(small, TRIED_ROWS * (prompt + response)).view(TRIED_ROWS, -1)
     found: list[Tensor] = []
 
     def extend(outputs: Outputs) -> list[int]:
-        found.append(outputs.logits[0].float())
-        return [int(ids[prompt + len(found) - 1])]
+        found.append(outputs.logits.float())
+        next_ids: list[int] = ids[:, prompt + len(found) - 1].tolist()
+        return next_ids
 
     with torch.no_grad(), torch.autocast(small.device.type, enabled=False):
         try:
-            grow(small, [ids[:prompt].tolist()], response, extend, lambda: False, None, cached=cached)
+            grow(small, ids[:, :prompt].tolist(), response, extend, lambda: False, None, cached=cached)
         except FAULTS as error:
             if is_out_of_memory(error):
                 raise
             return one_line(error)
-        whole = run_model(small, {"input_ids": ids[None], "use_cache": False})
-    return difference(torch.stack(found), whole[prompt - 1 : -1].float())
+        whole = [run_model(small, {"input_ids": row[None], "use_cache": False})[prompt - 1 : -1] for row in ids]
+    return difference(torch.stack(found, dim=1).flatten(0, 1), torch.cat(whole).float())
 
 
 def grow(
