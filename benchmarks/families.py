@@ -110,7 +110,7 @@ def measure(name: str, repeats: int) -> str:
     module = wrap_causal_lm(model, "segments", 512, torch.device("cpu")).train()
     attention = ("sdpa" if of_rows._supports_sdpa else "eager") if can_switch(of_rows) else module.path.attention
     path = Path("padded", {}, attention)
-    rows = CausalLMLoss(path.put_into(of_rows), "padded", module.whole_logits, path).train()
+    rows = CausalLMLoss(path.put_into(of_rows), "padded", module.form, path).train()
     if can_switch(plain):
         plain.set_attn_implementation(attention)
     faster: dict[str, list[float]] = {"packs": [], "rows": []}

@@ -120,7 +120,7 @@ def roles(has_critic: bool = True, moved: float = 0.02) -> tuple[Roles, ActorCri
     for parameter in reference.parameters():
         parameter.data += moved * torch.randn_like(parameter)
     module = ActorCritic(wrap_causal_lm(model, "segments", 64, CPU), 0.9, ValueHead(16) if has_critic else None)
-    frozen = ActorCritic(CausalLMLoss(wrap_causal_lm(reference, "segments", 64, CPU).model, "segments", False), 0.9)
+    frozen = ActorCritic(CausalLMLoss(wrap_causal_lm(reference, "segments", 64, CPU).model, "segments"), 0.9)
     return Roles(module, frozen), module
 
 

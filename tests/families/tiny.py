@@ -141,6 +141,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe_windows": ("qwen2_moe", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
     "mixtral_windows": ("mixtral", {"sliding_window": WINDOW}),
     "olmo_clipped": ("olmo", {"clip_qkv": 0.5}),
+    "rwkv_rescaled": ("rwkv", {"rescale_every": 1}),
     "granitemoehybrid_dense": ("granitemoehybrid", {"num_local_experts": 0, "num_experts_per_tok": 0}),
     "jamba_dense": ("jamba", {"num_experts": 1, "num_experts_per_tok": 1}),
     "falcon_alibi": ("falcon", {"alibi": True}),

@@ -75,7 +75,7 @@ def test_packed_loss_and_gradients_equal_one_by_one(architecture: str, kernel: A
 
 def test_losses_of_documents_do_not_depend_on_their_pack() -> None:
     model, texts = make_model("llama"), documents()
-    module = CausalLMLoss(model, "segments", whole_logits=False)
+    module = CausalLMLoss(model, "segments")
     together = module(packed(texts)).cross_entropy
     apart = sum(module(packed([text])).cross_entropy for text in texts if len(text) > 1)
     torch.testing.assert_close(together, apart)
@@ -83,7 +83,7 @@ def test_losses_of_documents_do_not_depend_on_their_pack() -> None:
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
     model, texts = make_model("llama"), documents()
-    module = CausalLMLoss(model, "segments", whole_logits=False)
+    module = CausalLMLoss(model, "segments")
     model.train()
     module(packed(texts)).objective.backward()
     stored = gradients(model)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmtrain.eval.tasks.subject import Subject
+from llmtrain.models.heads.head import output_head
 from llmtrain.models.trunk import Documents, pack_inputs, run_model, run_trunk
 
 CPU_PACK_TOKENS, PACK_TOKENS = 2048, 16384  # of a forward; an item that is longer has one of its own
@@ -169,10 +170,8 @@ def _scored(
         if subject.whole_logits:
             parts: Iterable[Tensor] = run_model(model, inputs)[places].split(HEAD_CHUNK)
         else:
-            head = model.get_output_embeddings()
-            assert head is not None
-            hidden = run_trunk(model.base_model, inputs)[places]
-            parts = (head(part) for part in hidden.split(HEAD_CHUNK))
+            head, hidden = output_head(model), run_trunk(model.base_model, inputs)[places]
+            parts = (head.logits(part) for part in hidden.split(HEAD_CHUNK))
         logprobs, greedy = [], []
         for logits, wanted in zip(parts, labels.split(HEAD_CHUNK), strict=True):
             log_probs = logits.float().log_softmax(-1)

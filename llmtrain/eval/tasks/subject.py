@@ -24,7 +24,7 @@ class Subject:
     model: PreTrainedModel  # known to compute packs as single documents
     tokenizer: PreTrainedTokenizerBase
     kernel: AttentionKernel
-    whole_logits: bool  # the head is no plain projection, so it gives the logits of all tokens at once
+    whole_logits: bool  # the head cannot run in chunks, so it gives the logits of all tokens at once
     max_tokens: int  # positions
     shares_prefixes: bool  # whether choices of an item can share their context in a pack
 

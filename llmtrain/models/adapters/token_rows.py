@@ -68,10 +68,11 @@ class HeadWithRows(Head):
         options: LossOptions | LogprobOptions = LossOptions(),
         weights: Float[Tensor, " tokens"] | None = None,
     ) -> Tensor | TokenLoss | TokenLogprobs:
-        """As Head: logits, or with `labels` the summed loss."""
+        """As Head: the projection, or with `labels` the summed loss."""
         if labels is not None:
             assert isinstance(options, LossOptions), "has_logprobs is False"
-            return chunked_loss(hidden, self.weight, self.bias, labels, options, self.rows, self.row_ids, weights)
+            own = self.rows, self.row_ids
+            return chunked_loss(hidden, self.weight, self.bias, labels, options, *own, weights, self.form)
         logits = nn.functional.linear(hidden, self.weight, self.bias)
         bias = None if self.bias is None else self.bias[self.row_ids]
         rows = nn.functional.linear(hidden, self.rows.to(self.weight.dtype), bias)

@@ -46,7 +46,7 @@ def require_export(model: PreTrainedModel, kind: ModelKind, max_seq_len: int) ->
     try:
         with TemporaryDirectory(prefix="llmtrain-export-") as place:
             folder = Path(place)
-            write_weights(skeleton(small.config, kind, torch.float32), small.state_dict(), folder)
+            write_weights(skeleton(small.config, kind, torch.float32), _as_a_checkpoint_has_them(small), folder)
             found = _loaded(folder, kind)
         fault = _difference(small, found)
     except FAULTS as error:
@@ -61,6 +61,12 @@ def require_export(model: PreTrainedModel, kind: ModelKind, max_seq_len: int) ->
     _RIGHT.add(key)
 
 
+def _as_a_checkpoint_has_them(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A model's weights, tied ones under the first of their names only."""
+    own = {name for part in (model.named_parameters(), model.named_buffers()) for name, _ in part}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in own}
+
+
 def write_weights(
     model: PreTrainedModel,
     weights: Mapping[str, Tensor],
@@ -70,9 +76,13 @@ def write_weights(
 ) -> None:
     """Write a model's folder: `model` on the meta device, and its weights by their names; the rest as `write_whole`.
 
-    They are checked to be exactly those of the architecture; tied ones may be left out.
+    They are checked to be exactly those of the architecture; of tied ones one is enough.
     """
-    _, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    named = dict(weights)
+    for name, source in model.all_tied_weights_keys.items():
+        if name in named:
+            named.setdefault(source, named[name])  # which the others are tied to
+    _, unexpected = model.load_state_dict(named, strict=False, assign=True)
     model.tie_weights()
     left_out = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left_out or unexpected:

@@ -2,9 +2,10 @@
 
     objective = (1 - s) (log Z - z[label]) + s (log Z - mean z) + zeta (log Z)^2,   z = W h + b,   log Z = log sum exp z
 
-s is the label smoothing, zeta the z-loss; a token's loss may have a weight. An error is a token that greedy decoding
-would not have chosen: of several most likely tokens it takes the first. The head runs over chunks of tokens, and each
-chunk's gradient is taken at once, so nothing of size tokens x vocabulary outlives its chunk.
+s is the label smoothing, zeta the z-loss; a head's form (`form.py`) may bend z, a token's loss may have a weight. An
+error is a token that greedy decoding would not have chosen: of several most likely tokens it takes the first. The head
+runs over chunks of tokens, and each chunk's gradient is taken at once, so nothing of size tokens x vocabulary outlives
+its chunk.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llmtrain.models.heads.chunks import add_product, chunks, gradient_precision
+from llmtrain.models.heads.form import PLAIN, HeadForm
 from llmtrain.protocols import LossOptions, TokenLoss
 
 
@@ -28,6 +30,7 @@ def chunked_loss(
     rows: Float[Tensor, "rows hidden"] | None = None,
     row_ids: Int[Tensor, " rows"] | None = None,
     weights: Float[Tensor, " tokens"] | None = None,
+    form: HeadForm = PLAIN,
 ) -> TokenLoss:
     """The summed loss of `hidden` at every token, each times its weight, if there are any.
 
@@ -35,7 +38,8 @@ def chunked_loss(
     """
     assert rows is None or bias is None or not bias.requires_grad
     needed = torch.is_grad_enabled()  # ctx.needs_input_grad is True for weights also under no_grad
-    return TokenLoss(*_ChunkedCrossEntropy.apply(hidden, weight, bias, rows, row_ids, labels, options, weights, needed))
+    inputs = form.inputs(hidden), weight, bias, rows, row_ids, labels, options, weights, form, needed
+    return TokenLoss(*_ChunkedCrossEntropy.apply(*inputs))
 
 
 def logits_loss(
@@ -67,7 +71,7 @@ def _num_errors(logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, "tok
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """logits = hidden @ weight.T + bias, then `logits_loss`, with the gradients taken in the forward pass."""
+    """logits = form.logits(hidden @ weight.T + bias), then `logits_loss`; gradients are taken in the forward pass."""
 
     @staticmethod
     def forward(
@@ -80,6 +84,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels: Int[Tensor, " tokens"],
         options: LossOptions,
         weights: Float[Tensor, " tokens"] | None,
+        form: HeadForm,
         needed: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         smoothing, z_loss = options.label_smoothing, options.z_loss
@@ -97,6 +102,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if rows is not None:
                 bias_at_rows = None if bias is None else bias[row_ids]
                 logits[:, row_ids] = nn.functional.linear(hidden[chunk], rows.to(weight.dtype), bias_at_rows).float()
+            logits = form.logits(logits)
             log_z = logits.logsumexp(-1, keepdim=True)
             losses = log_z - logits.gather(-1, targets)
             token_weights = None if weights is None else weights[chunk, None]
@@ -109,6 +115,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             objective += (losses if token_weights is None else losses * token_weights).sum()
             if not (need_hidden or need_weight or need_bias or need_rows):
                 continue
+            slopes = form.slopes(logits)
             grad = logits.sub_(log_z).exp_()
             if z_loss:
                 grad *= 1 + 2 * z_loss * log_z
@@ -117,6 +124,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad.scatter_add_(-1, targets, torch.full_like(log_z, smoothing - 1))
             if token_weights is not None:
                 grad *= token_weights
+            if slopes is not None:
+                grad *= slopes
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             with gradient_precision(hidden):
@@ -142,4 +151,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_objective: Tensor, *_: Tensor) -> Any:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         grads = [None if grad is None else (grad * grad_objective).to(dtype) for grad, dtype in pairs]
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None

@@ -1,4 +1,4 @@
-"""The output projection of a causal LM: hidden states -> logits, or the loss or logprobs of labels, in chunks.
+"""The output projection of a causal LM: hidden states -> their projection, or loss or logprobs of labels, in chunks.
 
 Losses and logprobs go through the module's own call: an engine that shards parameters gathers them there.
 """
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.models.heads.cross_entropy import chunked_loss
+from llmtrain.models.heads.form import PLAIN, HeadForm
 from llmtrain.models.heads.logprobs import LogprobOptions, TokenLogprobs, chunked_logprobs
 from llmtrain.protocols import LossOptions, TokenLoss
 
@@ -20,6 +21,8 @@ class Head(nn.Linear):
     """An output projection that can also give losses and logprobs without holding all logits."""
 
     has_logprobs: ClassVar[bool] = True
+
+    form: HeadForm = PLAIN  # what the model does to what the head projects
 
     @classmethod
     def of(cls, projection: nn.Linear) -> Self:
@@ -51,6 +54,12 @@ class Head(nn.Linear):
         assert isinstance(logprobs, TokenLogprobs)
         return logprobs
 
+    def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+        """The model's logits."""
+        projected = self(self.form.inputs(hidden))
+        assert isinstance(projected, Tensor)
+        return self.form.logits(projected)
+
     def forward(  # type: ignore[override]
         self,
         hidden: Float[Tensor, "*batch hidden"],
@@ -58,12 +67,12 @@ class Head(nn.Linear):
         options: LossOptions | LogprobOptions = LossOptions(),
         weights: Float[Tensor, " tokens"] | None = None,
     ) -> Tensor | TokenLoss | TokenLogprobs:
-        """Logits without `labels`; with them, what the type of `options` asks for."""
+        """The projection without `labels`; with them, what the type of `options` asks for."""
         if labels is None:
             return super().forward(hidden)
         if isinstance(options, LogprobOptions):
-            return chunked_logprobs(hidden, self.weight, self.bias, labels, options)
-        return chunked_loss(hidden, self.weight, self.bias, labels, options, weights=weights)
+            return chunked_logprobs(hidden, self.weight, self.bias, labels, options, self.form)
+        return chunked_loss(hidden, self.weight, self.bias, labels, options, weights=weights, form=self.form)
 
 
 def is_projection(head: nn.Module | None) -> bool:
@@ -71,13 +80,14 @@ def is_projection(head: nn.Module | None) -> bool:
     return type(head) is nn.Linear or isinstance(head, Head)
 
 
-def put_head(model: PreTrainedModel) -> None:
-    """Let a model's output projection be a Head, with the same parameters under the same names."""
+def put_head(model: PreTrainedModel, form: HeadForm = PLAIN) -> None:
+    """Let a model's output projection be a Head of this form, with the same parameters under the same names."""
     projection = model.get_output_embeddings()
     assert is_projection(projection), type(projection)
     if type(projection) is nn.Linear:
         (name,) = (name for name, module in model.named_modules() if module is projection)
         model.set_submodule(name, Head.of(projection))
+    output_head(model).form = form
 
 
 def output_head(model: PreTrainedModel) -> Head:

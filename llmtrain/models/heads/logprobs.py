@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from llmtrain.batch import SamplingMask
 from llmtrain.models.heads.chunks import add_product, chunks, gradient_precision
+from llmtrain.models.heads.form import PLAIN, HeadForm
 
 
 class TokenLogprobs(NamedTuple):
@@ -51,10 +52,11 @@ def chunked_logprobs(
     bias: Float[Tensor, " vocab"] | None,
     labels: Int[Tensor, " tokens"],
     options: LogprobOptions,
+    form: HeadForm = PLAIN,
 ) -> TokenLogprobs:
     """The logprob of each label after its hidden state, and the entropy there."""
     needed = torch.is_grad_enabled()  # ctx.needs_input_grad is True for weights also under no_grad
-    return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, weight, bias, labels, options, needed))
+    return TokenLogprobs(*_ChunkedLogprobs.apply(form.inputs(hidden), weight, bias, labels, options, form, needed))
 
 
 def logits_logprobs(
@@ -79,6 +81,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias: Float[Tensor, " vocab"] | None,
         labels: Int[Tensor, " tokens"],
         options: LogprobOptions,
+        form: HeadForm,
         needed: bool,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         logprobs, entropies = (hidden.new_zeros(labels.shape, dtype=torch.float32) for _ in range(2))
@@ -88,21 +91,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
             empty = partial(torch.empty_like, hidden, dtype=torch.float32)
             slopes = [empty(), empty() if options.trains_entropy else None]
         for chunk in chunks(hidden, weight):
-            log_probs = _log_probs(hidden[chunk], weight, bias, options, chunk)
+            logits = _logits(hidden[chunk], weight, bias, form)
+            bends = form.slopes(logits) if slopes[0] is not None else None
+            log_probs = _log_probs(logits, options, chunk)
             logprobs[chunk] = log_probs.gather(-1, labels[chunk, None])[:, 0]
             probs = log_probs.exp()
             entropies[chunk] = torch.linalg.vecdot(probs, log_probs).neg_()
             if slopes[1] is not None:
                 by_entropy = log_probs.add_(entropies[chunk, None]).mul_(probs)
+                by_entropy = by_entropy if bends is None else by_entropy.mul_(bends)
                 slopes[1][chunk] = _along_hidden(by_entropy, weight, hidden.dtype).div_(-options.temperature)
             if slopes[0] is not None:
                 probs.scatter_add_(-1, labels[chunk, None], probs.new_full((len(probs), 1), -1.0))
+                probs = probs if bends is None else probs.mul_(bends)
                 slopes[0][chunk] = _along_hidden(probs, weight, hidden.dtype).div_(-options.temperature)
         if slopes[0] is None:
             ctx.save_for_backward(hidden, weight, bias, labels, entropies)
         else:
             ctx.save_for_backward(*slopes)
-        ctx.options, ctx.has_slopes, ctx.dtype = options, slopes[0] is not None, hidden.dtype
+        ctx.options, ctx.form, ctx.has_slopes, ctx.dtype = options, form, slopes[0] is not None, hidden.dtype
         if not options.trains_entropy:
             ctx.mark_non_differentiable(entropies)
         kind = hidden.device.type
@@ -117,7 +124,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_hidden = grad_logprobs[:, None] * of_logprobs
             if of_entropies is not None:
                 grad_hidden.addcmul_(grad_entropies[:, None], of_entropies)
-            return grad_hidden.to(ctx.dtype), None, None, None, None, None
+            return grad_hidden.to(ctx.dtype), None, None, None, None, None, None
         return _backward_through_logits(ctx, grad_logprobs, grad_entropies)
 
 
@@ -129,7 +136,9 @@ def _backward_through_logits(ctx: Any, grad_logprobs: Tensor, grad_entropies: Te
     grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
     with torch.autocast(*ctx.autocast):
         for chunk in chunks(hidden, weight):
-            log_probs = _log_probs(hidden[chunk], weight, bias, ctx.options, chunk)
+            logits = _logits(hidden[chunk], weight, bias, ctx.form)
+            bends = ctx.form.slopes(logits)
+            log_probs = _log_probs(logits, ctx.options, chunk)
             grad = log_probs.exp()  # the probabilities
             # d entropy / d z_k = -p_k (log p_k + entropy);  d logprob / d z_k = [k is the label] - p_k
             if ctx.options.trains_entropy:
@@ -138,6 +147,7 @@ def _backward_through_logits(ctx: Any, grad_logprobs: Tensor, grad_entropies: Te
             else:
                 grad *= -grad_logprobs[chunk, None]
             grad.scatter_add_(-1, labels[chunk, None], grad_logprobs[chunk, None])
+            grad = grad if bends is None else grad.mul_(bends)
             grad = grad.div_(ctx.options.temperature).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight.to(grad.dtype)
@@ -146,7 +156,7 @@ def _backward_through_logits(ctx: Any, grad_logprobs: Tensor, grad_entropies: Te
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
     weight_grad = None if grad_weight is None else grad_weight.to(weight.dtype)
-    return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None
+    return grad_hidden, weight_grad, None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None, None
 
 
 def _along_hidden(
@@ -158,14 +168,19 @@ def _along_hidden(
         return narrow @ weight.to(narrow.dtype)
 
 
-def _log_probs(
+def _logits(
     hidden: Float[Tensor, "tokens hidden"],
     weight: Float[Tensor, "vocab hidden"],
     bias: Float[Tensor, " vocab"] | None,
-    options: LogprobOptions,
-    chunk: slice,
+    form: HeadForm,
 ) -> Float[Tensor, "tokens vocab"]:
-    """The logprobs of a chunk at the sampling temperature, to be written over."""
-    logits = nn.functional.linear(hidden, weight, bias).float().div_(options.temperature)
+    return form.logits(nn.functional.linear(hidden, weight, bias).float())
+
+
+def _log_probs(
+    logits: Float[Tensor, "tokens vocab"], options: LogprobOptions, chunk: slice
+) -> Float[Tensor, "tokens vocab"]:
+    """The logprobs of a chunk at the sampling temperature; the logits are written over."""
+    logits = logits.div_(options.temperature)
     logits = logits if options.sampling_mask is None else options.sampling_mask.part(chunk).apply(logits)
     return logits.log_softmax(-1)

@@ -196,6 +196,13 @@ def pseudo_random(model: PreTrainedModel, count: int, seed: int = 0) -> Int[Tens
     return torch.tensor(plain)[drawn].to(model.device)
 
 
+def same_outputs_and_gradients(model: PreTrainedModel, run: Callable[[], Tensor], own: Callable[[], Tensor]) -> bool:
+    """Whether two computations of a model's outputs agree, and the gradient of every parameter through them."""
+    expected = _with_gradients(model, own)
+    model.zero_grad()
+    return _fault(_with_gradients(model, run), expected) is None
+
+
 def _without_autocast(model: PreTrainedModel) -> torch.autocast:
     return torch.autocast(model.device.type, enabled=False)
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.models.experts import balance_loss
 from llmtrain.models.heads.cross_entropy import logits_loss
+from llmtrain.models.heads.form import PLAIN, HeadForm
 from llmtrain.models.heads.head import output_head, put_head
 from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.paths.path import Path
@@ -26,9 +27,13 @@ class CausalLMLoss(TrainedModule):
     """The one module that is trained: packed tokens in, summed losses out."""
 
     def __init__(
-        self, model: PreTrainedModel, kernel: AttentionKernel, whole_logits: bool, path: Path | None = None
+        self,
+        model: PreTrainedModel,
+        kernel: AttentionKernel,
+        form: HeadForm | None = PLAIN,
+        path: Path | None = None,
     ) -> None:
-        """`whole_logits`: take the model's own logits, for heads that do more than project (softcaps, scales).
+        """`form`: of the model's head; None: it has none of those known here, so the model's own logits are taken.
 
         `path`: that the model is on, and copies of it are to take; None: packs with `kernel`.
         `neftune_alpha`, once set, is the scale of the noise on the embeddings in training.
@@ -37,12 +42,17 @@ class CausalLMLoss(TrainedModule):
         self.model = model
         self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
-        self.whole_logits = whole_logits
+        self.form = form
         self.path = path or Path(kernel)
         self.neftune_alpha: float | None = None
         self.balance = balance_loss(model)
-        if not whole_logits:
-            put_head(model)
+        if form is not None:
+            put_head(model, form)
+
+    @property
+    def whole_logits(self) -> bool:
+        """Whether the logits of all tokens are in memory at once."""
+        return self.form is None
 
     def trunks(self) -> list[PreTrainedModel]:
         return [self.model]

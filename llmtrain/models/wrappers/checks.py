@@ -1,7 +1,7 @@
 """A start-up check on the user's own model: documents together must equal documents alone, our head the model's own.
 
 The path that a run takes (`models/paths`) is the fastest that a small copy of the model computes rightly, gradients
-included, and the model itself too. What no path computes, and a head that does more than project, is found here,
+included, and the model itself too. What no path computes, and what a head does besides projecting, is found here,
 before a step is trained. The reference is the model as `transformers` runs it, one document at a time.
 The same comparison finds out whether the documents of a pair can share their prompt.
 """
@@ -19,19 +19,18 @@ from transformers import PreTrainedModel
 
 from llmtrain.models.adapters.quantized import fp32_arithmetic
 from llmtrain.models.attention import sharing_obstacle
-from llmtrain.models.heads.head import is_projection
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.paths.choose import difference, in_fp32, paths, pseudo_random
 from llmtrain.models.paths.path import Path, can_switch, is_on_plain_packs
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs, run_its_trunk, run_model, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
+from llmtrain.models.wrappers.head_form import head_form
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.protocols import Report
 from llmtrain.system.device import AttentionKernel
 
 LENGTHS = (5, 3, 8, 8)
 PAIRS = ((5, 1, 3), (0, 2, 3), (6, 2, 2))  # tokens of a prefix, and of the two documents after it
-HEAD_TOLERANCE = 1e-6  # the same arithmetic on both sides; a softcap of 30 on logits of a new model is off by 1e-4
 SCORE_TOLERANCE = 1e-5  # of the largest score, in fp32
 
 Run = Callable[[Inputs], Tensor]
@@ -43,16 +42,16 @@ def wrap_causal_lm(
 ) -> CausalLMLoss:
     """Move a model to its device and wrap it for training, after comparing it with itself.
 
-    `kernel`: of attention in packs, if the model can run them. Takes the chunked head if it gives the model's own
-    logits, else the model's own logits. Raises ValueError, naming the architecture, for a model that sees later
+    `kernel`: of attention in packs, if the model can run them. Takes the head in chunks if its form is known, else the
+    model's own logits. Raises ValueError, naming the architecture, for a model that sees later
     tokens, or computes documents together otherwise than one by one, whatever the path.
     """
     with _checking(model, device):
         batch = _probe(model, max_seq_len, device)
         _require_causal(model, max_seq_len)
         path, logits, _ = _find_path(model, run_model, batch, kernel, max_seq_len)
-        whole_logits = not _head_projects(model, batch, logits, path.kernel)
-    return CausalLMLoss(model, path.kernel, whole_logits, path)
+        form = head_form(model, batch, logits, in_fp32(path.kernel), max_seq_len)
+    return CausalLMLoss(model, path.kernel, form, path)
 
 
 def wrap_reward_model(
@@ -149,20 +148,6 @@ def _one_by_one(
     if can_switch(model):
         model.set_attn_implementation(own)
     return outputs
-
-
-def _head_projects(
-    model: PreTrainedModel, batch: Documents, logits: Float[Tensor, "tokens vocab"], kernel: AttentionKernel
-) -> bool:
-    """Whether the head is a plain projection of the last hidden state, and so can run in chunks."""
-    head = model.get_output_embeddings()
-    if head is None or not is_projection(head) or model.base_model is model:  # a trunk that transformers can't name
-        return False
-    hidden = run_trunk(model.base_model, pack_inputs(batch, in_fp32(kernel)))
-    if hidden.shape[-1] != head.weight.shape[-1]:  # layers in between change the width
-        return False
-    difference = head(hidden).float() - logits
-    return bool(difference.abs().max() <= HEAD_TOLERANCE * logits.abs().max())
 
 
 def _check_scores(model: PreTrainedModel, batch: Documents, hidden: Float[Tensor, "tokens hidden"]) -> None:

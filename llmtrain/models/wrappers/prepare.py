@@ -12,6 +12,7 @@ from llmtrain.models.folders.kind import LANGUAGE, REWARD, ModelKind
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm, wrap_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel
+from llmtrain.models.wrappers.still_weights import still_weights
 from llmtrain.protocols import Ranks
 from llmtrain.system.device import AttentionKernel, attention_kernel
 
@@ -21,11 +22,12 @@ def prepare_causal_lm(
 ) -> CausalLMLoss:
     """The model with its loss inside, on this process's device.
 
-    Raises ValueError as `wrap_causal_lm` does, as `Path.for_shards`, and as `require_export`.
+    Raises ValueError as `wrap_causal_lm` does, as `Path.for_shards`, `require_export` and `still_weights`.
     """
     _require_export(config, model, LANGUAGE, ranks)
     prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
-    module = wrap_causal_lm(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
+    with still_weights(model):
+        module = wrap_causal_lm(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
     if shards_parameters:
         module.path = module.path.for_shards()
         module.path.put_into(model)
@@ -38,7 +40,8 @@ def prepare_reward_model(
     """The same for a model with a scalar head."""
     _require_export(config, model, REWARD, ranks)
     prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
-    module = wrap_reward_model(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
+    with still_weights(model):
+        module = wrap_reward_model(model, _kernel(config, model, ranks), config.data.max_seq_len, ranks.device)
     if shards_parameters:
         module.path = module.path.for_shards()
         module.path.put_into(model)

@@ -81,7 +81,7 @@ def build_roles(
     if reference_model is not None:
         nn.Module.to(reference_model, ranks.device)
         checked.path.put_into(reference_model)
-        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.whole_logits, checked.path)
+        reference_loss = CausalLMLoss(reference_model, checked.kernel, checked.form, checked.path)
         reference = ActorCritic(reference_loss, config.rollout.temperature, trains_entropy=False)
         reference.requires_grad_(False).eval()
         parts.append(f"reference on {'the same base' if has_adapter else 'a copy of the weights'}")

@@ -24,7 +24,8 @@ from llmtrain.system.memory import is_out_of_memory
 Way = Literal["packs", "cached", "whole"]
 """Prompts prefilled in packs, then a token a step; `transformers`' own `generate` with its cache; and without one."""
 
-PROMPTS, RESPONSE = (12, 3, 9), 10  # tokens, past a small copy's bounds and short of them
+PROMPTS, RESPONSE = (12, 12, 3, 9), 10  # tokens, past a small copy's bounds and short of them
+SIDE_BY_SIDE = 2  # of the texts, which are equally long; a cache may mix rows
 
 _KNOWN: dict[Any, Way] = {}  # of models that this process has seen
 
@@ -62,8 +63,8 @@ def _fastest(model: PreTrainedModel, ways: Sequence[Way]) -> Way:
             try:
                 if way == "packs":
                     found = _in_packs(small, texts, prompts)
-                else:  # of the first text: RoPE by length changes within a text that grows past its bound
-                    found = _in_row(small, texts[0], prompts[0], way)
+                else:  # not of short ones: RoPE by length changes within a text that grows past its bound
+                    found = _in_rows(small, torch.stack(texts[:SIDE_BY_SIDE]), prompts[0], way)
             except FAULTS as error:
                 if is_out_of_memory(error):
                     raise
@@ -107,17 +108,18 @@ def _in_packs(
     return torch.stack(logits, dim=1).flatten(0, 1).float()
 
 
-def _in_row(
-    model: PreTrainedModel, text: Int[Tensor, " tokens"], prompt: int, way: Way
-) -> Float[Tensor, "response vocab"]:
-    """The same of one text, by `transformers`' own `generate`."""
+def _in_rows(
+    model: PreTrainedModel, texts: Int[Tensor, "rows tokens"], prompt: int, way: Way
+) -> Float[Tensor, "grown vocab"]:
+    """The same side by side, by `transformers`' own `generate`."""
     found: list[Tensor] = []
 
     def extend(outputs: Outputs) -> list[int]:
-        found.append(outputs.logits[0])
-        return [int(text[prompt + len(found) - 1])]
+        found.append(outputs.logits)
+        coming: list[int] = texts[:, prompt + len(found) - 1].tolist()
+        return coming
 
     with as_transformers_runs_it(model):
-        steps = len(text) - prompt
-        grow(model, [text[:prompt].tolist()], steps, extend, lambda: False, None, cached=way == "cached")
-    return torch.stack(found).float()
+        steps = texts.shape[1] - prompt
+        grow(model, texts[:, :prompt].tolist(), steps, extend, lambda: False, None, cached=way == "cached")
+    return torch.stack(found, dim=1).flatten(0, 1).float()

@@ -36,7 +36,7 @@ def test_the_trunk_of_a_model_with_logits_of_its_own_runs_once(critic: str) -> N
     through_head = ActorCritic(checked, 0.9)(BATCH).logprobs
     calls: list[nn.Module] = []
     checked.model.base_model.register_forward_pre_hook(lambda called, _: calls.append(called))
-    said = ActorCritic(CausalLMLoss(checked.model, "segments", True), 0.9, head, trunk)(BATCH)
+    said = ActorCritic(CausalLMLoss(checked.model, "segments", form=None), 0.9, head, trunk)(BATCH)
     assert len(calls) == 1
     torch.testing.assert_close(said.logprobs, through_head)
 

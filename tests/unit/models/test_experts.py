@@ -85,7 +85,7 @@ def test_padding_is_no_token() -> None:
     model = make_model("mixtral")
     in_packs = wrap_causal_lm(copy.deepcopy(model), "segments", 64, CPU).train()(packed(documents()))
     path = Path("padded", {}, "sdpa")
-    in_rows = CausalLMLoss(path.put_into(model), "padded", False, path).train()(packed(documents()))
+    in_rows = CausalLMLoss(path.put_into(model), "padded", path=path).train()(packed(documents()))
     torch.testing.assert_close(in_rows.balance.loss, in_packs.balance.loss)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_llama import tiny_llama
-from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import CamembertConfig, CamembertForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from llmtrain.models.folders import exported
 from llmtrain.models.folders.exported import require_export, write_weights
@@ -96,3 +96,42 @@ def test_files_that_hold_fewer_values_than_the_model_are_refused(
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     with pytest.raises(ValueError, match="32 of the model's"):
         write_weights(skeleton(model.config, LANGUAGE, torch.float32), weights, tmp_path)
+
+
+def tied_by_its_other_name() -> CamembertForCausalLM:
+    """A model whose head comes before the embedding that it is tied to, so a checkpoint has the head's name."""
+    shape = CamembertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+        is_decoder=True,
+    )
+    return CamembertForCausalLM(shape)
+
+
+def test_a_tied_weight_is_written_by_whichever_of_its_names_a_checkpoint_has(tmp_path: Path) -> None:
+    model = tied_by_its_other_name()
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    assert not any("word_embeddings" in name for name in weights)
+    write_weights(skeleton(model.config, LANGUAGE, torch.float32), weights, tmp_path)
+    loaded = CamembertForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(weight, weights[name]) for name, weight in loaded.named_parameters())
+
+
+def test_the_trial_writes_what_a_checkpoint_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported, "_RIGHT", set())
+    model = tied_by_its_other_name()
+    require_export(model, LANGUAGE, 32)
+
+    def not_tied(*given: Any, **options: Any) -> PreTrainedModel:
+        blank = skeleton(*given, **options)
+        blank.all_tied_weights_keys = {}
+        return blank
+
+    monkeypatch.setattr(exported, "_RIGHT", set())
+    monkeypatch.setattr(exported, "skeleton", not_tied)
+    with pytest.raises(ValueError, match=r"^camembert: an exported model would .* has no place in"):
+        require_export(model, LANGUAGE, 32)

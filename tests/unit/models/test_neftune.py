@@ -108,7 +108,7 @@ def test_what_a_model_looks_up_beside_its_embedding_stays(tmp_path: Path) -> Non
     torch.manual_seed(0)
     model = Gemma3nForCausalLM._from_config(config, attn_implementation=ATTENTION)
     nn.init.normal_(model.model.embed_tokens_per_layer.weight)  # which are zero at first
-    module = CausalLMLoss(model, "segments", whole_logits=True).train()
+    module = CausalLMLoss(model, "segments", form=None).train()
     ids = torch.arange(2, 34)
     pack = PackedTokens(ids, ids.roll(-1), torch.arange(32), (32,), 32, (0,))
     without = module(pack).objective

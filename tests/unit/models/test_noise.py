@@ -23,7 +23,7 @@ def wrapped(shape: PreTrainedConfig, adapter_dropout: float | None = None) -> Ca
     if adapter_dropout is not None:
         config = AdapterConfig(kind="lora", rank=2, dropout=adapter_dropout)
         model = add_adapter(model, config, (), 0)
-    return CausalLMLoss(model, "segments", whole_logits=False)
+    return CausalLMLoss(model, "segments")
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_logprobs_of_answers_are_those_of_whole_documents(name: str) -> None:
         logprobs = model(document[None], use_cache=False).logits[0].log_softmax(-1)[:-1]
         expected.append(logprobs.gather(-1, document[1:, None])[len(document) - 1 - length :, 0].sum())
     model.set_attn_implementation(ATTENTION)
-    checked = CausalLMLoss(model, "segments", whole_logits=False)
+    checked = CausalLMLoss(model, "segments")
     said = ActorCritic(checked, temperature=1.0)(batch).logprobs
     sums = torch.stack([answer.sum() for answer in said.split(batch.answer_lengths)])
     assert_equal([sums], [torch.stack(expected)])

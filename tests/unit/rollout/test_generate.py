@@ -273,7 +273,7 @@ def test_dora_is_packed_around_and_not_merged() -> None:
 def test_a_model_inside_its_training_module_generates_and_trains_on() -> None:
     model = tiny()
     expected = respond(model)
-    trained = CausalLMLoss(model, "segments", whole_logits=False)
+    trained = CausalLMLoss(model, "segments")
     batch = PackedTokens(
         input_ids=torch.arange(8),
         labels=torch.arange(1, 9),

@@ -28,6 +28,7 @@ from llmtrain.data.packing.documents import pack_documents
 from llmtrain.data.store.build import Stores
 from llmtrain.data.store.kinds import build_chat_stores
 from llmtrain.eval.next_token import document_sums
+from llmtrain.models.heads.form import PLAIN
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
@@ -222,7 +223,7 @@ def test_the_loss_is_the_weighted_mean_however_the_step_is_split(
     packing = pack_documents(store, 128)
     packs = [(i, packing.layout.pack([i], None)) for i in range(len(ROWS))]
     batches = [collate(packs[start::parts]) for start in range(parts)]
-    module = CausalLMLoss(model, "segments", whole_logits=whole_logits)
+    module = CausalLMLoss(model, "segments", None if whole_logits else PLAIN)
     objective = NextToken()
     counts = [objective.counts(batch) for batch in batches]
     totals = {name: sum(count[name] for count in counts) for name in counts[0]}
@@ -269,7 +270,7 @@ def test_the_held_out_loss_has_the_same_weights(
     (store,) = built(tokenizer, tmp_path, ROWS).train
     batch = collate([(0, pack_documents(store, 256).pack(0))])
     with torch.no_grad():
-        result = CausalLMLoss(model, "segments", whole_logits=False)(batch, LossOptions())
+        result = CausalLMLoss(model, "segments")(batch, LossOptions())
     sums = document_sums(result.token_losses.double(), batch)
     assert sums[:3].tolist() == pytest.approx([4, nats, total], rel=1e-5)
     assert float(result.cross_entropy) / batch.total_weight == pytest.approx(nats / total, rel=1e-5)
