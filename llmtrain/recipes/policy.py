@@ -25,7 +25,7 @@ from llmtrain.eval.before_after.pair import Measurement
 from llmtrain.eval.generation import EVAL_ROLLOUT, HeldOutScore
 from llmtrain.models.context import require_fixed_rope
 from llmtrain.models.flops import training_flops
-from llmtrain.models.folders.reward import reward_folder
+from llmtrain.models.folders.reward import open_classifier, reward_folder
 from llmtrain.models.stops import stop_ids
 from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
@@ -88,13 +88,16 @@ def _train(run: Run[PolicyStageConfig]) -> None:
     require_fixed_rope(model.config, config.data.max_seq_len)
     shards = runtime.shards_parameters
     runtime.say(CHECKING)
-    roles = build_roles(config, model, loaded.plan, critic_start(config), runtime, shards_parameters=shards)
+    # With an adapter the base stays frozen, so a reward model on the same base shares its weights, unless sharded.
+    shared = model if loaded.plan is not None and not shards else None
+    first = prompt_at(0)
+    start = critic_start(config, runtime.say)
+    roles = build_roles(config, model, loaded.plan, start, runtime, shards_parameters=shards)
     module = roles.module
     runtime.say(f"{roles.description}; {trained_report(run, module)}")
-    # With an adapter the base stays frozen, so a reward model on the same base shares its weights, unless sharded.
-    first = prompt_at(0)
-    shared = model if loaded.plan is not None and not shards else None
-    rewards += reward_models(run, shared, (first.messages, first.row))
+    of_critic = critic_facts(config, start)
+    rewards += reward_models(run, shared, (first.messages, first.row), start)
+    del start  # the memory of a reward model that the critic alone needed
     facts = start_facts(loaded, model)
 
     stops = stop_ids(model, chat.encoder.end_of_turn_ids)
@@ -174,7 +177,7 @@ def _train(run: Run[PolicyStageConfig]) -> None:
         facts=replace(
             pinned_facts(run, model, chat.tokenizer, prompts, base=facts),
             rewards=[reward.facts for reward in rewards],
-            critic=critic_facts(config),
+            critic=of_critic,
         ),
         spec=export_spec(run, base, loaded, chat),
         before_after=before_after(run, model, chat, module, own),
@@ -192,14 +195,19 @@ def computed_rewards(config: PolicyStageConfig, report: Report = lambda line: No
 
 
 def reward_models(
-    run: Run[PolicyStageConfig], base: PreTrainedModel | None, example: tuple[RewardPrompt, Row]
+    run: Run[PolicyStageConfig],
+    base: PreTrainedModel | None,
+    example: tuple[RewardPrompt, Row],
+    start: CriticStart | None = None,
 ) -> list[WeightedReward]:
     """The rewards that are trained models, which share equal frozen weights with `base`, tried on an `example`.
 
+    `start`: what the critic started as: the one reward model, open already, if `policy.critic_init` is `reward`.
     Raises ValueError for a folder that holds no reward model, and for one that cannot score the run's conversations.
     """
     config, runtime = run.config, run.runtime
     max_tokens, refuses = config.train.microbatch_tokens, config.rollout.on_weak_reward == "refuse"
+    opened = start.found if start is not None and config.policy.critic_init == "reward" else None
     return with_unique_names(
         [
             model_reward(
@@ -212,28 +220,29 @@ def reward_models(
                 refuses_weak=refuses,
                 example=example,
                 max_document_tokens=config.data.max_seq_len,
+                found=opened,
             )
             for place, spec in config.rollout.reward_models().items()
         ]
     )
 
 
-def critic_start(config: PolicyStageConfig) -> CriticStart | None:
-    """The reward model that the critic starts as; None: at zero. Raises ValueError if a reward names no folder."""
+def critic_start(config: PolicyStageConfig, report: Report) -> CriticStart | None:
+    """The reward model that the critic starts as; None: at zero. Raises ValueError if there is none."""
     given, key = config.policy.critic_init, f"policy.critic_init={config.policy.critic_init}"
     if given == "zero" or not config.policy.has_critic:
         return None
-    if given != "reward":
-        return CriticStart(given, 1.0, key)
-    ((place, spec),) = config.rollout.reward_models().items()
-    return CriticStart(reward_model_path(spec, place), reward_weight(spec, place), key, spec.get("revision"))
+    path, weight, revision = given, 1.0, None
+    if given == "reward":
+        ((place, spec),) = config.rollout.reward_models().items()
+        path, weight, revision = reward_model_path(spec, place), reward_weight(spec, place), spec.get("revision")
+    return CriticStart(path, weight, key, open_classifier(reward_folder(path, revision), report))
 
 
-def critic_facts(config: PolicyStageConfig) -> dict[str, Any] | None:
+def critic_facts(config: PolicyStageConfig, start: CriticStart | None) -> dict[str, Any] | None:
     """What the critic starts as, for a resumed run to find it again; None: there is no critic."""
     if not config.policy.has_critic:
         return None
-    start = critic_start(config)
     if start is None or config.policy.critic_init == "reward":  # a reward's own facts are pinned
         return {"init": config.policy.critic_init}
-    return {"init": "folder", **model_facts(reward_folder(start.path))}
+    return {"init": "folder", **model_facts(start.found)}

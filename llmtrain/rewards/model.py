@@ -46,12 +46,13 @@ def model_reward(
     refuses_weak: bool = False,
     example: tuple[Prompt, Row] = ("What is 2 + 2?", {}),
     max_document_tokens: int | None = None,
+    found: Classifier | None = None,
 ) -> WeightedReward:
     """The reward of `{name: model, path, weight, label, revision}`; warns of a model that may be no better than chance.
 
     `base`: a model whose equal frozen weights it shares. `max_tokens`: of a batch. `example`: a prompt that it is tried
-    on. `max_document_tokens`: a prompt with its response. Raises ValueError for a missing or unknown setting, and for a
-    model that cannot score such conversations.
+    on. `max_document_tokens`: a prompt with its response. `found`: the model, if it is open already. Raises ValueError
+    for a missing or unknown setting, and for a model that cannot score such conversations.
     """
     if unknown := sorted(set(spec) - set(SETTINGS)):
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only {', '.join(SETTINGS[1:])}")
@@ -63,7 +64,7 @@ def model_reward(
         if refuses_weak:
             raise ValueError(f"{weak}: train a better one, or set rollout.on_weak_reward=warn")
         report(f"warning: {weak}")
-    found = open_classifier(folder, report)
+    found = found or open_classifier(folder, report)
     label, positions = _label(spec, found, place), _positions(found)
     if positions is not None and max_document_tokens is not None and positions < max_document_tokens:
         raise ValueError(
@@ -115,9 +116,8 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def model_facts(folder: Path) -> dict[str, Any]:
-    """What decides the scores of the reward model in a folder. Raises ValueError if there is none."""
-    found = open_classifier(folder)
+def model_facts(found: Classifier) -> dict[str, Any]:
+    """What decides the scores of a reward model."""
     return _facts(found, reading_of(found), 0)
 
 

@@ -10,6 +10,9 @@ import pytest
 from tiny_rl import write_config, write_task
 from tiny_run import RLHF, metrics, run_here
 
+from llmtrain.models.folders import reward as reward_models
+from tests.unit.models.test_critic_init import reward_folder
+
 REWARDS = """
 from tiny_rl import alphabet
 calls = []
@@ -113,3 +116,24 @@ def test_code_of_responses_is_run_in_the_sandbox_that_is_asked_for(
         assert row["rollout_reward/code_tests/error"] + row["rollout_reward/code_tests/wrong"] == 1.0
     finally:
         jail._bubblewrap.cache_clear()
+
+
+@pytest.mark.parametrize("init", ["reward", "folder"])
+def test_a_reward_model_that_a_critic_starts_as_is_opened_once(
+    task: Path, tmp_path: Path, init: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = reward_folder(tmp_path / "scorer", task / "model", {"kind": "lora", "rank": 4, "alpha": 8})
+    opened: list[Path] = []
+    check = reward_models.require_readable
+    monkeypatch.setattr(reward_models, "require_readable", lambda folder: (opened.append(folder), check(folder)))
+    given = [{"name": "model", "path": str(scorer)}] if init == "reward" else ["json_valid"]
+    ended = run_here(
+        config(tmp_path, task, ":works", rewards=given),
+        "train.steps=1",
+        "data.eval=null",
+        f"policy.critic_init={init if init == 'reward' else scorer}",
+        "policy.critic=separate",
+        recipe=RLHF,
+    )
+    assert ended.code == 0, ended.err
+    assert opened == [scorer]

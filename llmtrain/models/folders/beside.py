@@ -1,7 +1,8 @@
 """What a multimodal folder holds beside its text model: weights that no run changes, and the files of its processor.
 
 A checkpoint has the trained weights only. An exported folder gets the others from the base, in the type that most of
-its weights are saved in: equal to the byte in a folder of one type, as nearly all are.
+its weights are saved in: equal to the byte in a folder of one type, as nearly all are. transformers maps the files of
+such a folder into memory, so the base's text weights, which nothing reads, take none.
 """
 
 from __future__ import annotations

@@ -119,14 +119,20 @@ def load_reward_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFas
     Raises ValueError for a folder that holds none, and for an adapter whose base is not the one it was trained on.
     """
     found = open_classifier(folder)
-    if found.model.config.num_labels != 1:
-        raise ValueError(f"{folder}: a classifier with {found.model.config.num_labels} labels is not a reward model")
-    if not found.has_score_head:
-        raise ValueError(f"{folder}: {found.model.config.model_type} has no head named {SCORE} that could be taken")
+    model = require_one_score(found, str(folder))
     assert isinstance(found.tokenizer, PreTrainedTokenizerFast)
-    positions = num_positions(found.model.config) or UNLIMITED_POSITIONS
-    module = wrap_reward_model(found.model, "segments", positions, found.model.device)
+    positions = num_positions(model.config) or UNLIMITED_POSITIONS
+    module = wrap_reward_model(model, "segments", positions, model.device)
     return module.eval(), found.tokenizer
+
+
+def require_one_score(found: Classifier, path: str) -> PreTrainedModel:
+    """The model of `path` if it has one label and a score head, else raise ValueError."""
+    if found.model.config.num_labels != 1:
+        raise ValueError(f"{path}: a classifier with {found.model.config.num_labels} labels is not a reward model")
+    if not found.has_score_head:
+        raise ValueError(f"{path}: {found.model.config.model_type} has no head named {SCORE} that could be taken")
+    return found.model
 
 
 def _require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -65,6 +65,14 @@ def wrap_reward_model(
     return RewardModel(model, path.kernel, path=path)
 
 
+def require_score_of_last_token(model: PreTrainedModel) -> None:
+    """Raise ValueError for a model with a scalar head that `transformers` does not score by its last token."""
+    with _checking(model, model.device):
+        batch = _probe(model, max(LENGTHS), model.device)
+        run = partial(run_its_trunk, model)
+        _check_scores(model, batch, torch.cat(_one_by_one(model, run, batch.input_ids.split(batch.segment_lengths))))
+
+
 def shares_prompts(
     model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int, device: torch.device, report: Report
 ) -> bool:

@@ -6,6 +6,7 @@ of a reward adapter added in; or the adapter, if both use the same base.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,12 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from llmtrain.models.folders.reward import load_reward_model, reward_folder
+from llmtrain.models.folders.reward import Classifier, require_one_score
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.wrappers.actor_critic import ValueHead
-from llmtrain.models.wrappers.reward_model import RewardModel
+from llmtrain.models.wrappers.checks import require_score_of_last_token
 
 FIX = "set policy.critic_init=zero, or train a reward model that fits"
 
@@ -29,36 +31,37 @@ class CriticStart:
     path: str  # of the model's folder, or of its run
     weight: float  # of its reward in the sum of rewards
     key: str  # the config key and value that name it, for messages
-    revision: str | None = None  # of a name of the hub
+    found: Classifier  # the model itself, which stays as it is
 
 
 def start_critic(start: CriticStart, head: ValueHead, trunk: nn.Module | None) -> None:
-    """Let a critic start as a reward model on disk. Raises ValueError if there is none, or it does not fit."""
-    reward, _ = load_reward_model(reward_folder(start.path, start.revision))
-    start_as_reward(head, trunk, reward, start.weight, start.key)
+    """Let a critic start as a reward model. Raises ValueError for one that does not fit."""
+    model = require_one_score(start.found, start.path)
+    require_score_of_last_token(model)
+    start_as_reward(head, trunk, model, start.weight, start.key)
 
 
 @torch.no_grad()
-def start_as_reward(head: ValueHead, trunk: nn.Module | None, reward: RewardModel, weight: float, where: str) -> None:
-    """Set a critic to a reward model, times the weight of its reward; the reward model is used up.
+def start_as_reward(head: ValueHead, trunk: nn.Module | None, reward: PreTrainedModel, weight: float, key: str) -> None:
+    """Set a critic to a reward model, times the weight of its reward.
 
-    `trunk`: the critic's own; None: it shares the policy's, and only its head is set. `where`: for messages. Raises
+    `trunk`: the critic's own; None: it shares the policy's, and only its head is set. `key`: for messages. Raises
     ValueError if the two do not fit.
     """
     scores = _head_weight(reward)
     if scores.shape != head.weight.shape:
         raise ValueError(
-            f"{where}: the reward model has a hidden size of {scores.shape[1]}, the policy of {head.weight.shape[1]}: "
+            f"{key}: the reward model has a hidden size of {scores.shape[1]}, the policy of {head.weight.shape[1]}: "
             f"{FIX}"
         )
     if trunk is not None:
-        _start_trunk(trunk, reward.model.base_model, where)
+        _start_trunk(trunk, reward.base_model, key)
     head.weight.copy_(weight * scores)
     head.bias.zero_()
 
 
-def _head_weight(reward: RewardModel) -> Tensor:
-    head = reward.model.get_submodule(SCORE)
+def _head_weight(reward: PreTrainedModel) -> Tensor:
+    head = reward.get_submodule(SCORE)
     if isinstance(head, ModulesToSaveWrapper):
         head = head.modules_to_save["default"]
     assert isinstance(head.weight, Tensor)
@@ -82,7 +85,8 @@ def _start_trunk(trunk: nn.Module, theirs: nn.Module, where: str) -> None:
                 f"{where}: the adapter of {name} has scale {their_scales.get(name)} in the reward model and "
                 f"{scales.get(name)} in the critic: give both stages one adapter section"
             )
-    source: dict[str, Tensor] = dict(theirs.named_parameters()) if has_adapter else _merged(theirs)
+    source: dict[str, Tensor] = dict(theirs.named_parameters()) if has_adapter else _plain_weights(theirs)
+    adapted = {} if has_adapter else _adapted_layers(theirs)
     mine = dict(trunk.named_parameters())
     unlike = [
         n for n in sorted({*mine, *source}) if n not in mine or n not in source or mine[n].shape != source[n].shape
@@ -90,7 +94,9 @@ def _start_trunk(trunk: nn.Module, theirs: nn.Module, where: str) -> None:
     if unlike:
         raise ValueError(f"{where}: {unlike[0]} differs between the reward model and the critic: {FIX}")
     for name, parameter in mine.items():
-        value = source[name].to(parameter.device)
+        layer, _, own = name.rpartition(".")
+        value = _merged(adapted[layer], own) if layer in adapted else source[name]
+        value = value.to(parameter.device)
         if parameter.requires_grad:
             parameter.copy_(value)
         elif not torch.equal(parameter, value.to(parameter.dtype)):
@@ -102,13 +108,22 @@ def _scales(trunk: nn.Module) -> dict[str, float]:
     return {name: module.scaling["default"] for name, module in trunk.named_modules() if isinstance(module, LoraLayer)}
 
 
-def _merged(trunk: nn.Module) -> dict[str, Tensor]:
-    """A trunk's weights by their plain names, adapters added in."""
-    for module in list(trunk.modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
+def _plain_weights(trunk: nn.Module) -> dict[str, Tensor]:
+    """A trunk's weights by their plain names, without its adapters."""
     return {
         name.replace(".base_layer", ""): parameter
         for name, parameter in trunk.named_parameters()
         if ".lora_" not in name
     }
+
+
+def _adapted_layers(trunk: nn.Module) -> dict[str, BaseTunerLayer]:
+    return {name: module for name, module in trunk.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def _merged(layer: BaseTunerLayer, name: str) -> Tensor:
+    """A parameter of a layer with its adapter added in; the layer stays as it is."""
+    merged = copy.deepcopy(layer)
+    merged.merge()
+    found: Tensor = merged.get_base_layer().get_parameter(name)
+    return found

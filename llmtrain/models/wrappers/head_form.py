@@ -60,11 +60,11 @@ def _found(model: PreTrainedModel, head: nn.Module, inputs: Inputs) -> HeadForm 
     put: list[Tensor] = []  # and what the head gave in place of their projection
 
     def replace(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        sizes = torch.logspace(SMALLEST, LARGEST, output.numel(), dtype=torch.float64, device=output.device)
+        sizes = torch.logspace(SMALLEST, LARGEST, output.numel(), dtype=torch.float64)
         sizes[1::2] *= -1
         projected.append(args[0])
-        put.append(sizes.to(output.dtype).view_as(output))
-        return put[-1].clone()
+        put.append(sizes.to(output.dtype))
+        return put[-1].to(output.device, copy=True).view_as(output)
 
     handle = head.register_forward_hook(replace)
     try:
@@ -74,8 +74,8 @@ def _found(model: PreTrainedModel, head: nn.Module, inputs: Inputs) -> HeadForm 
     hidden = run_trunk(model.base_model, inputs)
     if len(put) != 1 or put[0].numel() != bent.numel() or projected[0].numel() != hidden.numel():
         return None  # more than one call, logits that are cut or put together, layers in between
-    input_scale = _ratio(hidden.flatten(), projected[0].flatten())
-    curve = _curve(put[0].flatten(), bent.flatten())
+    input_scale = _ratio(hidden.flatten().cpu(), projected[0].flatten().cpu())
+    curve = _curve(put[0], bent.flatten().cpu())
     return None if input_scale is None or curve is None else HeadForm(input_scale, *curve)
 
 

@@ -21,11 +21,11 @@ from llmtrain.models.folders.adapter import export_adapter
 from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.model import ExportSpec, export_model
 from llmtrain.models.folders.origin import Origin
-from llmtrain.models.folders.reward import load_reward_model
+from llmtrain.models.folders.reward import load_reward_model, open_classifier
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.wrappers.checks import wrap_causal_lm
-from llmtrain.models.wrappers.critic_init import start_as_reward
+from llmtrain.models.wrappers.critic_init import CriticStart, start_as_reward, start_critic
 from llmtrain.models.wrappers.reward_model import RewardModel, pooling_pad_id, score_model
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def causal(base: Path) -> PreTrainedModel:
-    return load_pretrained(TunedModelConfig(path=str(base)), AutoTokenizer.from_pretrained(base), max_seq_len=64)
+    return load_pretrained(TunedModelConfig(path=str(base)), AutoTokenizer.from_pretrained(base), max_seq_len=32)
 
 
 def reward_folder(folder: Path, base: Path, adapter: dict[str, Any] | None) -> Path:
@@ -119,7 +119,11 @@ def test_a_critic_with_a_trunk_of_its_own_values_an_end_as_the_reward_model_scor
 ) -> None:
     folder = reward_folder(tmp_path / "reward", base, of_reward)
     critic = critic_of(base, of_policy, separate=True)
-    start_as_reward(critic.head, critic.trunk, load_reward_model(folder)[0], 2.0, "here")
+    found = open_classifier(folder)
+    before = {name: weight.clone() for name, weight in found.model.state_dict().items()}
+    start_critic(CriticStart(str(folder), 2.0, "here", found), critic.head, critic.trunk)
+    after = found.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(after[name], weight) for name, weight in before.items())
     wanted = scores(folder)
     assert wanted.abs().min() > 0.01
     torch.testing.assert_close(values(critic), 2 * wanted, rtol=1e-5, atol=1e-6)
@@ -128,7 +132,7 @@ def test_a_critic_with_a_trunk_of_its_own_values_an_end_as_the_reward_model_scor
 def test_a_head_on_the_policys_trunk_is_the_reward_models(base: Path, tmp_path: Path) -> None:
     folder = reward_folder(tmp_path / "reward", base, LORA)
     critic = critic_of(base, LORA, separate=False)
-    start_as_reward(critic.head, None, load_reward_model(folder)[0], 0.5, "here")
+    start_as_reward(critic.head, None, load_reward_model(folder)[0].model, 0.5, "here")
     head = dict(load_reward_model(folder)[0].model.named_parameters())["score.modules_to_save.default.weight"]
     assert torch.equal(critic.head.weight, 0.5 * head) and not critic.head.bias.any()
 
@@ -147,7 +151,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     folder = reward_folder(tmp_path / "reward", base, of_reward)
     critic = critic_of(base, of_policy, separate=True)
     with pytest.raises(ValueError, match=told) as refused:
-        start_as_reward(critic.head, critic.trunk, load_reward_model(folder)[0], 1.0, "policy.critic_init=reward")
+        start_as_reward(critic.head, critic.trunk, load_reward_model(folder)[0].model, 1.0, "policy.critic_init=reward")
     assert str(refused.value).startswith("policy.critic_init=reward: ") and "\n" not in str(refused.value)
 
 
@@ -156,10 +160,10 @@ def test_an_adapter_on_another_base_is_refused(base: Path, tmp_path: Path) -> No
     other = write_model(tmp_path / "other", spread=0.1)
     critic = critic_of(other, LORA, separate=True)
     with pytest.raises(ValueError, match="the reward model has another base"):
-        start_as_reward(critic.head, critic.trunk, load_reward_model(folder)[0], 1.0, "here")
+        start_as_reward(critic.head, critic.trunk, load_reward_model(folder)[0].model, 1.0, "here")
 
 
 def test_another_hidden_size_is_refused(base: Path, tmp_path: Path) -> None:
     folder = reward_folder(tmp_path / "reward", base, None)
     with pytest.raises(ValueError, match="a hidden size of 32, the policy of 16"):
-        start_as_reward(ValueHead(16), None, load_reward_model(folder)[0], 1.0, "here")
+        start_as_reward(ValueHead(16), None, load_reward_model(folder)[0].model, 1.0, "here")
