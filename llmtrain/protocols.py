@@ -41,6 +41,7 @@ class MatrixLayout:
     stacked: bool = False  # (matrices, out, in)
     groups: int = 1
     parts: tuple[int, ...] = ()  # output rows of each matrix in a group; empty: all are of one
+    taking_turns: int = 1  # matrices whose columns take turns: the first column of each, the second of each, ...
 
 
 class Matrices(NamedTuple):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from llmtrain.config.marks import Feature, Needs
 from llmtrain.config.sections import Fraction, Positive, Section
 
 ADAPTER = Needs("adapter.kind=lora or dora", lambda adapter: adapter.kind != "none")
-OF_ITS_FOLDER = ("rank", "alpha", "rslora", "target", "layers", "modules_to_save")
+OF_ITS_FOLDER = ("rank", "alpha", "rslora", "target", "target_parameters", "layers", "modules_to_save")
 """Keys that an adapter's folder decides, where its training goes on."""
 RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -31,6 +31,9 @@ class _AdapterKeys(Section):
     target: Annotated[str | list[str], ADAPTER] = "all-linear"
     """Modules that get an adapter: every linear layer but the head (QLoRA, section 4), names such as `[q_proj]`, or a
     regular expression of the whole name (`.*\\.(q|v)_proj`)."""
+    target_parameters: Annotated[list[str], ADAPTER, Feature("adapter on experts")] = []
+    """Parameters that get one beside these modules: experts, which are no linear layers, as in
+    `[experts.gate_up_proj, experts.down_proj]`; `target: []` leaves them alone with it."""
     layers: Annotated[str | list[int] | None, ADAPTER] = None
     """Layers that get one: `8-15`, `0-3,12-15` or a list of numbers, from 0; None: all."""
     modules_to_save: Annotated[list[str], ADAPTER] = []
@@ -46,8 +49,6 @@ class _AdapterKeys(Section):
                 re.compile(value)
             except re.error as error:
                 raise ValueError(f"not a regular expression: {error}") from None
-        elif not value:
-            raise ValueError("names no module")
         return value
 
     @field_validator("layers", mode="before")
@@ -61,6 +62,15 @@ class _AdapterKeys(Section):
         if value is not None:
             layer_numbers(value)
         return value
+
+    @model_validator(mode="after")
+    def _fits_its_parameters(self) -> Self:
+        if not self.target and not self.target_parameters:
+            raise ValueError("target: names no module")
+        if self.target_parameters and (self.kind == "dora" or self.dropout > 0):
+            key = "kind=dora" if self.kind == "dora" else f"dropout={self.dropout:g}"
+            raise ValueError(f"{key}: peft has none on target_parameters: leave one of the two out")
+        return self
 
     @property
     def continues(self) -> bool:

@@ -40,6 +40,7 @@ OURS = {
     "lora_rank": "adapter.rank",
     "lora_target": "adapter.target",
     "lora_target_modules": "adapter.target",
+    "lora_target_parameters": "adapter.target_parameters",
     "lr_scheduler": "optim.schedule",
     "lr_scheduler_type": "optim.schedule",
     "max_completion_length": "rollout.max_new_tokens",

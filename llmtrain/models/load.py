@@ -242,7 +242,12 @@ def require_fit(
         )
     _check(shape, tokenizer, max_seq_len, new_token_ids)
     _set_dropout(shape, config.dropout)
-    if adapter is not None and (adapter.target != ALL_LINEAR or adapter.layers is not None or adapter.modules_to_save):
+    if adapter is not None and (
+        adapter.target != ALL_LINEAR
+        or adapter.target_parameters
+        or adapter.layers is not None
+        or adapter.modules_to_save
+    ):
         model = skeleton(shape, LANGUAGE, torch.float32, config.trust_remote_code)
         lora_config(model, adapter, model.get_output_embeddings())
 

@@ -5,6 +5,8 @@ Conv1D of GPT-2          (in, out)            transposed
 c_attn of GPT-2          (in, 3 * hidden)     transposed, and the matrices of query, key and value side by side
 GPT-NeoX, Bloom          (heads * 3 * d, in)  d rows of query, key and value for each head in turn
 experts                  (experts, out, in)   a matrix per expert; of gate_up_proj two
+their adapters, A        (experts * rank, in) the matrices of the experts one below the other
+their adapters, B        (out, rank * experts) their columns take turns
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -84,17 +87,29 @@ def matrices_of(model: PreTrainedModel) -> Matrices:
     config = model.config.get_text_config()
     layouts: dict[nn.Parameter, MatrixLayout] = {}
     unknown: list[str] = []
+    of_adapters = _of_adapters(model)
     for path, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter.ndim < 2 or isinstance(module, nn.Embedding):
                 continue
             name = path.rpartition(".")[2] if leaf == "weight" else leaf
-            layout = _layout(module, parameter, name, config)
+            layout = of_adapters.get(parameter) or _layout(module, parameter, name, config)
             if layout != MatrixLayout():
                 layouts[parameter] = layout
             if LOOKS_FUSED.search(name) and not layout.parts and name not in unknown:
                 unknown.append(name)
     return Matrices(layouts, unknown)
+
+
+def _of_adapters(model: PreTrainedModel) -> dict[nn.Parameter, MatrixLayout]:
+    """The layouts of the adapters on experts."""
+    layouts: dict[nn.Parameter, MatrixLayout] = {}
+    for wrapper in (module for module in model.modules() if isinstance(module, ParamWrapper)):
+        for name, rank in wrapper.r.items():
+            a, b = (part[name].get_parameter("weight") for part in (wrapper.lora_A, wrapper.lora_B))
+            layouts[a] = MatrixLayout(parts=(rank,) * wrapper.num_experts)
+            layouts[b] = MatrixLayout(taking_turns=wrapper.num_experts)
+    return layouts
 
 
 def _layout(module: nn.Module, parameter: nn.Parameter, name: str, config: Any) -> MatrixLayout:

@@ -28,6 +28,7 @@ from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import adapter_report
 from llmtrain.models.adapters.quantized import hold_linear_layers, in_4_bits
+from llmtrain.models.adapters.targets import left_out, shown
 from llmtrain.models.folders.adapter_trial import require_loading
 from llmtrain.models.folders.bases import find_base, origin_of, origin_of_base
 from llmtrain.models.folders.continued import AdapterPlan, continued
@@ -134,6 +135,14 @@ def load_base(
     )
     if in_4_bits(model) and (reason := run.runtime.refusal("quantize")) is not None:
         raise ValueError(f"model.path={run.config.model.path}: weights in 4 bits under {run.runtime.engine}: {reason}")
+    if plan is not None:
+        if names := left_out(model, plan.config):
+            run.runtime.say(
+                f"adapter.target=all-linear is without {shown(names)}, which peft takes for names of experts: "
+                "adapter.target_parameters has adapters on experts"
+            )
+        if run.runtime.is_main:  # on others transformers saves nothing
+            require_loading(model, plan.config)
     first_new = None if plan is None else min(plan.new_token_ids, default=None)
     return Loaded(model, plan, base_facts(model, first_new, trunk_only=kind.head is not None))
 
@@ -155,8 +164,6 @@ def load_with_adapter(
     """The model that a tuning run starts from, with its adapter in it if it has one."""
     loaded = load_base(run, base, chat, kind)
     if loaded.plan is not None:
-        if run.runtime.is_main:  # on others transformers saves nothing
-            require_loading(loaded.model, loaded.plan.config)
         loaded.plan.put_into(loaded.model)
         if not in_4_bits(loaded.model):
             hold_linear_layers(loaded.model, _linear_dtype(run, loaded_section(base, loaded.plan)))

@@ -91,6 +91,8 @@ class Muon(Optimizer):
 def matrices(tensor: Tensor, layout: MatrixLayout) -> list[Float[Tensor, "stack groups rows columns"]]:
     """Views of the matrices that a parameter holds; groups times rows are the outputs of one, columns its inputs."""
     stack = tensor if layout.stacked else tensor.flatten(1)[None]
+    if layout.taking_turns > 1:
+        stack = tensor.unflatten(1, (-1, layout.taking_turns)).permute(2, 0, 1)
     stack = stack.mT if layout.transposed else stack
     parts = layout.parts or (stack.shape[1],)
     return list(stack.unflatten(1, (layout.groups, -1)).split(list(parts), dim=2))

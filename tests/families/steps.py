@@ -290,14 +290,17 @@ def plain_loss(model: nn.Module, ids: list[list[int]], labels: list[list[int]]) 
 def plain_pairs(place: Path, base: Path) -> tuple[float, float]:
     """The loss of pairs by a reward model in plain transformers, and the norm of its gradient."""
     folder = place / "first"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     if type(AutoConfig.from_pretrained(folder)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         open_classifier(folder)  # which makes it known to transformers
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32
-    ).train()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    return pairs_loss(model, AutoTokenizer.from_pretrained(folder), place.parent / "pairs.jsonl")
+
+
+def pairs_loss(model: nn.Module, tokenizer: Any, pairs: Path) -> tuple[float, float]:
+    """The loss of the pairs in a file by a plain model that scores, and the norm of its gradient."""
+    model.train()
     margins: list[Tensor] = []
-    for line in (place.parent / "pairs.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in pairs.read_text(encoding="utf-8").splitlines():
         row, scores = json.loads(line), []
         for side in ("chosen", "rejected"):
             messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]

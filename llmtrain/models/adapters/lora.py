@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmtrain.config.adapter import AdapterConfig
+from llmtrain.models.adapters.parameters import target_parameters
 from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.adapters.targets import ALL_LINEAR, linear_layers, saved_modules, target_modules
 from llmtrain.models.adapters.token_rows import train_rows
@@ -36,7 +37,8 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
     torch.manual_seed(seed)
     lora = lora_config(model, config, model.get_output_embeddings())
     lora.modules_to_save = None  # peft would hold them twice
-    lora.exclude_modules = sorted({*_layers_in_full(model, config), *_router_layers(model)}) or None
+    if lora.target_modules:
+        lora.exclude_modules = sorted({*_layers_in_full(model, config), *_router_layers(model)}) or None
     with expected_warnings():
         adapted = get_peft_model(model, lora)
     train_in_full(model, config.modules_to_save)
@@ -47,7 +49,7 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
 
 def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> LoraConfig:
     """peft's configuration of an adapter for a model; `head` takes none. Raises ValueError as `add_adapter` does."""
-    targets = target_modules(model, config, head)
+    targets, parameters = target_modules(model, config, head), target_parameters(model, config)
     in_full, kept = _layers_in_full(model, config), _router_layers(model)
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -57,9 +59,10 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module |
         use_dora=config.kind == "dora",
         lora_dropout=config.dropout,
         target_modules=targets,
+        target_parameters=parameters or None,
         layers_to_transform=config.chosen_layers(),
         modules_to_save=[*config.modules_to_save] or None,  # peft adds to it
-        exclude_modules=sorted(kept) or None,
+        exclude_modules=sorted(kept) or None if targets else None,
     )
     covered = [
         module
@@ -68,12 +71,12 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module |
         and name not in kept
         and (module is not head if targets == ALL_LINEAR else _covers(lora, name))
     ]
-    if not covered:
+    if not covered and not parameters:
         raise ValueError(
             f"adapter.modules_to_save={', '.join(config.modules_to_save)} holds every layer that adapter.target names: "
             "leave one out"
         )
-    lora.fan_in_fan_out = all(isinstance(module, Conv1D) for module in covered)
+    lora.fan_in_fan_out = bool(covered) and all(isinstance(module, Conv1D) for module in covered)
     return lora
 
 
@@ -114,7 +117,7 @@ def train_in_full(model: PreTrainedModel, names: Sequence[str]) -> None:
 @contextmanager
 def expected_warnings() -> Iterator[None]:
     """Hide what transformers 5.23 says of a property that peft 0.21 still reads, and what peft says of fused experts,
-    which it looks for in each adapter on a mixture of them."""
+    as it opens an adapter on a mixture that was made before they were fused."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*_pattern keys did not match .*gate_up_proj", RuntimeWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

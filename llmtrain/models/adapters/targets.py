@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
@@ -33,52 +34,95 @@ def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Modul
     layers = {name: module for name, module in linear_layers(model).items() if name.startswith(prefix)}
     inner = {name: module for name, module in layers.items() if module is not head}
     _check_layers(inner, config)
+    if not config.target:
+        return []
     if config.target == ALL_LINEAR:
+        names = {name for name in last_parts(inner) if _refusal(model, name) is None}
         if prefix:
-            return _inside(prefix, inner, last_parts(inner), config)
-        refused = {name for name in last_parts(inner) if _is_refused(model, name)}
-        is_all = not refused and not any(_has_own_forward(each) for each in model.modules() if isinstance(each, LINEAR))
-        return ALL_LINEAR if config.layers is None and is_all else sorted(last_parts(inner) - refused)
+            return _inside(prefix, inner, names, model, config)
+        is_all = names == last_parts(inner) and _keeps(model, ALL_LINEAR)
+        is_all &= not any(_has_own_forward(each) for each in model.modules() if isinstance(each, LINEAR))
+        return ALL_LINEAR if config.layers is None and is_all else sorted(names)
     if isinstance(config.target, str):
         _check_expression(dict(model.named_modules()), config.target, head, prefix)
-        return config.target
+        matched = sorted(name for name in inner if re.fullmatch(config.target, name))
+        for name in sorted(last_parts(matched)):
+            if (refusal := _refusal(model, name)) is not None:
+                raise ValueError(f"adapter.target={config.target} matches {name}: {refusal}")
+        return config.target if _keeps(model, config.target) else matched
     for target in config.target:
         found = [module for name, module in layers.items() if f".{name}".endswith(f".{target}")]
         if not found:
             raise ValueError(
                 f"adapter.target={target}: this model has no linear layer of that name; it has "
-                f"{shown(last_parts(inner))}"
+                f"{shown(last_parts(inner))}{_of_parameter(model, target)}"
             )
-        if _is_refused(model, target):
-            raise ValueError(
-                f"adapter.target={target}: {model.config.model_type} reads this layer's weight without calling it, so "
-                "an adapter on it would do nothing: leave it out"
-            )
+        if (refusal := _refusal(model, target)) is not None:
+            raise ValueError(f"adapter.target={target}: {refusal}")
         if any(module is head for module in found):
             raise ValueError(f"adapter.target={target} is the output head, which takes no adapter: leave it out")
-    return _inside(prefix, inner, config.target, config) if prefix else config.target
+    return _inside(prefix, inner, config.target, model, config) if prefix else config.target
 
 
 def _inside(
-    prefix: str, inner: Mapping[str, nn.Module], targets: Iterable[str], config: AdapterConfig
+    prefix: str, inner: Mapping[str, nn.Module], targets: Iterable[str], model: PreTrainedModel, config: AdapterConfig
 ) -> str | list[str]:
     """Layers of these names inside the text model only: other parts, such as a vision tower, may have such names too.
 
     As one expression, or as whole names where an adapter is for some layers, which peft chooses by names alone.
     """
     endings = "|".join(re.escape(target) for target in sorted(targets))
-    if config.layers is None:
-        return rf"{re.escape(prefix)}(.*\.)?({endings})"
+    expression = rf"{re.escape(prefix)}(.*\.)?({endings})"
+    if config.layers is None and _keeps(model, expression):
+        return expression
     return sorted(name for name in inner if re.search(rf"\.({endings})$", name))
 
 
-def _is_refused(model: PreTrainedModel, name: str) -> bool:
-    """Whether peft refuses layers of a name: some models of states hand their weight to a kernel."""
-    try:
+def _refusal(model: PreTrainedModel, name: str) -> str | None:
+    """Why layers of a name take no adapter; None: they do."""
+    try:  # some models of states hand their weight to a kernel
         _check_lora_target_modules_mamba(LoraConfig(), model, name)
     except ValueError:
-        return True
-    return False
+        return (
+            f"{model.config.model_type} reads this layer's weight without calling it, so an adapter on it would do "
+            "nothing: leave it out"
+        )
+    if not _keeps(model, [name]):
+        return (
+            f"peft takes this name for one of {model.config.model_type}'s experts, and would not adapt the layer: "
+            "leave it out; adapter.target_parameters names experts"
+        )
+    return None
+
+
+def _keeps(model: PreTrainedModel, targets: str | list[str]) -> bool:
+    """Whether peft adapts layers by these targets and nothing else.
+
+    On mixtures whose experts an earlier version of transformers held as layers, it takes those layers' names for the
+    experts and the router of now, and an expression or all-linear for a list of names.
+    """
+    lora = LoraConfig(target_modules=targets)
+    before = lora.target_modules
+    try:
+        convert_peft_config_for_transformers(lora, model, None)
+    except ValueError:
+        return False
+    return bool(lora.target_modules == before)
+
+
+def _of_parameter(model: PreTrainedModel, target: str) -> str:
+    """What to say of a target that is no layer but a parameter."""
+    if not any(f".{name}".endswith(f".{target}") for name, each in model.named_parameters() if each.ndim > 2):
+        return ""
+    return "; experts are named by adapter.target_parameters"
+
+
+def left_out(model: PreTrainedModel, config: AdapterConfig) -> set[str]:
+    """The names of linear layers that `all-linear` does without, as peft would take them for experts."""
+    if config.target != ALL_LINEAR:
+        return set()
+    layers = linear_layers(model)
+    return {name for name in last_parts(layers) if not _keeps(model, [name])}
 
 
 def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:

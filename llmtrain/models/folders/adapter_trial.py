@@ -1,7 +1,8 @@
 """Whether an adapter that is saved loads again as it was, tried at the start on a small copy of the model.
 
 peft renames the weights of adapters on mixtures of experts as it loads them. For some architectures that loses those
-of layers beside the experts, without a word: such a run would train what nobody can load.
+of layers beside the experts, without a word: such a run would train what nobody can load. An adapter on the experts
+themselves depends on how the model calls them: there the gradients and the merged model are tried too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from tempfile import TemporaryDirectory
 
 import torch
+from jaxtyping import Float, Int
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,51 +21,94 @@ from transformers import PreTrainedModel
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.adapters.targets import last_parts, shown
-from llmtrain.models.paths.choose import FAULTS
+from llmtrain.models.paths.choose import FAULTS, OUTPUT_TOLERANCE, pseudo_random
 from llmtrain.models.paths.small import small_copy
+from llmtrain.system.files import one_line
 
 TRIED_SEQ_LEN = 64
+B_STD = 0.02  # large enough to count beside the weights, small enough to change few choices of experts
 _RIGHT: set[tuple[type, str, str]] = set()  # models and adapters that this process has tried
 
 
 def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
-    """Raise ValueError for an adapter of which peft would load a part only; `model`: without it.
+    """Raise ValueError for an adapter of which peft would load a part only, or that peft computes wrongly.
 
-    What cannot be tried on a small copy, such as an adapter of layers that the copy lacks, passes.
+    `model`: without it. What cannot be tried on a small copy, such as an adapter of layers that the copy lacks, passes.
     """
     key = (type(model), model.config.to_json_string(use_diff=False), config.model_dump_json())
     if key in _RIGHT:
         return
     try:
-        lost = _lost(model, config)
+        base = small_copy(model, TRIED_SEQ_LEN, "eager").cpu()
+        ids = pseudo_random(base, TRIED_SEQ_LEN)
+        _logits(base, ids)
+        saved = _adapted(base, config)
+        with TemporaryDirectory(prefix="llmtrain-adapter-") as place, expected_warnings(), torch.random.fork_rng([]):
+            saved.save_pretrained(place, save_embedding_layers=False)
+            loaded = PeftModel.from_pretrained(base, place)
     except FAULTS:
         return
-    if lost:
+    if lost := _lost(saved, loaded):
         raise ValueError(
             f"adapter.target: peft loses an adapter of {shown(lost)} on {model.config.model_type} when it loads it, so "
             "nobody could use it: name other layers"
         )
+    if config.target_parameters and (fault := _fault(saved, loaded, ids)) is not None:
+        raise ValueError(
+            f"adapter.target_parameters={','.join(config.target_parameters)}: peft does not train them rightly on "
+            f"{model.config.model_type} ({fault}): leave them out"
+        )
     _RIGHT.add(key)
 
 
-def _lost(model: PreTrainedModel, config: AdapterConfig) -> set[str]:
-    """The layers whose adapter is not loaded as it was saved."""
-    base = small_copy(model, TRIED_SEQ_LEN, "eager").cpu()
-    adapted = copy.deepcopy(base)
-    with TemporaryDirectory(prefix="llmtrain-adapter-") as place, expected_warnings(), torch.random.fork_rng([]):
-        saved = get_peft_model(adapted, lora_config(adapted, config, adapted.get_output_embeddings()))
-        for name, parameter in saved.named_parameters():
+def _adapted(base: PreTrainedModel, config: AdapterConfig) -> PeftModel:
+    """A copy of a model with an adapter that is away from its start."""
+    twin = copy.deepcopy(base)
+    with expected_warnings(), torch.random.fork_rng([]):
+        adapted = get_peft_model(twin, lora_config(twin, config, twin.get_output_embeddings()))
+        for name, parameter in adapted.named_parameters():
             if "lora_B" in name:  # which is zero, as it would be if it were not loaded
-                nn.init.normal_(parameter)
-        saved.save_pretrained(place, save_embedding_layers=False)
-        loaded = PeftModel.from_pretrained(base, place)
+                nn.init.normal_(parameter, std=B_STD)
+    return adapted
+
+
+def _lost(saved: PeftModel, loaded: PeftModel) -> set[str]:
+    """The layers whose adapter is not loaded as it was saved."""
     own, found = _lora(saved), _lora(loaded)
     return last_parts(
-        re.sub(r"\.lora_.*", "", name)
+        _layer(name)
         for name, weight in own.items()
-        if name not in found or not torch.equal(weight, found[name])
+        if name not in found or not torch.equal(weight.detach(), found[name].detach())
     )
 
 
+def _fault(saved: PeftModel, loaded: PeftModel, ids: Int[Tensor, " tokens"]) -> str | None:
+    """What is wrong with how an adapter is computed, in a few words; None: nothing."""
+    try:
+        outputs = _logits(saved, ids)
+        weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
+        (outputs * weights).sum().backward()
+        idle = {_layer(name) for name, each in _lora(saved).items() if each.grad is None or not each.grad.any()}
+        if idle:
+            return f"its adapter of {shown(last_parts(idle))} does nothing"
+        with expected_warnings():
+            merged = _logits(loaded.merge_and_unload(safe_merge=True), ids)
+    except FAULTS as error:
+        return one_line(error)
+    off = (merged - outputs).abs().flatten(1).amax(1) > OUTPUT_TOLERANCE * outputs.abs().max()
+    # Rounding may send single tokens to other experts.
+    return "merged it gives other outputs" if off.float().mean() > 0.5 else None
+
+
+def _logits(model: nn.Module, ids: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens outputs"]:
+    logits: Tensor = model(input_ids=ids[None], use_cache=False).logits
+    return logits.flatten(0, -2).float()
+
+
 def _lora(model: PeftModel) -> Mapping[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if "lora_" in name}
+    return {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+
+
+def _layer(name: str) -> str:
+    """The layer of an adapter's parameter."""
+    return re.sub(r"(\.base_layer)*\.lora_.*", "", name)

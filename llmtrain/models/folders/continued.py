@@ -29,7 +29,6 @@ NOT_HERE = (
     "layers_pattern",
     "lora_bias",
     "rank_pattern",
-    "target_parameters",
     "use_bdlora",
     "use_qalora",
 )
@@ -74,7 +73,8 @@ def continued(plan: AdapterPlan, folder: Path) -> AdapterPlan:
             "rank": settings["r"],
             "alpha": settings["lora_alpha"],
             "rslora": settings["use_rslora"],
-            "target": targets if isinstance(targets, str) else sorted(targets),
+            "target": targets if isinstance(targets, str) else sorted(targets or []),
+            "target_parameters": sorted(settings["target_parameters"] or []),
             "layers": settings["layers_to_transform"],
             "modules_to_save": settings["modules_to_save"] or [],
         }

@@ -26,6 +26,7 @@ FEATURES = (
     "best checkpoint",
     "spike rollback",
     "adapter",
+    "adapter on experts",
     "dora",
     "quantize",
     "8-bit optimizer",
@@ -37,8 +38,9 @@ DDP_TYPES = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedTy
 _FLAT = "it sees flat partitions there, not matrices"
 _SHARDED = "no rank holds whole weights there"
 _UNTESTED = "it is not tested there"
+_EXPERTS = "adapter on experts"
 _CUDA_ONLY = dict.fromkeys(("fp16", *NEED_CUDA), _UNTESTED)
-_ZERO = {"muon": _FLAT, "l1": _FLAT, **_CUDA_ONLY}
+_ZERO = {"muon": _FLAT, "l1": _FLAT, _EXPERTS: _UNTESTED, **_CUDA_ONLY}
 _ANY_ENGINE = frozenset({"best checkpoint", "spike rollback"})
 _SUPPORTED_PLAIN = _ANY_ENGINE | {
     "muon",
@@ -49,6 +51,7 @@ _SUPPORTED_PLAIN = _ANY_ENGINE | {
     "bf16",
     "fp16",
     "adapter",
+    "adapter on experts",
     "dora",
     "quantize",
     "8-bit optimizer",
@@ -106,14 +109,14 @@ ENGINES: dict[str, EngineRow] = {
         DeepSpeedEngine,
         _is_zero(3),
         _SUPPORTED_ZERO | {"bf16"},
-        _ZERO | {"ema": _SHARDED, "compile": _UNTESTED, "dora": "its norms need whole weights"},
+        _ZERO | {"ema": _SHARDED, "compile": _UNTESTED, "dora": "its norms need whole weights", _EXPERTS: _SHARDED},
     ),
     "fsdp2": EngineRow(
         PlainEngine,
         _is_fsdp,
         _ANY_ENGINE | {"activation_checkpointing", "bf16"},
         dict.fromkeys(("muon", "l1", "ema", "rollouts"), _SHARDED)
-        | dict.fromkeys(("compile", "adapter", "dora"), _UNTESTED)
+        | dict.fromkeys(("compile", "adapter", _EXPERTS, "dora"), _UNTESTED)
         | _CUDA_ONLY,
     ),
 }

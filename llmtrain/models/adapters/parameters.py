@@ -1,0 +1,79 @@
+"""Which parameters get an adapter that no layer holds: the experts of a mixture, stacked in one parameter.
+
+    experts.down_proj  (experts, hidden, inner):  y_e = (W_e + scale * B_e A_e) x        for each expert e
+
+`adapter.target_parameters` names them as peft does. peft adds the products to the whole stack for the time of a
+forward, so a router and all that is no stack of matrices is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.models.adapters.targets import LAYER, saved_modules, shown
+from llmtrain.models.text_part import text_prefix
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def stacks(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of the text model that is a stack of matrices."""
+    prefix = text_prefix(model)
+    return {
+        f"{path}.{name}": parameter
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and path.startswith(prefix) and not isinstance(module, CONVOLUTIONS)
+    }
+
+
+def target_parameters(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
+    """What peft is to take as `target_parameters`. Raises ValueError for a name of no stack of matrices."""
+    known, chosen, prefix = stacks(model), config.chosen_layers(), text_prefix(model)
+    names = [name for name, _ in model.named_parameters()]
+    whole: list[str] = []
+    for target in config.target_parameters:
+        found = [name for name in names if f".{name}".endswith(f".{target}")]
+        if not found:
+            raise ValueError(
+                f"adapter.target_parameters={target}: this model has no parameter of that name; "
+                f"{_there_is(last_two_parts(known))}"
+            )
+        if other := next((name for name in found if name.startswith(prefix) and name not in known), None):
+            raise ValueError(
+                f"adapter.target_parameters={target}: {other} is no stack of matrices; "
+                f"{_there_is(last_two_parts(known))}"
+            )
+        inside = [name for name in found if name in known and (chosen is None or _layer(name) in chosen)]
+        if not inside:
+            raise ValueError(f"adapter.target_parameters={target}: no layer of adapter.layers has it")
+        whole += inside
+    _require_not_in_full(whole, saved_modules(model, config.modules_to_save))
+    # peft knows neither layers nor a part of a model here, but whole names.
+    return sorted(whole) if chosen is not None or prefix else config.target_parameters
+
+
+def last_two_parts(names: Iterable[str]) -> set[str]:
+    """The last two parts of dotted names."""
+    return {".".join(name.split(".")[-2:]) for name in names}
+
+
+def _there_is(names: set[str]) -> str:
+    return f"it has {shown(names)}" if names else "it has no experts in stacks: name linear layers in adapter.target"
+
+
+def _layer(name: str) -> int | None:
+    found = LAYER.match(name)
+    return None if found is None else int(found[1])
+
+
+def _require_not_in_full(names: Iterable[str], in_full: Mapping[str, nn.Module]) -> None:
+    for name in names:
+        if saved := next((whole for whole in in_full if name.startswith(f"{whole}.")), None):
+            raise ValueError(
+                f"adapter.modules_to_save: {saved} holds {name}, which adapter.target_parameters names: leave one out"
+            )
