@@ -67,7 +67,7 @@ def list_tasks() -> list[str]:
     """A line for each of our tasks."""
     from llmtrain.tasks.load import TASKS
 
-    return [f"{name:14}{task.source}" for name, task in TASKS.items()]
+    return in_columns([(name, task.source) for name, task in TASKS.items()])
 
 
 def require_tasks(arguments: argparse.Namespace) -> list[str]:

@@ -19,7 +19,7 @@ from llmtrain.config.sections import Section
 from llmtrain.config.shipped import find_config
 from llmtrain.config.which import refuse_other_recipe, verb_of
 from llmtrain.system.files import FREE_RUN, one_line, read_text, write_bytes
-from llmtrain.system.visible import shortened
+from llmtrain.system.visible import require_unicode, shortened, visible
 
 Config = TypeVar("Config", bound=Section)
 
@@ -120,7 +120,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def parsed_yaml(text: str) -> Any:
     """The value that YAML holds. Raises ValueError saying what is wrong with it."""
     try:
-        return yaml.safe_load(text)
+        return _whole_characters(yaml.safe_load(text))
     except RecursionError:
         raise ValueError("nested too deeply to be read") from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # of a date, a number, a tag
@@ -129,8 +129,29 @@ def parsed_yaml(text: str) -> Any:
 
 def save_config(config: Section, path: str | Path) -> None:
     """Write the resolved configuration, defaults included, so that it can be run again: whole or not at all."""
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    text = yaml_text(config.model_dump())
     write_bytes(Path(path), text.encode("utf-8"), FREE_RUN)
+
+
+def yaml_text(tree: Any) -> str:
+    """A tree as YAML that reads back as it is; letters of all languages, and what cannot be seen as YAML's escapes."""
+    text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return text if visible(text) == text else yaml.safe_dump(tree, sort_keys=False)
+
+
+def _whole_characters(value: Any) -> Any:
+    """A value with the halves of a surrogate pair joined, as in JSON, which writes an emoji as two escapes.
+
+    Raises ValueError for a half alone.
+    """
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_whole_characters(each) for each in value]
+    if not isinstance(value, str) or value.isascii():
+        return value
+    joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    return require_unicode(joined, f"the text {shortened(joined)!r}")
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

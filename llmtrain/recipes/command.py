@@ -30,7 +30,7 @@ from llmtrain.system.memory import is_out_of_memory
 from llmtrain.system.parent import end_with_launcher
 from llmtrain.system.stop_signal import Stopped, StopSignal
 from llmtrain.system.terminal import say, say_error, shown_output
-from llmtrain.system.visible import shortened, visible_line
+from llmtrain.system.visible import shortened, visible_line, visible_message
 
 if TYPE_CHECKING:
     from llmtrain.config.sections import Section
@@ -203,8 +203,8 @@ def say_once(line: str) -> None:
 
 def _refuse(reason: str) -> NoReturn:
     """Say in one line why this rank stops, and stop."""
-    line = f"error: {visible_line(reason)}"
-    if not report_to_launcher(line):
+    line = f"error: {reason}"
+    if not report_to_launcher(visible_message(line)):
         rank = launched_rank()
         say_error(f"[rank {rank}] {line}" if rank else line)
     if is_launched():

@@ -74,13 +74,14 @@ def _sources(config: RecipeConfig) -> Iterator[tuple[str, Source]]:
 
 def _check_source(key: str, source: Source) -> None:
     path = source.path
+    if Path(path).expanduser().exists():  # before it is a pattern: a name may hold brackets
+        return
     if glob.has_magic(path):
         there = any(True for _ in glob.iglob(os.path.expanduser(path), recursive=True))
         if not there:
             raise ValueError(f"{key}={path}: no file matches")
         return
-    means_file = is_local(path) or path.lower().endswith(FILE_SUFFIXES)
-    if means_file and not Path(path).expanduser().exists():
+    if is_local(path) or path.lower().endswith(FILE_SUFFIXES):
         raise ValueError(f"{key}={path}: no such file or folder")
 
 
@@ -89,7 +90,7 @@ def _check_model(path: str | None, key: str) -> None:
     if path is None:
         return
     if path.endswith(".gguf"):
-        is_converted = any((cache_root() / "models").glob(f"{Path(path.rpartition(':')[2]).stem}-*"))
+        is_converted = any((cache_root() / "models").glob(f"{glob.escape(Path(path.rpartition(':')[2]).stem)}-*"))
         if not is_converted and find_spec("gguf") is None:
             raise ValueError(f"{key}={path}: reading it needs the gguf package: pip install 'llmtrain[gguf]'")
         if package_of(path) is not None:

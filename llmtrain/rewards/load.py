@@ -22,6 +22,8 @@ OURS = {"prompts", "responses", "rows"}
 LOG_METRIC = "log_metric"  # given by the caller, not by the configuration
 NOT_SETTINGS = {LOG_METRIC, "sandbox"}  # the second is rollout.sandbox
 TASK = "task:"
+KINDS = f"one of {', '.join(REWARDS)}, model, task:TASK, FILE.py:FUNCTION or trl:FUNCTION"
+"""What a reward may be called, for an error."""
 
 TaskReward = Callable[[str, str], tuple[Callable[..., list[float]], Mapping[str, str]]]
 """(name of a task, key) -> its reward, and what says which code it is; raises ValueError, naming the key."""
@@ -51,7 +53,7 @@ def load_rewards(
         name, weight = settings.pop("name", None), reward_weight(settings, place)
         settings.pop("weight", None)
         if not isinstance(name, str):
-            raise ValueError(f"{place}: no name: give it the name of a reward, one of {', '.join(REWARDS)}")
+            raise ValueError(f"{place}: no name: give it the name of a reward, {KINDS}")
         facts: dict[str, Any] = {"weight": weight, "settings": settings}
         if name in REWARDS:
             scorer = _ours(name, REWARDS[name], settings, place, sandbox, report)
@@ -112,10 +114,7 @@ def _ours(
 def _loaded(name: str, settings: dict[str, Any], place: str) -> tuple[Scorer, Mapping[str, str], bool]:
     """A function of the user's or TRL's with its settings, what says which code it is, and whether it is async."""
     if ":" not in name:
-        raise ValueError(
-            f"{place}: no reward {name!r}: take one of {', '.join(REWARDS)}, task:TASK, FILE.py:FUNCTION "
-            "or trl:FUNCTION"
-        )
+        raise ValueError(f"{place}: no reward {name!r}: take {KINDS}")
     function, settings, code = load_function(name, place, settings)
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     parameters = inspect.signature(function).parameters.values()

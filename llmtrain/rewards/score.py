@@ -8,7 +8,6 @@ on, and stops the run, or abstains for the batch; either is counted.
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
@@ -23,7 +22,7 @@ from llmtrain.rewards.batch import ScoreBatch, Scores, WeightedReward
 from llmtrain.rewards.calls import Failed, OutOfTime, Patience, gathered, in_thread, with_retries
 from llmtrain.rewards.fences import OPENED_LAST
 from llmtrain.rewards.row import RowError
-from llmtrain.system.files import one_line
+from llmtrain.system.files import error_and_place
 
 EXCERPT_CHARS = 60
 PROMPT_END_TOKENS = 16  # that may hold a template's `<think>\n`
@@ -156,7 +155,7 @@ def _checked(reward: WeightedReward, returned: Any, batch: ScoreBatch, patience:
         where = "the batch" if number is None else sample(number)
         raise RewardFailed(f"reward {reward.name} failed on {where}: {_described(raised)}") from returned.error
     try:
-        scores = [_plain(value) for value in returned]
+        scores = [plain_number(value) for value in returned]
     except TypeError:
         raise RewardFailed(
             f"reward {reward.name} returned {type(returned).__name__}, not a list of {len(batch)} numbers"
@@ -176,7 +175,7 @@ def _checked(reward: WeightedReward, returned: Any, batch: ScoreBatch, patience:
     return [None if value is None else float(value) for value in scores]
 
 
-def _plain(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
     """A number of numpy (a truth value is one, as Python's) or a tensor of one number as Python has it."""
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         return value.item()
@@ -201,5 +200,4 @@ def _described(error: BaseException) -> str:
     """An error in one line; with the line of code that raised it, unless it is about the row or the time."""
     if isinstance(error, RowError | OutOfTime):
         return str(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {one_line(error)} ({frame.filename}:{frame.lineno})"
+    return error_and_place(error)

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableT
 from rich.segment import Segment
 
 from llmtrain.system.terminal import raw_stdout
-from llmtrain.system.visible import visible, visible_line
+from llmtrain.system.visible import visible, visible_message
 
 
 def open_console() -> Console:
@@ -24,7 +24,7 @@ def open_console() -> Console:
 
 def print_line(console: Console, line: str) -> None:
     """Print a message in one line."""
-    console.print(visible_line(line))
+    console.print(visible_message(line))
 
 
 class _Shown(RenderHook):

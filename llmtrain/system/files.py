@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -65,6 +66,12 @@ def write_errors_named(place: object, fix: str = FREE_CACHE) -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """What an error says, in one line; the name of its class if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def error_and_place(error: BaseException) -> str:
+    """An error of code that is not ours in one line, with the line of code that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {one_line(error)} ({frame.filename}:{frame.lineno})"
 
 
 def cache_root(asked: str | None = None) -> Path:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO, cast
 
-from llmtrain.system.visible import visible, visible_line
+from llmtrain.system.visible import visible, visible_message
 
 BAR_MOVES = re.compile(r"(?:\n|\x1b\[A)+")
 """How tqdm goes from one bar to another, in a write of nothing else."""
@@ -36,7 +36,7 @@ class ShownStream:
     def write(self, text: str) -> int:
         if self._has_bars and BAR_MOVES.fullmatch(text):
             shown = text
-        elif self._has_bars and text.startswith("\r"):
+        elif self._has_bars and text.startswith("\r") and "\n" not in text:  # a bar's line stays open; a message's ends
             shown = f"\r{visible(text[1:])}"
         else:
             shown = visible(text)
@@ -78,12 +78,12 @@ def raw_stdout() -> TextIO:
 
 def say(line: str) -> None:
     """Print a message in one line."""
-    print(visible_line(line), flush=True)
+    print(visible_message(line), flush=True)
 
 
 def say_error(line: str) -> None:
     """Print a message in one line to stderr."""
-    print(visible_line(line), file=sys.stderr, flush=True)
+    print(visible_message(line), file=sys.stderr, flush=True)
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 SHOWN_CHARS = 200
+MESSAGE_CHARS = 8000
 HIDDEN = re.compile(
     "["
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but not tab and newline
@@ -35,6 +36,12 @@ def shortened(text: str) -> str:
 def visible_line(text: str) -> str:
     r"""The same in one line: a newline is `\n`."""
     return visible(text).replace("\n", "\\n")
+
+
+def visible_message(text: str) -> str:
+    """The same for a message, which a name of a million letters would drown: cut, with how long it is."""
+    line = visible_line(text[:MESSAGE_CHARS])
+    return line if len(text) <= MESSAGE_CHARS else f"{line}... ({len(text):,} characters)"
 
 
 def require_unicode(text: str, what: str) -> str:

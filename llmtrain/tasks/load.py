@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from llmtrain.data.sources.compressed import COMPRESSIONS
 from llmtrain.data.sources.readers import READERS
@@ -20,9 +19,9 @@ from llmtrain.tasks.gsm8k import GSM8K
 from llmtrain.tasks.hellaswag import HELLASWAG
 from llmtrain.tasks.lambada import LAMBADA
 from llmtrain.tasks.mbpp import MBPP
-from llmtrain.tasks.own_rows import ANSWERED, CHOICES
+from llmtrain.tasks.own_rows import ANSWERED, ANSWERS, CHOICES, PROMPTS
 from llmtrain.tasks.piqa import PIQA
-from llmtrain.tasks.task import AnswerTask, BiasTask, ChoiceTask, ContinuationTask, Task, TextTask
+from llmtrain.tasks.task import AnswerTask, BiasTask, ChoiceTask, ContinuationTask, Fields, RowFault, Task, TextTask
 from llmtrain.tasks.texts import TEXT
 from llmtrain.tasks.winogender import WINOGENDER
 from llmtrain.tasks.winogrande import WINOGRANDE
@@ -66,12 +65,14 @@ def load_task(name: str, key: str) -> Task:
             raise ValueError(f"{key}: {name}: TASK is no task of llmtrain.tasks.task but {type(task).__name__}")
         return task
     near = nearest(name, TASKS)
-    hint = f"the nearest is {near}" if near else f"there are {', '.join(TASKS)}, and FILE.py"
+    hint = f"the nearest is {near}" if near else f"there are {', '.join(TASKS)}, FILE.py, and files of rows"
     raise ValueError(f"{key}: no task {name!r}: {hint}")
 
 
 def reward_of(name: str, key: str) -> tuple[Callable[..., list[float]], Mapping[str, str]]:
     """The reward that a task's score is, and what says which code it is. Raises ValueError if the task has none."""
+    if is_rows(name):
+        raise ValueError(f"{key}: task:{name} is a file of rows: name it in data.train, and the reward task:answers")
     task = load_task(name, key)
     if not isinstance(task, AnswerTask):
         have = ", ".join(each.name for each in TASKS.values() if isinstance(each, AnswerTask))
@@ -86,8 +87,16 @@ def is_rows(name: str) -> bool:
     return bool(kept) and kept[-1] in READERS
 
 
-def task_of_rows(first: Any) -> Task:
-    """The task that rows like the first one are: choices, answers or texts."""
+def task_of_rows(first: Fields) -> Task:
+    """The task that rows like the first one are: choices, answers or texts. Raises RowFault for other rows."""
     if "choices" in first:
         return CHOICES
-    return TEXT if "text" in first and "answer" not in first else ANSWERED
+    if "text" in first and "answer" not in first:
+        return TEXT
+    if first.keys().isdisjoint({*PROMPTS, *ANSWERS}):
+        raise RowFault(
+            f"the fields {', '.join(map(repr, first)) or '(none)'} are of no task: rows are "
+            "{prompt, choices, answer}, {prompt, answer} or {text}; other rows need a task of yours, "
+            "as FILE.py=ROWS (docs/evaluate.md)"
+        )
+    return ANSWERED

@@ -19,6 +19,7 @@ from llmtrain.data.sources.items import iter_items
 from llmtrain.data.sources.readers import READERS
 from llmtrain.data.sources.rows import BadRow, Row, Wanted
 from llmtrain.data.sources.text import Document
+from llmtrain.system.files import error_and_place
 from llmtrain.tasks.beside import read_beside
 from llmtrain.tasks.load import is_rows, load_task, task_of_rows
 from llmtrain.tasks.task import (
@@ -94,14 +95,26 @@ def read_tasks(
     for word in words:
         name, _, file = word.partition("=")
         if is_rows(name):
-            task, source = task_of_rows(first_row(name)), Source(path=name)
+            task, source = _task_of_file(name), Source(path=name)
         else:
             task = load_task(name, key)
+            if task.hub is None and not (file or data):
+                raise ValueError(f"{key}: {name} has no data on the hub: name its file, as {name}=FILE")
             source = task_source(task, file or data)
         if task.name in {each.task.name for each in found}:
-            raise ValueError(f"{key}: {task.name} is there twice: measure one of them at a time")
+            raise ValueError(
+                f"{key}: {task.name} is there twice, the second time as {word}: measure one of them at a time, or give "
+                "one a name by a task of yours (FILE.py)"
+            )
         found.append(read_task(task, source, limit=limit, shots=shots))
     return found
+
+
+def _task_of_file(path: str) -> Task:
+    try:
+        return task_of_rows(first_row(path))
+    except RowFault as fault:
+        raise ValueError(f"{path}: {fault}") from None
 
 
 def first_row(path: str) -> Fields:
@@ -202,7 +215,7 @@ def _rows(task: Task, source: Source) -> Iterator[TaskRow[object]]:
     def is_row(row: Row) -> bool:
         try:
             task.item(row.fields)
-        except RowFault:
+        except Exception:  # a user's task raises what it likes
             return False
         return True
 
@@ -222,6 +235,8 @@ def _rows(task: Task, source: Source) -> Iterator[TaskRow[object]]:
             item = task.item(fields)
         except RowFault as fault:
             raise ValueError(f"{row.where}: not in the form of {task.name}: {fault}") from None
+        except Exception as error:
+            raise ValueError(f"{row.where}: the item of {task.name} fails: {error_and_place(error)}") from error
         yield TaskRow(item, key_of(item), row.where, fields)
 
 

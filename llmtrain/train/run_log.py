@@ -30,7 +30,7 @@ from llmtrain.system.run_files import (
     evaluation_path,
 )
 from llmtrain.system.terminal import shown_output
-from llmtrain.system.visible import visible_line
+from llmtrain.system.visible import visible_message
 from llmtrain.train.sample_file import append_samples, keep_samples
 
 Row = Mapping[str, float | int]
@@ -173,7 +173,7 @@ class RunLog:
 
     def _log(self, text: str) -> None:
         """A line for the log file only."""
-        append_text(self._log_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible_line(text)}\n", FREE_RUN)
+        append_text(self._log_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible_message(text)}\n", FREE_RUN)
 
     def _write(self, row: Row) -> None:
         line = json.dumps({name: _plain(value) for name, value in row.items()}, allow_nan=False)

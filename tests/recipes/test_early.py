@@ -12,6 +12,10 @@ import pytest
 from tiny_chat import write_config, write_model, write_rows
 from tiny_run import SFT, run_here
 
+from llmtrain.config.load import validate
+from llmtrain.config.recipes import SftConfig
+from llmtrain.recipes.early import check_early
+
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "transformers", "datasets", "accelerate", "peft"):
@@ -115,3 +119,12 @@ def test_what_needs_the_data_or_the_models_configuration_is_found_before_its_wei
     assert ended.code == 2 and told in ended.err and ended.err.count("\n") == 1, ended.err
     if "odd" in told:
         assert "tokenizing" not in ended.out  # nor is a good source tokenized first
+
+
+def test_a_name_that_holds_a_pattern_is_a_file_if_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows [final] *.jsonl"
+    path.write_text("{}", encoding="utf-8")
+    least = {"run": {"dir": str(tmp_path / "r")}, "model": {"path": "org/base"}, "train": {"steps": 1}}
+    check_early(validate(SftConfig, {**least, "data": {"train": str(path)}}))
+    with pytest.raises(ValueError, match="no file matches"):
+        check_early(validate(SftConfig, {**least, "data": {"train": f"{path}x"}}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from llmtrain.eval.bias.likelihoods import bias_result, bias_results
 from llmtrain.eval.tasks.likelihood import Likelihood, Request, likelihoods, request_of
@@ -24,8 +25,11 @@ from llmtrain.eval.tasks.results import (
     TaskResult,
 )
 from llmtrain.eval.tasks.subject import Subject
+from llmtrain.rewards.row import RowError
+from llmtrain.rewards.score import plain_number
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.stop_texts import StopTexts
+from llmtrain.system.files import error_and_place
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import (
     AnswerItem,
@@ -35,6 +39,7 @@ from llmtrain.tasks.task import (
     ChoiceTask,
     ContinuationItem,
     ContinuationTask,
+    Fields,
     Task,
     TextTask,
 )
@@ -220,10 +225,7 @@ def _answers(
     watch.done(len(texts))
     asked = [row.item.prompt for row in task_rows.rows if isinstance(row.item, AnswerItem)]
     fields = [row.fields for row in task_rows.rows]
-    scores = {name: score(asked, texts, fields) for name, score in task.scores.items()}
-    for name, values in scores.items():
-        if len(values) != len(texts) or not all(math.isfinite(value) for value in values):
-            raise ValueError(f"{task.name}: the score {name} does not return a finite number for each response")
+    scores = {name: _scored(task, name, asked, texts, fields) for name in task.scores}
     return [
         ItemResult(
             task.name,
@@ -238,6 +240,22 @@ def _answers(
         )
         for i, row in enumerate(task_rows.rows)
     ]
+
+
+def _scored(task: AnswerTask, name: str, prompts: list[str], responses: list[str], rows: list[Fields]) -> list[float]:
+    """A task's score of each response. Raises ValueError if it fails, as a user's may, or gives no numbers."""
+    try:
+        values = [plain_number(value) for value in task.scores[name](list(prompts), list(responses), rows)]
+    except RowError as error:
+        raise ValueError(f"{task.name}: the score {name} fails: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{task.name}: the score {name} fails: {error_and_place(error)}") from error
+    if len(values) != len(responses):
+        raise ValueError(f"{task.name}: the score {name} returns {len(values)} numbers for {len(responses)} responses")
+    for value in values:
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{task.name}: the score {name} returns {value!r:.40}: return a finite number")
+    return [float(value) for value in values]
 
 
 def _prompt(subject: Subject, before: str, row: TaskRow[object], chat: bool) -> list[int]:

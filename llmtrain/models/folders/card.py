@@ -7,6 +7,7 @@ before and after, limits for the person to write.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from llmtrain.config.load import parsed_yaml
 from llmtrain.models.folders.card_pair import Pair, pair_lines
 from llmtrain.models.folders.files import CARD, TRAINING
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
+from llmtrain.models.folders.markdown import HUB_ID, cell, code, hub_link, plain, python_text
 from llmtrain.models.folders.origin import Origin
 from llmtrain.system.paths import is_local
 
 MODEL_LIBRARY, ADAPTER_LIBRARY = "library_name: transformers", "library_name: peft"
-NAME = re.compile(r'from_pretrained\(\s*"([^"]*)"')
+NAME = re.compile(r'from_pretrained\(\s*"((?:[^"\\]|\\.)*)"')
 
 CHAT = """
 
@@ -36,11 +38,11 @@ inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0], skip_special_tokens=True))"""
 
 OTHER_WEIGHTS = (
-    "peft by itself loads `{hub_id}`, as `adapter_config.json` names it: those are the original weights, not the "
+    "peft by itself loads {hub_id}, as `adapter_config.json` names it: those are the original weights, not the "
     "rounded ones that this adapter was trained on, so its answers differ from those that were measured."
 )
 MERGES_FIRST = (
-    "Its base is made from {base}. `llmtrain merge {name} OUTPUT` makes it again and adds the adapter in; the base's "
+    "Its base is made from {base}. {command} makes it again and adds the adapter in; the base's "
     "place on another machine is given with `--base PATH`. OUTPUT then opens as the model does here:"
 )
 
@@ -86,14 +88,17 @@ def model_card(facts: CardFacts) -> str:
     config, kind = facts.config, facts.kind
     name, origin = model_name(config), facts.origin
     front: dict[str, Any] = {"pipeline_tag": kind.pipeline, "tags": ["llmtrain"]}
-    if origin is not None and origin.hub_id is not None:
+    if origin is not None and origin.hub_id is not None and HUB_ID.fullmatch(origin.hub_id):
         front["base_model"] = origin.hub_id
     licence = None if origin is None else base_licence(origin.hub_id or origin.path)
     if licence is not None:
         front["license"] = licence
     merges_first = facts.is_adapter and origin is not None and origin.peft_path != origin.path
-    code = kind.adapter_code if facts.is_adapter and not merges_first else kind.code
-    example = code.replace("PATH", name) + ("" if not kind.generates else CHAT if facts.chats else CONTINUE)
+    loads = kind.adapter_code if facts.is_adapter and not merges_first else kind.code
+    example = loads.replace("PATH", python_text(name)) + (
+        "" if not kind.generates else CHAT if facts.chats else CONTINUE
+    )
+    merging = code(f"llmtrain merge {shlex.quote(name)} OUTPUT")
     return "\n".join(
         [
             "---",
@@ -101,7 +106,7 @@ def model_card(facts: CardFacts) -> str:
             yaml.safe_dump(front, sort_keys=False).strip(),
             "---",
             "",
-            f"# {name.rsplit('/', 1)[-1]}",
+            f"# {plain(name.rsplit('/', 1)[-1])}",
             "",
             _subject(facts),
             "",
@@ -109,13 +114,17 @@ def model_card(facts: CardFacts) -> str:
             "",
             "## Use",
             "",
-            *([MERGES_FIRST.format(name=name, base=_linked(origin)), ""] if merges_first and origin else []),
-            *([OTHER_WEIGHTS.format(hub_id=origin.hub_id), ""] if merges_first and origin and origin.hub_id else []),
+            *([MERGES_FIRST.format(command=merging, base=_linked(origin)), ""] if merges_first and origin else []),
+            *(
+                [OTHER_WEIGHTS.format(hub_id=code(origin.hub_id)), ""]
+                if merges_first and origin and origin.hub_id
+                else []
+            ),
             "```python",
             example,
             "```",
             "",
-            f"`{name}` is this folder: give its path, or its name on the hub.",
+            f"{code(name)} is this folder: give its path, or its name on the hub.",
             "",
             "## Training",
             "",
@@ -218,18 +227,18 @@ def _subject(facts: CardFacts) -> str:
 
 def _linked(origin: Origin) -> str:
     """A base by its name: linked where the hub has it, without the path of a folder."""
-    linked = None if origin.hub_id is None else f"[{origin.hub_id}](https://huggingface.co/{origin.hub_id})"
+    linked = None if origin.hub_id is None else hub_link(origin.hub_id)
     if origin.form == "hub" and linked is not None:
         return linked
-    name = f"`{Path(origin.path.rpartition(':')[2]).name}`"
+    name = code(Path(origin.path.rpartition(":")[2]).name)
     if origin.form == "adapter" and Path(origin.path).name == "model":  # of a run
-        name = f"`{Path(origin.path).parent.name}`"
+        name = code(Path(origin.path).parent.name)
     return name if linked is None else f"{name} ({linked})"
 
 
 def _licence_note(base: Origin | None, licence: str | None) -> str:
     if licence is not None:
-        return f"{licence}, that of its base."
+        return f"{plain(licence)}, that of its base."
     if base is None:
         return "not chosen yet."
     return "unknown: its base's card names none here; look it up before you publish."
@@ -245,7 +254,7 @@ def _data(facts: CardFacts) -> Iterator[str]:
         rows = account.get("kept", {}).get("train", {}).get("documents")
         tokens = account.get("tokens", {}).get("train", {}).get("tokens")
         cells = ("" if each is None else f"{each:,}" for each in (rows, tokens))
-        yield f"| {_source_name(source['path'])} | {' | '.join(cells)} |"
+        yield f"| {cell(_source_name(source['path']))} | {' | '.join(cells)} |"
     if (trained := facts.ledger.get("training", {}).get("tokens_trained")) is not None:
         yield ""
         yield f"{int(trained):,} tokens were trained on, repeats included."
@@ -253,8 +262,8 @@ def _data(facts: CardFacts) -> Iterator[str]:
 
 def _source_name(path: str) -> str:
     if is_local(path) or Path(path).suffix or any(character in path for character in "*?["):
-        return f"`{Path(path).name}`"
-    return f"[{path}](https://huggingface.co/datasets/{path})"
+        return code(Path(path).name)
+    return hub_link(path, "datasets/")
 
 
 def _results(facts: CardFacts) -> Iterator[str]:

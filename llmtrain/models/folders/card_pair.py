@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from llmtrain.models.folders.markdown import cell, plain
+from llmtrain.system.visible import visible_line
+
 
 @dataclass(frozen=True)
 class PairRow:
@@ -48,8 +51,15 @@ def pair_lines(pair: Pair) -> Iterator[str]:
         yield "| measured | before | after | difference, 95 % interval | items | after training it is |"
         yield "| --- | --- | --- | --- | --- | --- |"
         for row in pair.rows:
-            cells = (row.what, f"{row.before:.4g}", f"{row.after:.4g}", row.interval, f"{row.num_items:,}", row.verdict)
+            cells = (
+                cell(plain(row.what)),
+                f"{row.before:.4g}",
+                f"{row.after:.4g}",
+                row.interval,
+                f"{row.num_items:,}",
+                row.verdict,
+            )
             yield f"| {' | '.join(cells)} |"
         yield ""
     for line in (*pair.meanings, *pair.notes):
-        yield f"- {line}"
+        yield f"- {visible_line(line)}"

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from llmtrain.config.load import yaml_text
 from llmtrain.config.recipes import PretrainConfig, RecipeConfig, TuningConfig, without_before_after
 from llmtrain.runs.folder import ENVIRONMENT, LEDGER, read_json
 from llmtrain.system.files import FREE_RUN, write_bytes
@@ -89,7 +88,7 @@ def probe(target: Target, folder: Path, launcher: str | None, stop_requested: Ca
     tree = target.tree_with(short)
     path = folder / "configs" / "probe.yaml"
     path.parent.mkdir(exist_ok=True)
-    write_bytes(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode(), FREE_RUN)
+    write_bytes(path, yaml_text(tree).encode(), FREE_RUN)
     plan = RunPlan(
         command=target.command(str(path), launcher),
         folder=run_folder,

@@ -8,14 +8,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from llmtrain.config.help import yaml_scalar
-from llmtrain.config.load import read_yaml, validate
+from llmtrain.config.load import read_yaml, validate, yaml_text
 from llmtrain.system.console import print_line
 from llmtrain.system.counted import counted
 from llmtrain.system.files import FREE_RUN, one_line, write_bytes
+from llmtrain.system.visible import visible_line
 from llmtrain.tune.child import Stopped
 from llmtrain.tune.stop import stop_signals
 from llmtrain.tune.sweep.auto import probe, propose
@@ -85,7 +85,7 @@ def _proposed(request: Request, given: Target, folder: Path, say: Say, stop_requ
             say("--auto: three steps of the configuration, to see how fast it trains")
             seen = probe(given, folder, request.launcher, stop_requested)
             proposal = asdict(propose(given, seen, request.budget.hours))
-            write_bytes(path, yaml.safe_dump(proposal, sort_keys=False, allow_unicode=True).encode(), FREE_RUN)
+            write_bytes(path, yaml_text(proposal).encode(), FREE_RUN)
     proposal = read_yaml(path)
     for line in proposal["lines"]:
         say(f"--auto: {line}")
@@ -199,7 +199,7 @@ def best_text(asked: Sweep, best: TrialRecord, folder: Path) -> str:
         *(f"# {change}" for change in changes(asked.given, best.values)),
         f"# llmtrain {asked.target.verb} {shlex.quote(str(folder / BEST_FILE))}",
     ]
-    return "\n".join(lines) + "\n" + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return "\n".join(map(visible_line, lines)) + "\n" + yaml_text(tree)
 
 
 def changes(target: Target, values: Mapping[str, Any]) -> list[str]:

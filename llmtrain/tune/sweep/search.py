@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from llmtrain.config.load import validate
+from llmtrain.config.load import validate, yaml_text
 from llmtrain.config.recipes import without_before_after
 from llmtrain.system.files import FREE_RUN, write_bytes
 from llmtrain.tune.child import POLL_SECONDS, Stopped
@@ -151,7 +149,7 @@ def _run_plan(sweep: Sweep, study: Study, record: TrialRecord, seed: int) -> Run
     config = validate(sweep.target.schema, tree)
     path = study.folder / "configs" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
-    write_bytes(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode(), FREE_RUN)
+    write_bytes(path, yaml_text(tree).encode(), FREE_RUN)
     return RunPlan(
         command=sweep.target.command(str(path), sweep.launcher),
         folder=folder,

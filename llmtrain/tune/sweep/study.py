@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from llmtrain.config.load import read_yaml
+from llmtrain.config.load import read_yaml, yaml_text
 from llmtrain.system.files import FREE_RUN, write_bytes
 from llmtrain.system.lease import Lease, Watch, contents, try_to_take
 from llmtrain.tune.sweep.storage import StudyLock, open_storage
@@ -249,7 +249,7 @@ def _record(folder: Path, search: Search) -> None:
                     "folder with --dir"
                 )
         return
-    write_bytes(path, yaml.safe_dump(here, sort_keys=False, allow_unicode=True).encode(), FREE_RUN)
+    write_bytes(path, yaml_text(here).encode(), FREE_RUN)
 
 
 def make_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from llmtrain.config.data import Source
 from llmtrain.config.help import help_text
-from llmtrain.config.load import load_config, save_config, validate
+from llmtrain.config.load import load_config, parsed_yaml, save_config, validate, yaml_text
 from llmtrain.config.marks import Feature
 from llmtrain.config.other_tools import OURS
 from llmtrain.config.recipes import (
@@ -24,6 +24,7 @@ from llmtrain.config.recipes import (
 from llmtrain.config.sections import iter_keys
 from llmtrain.config.tokenizer import TokenizerTrainConfig
 from llmtrain.config.which import STAGES
+from llmtrain.system.visible import visible
 from llmtrain.train.engines.table import FEATURES
 
 LEAST: dict[str, Any] = {
@@ -292,3 +293,16 @@ def test_a_file_wins_over_a_shipped_configuration_of_its_name(
     (tmp_path / "demo").rmdir()
     (tmp_path / "least.yaml").rename(tmp_path / "demo")
     assert load_config(PretrainConfig, ["demo"]).run.dir == "runs/x"
+
+
+@pytest.mark.parametrize("text", ["a\u202eb", "a\u200b\U000e0041", "\x1b[2J\x9b", "one\ntwo\r", "é 中 😀"])
+def test_a_configuration_is_saved_so_that_all_of_it_is_seen_and_read_back(text: str, tmp_path: Path) -> None:
+    saved = yaml_text({"data": {"system_prompt": text}})
+    assert visible(saved) == saved and parsed_yaml(saved) == {"data": {"system_prompt": text}}
+    assert "é 中 😀" in yaml_text("é 中 😀")
+
+
+def test_an_emoji_in_the_escapes_of_json_is_one_and_half_of_it_is_refused() -> None:
+    assert parsed_yaml('{"a": ["\\ud83d\\ude00"]}') == {"a": ["😀"]}
+    with pytest.raises(ValueError, match=r"not valid YAML: .*half a surrogate pair"):
+        parsed_yaml('a: "\\ud83d"')

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,14 @@ from transformers import (
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
 from llmtrain.models.folders.bases import origin_of
-from llmtrain.models.folders.card import CardFacts, model_card
+from llmtrain.models.folders.card import CardFacts, as_model_card, model_card
+from llmtrain.models.folders.card_pair import Pair, PairRow
+from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.model import ExportSpec, export_model, save_tokenizer
 from llmtrain.models.load import load_model
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
+from llmtrain.system.visible import visible
 
 CARD = "---\nlibrary_name: transformers\n---\n"
 TOKENS = torch.tensor([256, *range(65, 91), 257])
@@ -242,3 +248,32 @@ def test_the_tokenizer_warns_at_the_models_positions_whatever_its_field_is_calle
         folder.mkdir()
         save_tokenizer(folder, ExportSpec(shape, byte_level_bpe()))
         assert AutoTokenizer.from_pretrained(folder).model_max_length == 48
+
+
+def test_names_of_others_are_shown_in_a_card_and_make_no_markdown(tmp_path: Path) -> None:
+    evil = 'a`b\x1b[2J\u202e| c |\n# Free <script>"'
+    base = tmp_path / evil.replace("/", "")
+    base.mkdir()
+    (base / "README.md").write_text('---\nlicense: "mit\\n\\n# Not us <b>"\n---\n', encoding="utf-8")
+    (base / "config.json").write_text("{}", encoding="utf-8")
+    origin = origin_of(str(base))
+    assert origin is not None
+    config = {"run": {"dir": f"runs/{evil}"}, "model": {}, "data": {"train": [{"path": f"x/{evil}.csv"}]}}
+    pair = Pair([PairRow(f"{evil}: acc", 0, 1, 1, math.nan, math.nan, 5, "better")], [], [f"Not measured: {evil}"])
+    for hub_id in (None, "x](http://evil) <b>\n# H"):
+        card = model_card(
+            CardFacts(config, {}, {}, {}, 1, is_adapter=True, origin=replace(origin, hub_id=hub_id), pair=pair)
+        )
+        headings = [line for line in card.splitlines() if line.startswith("#")]
+        assert headings[0].startswith("# a\\`b") and "\\<script\\>" in headings[0] and len(headings) == 6
+        assert visible(card) == card and "](http://evil)" not in card.replace("`x](http://evil)", "")
+        table = [line for line in card.splitlines() if line.startswith("| ") and "Free" in line]
+        assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [4, 7]
+        code = card.split("```python\n")[1].split("\n```")[0]
+        named = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert evil in named
+        assert evil in [n.value for n in ast.walk(ast.parse(_merged_code(card))) if isinstance(n, ast.Constant)]
+
+
+def _merged_code(card: str) -> str:
+    return as_model_card(card, LANGUAGE).split("```python\n")[1].split("\n```")[0]

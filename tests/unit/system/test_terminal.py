@@ -17,7 +17,7 @@ from rich.text import Text
 from llmtrain.system.console import open_console, print_line
 from llmtrain.system.json_lines import json_line
 from llmtrain.system.terminal import ShownStream, say, say_error, shown_output
-from llmtrain.system.visible import visible_line
+from llmtrain.system.visible import MESSAGE_CHARS, visible_line
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
@@ -42,6 +42,14 @@ def test_a_message_is_one_line_whatever_is_in_it(text: str, capsys: pytest.Captu
     say_error(f"{text}\nfinished: all is well")
     for output in capsys.readouterr():
         assert output == f"{visible_line(text)}\\nfinished: all is well\n"
+
+
+def test_a_message_that_quotes_a_million_letters_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    say("its fields: " + "k" * 1_000_000)
+    say_error("k" * MESSAGE_CHARS)
+    out, err = capsys.readouterr()
+    assert len(out) < MESSAGE_CHARS + 100 and out.endswith("k... (1,000,012 characters)\n")
+    assert err == "k" * MESSAGE_CHARS + "\n"
 
 
 def test_texts_with_lines_keep_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +94,13 @@ def test_letters_that_the_terminal_lacks_become_escapes() -> None:
 
 @pytest.mark.parametrize(
     ("text", "drawn"),
-    [("\r50% loading", "\r50% loading"), ("\n\x1b[A", "\n\x1b[A"), ("\r\x1b[2J", "\r\\x1b[2J"), ("a\rb", "a\\x0db")],
+    [
+        ("\r50% loading", "\r50% loading"),
+        ("\n\x1b[A", "\n\x1b[A"),
+        ("\r\x1b[2J", "\r\\x1b[2J"),
+        ("a\rb", "a\\x0db"),
+        ("\rdone\n", "\\x0ddone\n"),
+    ],
 )
 def test_a_progress_bar_is_drawn_where_there_is_a_terminal(text: str, drawn: str) -> None:
     under = io.StringIO()

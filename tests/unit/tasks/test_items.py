@@ -13,7 +13,7 @@ from llmtrain.config.data import Source
 from llmtrain.tasks.gsm8k import flexible, strict
 from llmtrain.tasks.load import TASKS, load_task, reward_of, task_of_rows
 from llmtrain.tasks.own_rows import right
-from llmtrain.tasks.rows import read_task, task_source
+from llmtrain.tasks.rows import read_task, read_tasks, task_source
 from llmtrain.tasks.task import AnswerItem, AnswerTask, ChoiceItem, ContinuationItem
 
 RECORDED = json.loads((Path(__file__).parents[2] / "parity" / "lm_eval_0_4_13.json").read_text())
@@ -246,3 +246,29 @@ def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
         load_task(str(tmp_path / "odd.py"), "--tasks")
     with pytest.raises(ValueError, match="the task piqa scores no generated answers"):
         reward_of("piqa", "rollout.rewards[0]")
+    with pytest.raises(ValueError, match=r"task:mine\.jsonl is a file of rows: .* the reward task:answers"):
+        reward_of("mine.jsonl", "rollout.rewards[0]")
+
+
+def test_rows_of_no_task_are_refused_with_the_forms_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"word": "hot", "opposite": "cold"}])
+    with pytest.raises(ValueError, match=r"fields 'word', 'opposite' are of no task: .*prompt, answer.* FILE\.py=ROWS"):
+        read_tasks([str(path)], "--tasks", None, None)
+
+
+def test_a_users_task_without_a_file_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from llmtrain.tasks.task import TextTask\nTASK = TextTask('t', 's', lambda fields: fields['text'])"
+    )
+    with pytest.raises(ValueError, match=r"eval\.tasks: .*own\.py has no data on the hub: .* as .*own\.py=FILE"):
+        read_tasks([str(path)], "eval.tasks", None, None)
+
+
+def test_an_item_of_a_users_task_that_raises_names_the_row_and_the_line_of_code(tmp_path: Path) -> None:
+    path, rows = tmp_path / "own.py", write(tmp_path / "rows.jsonl", [{"text": "a"}, {"txt": "b"}])
+    path.write_text(
+        "from llmtrain.tasks.task import TextTask\nTASK = TextTask('t', 's', lambda fields: fields['text'])"
+    )
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: the item of t fails: KeyError: 'text' \(.*own\.py:2\)"):
+        read_tasks([f"{path}={rows}"], "--tasks", None, None)

@@ -195,6 +195,23 @@ def test_answers_are_cut_at_a_stop_text_and_scored(subject: Subject, folder: Pat
     assert [(each.name, each.unit) for each in cut.measures] == [("own", "mean"), ("ends", "share")]
 
 
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda prompts, responses, rows: [row["x"] for row in rows], r"fails: KeyError: 'x' \(.*test_measure\.py:"),
+        (lambda prompts, responses, rows: ["yes"] * len(rows), "returns 'yes': return a finite number"),
+        (lambda prompts, responses, rows: [1.0], "returns 1 numbers for 2 responses"),
+        (lambda prompts, responses, rows: None, "fails: TypeError"),
+        (lambda prompts, responses, rows: [math.nan] * len(rows), "returns nan"),
+    ],
+)
+def test_a_score_of_a_users_task_that_fails_is_one_line(subject: Subject, score: Any, message: str) -> None:
+    task = AnswerTask("t", "s", lambda fields: AnswerItem(""), {"own": score})
+    asked = replace(rows("answers", [AnswerItem("ab"), AnswerItem("cd")]), task=task)
+    with pytest.raises(ValueError, match=f"t: the score own {message}"):
+        measure(subject, asked, Asking(generated(subject), (), max_new_tokens=2))
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_an_answer_that_ends_at_a_stop_text_is_the_one_that_goes_on_and_is_cut(subject: Subject, length: int) -> None:
     items, plain = [AnswerItem(text) for text in ("ab", "cd", "efg", "h")], generated(subject)
