@@ -88,7 +88,7 @@ def _train(run: Run[PolicyStageConfig]) -> None:
     require_fixed_rope(model.config, config.data.max_seq_len)
     shards = runtime.shards_parameters
     runtime.say(CHECKING)
-    roles = build_roles(config, model, loaded.plan, critic_start(config), runtime, shards_parameters=shards)
+    roles = build_roles(config, model, loaded.plan, critic_start(config), runtime, sharding=runtime.sharding)
     module = roles.module
     runtime.say(f"{roles.description}; {trained_report(run, module)}")
     # With an adapter the base stays frozen, so a reward model on the same base shares its weights, unless sharded.

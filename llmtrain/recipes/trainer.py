@@ -300,10 +300,11 @@ def _measure(run: Run[Config], training: Training[BatchType], prepared: nn.Modul
 def _path_line(training: Training[BatchType]) -> str:
     """How documents run together; of padded rows of stored data, with the share of padding in a first step."""
     facts = training.module.facts()
-    if facts["attention"] != "padded" or training.stored is None:
+    grouping = facts["attention"]
+    if (grouping != "padded" and grouping != "whole") or training.stored is None:
         return str(facts["path"])
     batches = training.stored.next_step() or []  # it does not move on
-    return f"{facts['path']}; {padding_share(batches):.0%} of this rank's first step is padding"
+    return f"{facts['path']}; {padding_share(batches, grouping):.0%} of this rank's first step is padding"
 
 
 def _matrix_layouts(module: TrainedModule, say: Report) -> dict[nn.Parameter, MatrixLayout]:

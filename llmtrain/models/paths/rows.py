@@ -22,9 +22,9 @@ class Lengths(Protocol):
     def segment_lengths(self) -> tuple[int, ...]: ...
 
 
-def padding_share(batches: Sequence[Lengths]) -> float:
-    """The share of padding in the padded rows of some microbatches."""
-    groups = [group_documents(batch.segment_lengths, "padded", torch.device("cpu")) for batch in batches]
+def padding_share(batches: Sequence[Lengths], grouping: Grouping) -> float:
+    """The share of padding in the rows of some microbatches."""
+    groups = [group_documents(batch.segment_lengths, grouping, torch.device("cpu")) for batch in batches]
     computed = sum(each.num_computed for each in groups)
     return 1 - sum(each.num_tokens for each in groups) / computed if computed else 0.0
 
