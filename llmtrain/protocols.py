@@ -136,8 +136,8 @@ class TrainedModule(nn.Module):
         raise NotImplementedError
 
     def facts(self) -> dict[str, str | bool]:
-        """How it computes, for the run's record: the attention kernel, whether it holds all logits at once, and `path`,
-        one line on how documents run together."""
+        """How it computes, for the run's record: the attention kernel, whether it holds all logits at once, `path`, one
+        line on how documents run together, and `unreached`, one on parameters that not every document reaches."""
         raise NotImplementedError
 
 

@@ -53,9 +53,9 @@ class Unreached:
 
     @property
     def line(self) -> str:
-        """What the log adds to a run's path; empty if every document reaches all."""
+        """One line for the log; empty if every document reaches all."""
         found = [(self.by_any, "reached by no document"), (self.by_some, "not reached by every document")]
-        return "".join(f"; {len(group)} parameters are {how}, as {group[0].name}" for group, how in found if group)
+        return "; ".join(f"{len(group)} parameters are {how}, as {group[0].name}" for group, how in found if group)
 
 
 def find_unreached(model: nn.Module, embedding: nn.Module, compute: Compute) -> Unreached:

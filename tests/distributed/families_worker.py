@@ -132,7 +132,7 @@ def run(runtime: Runtime, kind: Kind, file: Path) -> dict[str, Any]:
     state = {f"{name}/{key}": value for name, tensors in runtime.named_state() for key, value in tensors.items()}
     if runtime.is_main:
         save_file({key: value.clone() for key, value in state.items()}, file)
-    return {"logged": logged, "path": module.facts()["path"]}
+    return {"logged": logged, "unreached": module.facts()["unreached"]}
 
 
 def main() -> None:

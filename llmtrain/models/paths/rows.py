@@ -5,7 +5,7 @@ Padding is on the right, so no document sees any of it: there is no mask, and at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,6 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmtrain.models.paths.groups import Grouping, Groups, group_documents
+
+
+PADDED: Mapping[str, Grouping] = {"padded": "padded", "whole": "whole"}
+"""Kernels whose rows have padding -> how documents are grouped for them."""
 
 
 class Lengths(Protocol):

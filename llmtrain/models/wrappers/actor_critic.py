@@ -93,7 +93,8 @@ class ActorCritic(TrainedModule):
         return {
             "attention": self.kernel,
             "whole_logits": self.whole_logits,
-            "path": self.path.line + self.unreached.line,
+            "path": self.path.line,
+            "unreached": self.unreached.line,
         }
 
     def forward(self, batch: ResponseBatch) -> PolicyOutputs:

@@ -56,7 +56,8 @@ class CausalLMLoss(TrainedModule):
         return {
             "attention": self.kernel,
             "whole_logits": self.whole_logits,
-            "path": self.path.line + self.unreached.line,
+            "path": self.path.line,
+            "unreached": self.unreached.line,
         }
 
     def forward(self, batch: PackedTokens, options: LossOptions = LossOptions()) -> TokenLoss:

@@ -50,7 +50,7 @@ class RewardModel(TrainedModule):
         return parameters_by_kind(self.model, self.unreached.ids)
 
     def facts(self) -> dict[str, str | bool]:
-        return {"attention": self.kernel, "path": self.path.line + self.unreached.line}
+        return {"attention": self.kernel, "path": self.path.line, "unreached": self.unreached.line}
 
     def forward(self, batch: PreferencePairs | PackedTokens) -> Float[Tensor, " segments"]:
         """The score of each document, at its last token: the last of a segment."""

@@ -71,6 +71,7 @@ def build_roles(
     head = ValueHead(width).to(ranks.device) if has_critic else None
     trunk = None if critic_model is None else checked.path.put_into(critic_model).base_model.to(ranks.device)
     if trunk is not None:
+        assert isinstance(trunk, PreTrainedModel)
         reach_all(trunk, run_trunk, checked.kernel, config.data.max_seq_len, sharding=sharding)
     parts = ["policy with a value head" if has_critic and trunk is None else "policy"]
     parts += ["critic with its own trunk"] if trunk is not None else []
