@@ -24,9 +24,14 @@ Batch_contra = TypeVar("Batch_contra", contravariant=True)
 Counts = Mapping[str, float]
 """Named denominators of one microbatch: `tokens`, always, and what else the loss divides by: pairs, sequences."""
 
-ParamKind = Literal["hidden", "head", "embedding", "vector", "critic"]
+ParamKind = Literal["hidden", "head", "embedding", "vector", "critic", "unreached"]
 """What a parameter does, by which its optimizer is chosen: a matrix between hidden states, the output head, an input
-embedding, a norm or bias; any parameter that only the critic has."""
+embedding, a norm or bias; any parameter that only the critic has; any that no document reaches, which stays."""
+
+
+Sharding = Literal["none", "layers", "modules"]
+"""What an engine gathers at a time of the weights that it shards: a decoder layer (FSDP2), or the own ones of a module,
+around each of its calls, of which every rank has to make equally many (ZeRO-3)."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,8 @@ class TrainedModule(nn.Module):
         raise NotImplementedError
 
     def facts(self) -> dict[str, str | bool]:
-        """How it computes, for the run's record: the attention kernel, whether it holds all logits at once, and `path`,
-        one line on how documents run together."""
+        """How it computes, for the run's record: the attention kernel, whether it holds all logits at once, `path`, one
+        line on how documents run together, and `unreached`, one on parameters that not every document reaches."""
         raise NotImplementedError
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
 DELTA: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -28,3 +32,28 @@ def longrope(positions: int, *, head_dim: int = 8) -> dict[str, Any]:
         "long_factor": [4.0] * (head_dim // 2),
         "original_max_position_embeddings": positions,
     }
+
+
+class ChosenExperts(nn.Module):
+    """Experts in a list, of which each token chooses one: an expert that no token chooses does not run."""
+
+    def __init__(self, width: int, num_experts: int = 4) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, num_experts)
+        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in range(num_experts))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weights, chosen = self.router(hidden).softmax(-1).max(-1)
+        found = torch.zeros_like(hidden)
+        for number in chosen.unique().tolist():
+            is_its = (chosen == number)[..., None]
+            found = found + self.experts[number](hidden) * is_its
+        return found * weights[..., None]
+
+
+class ChoosingLlama(LlamaForCausalLM):
+    """A Llama with experts in a list, in its first layer."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.layers[0].mlp = ChosenExperts(config.hidden_size)

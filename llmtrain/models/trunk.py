@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.models.attention import plan_segments
 from llmtrain.models.paths.rows import Rows
-from llmtrain.system.device import ROWS, AttentionKernel
+from llmtrain.system.device import AttentionKernel
 
 
 class TokenBatch(Protocol):
@@ -54,9 +54,9 @@ class Routed(NamedTuple):
 
 def pack_inputs(batch: TokenBatch, kernel: AttentionKernel) -> Inputs:
     """What a model is called with on a batch; attention is planned once, for all trunks and layers."""
-    if kernel in ROWS:
+    if kernel == "padded" or kernel == "equal" or kernel == "whole":
         assert not any(batch.prefix_lengths), "asked before"
-        return Rows.of(batch.input_ids, batch.segment_lengths, "padded" if kernel == "padded" else "equal")
+        return Rows.of(batch.input_ids, batch.segment_lengths, kernel)
     return packed_inputs(batch, kernel)
 
 

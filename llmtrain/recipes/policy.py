@@ -86,13 +86,12 @@ def _train(run: Run[PolicyStageConfig]) -> None:
     loaded = load_base(run, base, chat)
     model = loaded.model
     require_fixed_rope(model.config, config.data.max_seq_len)
-    shards = runtime.shards_parameters
     runtime.say(CHECKING)
     # With an adapter the base stays frozen, so a reward model on the same base shares its weights, unless sharded.
-    shared = model if loaded.plan is not None and not shards else None
+    shared = model if loaded.plan is not None and runtime.sharding == "none" else None
     first = prompt_at(0)
     start = critic_start(config, runtime.say)
-    roles = build_roles(config, model, loaded.plan, start, runtime, shards_parameters=shards)
+    roles = build_roles(config, model, loaded.plan, start, runtime, sharding=runtime.sharding)
     module = roles.module
     runtime.say(f"{roles.description}; {trained_report(run, module)}")
     of_critic = critic_facts(config, start)

@@ -74,7 +74,7 @@ def _train(run: Run[PreferenceStageConfig]) -> None:
     runtime.say(trained_report(run, model))
     facts = start_facts(loaded, model)
     runtime.say(CHECKING)
-    checked = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
+    checked = prepare_causal_lm(config, model, runtime, sharding=runtime.sharding)
     shared = takes_pairs and shares_prompts(model, checked.kernel, data.max_seq_len, runtime.device, runtime.say)
     module = ActorCritic(checked, temperature=1.0, trains_entropy=False)
 

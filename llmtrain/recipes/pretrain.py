@@ -75,7 +75,7 @@ def _train(run: Run[PretrainConfig]) -> None:
         base_facts(model) if config.model.path is not None else {"configuration": forward_configuration(model.config)}
     )
     runtime.say(CHECKING)
-    module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
+    module = prepare_causal_lm(config, model, runtime, sharding=runtime.sharding)
 
     source = plan.batches(collate, runtime)
     evaluate: Evaluate | None = HeldOut(plan, runtime) if plan.num_eval_packs else None

@@ -60,7 +60,7 @@ def _train(run: Run[RewardStageConfig]) -> None:
     runtime.say(trained_report(run, model))
     facts = start_facts(loaded, model)
     runtime.say(CHECKING)
-    module = prepare_reward_model(config, model, runtime, shards_parameters=runtime.shards_parameters)
+    module = prepare_reward_model(config, model, runtime, sharding=runtime.sharding)
 
     shared = shares_prompts(model, module.kernel, data.max_seq_len, runtime.device, runtime.say)
     packed = partial(pack_pairs, max_seq_len=data.max_seq_len, report=runtime.say, share_prompts=shared)

@@ -70,7 +70,7 @@ def _train(run: Run[SftConfig]) -> None:
     runtime.say(trained_report(run, model))
     facts = start_facts(loaded, model)
     runtime.say(CHECKING)
-    module = prepare_causal_lm(config, model, runtime, shards_parameters=runtime.shards_parameters)
+    module = prepare_causal_lm(config, model, runtime, sharding=runtime.sharding)
     module.neftune_alpha = config.model.neftune_alpha
 
     source = plan.batches(collate, runtime)

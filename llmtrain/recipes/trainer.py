@@ -26,7 +26,7 @@ from llmtrain.models.flops import TrainingFlops
 from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.matrices import matrices_of
 from llmtrain.models.noise import drawn_noise
-from llmtrain.models.paths.rows import padding_share
+from llmtrain.models.paths.rows import PADDED, padding_share
 from llmtrain.protocols import (
     BatchSource,
     BatchType,
@@ -200,6 +200,8 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
     facts = training.module.facts()
     runtime.say(_path_line(training))
+    if facts["unreached"]:
+        runtime.say(str(facts["unreached"]))
     if run.may_write():
         parameters = list(training.module.parameters())
         machine = {
@@ -300,10 +302,11 @@ def _measure(run: Run[Config], training: Training[BatchType], prepared: nn.Modul
 def _path_line(training: Training[BatchType]) -> str:
     """How documents run together; of padded rows of stored data, with the share of padding in a first step."""
     facts = training.module.facts()
-    if facts["attention"] != "padded" or training.stored is None:
+    grouping = PADDED.get(str(facts["attention"]))
+    if grouping is None or training.stored is None:
         return str(facts["path"])
     batches = training.stored.next_step() or []  # it does not move on
-    return f"{facts['path']}; {padding_share(batches):.0%} of this rank's first step is padding"
+    return f"{facts['path']}; {padding_share(batches, grouping):.0%} of this rank's first step is padding"
 
 
 def _matrix_layouts(module: TrainedModule, say: Report) -> dict[nn.Parameter, MatrixLayout]:

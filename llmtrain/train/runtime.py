@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmtrain.protocols import Counts, Metrics
+from llmtrain.protocols import Counts, Metrics, Sharding
 from llmtrain.system.ending import Ending, Kind, LaunchEnded
 from llmtrain.system.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
 from llmtrain.system.files import one_line
@@ -93,9 +93,14 @@ class Runtime:
             self.barrier()  # from here on every rank is watched
 
     @property
+    def sharding(self) -> Sharding:
+        """What the engine gathers at a time of parameters that it shards."""
+        return self._engine.sharding
+
+    @property
     def shards_parameters(self) -> bool:
-        """Whether a module's parameters are whole only during that module's own call."""
-        return self._engine.shards_parameters
+        """Whether parameters are whole only during a call."""
+        return self.sharding != "none"
 
     @property
     def supports_partial_backward(self) -> bool:

@@ -148,7 +148,7 @@ def run(runtime: Runtime, kind: str, folder: Path, name: str, mean_of_means: boo
     model = AutoModelForCausalLM.from_config(SHAPE, attn_implementation=ATTENTION)
     adapter = config.adapter
     plan = None if adapter.kind == "none" else AdapterPlan(adapter, (), config.run.seed)
-    roles = build_roles(config, model, plan, None, runtime, shards_parameters=runtime.shards_parameters)
+    roles = build_roles(config, model, plan, None, runtime, sharding=runtime.sharding)
     module, reference, parameters = roles.module, roles.reference, roles.module.parameters_by_kind()
     assert reference is not None
     num_parameters = sum(p.numel() for p in module.parameters())

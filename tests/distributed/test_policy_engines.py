@@ -17,11 +17,13 @@ import yaml
 from launch import ROOT, launch, launch_with
 from policy_worker import KINDS, NEW_TOKENS
 from safetensors.torch import load_file
-from tiny_rl import write_config, write_task
+from tiny_rl import LETTERS, write_config, write_task
 from tiny_run import RLHF, Ended, metrics, run_here
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from llmtrain.eval.tasks.results import read_evaluation
+from llmtrain.system.run_files import after_path, before_path
 from llmtrain.train.checkpoint import Checkpoint
 
 WORKER = Path(__file__).with_name("policy_worker.py")
@@ -118,7 +120,10 @@ def test_with_an_adapter_the_reference_stands_on_the_base_that_is_trained(update
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_task(tmp_path_factory.mktemp("task"))
+    folder = write_task(tmp_path_factory.mktemp("task"))
+    texts = [" ".join(LETTERS[place:] + LETTERS[:place]) for place in range(5)]
+    (folder / "texts.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +138,7 @@ def trained(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
             folder / f"{kind}_{engine}",
             task,
             train={"steps": STEPS, "microbatch_tokens": 32},
-            eval={"every": 3},
+            eval={"every": 3, "before_after": 7, "general_text": str(task / "texts.jsonl")},
             log={"every": 1},
             **LIVE[kind] | {"rollout": rollout | LIVE[kind].get("rollout", {})},
         )
@@ -201,6 +206,24 @@ def test_what_two_ranks_train_is_that_of_one(trained: Trained, kind: str, engine
         [row["eval_score"] for row in metrics(trained(kind, at)) if "eval_score" in row] for at in ("single", engine)
     ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-9) and len(scores[0]) == 3
+
+
+@pytest.mark.parametrize(("kind", "engine"), PAIRS)
+def test_two_ranks_measure_before_and_after_what_one_does(trained: Trained, kind: str, engine: str) -> None:
+    one, two = trained(kind, "single"), trained(kind, engine)
+    for path in (before_path, after_path):
+        single, split = read_evaluation(path(one)), read_evaluation(path(two))
+        assert single.model["not_measured"] == split.model["not_measured"] == {}
+        assert single.tasks.keys() == split.tasks.keys() == {"held_out_answers", "general_text"}
+        for name, result in single.tasks.items():
+            assert [item.item for item in split.tasks[name].items] == [item.item for item in result.items]
+            for expected, found in zip(result.items, split.tasks[name].items, strict=True):
+                assert found.values == pytest.approx(expected.values, abs=1e-4), (name, found.where)
+                assert found.details == expected.details
+    cards = [
+        (run / "model" / "README.md").read_text().partition("### Before and after training")[2] for run in (one, two)
+    ]
+    assert cards[0] and cards[0].partition("\n## ")[0] == cards[1].partition("\n## ")[0]
 
 
 @pytest.mark.parametrize(("kind", "engine"), PAIRS)

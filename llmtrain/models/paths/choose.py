@@ -92,8 +92,13 @@ def path_of(model: PreTrainedModel, run: Run) -> Path:
 def is_right_at_any_length(path: Path, model: PreTrainedModel, run: Run) -> bool:
     """Whether a path found for documents of some length is also that for documents of all positions of a model."""
     longest = path_of(model, run)
-    kernels = [each.kernel if each.kernel in ROWS else "packs" for each in (path, longest)]
-    return kernels[0] == kernels[1] and path.by_groups == longest.by_groups
+    return _exactness(path) == _exactness(longest)
+
+
+def _exactness(path: Path) -> tuple[str, dict[type[nn.Module], bool]]:
+    """What is padded on a path, however far: its kernel of rows, and whether modules run on equal lengths."""
+    kernel = path.kernel if path.kernel in ROWS else "packs"
+    return "padded" if kernel == "whole" else kernel, {cls: how == "equal" for cls, how in path.by_groups.items()}
 
 
 def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.experts import route_in_fp32
 from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
+from llmtrain.protocols import Sharding
 from llmtrain.system.device import ROWS, AttentionKernel
 
 
@@ -21,6 +22,13 @@ def is_on_plain_packs(model: PreTrainedModel) -> bool:
     """Whether the path that a model was last put into is packs by its attention alone."""
     by_groups = any(isinstance(module, ByRuns) for module in model.modules())
     return model.config._attn_implementation == ATTENTION and not by_groups
+
+
+_ROW = {
+    "padded": "padded to the longest beside it",
+    "equal": "beside others of its length",
+    "whole": "padded to the longest of its microbatch",
+}
 
 
 @dataclass(frozen=True)
@@ -37,22 +45,26 @@ class Path:
     def line(self) -> str:
         """One line for the log: what runs how, and whether it is slower than it could be."""
         if self.kernel in ROWS:
-            how = "padded to the longest beside it" if self.kernel == "padded" else "beside others of its length"
+            how = _ROW[self.kernel]
             return f"a document runs as a row, {how}: slower than packs, as {self.obstacle}"
         names = ", ".join(sorted(each.__name__ for each in self.by_groups))
         return f"documents run in packs, attention by {self.kernel}" + (f"; {names} per group of them" if names else "")
 
-    def for_shards(self) -> Path:
-        """The same for an engine that shards parameters: every rank calls each module equally often.
+    def for_shards(self, sharding: Sharding) -> Path:
+        """The same for an engine that shards parameters: every rank makes equally many calls that gather them.
 
-        Raises ValueError for a path on which that depends on the documents.
+        So all documents of a microbatch are padded to the longest. Raises ValueError for a path on which padding is
+        wrong: then the number of calls depends on the documents.
         """
-        if self.kernel in ROWS or self.needs_equal:
+        by_groups, gathers_in_groups = dict(self.by_groups), sharding == "modules"
+        if self.kernel == "equal" or (gathers_in_groups and self.needs_equal):
             raise ValueError(
-                "this engine shards parameters (FSDP or ZeRO-3), but ranks would call this model unequally often, as "
-                f"{self.line}: take DDP, ZeRO-1 or ZeRO-2"
+                f"this engine shards parameters ({'ZeRO-3' if gathers_in_groups else 'FSDP2'}), but ranks would call "
+                f"this model unequally often, as {self.line}: take DDP, ZeRO-1 or ZeRO-2"
             )
-        return replace(self, by_groups={cls: "whole" if g == "padded" else g for cls, g in self.by_groups.items()})
+        if gathers_in_groups:
+            by_groups = {cls: "whole" if how == "padded" else how for cls, how in by_groups.items()}
+        return replace(self, kernel="whole" if self.kernel == "padded" else self.kernel, by_groups=by_groups)
 
     def put_into(self, model: PreTrainedModel) -> PreTrainedModel:
         """Let a model compute documents on this path, its routers in fp32, in place; the model."""

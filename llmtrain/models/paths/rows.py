@@ -5,7 +5,7 @@ Padding is on the right, so no document sees any of it: there is no mask, and at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,6 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmtrain.models.paths.groups import Grouping, Groups, group_documents
+
+PADDED: Mapping[str, Grouping] = {"padded": "padded", "whole": "whole"}
+"""Kernels whose rows have padding -> how documents are grouped for them."""
 
 
 class Lengths(Protocol):
@@ -22,9 +25,9 @@ class Lengths(Protocol):
     def segment_lengths(self) -> tuple[int, ...]: ...
 
 
-def padding_share(batches: Sequence[Lengths]) -> float:
-    """The share of padding in the padded rows of some microbatches."""
-    groups = [group_documents(batch.segment_lengths, "padded", torch.device("cpu")) for batch in batches]
+def padding_share(batches: Sequence[Lengths], grouping: Grouping) -> float:
+    """The share of padding in the rows of some microbatches."""
+    groups = [group_documents(batch.segment_lengths, grouping, torch.device("cpu")) for batch in batches]
     computed = sum(each.num_computed for each in groups)
     return 1 - sum(each.num_tokens for each in groups) / computed if computed else 0.0
 

@@ -73,7 +73,7 @@ class ActorCritic(TrainedModule):
         self.model: PreTrainedModel = policy.model
         self._no_split_modules = self.model._no_split_modules
         self.kernel: AttentionKernel = policy.kernel
-        self.path = policy.path
+        self.path, self.unreached = policy.path, policy.unreached
         self.whole_logits = policy.whole_logits or not output_head(policy.model).has_logprobs
         self.temperature = temperature
         self.trains_entropy = trains_entropy
@@ -83,14 +83,19 @@ class ActorCritic(TrainedModule):
         return [self.model, *([self.critic] if isinstance(self.critic, PreTrainedModel) else [])]
 
     def parameters_by_kind(self) -> dict[ParamKind, list[nn.Parameter]]:
-        kinds = parameters_by_kind(self.model)
+        kinds = parameters_by_kind(self.model, self.unreached.ids)
         policys = {id(parameter) for group in kinds.values() for parameter in group}
         critics = [part for part in (self.value_head, self.critic) if part is not None]
         parameters = [parameter for part in critics for parameter in part.parameters() if parameter.requires_grad]
         return kinds | {"critic": [parameter for parameter in parameters if id(parameter) not in policys]}
 
     def facts(self) -> dict[str, str | bool]:
-        return {"attention": self.kernel, "whole_logits": self.whole_logits, "path": self.path.line}
+        return {
+            "attention": self.kernel,
+            "whole_logits": self.whole_logits,
+            "path": self.path.line,
+            "unreached": self.unreached.line,
+        }
 
     def forward(self, batch: ResponseBatch) -> PolicyOutputs:
         """Logprobs, entropies and values at the batch's labels; none for an empty batch, but attached to the graph."""

@@ -18,6 +18,7 @@ from llmtrain.models.heads.head import output_head, put_head
 from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.paths.path import Path
 from llmtrain.models.trunk import Inputs, pack_inputs, run_model, run_routed, run_trunk
+from llmtrain.models.unreached import Unreached
 from llmtrain.models.wrappers.neftune import noisy_embeddings
 from llmtrain.protocols import Balance, LossOptions, ParamKind, TokenLoss, TrainedModule
 from llmtrain.system.device import AttentionKernel
@@ -44,6 +45,7 @@ class CausalLMLoss(TrainedModule):
         self.kernel: AttentionKernel = kernel
         self.form = form
         self.path = path or Path(kernel)
+        self.unreached = Unreached()
         self.neftune_alpha: float | None = None
         self.balance = balance_loss(model)
         if form is not None:
@@ -58,10 +60,15 @@ class CausalLMLoss(TrainedModule):
         return [self.model]
 
     def parameters_by_kind(self) -> dict[ParamKind, list[nn.Parameter]]:
-        return parameters_by_kind(self.model)
+        return parameters_by_kind(self.model, self.unreached.ids)
 
     def facts(self) -> dict[str, str | bool]:
-        return {"attention": self.kernel, "whole_logits": self.whole_logits, "path": self.path.line}
+        return {
+            "attention": self.kernel,
+            "whole_logits": self.whole_logits,
+            "path": self.path.line,
+            "unreached": self.unreached.line,
+        }
 
     def forward(self, batch: PackedTokens, options: LossOptions = LossOptions()) -> TokenLoss:
         """Losses summed over the batch's trained tokens by their weights; zero, but attached to every parameter, if

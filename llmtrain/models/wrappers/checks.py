@@ -46,8 +46,8 @@ def wrap_causal_lm(
     model's own logits. Raises ValueError, naming the architecture, for a model that sees later
     tokens, or computes documents together otherwise than one by one, whatever the path.
     """
-    with _checking(model, device):
-        batch = _probe(model, max_seq_len, device)
+    with checking(model, device):
+        batch = probe(model, LENGTHS, max_seq_len)
         _require_causal(model, max_seq_len)
         path, logits, _ = _find_path(model, run_model, batch, kernel, max_seq_len)
         form = head_form(model, batch, logits, in_fp32(path.kernel), max_seq_len)
@@ -58,8 +58,8 @@ def wrap_reward_model(
     model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int, device: torch.device
 ) -> RewardModel:
     """The same for a model with a scalar head, whose scores must be those of `transformers` too."""
-    with _checking(model, device):
-        batch = _probe(model, max_seq_len, device)
+    with checking(model, device):
+        batch = probe(model, LENGTHS, max_seq_len)
         path, _, hidden = _find_path(model, run_its_trunk, batch, kernel, max_seq_len)
         _check_scores(model, batch, hidden)
     return RewardModel(model, path.kernel, path=path)
@@ -67,8 +67,8 @@ def wrap_reward_model(
 
 def require_score_of_last_token(model: PreTrainedModel) -> None:
     """Raise ValueError for a model with a scalar head that `transformers` does not score by its last token."""
-    with _checking(model, model.device):
-        batch = _probe(model, max(LENGTHS), model.device)
+    with checking(model, model.device):
+        batch = probe(model, LENGTHS, max(LENGTHS))
         run = partial(run_its_trunk, model)
         _check_scores(model, batch, torch.cat(_one_by_one(model, run, batch.input_ids.split(batch.segment_lengths))))
 
@@ -93,7 +93,7 @@ def shares_prompts(
 
 
 @contextmanager
-def _checking(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+def checking(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
     """A model on its device, without dropout or gradients and in fp32; then as it was, but for its place."""
     nn.Module.to(model, device)  # the model's own `to` is not typed
     was_training = model.training
@@ -103,11 +103,11 @@ def _checking(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
     model.train(was_training)
 
 
-def _probe(model: PreTrainedModel, max_seq_len: int, device: torch.device) -> Documents:
-    """A pack of four documents."""
-    lengths = tuple(min(length, max_seq_len) for length in LENGTHS)
+def probe(model: PreTrainedModel, lengths: Sequence[int], max_seq_len: int) -> Documents:
+    """A pack of documents of these lengths, as far as a run has such ones, on the model's device."""
+    lengths = tuple(min(length, max_seq_len) for length in lengths)
     positions = torch.cat([torch.arange(length) for length in lengths])
-    return Documents(pseudo_random(model, sum(lengths)).to(device), positions.to(device), lengths)
+    return Documents(pseudo_random(model, sum(lengths)), positions.to(model.device), lengths)
 
 
 def _find_path(
@@ -196,7 +196,7 @@ def _sharing_error(
     for pair, (prefix, chosen, _) in zip(ids.split([sum(pair) for pair in pairs]), pairs, strict=True):
         documents += [pair[: prefix + chosen], torch.cat([pair[:prefix], pair[prefix + chosen :]])]
         positions += [torch.arange(prefix + chosen), torch.arange(prefix, len(documents[-1]))]
-    with _checking(model, device):
+    with checking(model, device):
         run = partial(run_trunk, model.base_model)
         singles = _one_by_one(model, run, documents)
         for number, (prefix, *_) in enumerate(pairs):

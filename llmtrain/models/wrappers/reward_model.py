@@ -23,6 +23,7 @@ from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.paths.path import Path
 from llmtrain.models.text_part import require_trunk
 from llmtrain.models.trunk import pack_inputs, run_trunk
+from llmtrain.models.unreached import Unreached
 from llmtrain.protocols import ParamKind, TrainedModule
 from llmtrain.system.device import AttentionKernel
 from llmtrain.system.files import one_line
@@ -40,15 +41,16 @@ class RewardModel(TrainedModule):
         self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
         self.path = path or Path(kernel)
+        self.unreached = Unreached()
 
     def trunks(self) -> list[PreTrainedModel]:
         return [self.model]
 
     def parameters_by_kind(self) -> dict[ParamKind, list[nn.Parameter]]:
-        return parameters_by_kind(self.model)
+        return parameters_by_kind(self.model, self.unreached.ids)
 
     def facts(self) -> dict[str, str | bool]:
-        return {"attention": self.kernel, "path": self.path.line}
+        return {"attention": self.kernel, "path": self.path.line, "unreached": self.unreached.line}
 
     def forward(self, batch: PreferencePairs | PackedTokens) -> Float[Tensor, " segments"]:
         """The score of each document, at its last token: the last of a segment."""

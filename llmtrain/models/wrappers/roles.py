@@ -17,11 +17,12 @@ from llmtrain.models.adapters.weight_sharing import frozen_copy, shared_copy
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders.continued import AdapterPlan
 from llmtrain.models.text_part import require_trunk
+from llmtrain.models.trunk import run_trunk
 from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.critic_init import CriticStart, start_critic
-from llmtrain.models.wrappers.prepare import prepare_causal_lm
-from llmtrain.protocols import Ranks
+from llmtrain.models.wrappers.prepare import prepare_causal_lm, reach_all
+from llmtrain.protocols import Ranks, Sharding
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def build_roles(
     critic_start: CriticStart | None,
     ranks: Ranks,
     *,
-    shards_parameters: bool,
+    sharding: Sharding,
 ) -> PolicyRoles:
     """Policy, critic and reference from the model that the run starts from, which becomes the policy's.
 
@@ -48,7 +49,7 @@ def build_roles(
     that the critic starts as; None: at zero. Raises ValueError as `prepare_causal_lm` and `start_critic` do.
     """
     policy, has_adapter = config.policy, plan is not None
-    prepare_layers(model, ranks.device, shards_parameters=shards_parameters)
+    prepare_layers(model, ranks.device, shards_parameters=sharding != "none")
     has_critic = policy.has_critic
     reference_model: PreTrainedModel | None = None
     critic_model: PreTrainedModel | None = None
@@ -63,12 +64,15 @@ def build_roles(
     for adapted in (model, critic_model, starts_with_it):
         if plan is not None and adapted is not None:
             plan.put_into(adapted)
-            prepare_layers(adapted, ranks.device, shards_parameters=shards_parameters)
-    checked = prepare_causal_lm(config, model, ranks, shards_parameters=shards_parameters)
+            prepare_layers(adapted, ranks.device, shards_parameters=sharding != "none")
+    checked = prepare_causal_lm(config, model, ranks, sharding=sharding)
 
     width = model.config.get_text_config().hidden_size
     head = ValueHead(width).to(ranks.device) if has_critic else None
     trunk = None if critic_model is None else checked.path.put_into(critic_model).base_model.to(ranks.device)
+    if trunk is not None:
+        assert isinstance(trunk, PreTrainedModel)
+        reach_all(trunk, run_trunk, checked.kernel, config.data.max_seq_len, sharding=sharding)
     parts = ["policy with a value head" if has_critic and trunk is None else "policy"]
     parts += ["critic with its own trunk"] if trunk is not None else []
     if head is not None and critic_start is not None:

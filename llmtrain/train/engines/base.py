@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llmtrain.protocols import Sharding
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 NamedState = Iterator[tuple[str, dict[str, Tensor]]]
@@ -45,8 +47,8 @@ class Engine(Protocol):
     """One way of training a module with several processes, or with one. It acts on what it prepared last."""
 
     @property
-    def shards_parameters(self) -> bool:
-        """Whether a module's parameters are whole only during that module's own call."""
+    def sharding(self) -> Sharding:
+        """What is gathered at a time; unless it is `none`, parameters are whole only during a call."""
         ...
 
     @property

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from llmtrain.protocols import Sharding
 from llmtrain.train.engines.base import EngineSettings, NamedState, ReadState, StepResult
 from llmtrain.train.engines.state import check_shape, load_buffers, named_buffers, trained_parameters
 
@@ -44,7 +45,8 @@ class DeepSpeedEngine:
     def __init__(self, accelerator: Accelerator, settings: EngineSettings) -> None:
         """Raises ValueError if DeepSpeed's configuration contradicts ours."""
         self._accelerator, self._timeout = accelerator, settings.timeout
-        self.shards_parameters = accelerator.state.deepspeed_plugin.zero_stage == 3
+        is_sharded = accelerator.state.deepspeed_plugin.zero_stage == 3
+        self.sharding: Sharding = "modules" if is_sharded else "none"
         configure(accelerator.state.deepspeed_plugin.deepspeed_config, settings)
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
@@ -94,7 +96,7 @@ class DeepSpeedEngine:
         partitions.refresh()
 
     def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
-        return _whole_weights(self._engine, module) if self.shards_parameters else nullcontext()
+        return _whole_weights(self._engine, module) if self.sharding == "modules" else nullcontext()
 
 
 def configure(config: dict[str, Any], settings: EngineSettings) -> None:

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from llmtrain.protocols import Sharding
 from llmtrain.system.memory import separate_allocations
 from llmtrain.train.engines import state
 from llmtrain.train.engines.base import EngineSettings, NamedState, ReadState, StepResult
@@ -23,7 +24,8 @@ class PlainEngine:
 
     def __init__(self, accelerator: Accelerator, settings: EngineSettings) -> None:
         self._accelerator, self._max_grad_norm = accelerator, settings.max_grad_norm
-        self.shards_parameters = accelerator.distributed_type == DistributedType.FSDP
+        is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        self.sharding: Sharding = "layers" if is_sharded else "none"
 
     @property
     def supports_partial_backward(self) -> bool:

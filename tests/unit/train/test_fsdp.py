@@ -82,7 +82,7 @@ def full_state(engine: Engine) -> dict[str, dict[str, Tensor]]:
 
 def test_it_trains_what_the_plain_engine_trains_and_skips_what_it_skips() -> None:
     (sharded, model), (plain, reference) = prepared(PlainEngine, shards=True), prepared(PlainEngine, shards=False)
-    assert isinstance(next(model.parameters()), DTensor) and sharded.shards_parameters and not plain.shards_parameters
+    assert isinstance(next(model.parameters()), DTensor) and (sharded.sharding, plain.sharding) == ("layers", "none")
     assert train(sharded, model, 0, 5, bad=3) == train(plain, reference, 0, 5, bad=3) == [True, True, True, False, True]
     found, wanted = full_state(sharded), full_state(plain)
     assert found.keys() == wanted.keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}

@@ -234,10 +234,13 @@ def test_tasks_are_measured_up_to_the_length_at_which_the_path_is_right() -> Non
 
 
 def test_shards_get_equal_numbers_of_calls() -> None:
-    assert Path("segments", {Mixing: "padded"}).for_shards().by_groups == {Mixing: "whole"}
-    for path in (Path("padded"), Path("segments", {Mixing: "equal"}, needs_equal=True)):
-        with pytest.raises(ValueError, match=r"FSDP or ZeRO-3.*take DDP, ZeRO-1 or ZeRO-2$"):
-            path.for_shards()
+    mixers, equal = Path("segments", {Mixing: "padded"}), Path("segments", {Mixing: "equal"}, needs_equal=True)
+    assert mixers.for_shards("modules").by_groups == {Mixing: "whole"}
+    assert Path("padded").for_shards("modules").kernel == Path("padded").for_shards("layers").kernel == "whole"
+    assert [path.for_shards("layers") for path in (mixers, equal)] == [mixers, equal]
+    for path, sharding in ((equal, "modules"), (Path("equal"), "modules"), (Path("equal"), "layers")):
+        with pytest.raises(ValueError, match=r"\((ZeRO-3|FSDP2)\).*take DDP, ZeRO-1 or ZeRO-2$"):
+            path.for_shards(sharding)
 
 
 def test_a_model_that_sees_later_tokens_is_refused() -> None:

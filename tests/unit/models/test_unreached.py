@@ -1,0 +1,101 @@
+"""Parameters that not every document reaches are found, and get a gradient of zero where they have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from tiny_paths import ChoosingLlama
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmtrain.models.unreached import Unreached, find_unreached, join
+from tests.parity.test_transformers import SMALL
+
+
+class Idle(nn.Module):
+    """A feed-forward with a layer whose output goes nowhere, one that does not run, and one for long documents."""
+
+    def __init__(self, inner: nn.Module, width: int) -> None:
+        super().__init__()
+        self.inner, self.nowhere, self.never, self.long = inner, *(nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.nowhere(hidden).argmax(-1)
+        found: Tensor = self.inner(hidden)
+        return found + self.long(hidden) if hidden.shape[1] > 100 else found
+
+
+class IdleLlama(LlamaForCausalLM):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.layers[1].mlp = Idle(self.model.layers[1].mlp, config.hidden_size)
+
+
+def made(cls: type[LlamaForCausalLM]) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return cls(LlamaConfig(**SMALL | {"max_position_embeddings": 512}))
+
+
+def logits(model: LlamaForCausalLM) -> Callable[[Sequence[int]], Tensor]:
+    """Of documents of some lengths, one after the other."""
+
+    def compute(lengths: Sequence[int]) -> Tensor:
+        return torch.cat([model(input_ids=torch.arange(length)[None] % 64).logits[0] for length in lengths])
+
+    return compute
+
+
+def found_in(model: LlamaForCausalLM) -> Unreached:
+    return find_unreached(model, model.get_input_embeddings(), logits(model))
+
+
+def test_a_model_that_every_document_reaches_is_left_as_it_is() -> None:
+    model = made(LlamaForCausalLM)
+    assert found_in(model) == Unreached() and found_in(model).line == ""
+    join([], model.get_input_embeddings())
+    assert not [module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks]
+
+
+def test_what_no_document_reaches_is_not_what_only_a_long_one_does() -> None:
+    found = found_in(made(IdleLlama))
+    at = "model.layers.1.mlp"
+    assert {each.name for each in found.by_any} == {
+        f"{at}.{n}.{p}" for n in ("nowhere", "never") for p in ("weight", "bias")
+    }
+    assert {each.name for each in found.by_some} == {f"{at}.long.weight", f"{at}.long.bias"}
+    assert {type(each.around) for each in (*found.by_any, *found.by_some)} == {Idle}
+
+
+def test_all_experts_of_a_list_count_though_some_are_chosen_in_each_look() -> None:
+    found = found_in(made(ChoosingLlama))
+    assert not found.by_any
+    assert {each.name for each in found.by_some} == {
+        f"model.layers.0.mlp.experts.{n}.{p}" for n in range(4) for p in ("weight", "bias")
+    }
+    assert {type(each.around).__name__ for each in found.by_some} == {"ChosenExperts"}
+
+
+@pytest.mark.parametrize("cls", [IdleLlama, ChoosingLlama])
+def test_joined_they_have_gradients_of_zero_and_all_else_is_as_before(cls: type[LlamaForCausalLM]) -> None:
+    plain, model = made(cls), made(cls)
+    found = found_in(model)
+    join([*found.by_any, *found.by_some], model.get_input_embeddings())
+    outputs = [logits(each)([3, 2]) for each in (plain, model)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    for (name, alone), joined in zip(plain.named_parameters(), model.parameters(), strict=True):
+        assert joined.grad is not None, name
+        assert torch.equal(joined.grad, torch.zeros_like(joined) if alone.grad is None else alone.grad), name
+    assert any(parameter.grad is None for parameter in plain.parameters())
+
+
+def test_without_gradients_nothing_joins() -> None:
+    model = made(IdleLlama)
+    found = found_in(model)
+    join(found.by_any, model.get_input_embeddings())
+    with torch.no_grad():
+        assert not logits(model)([3]).requires_grad
