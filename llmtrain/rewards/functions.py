@@ -24,7 +24,7 @@ from llmtrain.rewards.final_answer import ANSWER_TAG, final_answer, number
 from llmtrain.rewards.jail import find_jail
 from llmtrain.rewards.limited import Answer, LimitedChild
 from llmtrain.rewards.math_check import formulas_equal, require_math_verify
-from llmtrain.rewards.row import Prompt, Row, RowError, row_field
+from llmtrain.rewards.row import Prompt, Row, RowError, row_field, row_text, row_texts
 from llmtrain.rewards.sandbox import OUTCOMES, Limits, run_all
 from llmtrain.rewards.sentences import sentences
 
@@ -62,9 +62,8 @@ def exact_match(
 
     scores = []
     for response, row in zip(responses, rows, strict=True):
-        answer = row_field(row, field)
-        accepted = answer if isinstance(answer, list) else [answer]
-        scores.append(float(plain(without_thoughts(response)) in {plain(str(one)) for one in accepted}))
+        accepted = {plain(one) for one in row_texts(row, field)}
+        scores.append(float(plain(without_thoughts(response)) in accepted))
     return scores
 
 
@@ -113,7 +112,7 @@ def gsm8k(
     require_math_verify()
     found: list[Answer] = []
     for response, row in zip(responses, rows, strict=True):
-        gold = final_answer(str(row_field(row, field)))
+        gold = final_answer(row_text(row, field))
         if gold is None:
             raise RowError(f"the row's field {field!r} holds no number: {row_field(row, field)!r}")
         answer = final_answer(response)

@@ -8,7 +8,7 @@ on, and stops the run, or abstains for the batch; either is counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from numbers import Real
 from typing import Any, Protocol
@@ -155,7 +155,7 @@ def _checked(reward: WeightedReward, returned: Any, batch: ScoreBatch, patience:
         where = "the batch" if number is None else sample(number)
         raise RewardFailed(f"reward {reward.name} failed on {where}: {_described(raised)}") from returned.error
     try:
-        scores = [plain_number(value) for value in returned]
+        scores = listed_scores(returned)
     except TypeError:
         raise RewardFailed(
             f"reward {reward.name} returned {type(returned).__name__}, not a list of {len(batch)} numbers"
@@ -175,7 +175,14 @@ def _checked(reward: WeightedReward, returned: Any, batch: ScoreBatch, patience:
     return [None if value is None else float(value) for value in scores]
 
 
-def plain_number(value: Any) -> Any:
+def listed_scores(returned: Any) -> list[Any]:
+    """What a function returned, in order. Raises TypeError for what has none: the keys of a dict are no scores."""
+    if isinstance(returned, Mapping | Set):
+        raise TypeError(f"{type(returned).__name__}, not a list")
+    return [_plain(value) for value in returned]
+
+
+def _plain(value: Any) -> Any:
     """A number of numpy (a truth value is one, as Python's) or a tensor of one number as Python has it."""
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         return value.item()

@@ -57,10 +57,11 @@ def item(fields: Fields) -> BiasItem:
     choices = (*(answers[number] for number in people), *unknowns)
     context = f"{text_of(fields, 'context')}\n\nQ: {text_of(fields, 'question')}\nA:"
     category, question = text_of(fields, "category"), str(value_of(fields, "question_index"))
+    right = people.index(label) if label in people else None
     facts = {
         "condition": condition,
         "category": category,
-        "right": people.index(label) if label in people else None,  # None: unknown
+        "right": right,  # None: unknown
         "biased": biased,  # of the two people; None: the row does not say
     }
     return BiasItem(
@@ -69,6 +70,8 @@ def item(fields: Fields) -> BiasItem:
         facts,
         cluster=f"{category} {question}",
         block=f"{category} {number_of(fields, 'example_id') // 4}",  # both contexts with both questions
+        # Of a draw with more right answers that fit the stereotype, a model that is always right would have a bias.
+        stratum=f"{category} {right == biased}" if right is not None and biased is not None else "",
     )
 
 

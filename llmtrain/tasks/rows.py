@@ -197,7 +197,10 @@ def _kind(path: Path) -> str:
 
 
 def spread_blocks(rows: Sequence[TaskRow[object]], limit: int | None) -> list[TaskRow[object]]:
-    """About `limit` rows from all over them, so many at least: a draw of whole blocks that is always the same."""
+    """About `limit` rows from all over them, so many at least: a draw of whole blocks that is always the same.
+
+    The first blocks of a shuffle in which each stratum is spread evenly, so any number of them has its share of each.
+    """
     blocks: dict[str, list[TaskRow[object]]] = {}
     for number, row in enumerate(rows):
         assert isinstance(row.item, BiasItem)
@@ -205,8 +208,20 @@ def spread_blocks(rows: Sequence[TaskRow[object]], limit: int | None) -> list[Ta
     if limit is None or limit >= len(rows):
         return list(rows)
     each = list(blocks.values())
+    strata: dict[tuple[str, ...], list[int]] = {}
+    for number in Random(0).sample(range(len(each)), len(each)):
+        strata.setdefault(_strata(each[number]), []).append(number)
+    spread = sorted(
+        ((place + 0.5) / len(numbers), stratum, number)
+        for stratum, numbers in strata.items()
+        for place, number in enumerate(numbers)
+    )
     wanted = min(len(each), -(-limit * len(each) // len(rows)))
-    return [row for number in sorted(Random(0).sample(range(len(each)), wanted)) for row in each[number]]
+    return [row for number in sorted(number for _, _, number in spread[:wanted]) for row in each[number]]
+
+
+def _strata(block: Sequence[TaskRow[object]]) -> tuple[str, ...]:
+    return tuple(sorted({row.item.stratum for row in block if isinstance(row.item, BiasItem)} - {""}))
 
 
 def _rows(task: Task, source: Source) -> Iterator[TaskRow[object]]:

@@ -52,6 +52,7 @@ class BiasItem:
     facts: Mapping[str, Any]  # what its scores depend on besides: who is meant, the category
     cluster: str = ""  # items that share a template are not independent; "": it is alone
     block: str = ""  # items that only make sense together, of which a limit takes all or none; "": it is alone
+    stratum: str = ""  # what a limit takes in the same shares as all items have it
 
 
 @dataclass(frozen=True)

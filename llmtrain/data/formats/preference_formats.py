@@ -27,7 +27,7 @@ from llmtrain.system.finite import is_number
 
 RESPONSES = ("responses", "answers", "completions")
 """Fields that may hold the answers of a ranked list."""
-RANKS, SCORES = ("ranks", "rank"), ("scores", "score", "ratings")
+RANKS, SCORES = ("ranks", "rank"), ("scores", "score", "ratings", "rating", "overall_score")
 """Fields that may rank them: ranks from the best, or scores to the best; also of each answer."""
 SCORE_PAIRS = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 """Fields whose difference is by how much the chosen answer of a pair is better."""
@@ -194,11 +194,24 @@ def _numbers(fields: Fields, field: str | None, answers: Sequence[Any]) -> tuple
     else:
         objects = [answer if isinstance(answer, Mapping) else {} for answer in answers]
         name = next((each for each in (*RANKS, *SCORES) if all(each in item for item in objects)), "")
+        if not name:
+            _require_no_numbers(objects)
         given = [item[name] for item in objects] if name else range(len(answers))
     if len(given) != len(answers) or not all(is_number(number) for number in given):
         raise UnfitRow("malformed ranking", f"{name!r} does not hold a number for each of {len(answers)} answers")
     is_score = name in SCORES
     return [float(number) if is_score else -float(number) for number in given], is_score
+
+
+def _require_no_numbers(answers: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UnfitRow if answers hold a number that may rank them, under a name that is not known."""
+    numbers = sorted({key for answer in answers for key, value in answer.items() if is_number(value)})
+    if numbers:
+        raise UnfitRow(
+            "answers with unknown numbers",
+            f"the answers hold {', '.join(map(repr, numbers))}, which may rank them: call what does `score` (higher is "
+            "better) or `rank` (1 is the best), and leave the others out",
+        )
 
 
 def _margin(fields: Fields) -> float | None:

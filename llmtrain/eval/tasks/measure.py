@@ -26,7 +26,7 @@ from llmtrain.eval.tasks.results import (
 )
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.rewards.row import RowError
-from llmtrain.rewards.score import plain_number
+from llmtrain.rewards.score import listed_scores
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.stop_texts import StopTexts
 from llmtrain.system.files import error_and_place
@@ -245,7 +245,7 @@ def _answers(
 def _scored(task: AnswerTask, name: str, prompts: list[str], responses: list[str], rows: list[Fields]) -> list[float]:
     """A task's score of each response. Raises ValueError if it fails, as a user's may, or gives no numbers."""
     try:
-        values = [plain_number(value) for value in task.scores[name](list(prompts), list(responses), rows)]
+        values = listed_scores(task.scores[name](list(prompts), list(responses), rows))
     except RowError as error:
         raise ValueError(f"{task.name}: the score {name} fails: {error}") from error
     except Exception as error:

@@ -94,6 +94,22 @@ def test_gsm8k(response: str, answer: Any, expected: float) -> None:
     assert scored("gsm8k", response, {"answer": answer}) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("exact_match", None, "holds None, neither a text nor a number"),
+        ("exact_match", {"text": "a"}, "holds .*, neither a text nor a number"),
+        ("exact_match", ["a", None], "holds None, neither"),
+        ("exact_match", [], "is an empty list: no answer would be right"),
+        ("gsm8k", [18, 19], r"holds \[18, 19\], neither a text nor a number"),
+        ("gsm8k", None, "holds None, neither"),
+    ],
+)
+def test_a_row_without_an_answer_is_refused(name: str, answer: Any, message: str) -> None:
+    with pytest.raises(RowError, match=f"^the row's field 'answer' {message}"):
+        scored(name, "None 19", {"answer": answer})
+
+
 def test_a_row_whose_answer_is_no_number_is_refused() -> None:
     with pytest.raises(RowError, match=r"^the row's field 'answer' holds no number: 'many'$"):
         gsm8k([""], ["3"], [{"answer": "many"}])

@@ -145,6 +145,8 @@ def test_a_function_that_changes_its_arguments_changes_nothing_else(tmp_path: Pa
         ),
         ("return []", r"returned 0 scores for 3 responses, the first of them sample 10 .*: return one for each$"),
         ("return 1.0", r"returned float, not a list of 3 numbers$"),
+        ("return {i: 1.0 for i in range(3)}", r"returned dict, not a list of 3 numbers$"),
+        ("return {1.0, 2.0, 3.0}", r"returned set, not a list of 3 numbers$"),
         ("return None", r"returned NoneType, not a list of 3 numbers$"),
     ],
 )

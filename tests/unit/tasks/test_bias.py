@@ -185,6 +185,16 @@ def test_a_limit_takes_what_belongs_together_from_all_over(task: str, tmp_path: 
     assert [row.key for row in some.rows] == [row.key for row in read(BIAS[task], tmp_path, limit=10).rows]
 
 
+@pytest.mark.parametrize("limit", [8, 16, 24, 32])
+def test_a_draw_has_no_bias_of_its_own(limit: int, tmp_path: Path) -> None:
+    bias_sets.write_bbq(tmp_path, bias_sets.bbq_rows("Age", questions=40), bias_sets.bbq_rows("Religion", questions=40))
+    items = items_of(read(BBQ, tmp_path, limit=limit))
+    always_right = [[0.0 if n == each.facts["right"] else -1.0 for n in range(3)] for each in items]
+    values = BBQ.score(items, always_right)
+    biased = [each["bias_disambig"] for each in values if "bias_disambig" in each]
+    assert len(items) == limit and len(biased) == limit / 2 and sum(biased) == 0
+
+
 FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("crows_pairs", {"sent_more": "a", "sent_less": "b", "stereo_antistereo": "both", "bias_type": "age"}, "neither"),
     ("crows_pairs", {"sent_more": "a", "stereo_antistereo": "stereo", "bias_type": "age"}, "no field 'sent_less'"),

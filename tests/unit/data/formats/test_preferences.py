@@ -135,6 +135,18 @@ def test_a_margin_is_the_rows_or_a_difference_of_scores(tmp_path: Path, row: dic
     assert read(tmp_path, row)[0][0].margin == margin
 
 
+def test_scores_of_ultrafeedbacks_answers_rank_them(tmp_path: Path) -> None:
+    rated = [{"response": "a", "overall_score": 2}, {"response": "b", "overall_score": 9}]
+    found, _ = read(tmp_path, {"instruction": "q", "completions": rated})
+    assert answers(found) == [("b", "a")] and found[0].margin == 7
+
+
+def test_answers_whose_numbers_are_not_known_are_not_taken_in_order(tmp_path: Path) -> None:
+    rated = [{"text": "a", "quality": 2}, {"text": "b", "quality": 9}]
+    with pytest.raises(ValueError, match="the answers hold 'quality', which may rank them: call what does `score`"):
+        read(tmp_path, {"prompt": "q", "answers": rated})
+
+
 def test_a_list_without_ranks_is_taken_in_order_and_that_is_reported(tmp_path: Path) -> None:
     said: list[str] = []
     read(tmp_path, {"prompt": "q", "answers": ["a", "b"]}, said=said)
