@@ -16,8 +16,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it puts into the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # or the runs of tests would ignore Ctrl-C too
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:  # as a shell starts what it puts into the background, or nohup
+        signal.signal(number, handler)  # or the runs of tests would ignore it too
 
 
 @pytest.fixture(scope="session", autouse=True)
