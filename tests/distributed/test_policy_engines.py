@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from launch import ROOT, launch, launch_with
+from measured import assert_same_pair
 from policy_worker import KINDS, NEW_TOKENS
 from safetensors.torch import load_file
 from tiny_rl import LETTERS, write_config, write_task
@@ -22,8 +23,6 @@ from tiny_run import RLHF, Ended, metrics, run_here
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmtrain.eval.tasks.results import read_evaluation
-from llmtrain.system.run_files import after_path, before_path
 from llmtrain.train.checkpoint import Checkpoint
 
 WORKER = Path(__file__).with_name("policy_worker.py")
@@ -211,19 +210,7 @@ def test_what_two_ranks_train_is_that_of_one(trained: Trained, kind: str, engine
 @pytest.mark.parametrize(("kind", "engine"), PAIRS)
 def test_two_ranks_measure_before_and_after_what_one_does(trained: Trained, kind: str, engine: str) -> None:
     one, two = trained(kind, "single"), trained(kind, engine)
-    for path in (before_path, after_path):
-        single, split = read_evaluation(path(one)), read_evaluation(path(two))
-        assert single.model["not_measured"] == split.model["not_measured"] == {}
-        assert single.tasks.keys() == split.tasks.keys() == {"held_out_answers", "general_text"}
-        for name, result in single.tasks.items():
-            assert [item.item for item in split.tasks[name].items] == [item.item for item in result.items]
-            for expected, found in zip(result.items, split.tasks[name].items, strict=True):
-                assert found.values == pytest.approx(expected.values, abs=1e-4), (name, found.where)
-                assert found.details == expected.details
-    cards = [
-        (run / "model" / "README.md").read_text().partition("### Before and after training")[2] for run in (one, two)
-    ]
-    assert cards[0] and cards[0].partition("\n## ")[0] == cards[1].partition("\n## ")[0]
+    assert_same_pair(one, two, {"held_out_answers", "general_text"}, tolerance=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "engine"), PAIRS)

@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from launch import accelerate, ended_well, launch, options_of
+from measured import assert_same_pair
 from safetensors.torch import load_file
 from tiny_chat import write_config, write_model, write_rows
 from tiny_run import SFT, metrics
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmtrain.eval.tasks.results import read_evaluation
-from llmtrain.system.run_files import after_path, before_path
-
 TOLERANCE = 2e-5
-ENGINES = {"ddp": "cpu", "zero2": "cpu_zero2", "zero3": "cpu_zero3"}
+ENGINES = {"ddp": "cpu", "zero2": "cpu_zero2", "zero3": "cpu_zero3", "fsdp2": "fsdp2"}
+FSDP_WORKER = Path(__file__).with_name("elastic_worker.py")
 SECTIONS = {
     "full": {"optim": {"lr": 1e-3}},
     "lora": {"optim": {"lr": 1e-2}, "adapter": {"kind": "lora", "rank": 4}},
@@ -28,6 +27,7 @@ CASES = [
     pytest.param(kind, engine, marks=() if (kind, engine) in QUICK else pytest.mark.slow)
     for kind in SECTIONS
     for engine in ENGINES
+    if (kind, engine) != ("lora", "fsdp2")  # refused
 ]
 Tuned = Callable[[str, str], Path]
 
@@ -44,7 +44,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
         if not run.exists():
             measured = {"every": 5, "before_after": 16, "sample_tokens": 8}
             config = write_config(run, model, [rows], eval=measured, **SECTIONS[kind])
-            launch(SFT, [str(config)], config=ENGINES.get(engine), output=run / "process")
+            if engine == "fsdp2":  # on a CPU a worker of ours allows it
+                launch(FSDP_WORKER, [str(SFT), str(run / "run"), str(config)], config="fsdp2", output=run / "process")
+            else:
+                launch(SFT, [str(config)], config=ENGINES.get(engine), output=run / "process")
         return run / "run"
 
     return folder_of
@@ -71,16 +74,8 @@ def test_what_two_processes_save_is_whole_and_that_of_one(tuned: Tuned, kind: st
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("kind", "engine"), CASES)
 def test_two_processes_measure_before_and_after_what_one_does(tuned: Tuned, kind: str, engine: str) -> None:
-    one, two = tuned(kind, "single"), tuned(kind, engine)
-    for path in (before_path, after_path):
-        single, split = read_evaluation(path(one)).tasks, read_evaluation(path(two)).tasks
-        assert single.keys() == split.keys() == {"held_out", "held_out_answers"}
-        for name, result in single.items():
-            values = {item.item: dict(item.values) for item in split[name].items}
-            assert values.keys() == {item.item for item in result.items}
-            for item in result.items:
-                assert values[item.item] == pytest.approx(item.values, abs=1e-3), (name, item.where)
-    assert "### Before and after training" in (two / "model" / "README.md").read_text()
+    answers = set() if engine == "fsdp2" else {"held_out_answers"}  # it has no rollouts
+    assert_same_pair(tuned(kind, "single"), tuned(kind, engine), {"held_out"} | answers, tolerance=1e-3)
 
 
 @pytest.mark.timeout(400)
