@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float, Int
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -41,19 +42,21 @@ def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
     try:
         base = small_copy(model, TRIED_SEQ_LEN, "eager").cpu()
         ids = pseudo_random(base, TRIED_SEQ_LEN)
-        _logits(base, ids)
+        is_tried = bool(config.target_parameters) and _runs(base, ids)
         saved = _adapted(base, config)
         with TemporaryDirectory(prefix="llmtrain-adapter-") as place, expected_warnings(), torch.random.fork_rng([]):
             saved.save_pretrained(place, save_embedding_layers=False)
             loaded = PeftModel.from_pretrained(base, place)
     except FAULTS:
         return
+    stacks = {name for name, module in saved.named_modules() if isinstance(module, ParamWrapper)}
     if lost := _lost(saved, loaded):
+        where = "adapter.target_parameters" if lost <= stacks else "adapter.target"
         raise ValueError(
-            f"adapter.target: peft loses an adapter of {shown(lost)} on {model.config.model_type} when it loads it, so "
-            "nobody could use it: name other layers"
+            f"{where}: peft loses an adapter of {shown(last_parts(lost))} on {model.config.model_type} when it loads "
+            "it, so nobody could use it: name other layers"
         )
-    if config.target_parameters and (fault := _fault(saved, loaded, ids)) is not None:
+    if is_tried and (fault := _fault(saved, loaded, stacks, ids)) is not None:
         raise ValueError(
             f"adapter.target_parameters={','.join(config.target_parameters)}: peft does not train them rightly on "
             f"{model.config.model_type} ({fault}): leave them out"
@@ -75,22 +78,22 @@ def _adapted(base: PreTrainedModel, config: AdapterConfig) -> PeftModel:
 def _lost(saved: PeftModel, loaded: PeftModel) -> set[str]:
     """The layers whose adapter is not loaded as it was saved."""
     own, found = _lora(saved), _lora(loaded)
-    return last_parts(
+    return {
         _layer(name)
         for name, weight in own.items()
         if name not in found or not torch.equal(weight.detach(), found[name].detach())
-    )
+    }
 
 
-def _fault(saved: PeftModel, loaded: PeftModel, ids: Int[Tensor, " tokens"]) -> str | None:
-    """What is wrong with how an adapter is computed, in a few words; None: nothing."""
+def _fault(saved: PeftModel, loaded: PeftModel, stacks: Set[str], ids: Int[Tensor, " tokens"]) -> str | None:
+    """What is wrong with how adapters on stacks are computed, in a few words; None: nothing."""
     try:
         outputs = _logits(saved, ids)
         weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
         (outputs * weights).sum().backward()
         idle = {_layer(name) for name, each in _lora(saved).items() if each.grad is None or not each.grad.any()}
-        if idle:
-            return f"its adapter of {shown(last_parts(idle))} does nothing"
+        if idle & stacks:
+            return f"its adapter of {shown(last_parts(idle & stacks))} does nothing"
         with expected_warnings():
             merged = _logits(loaded.merge_and_unload(safe_merge=True), ids)
     except FAULTS as error:
@@ -98,6 +101,16 @@ def _fault(saved: PeftModel, loaded: PeftModel, ids: Int[Tensor, " tokens"]) -> 
     off = (merged - outputs).abs().flatten(1).amax(1) > OUTPUT_TOLERANCE * outputs.abs().max()
     # Rounding may send single tokens to other experts.
     return "merged it gives other outputs" if off.float().mean() > 0.5 else None
+
+
+def _runs(base: PreTrainedModel, ids: Int[Tensor, " tokens"]) -> bool:
+    """Whether a small copy computes text on this machine's CPU."""
+    try:
+        with torch.no_grad():
+            _logits(base, ids)
+    except FAULTS:
+        return False
+    return True
 
 
 def _logits(model: nn.Module, ids: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens outputs"]:
@@ -110,5 +123,5 @@ def _lora(model: PeftModel) -> Mapping[str, Tensor]:
 
 
 def _layer(name: str) -> str:
-    """The layer of an adapter's parameter."""
+    """The layer of an adapter's parameter, of several around each other the outermost."""
     return re.sub(r"(\.base_layer)*\.lora_.*", "", name)

@@ -20,6 +20,7 @@ from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.adapters.targets import left_out
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.prepare import prepare_layers
+from llmtrain.models.folders import adapter_trial
 from llmtrain.models.folders.adapter_trial import require_loading
 from llmtrain.models.matrices import matrices_of
 from llmtrain.models.wrappers.checks import wrap_causal_lm
@@ -236,6 +237,22 @@ def test_a_peft_that_trains_experts_wrongly_is_refused(
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
     require_loading(model, config)
+
+
+def test_an_adapter_of_experts_that_peft_loses_is_refused_by_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Losing:
+        @staticmethod
+        def from_pretrained(model: Any, folder: str) -> PeftModel:
+            loaded = PeftModel.from_pretrained(model, folder)
+            for name, parameter in loaded.named_parameters():
+                if "experts.base_layer.lora_B" in name:
+                    parameter.data.zero_()
+            return loaded
+
+    monkeypatch.setattr(adapter_trial, "PeftModel", Losing)
+    said = r"^adapter\.target_parameters: peft loses an adapter of experts on mixtral when it loads it, so nobody"
+    with pytest.raises(ValueError, match=said):
+        require_loading(make_model("mixtral"), on_experts(target=["q_proj"], rank=29))
 
 
 def test_a_plain_peft_can_disable_it() -> None:
