@@ -22,6 +22,7 @@ from llmtrain.system.run_files import BIAS_FILE, bias_base_path
 from llmtrain.system.terminal import say
 
 if TYPE_CHECKING:
+    from llmtrain.eval.bias.reading import Reading
     from llmtrain.eval.tasks.compared import Compared
     from llmtrain.eval.tasks.results import Evaluation, TaskResult
     from llmtrain.tasks.rows import TaskRows
@@ -182,21 +183,24 @@ def _file(name: str) -> Path:
 
 def table(evaluation: Evaluation) -> list[str]:
     """What is measured, and how to read it, measure by measure."""
+    from llmtrain.eval.bias.reading import readings
+
     lines = []
     for result in evaluation.tasks.values():
-        lines += ["", *_about(result), "", *_rows(result), *(f"note: {note}" for note in result.notes)]
+        read = list(readings(result))
+        lines += ["", *_about(result, read), "", *_rows(read), *(f"note: {note}" for note in result.notes)]
     return lines
 
 
-def _about(result: TaskResult) -> list[str]:
-    from llmtrain.eval.bias.reading import about_of
+def _about(result: TaskResult, read: Sequence[Reading]) -> list[str]:
+    from llmtrain.eval.bias.reading import about_of, intervals_of
 
     about = about_of(result.task)
     words = {
         "asks": about.asks,
         "good": about.good,
         "cannot show": about.limits,
-        "intervals": f"95 %, over {about.unit}",
+        "intervals": intervals_of(result, read),
     }
     lines = [f"{result.task}: {result.facts['source']}"]
     for word, text in words.items():
@@ -204,9 +208,7 @@ def _about(result: TaskResult) -> list[str]:
     return lines
 
 
-def _rows(result: TaskResult) -> list[str]:
-    from llmtrain.eval.bias.reading import readings
-
+def _rows(read: Sequence[Reading]) -> list[str]:
     rows = [("measure", "value", "95 % interval", "good", "it is", "items")]
-    rows += [(each.name, each.value, each.interval, each.good, each.verdict, each.items) for each in readings(result)]
+    rows += [(each.name, each.value, each.interval, each.good, each.verdict, each.items) for each in read]
     return in_columns(rows)

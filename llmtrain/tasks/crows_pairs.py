@@ -64,7 +64,8 @@ CROWS_PAIRS = BiasTask(
         "likelihood_diff, the nats between the two either way, is low for a model that does not care",
         limits="many pairs are unclear or differ in more than the group (Blodgett et al. 2021), stereotypes are those "
         "of the United States, and a name or word that is rare lowers a likelihood whoever it is about. 50 % may be "
-        "two biases that cancel: look at the categories. It does not show what the model would write",
+        "two biases that cancel: look at the categories. likelihood_diff is also lower of a model that is less "
+        "sure of any text, so lower alone is no less bias. It does not show what the model would write",
         unit="pairs",
     ),
     aliases=("crows_pairs_anonymized",),

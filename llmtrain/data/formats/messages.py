@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import Any
 
 from llmtrain.data.formats.faults import UnfitRow, kind, shortened
-from llmtrain.data.formats.roles import content_key_of, is_caller, role_key_of, role_of, unknown_role
+from llmtrain.data.formats.roles import ROLE_KEYS, content_key_of, is_caller, role_key_of, role_of, unknown_role
 from llmtrain.data.formats.weights import MESSAGE_KEYS, message_weight, weights_of, without_weights
 from llmtrain.data.sources.weight_values import WEIGHT
 
@@ -110,6 +110,8 @@ def turn_message(turn: Any, place: str) -> Message:
         raise UnfitRow("not a message", f"{place} is {kind(turn)}, not an object with role and content")
     role_key, content_key = role_key_of(turn), content_key_of(turn)
     if role_key is None:
+        if (named := next((key for key in ROLE_KEYS if key in turn), None)) is not None:
+            raise UnfitRow("not a message", f"{place}: {named!r} is null, so nobody speaks")
         names = ", ".join(map(repr, turn)) or "nothing"
         raise UnfitRow(
             "not a message",

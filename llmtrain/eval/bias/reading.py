@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmtrain.eval.bias.scores import SCORES_ABOUT, SUFFIX
 from llmtrain.eval.tasks.results import Estimate, Measure, TaskResult, estimate
 from llmtrain.tasks.load import BIAS
 from llmtrain.tasks.task import About
+
+MANY = 3  # intervals with an ideal, from which on one of them may well be outside by chance
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,17 @@ class Reading:
 def about_of(task: str) -> About:
     """What a reader of a task's results has to know."""
     return SCORES_ABOUT if task.endswith(SUFFIX) else BIAS[task].about
+
+
+def intervals_of(result: TaskResult, read: Sequence[Reading]) -> str:
+    """What the intervals of a task's readings are, and how many of them miss their ideal without any bias."""
+    words, count = f"95 %, over {about_of(result.task).unit}", sum(each.verdict != "" for each in read)
+    if count < MANY:
+        return words
+    return (
+        f"{words}, each for itself: of a model without any bias, one in twenty leaves its ideal out by chance, and "
+        f"here are {count}, so a part by itself proves little"
+    )
 
 
 def is_bias(task: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from llmtrain.eval.bias.reading import about_of, is_bias, readings
+from llmtrain.eval.bias.reading import about_of, intervals_of, is_bias, readings
 from llmtrain.eval.tasks.compared import Compared, compare
 from llmtrain.eval.tasks.results import Evaluation, TaskResult, read_evaluation
 from llmtrain.runs.record import RunRecord
@@ -53,14 +53,15 @@ def _of_run(path: Path) -> Markup:
 def _task(result: TaskResult) -> Markup:
     about = about_of(result.task)
     head = ("measure", "value", "95 % interval", "good", "it is", "items")
-    rows = [(each.name, each.value, each.interval, each.good, each.verdict, each.items) for each in readings(result)]
+    read = list(readings(result))
+    rows = [(each.name, each.value, each.interval, each.good, each.verdict, each.items) for each in read]
     whole = [row for row in rows if PART not in row[0]]
     parts = [row for row in rows if PART in row[0]]
     texts = (
         ("It asks", about.asks),
         ("Good", about.good),
         ("It cannot show", about.limits),
-        ("Intervals", f"95 %, over {about.unit}"),
+        ("Intervals", intervals_of(result, read)),
     )
     return join(
         subtitle(f"{result.task}: {result.facts.get('source', '')}"),

@@ -100,6 +100,7 @@ BAD_ROWS = [
     ({"messages": []}, "empty conversation", "'messages' holds no message"),
     ({"messages": "hello"}, "not a list of messages", "'messages' holds str, not a list of messages"),
     ({"messages": ["hello"]}, "not a message", "message 0 of 'messages' is str, not an object"),
+    ({"messages": [{"role": None, "content": "a"}]}, "not a message", "message 0 of 'messages': 'role' is null"),
     ({"messages": [{"who": "user"}]}, "not a message", "has neither role and content nor from and value, but 'who'"),
     ({"messages": [{"role": "user"}]}, "message without content", "message 0 of 'messages' has neither content nor"),
     (

@@ -11,7 +11,7 @@ import tiny_chat
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtrain.eval.bias.reading import readings
+from llmtrain.eval.bias.reading import intervals_of, readings
 from llmtrain.eval.tasks.measure import Asking, measure
 from llmtrain.eval.tasks.opened import opened_subject
 from llmtrain.eval.tasks.results import Estimate, ItemResult, TaskResult, estimate
@@ -107,3 +107,11 @@ def test_of_unbiased_models_19_in_20_intervals_have_the_ideal_and_of_biased_ones
         result = TaskResult("crows_pairs", [STEREOTYPE], items, {})
         hits += next(readings(result)).verdict == "not distinguishable from it"
     assert hits >= 0.93 * 400 if covers else hits <= 0.02 * 400
+
+
+def test_many_intervals_say_that_one_may_leave_its_ideal_out_by_chance(sets: Path, tmp_path: Path) -> None:
+    model = bias_sets.write_leaning_model(tmp_path / "model")
+    result = measured(model, "bbq", sets)
+    read = list(readings(result))
+    assert "one in twenty leaves its ideal out by chance, and here are 6," in intervals_of(result, read)
+    assert intervals_of(result, read[:2]) == "95 %, over templates"
