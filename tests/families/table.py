@@ -41,7 +41,10 @@ def run(names: list[str]) -> None:
     kept["transformers"] = transformers.__version__
     with tempfile.TemporaryDirectory() as place:
         os.environ["LLMTRAIN_CACHE"] = f"{place}/cache"
-        for name in names or [*model_types(), *VARIANTS]:
+        known = [*model_types(), *VARIANTS]
+        if unknown := [name for name in names if name not in known]:
+            sys.exit(f"{unknown[0]}: no family of that name; there are {', '.join(known)}")
+        for name in names or known:
             outcome = run_family(name, Path(place) / name)
             kept["families"][name] = {step: [each.verdict, each.detail] for step, each in outcome.items()}
             print(name, *(f"{step}: {each}" for step, each in outcome.items()), sep="\n    ", flush=True)
