@@ -93,13 +93,15 @@ def is_right_at_any_length(path: Path, model: PreTrainedModel, run: Run) -> bool
     """Whether a path found for documents of some length is also that for documents of all positions of a model."""
     longest = path_of(model, run)
     kernels = [each.kernel if each.kernel in ROWS else "packs" for each in (path, longest)]
-    return kernels[0] == kernels[1] and path.by_groups == longest.by_groups
+    same_layers = path.by_groups == longest.by_groups and path.hands_bounds == longest.hands_bounds
+    return kernels[0] == kernels[1] and same_layers
 
 
 def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> Iterator[Path]:
     if trial.packs:
         yield Path(kernel)
         if classes := trial.leaking(kernel):
+            yield Path(kernel, hands_bounds=True)
             padded: Classes = {cls: "padded" if has_weights else "equal" for cls, has_weights in classes.items()}
             equal: Classes = dict.fromkeys(classes, "equal")
             yield Path(kernel, padded)

@@ -122,7 +122,7 @@ def decodes_in_packs(model: PreTrainedModel) -> bool:
     if not is_on_plain_packs(model):
         return False
     path = path_of(model, run_model)
-    if path.kernel != "segments" or path.by_groups:
+    if path.kernel != "segments" or path.by_groups or path.hands_bounds:
         return False
     key = (type(model), model.config.to_json_string(use_diff=False))
     if key not in _GROWS_RIGHT:
