@@ -88,19 +88,24 @@ def open_chat(
 def adapter_plan(config: TuningConfig, base: TunedModelConfig, new_ids: Sequence[int]) -> AdapterPlan | None:
     """The adapter that the run trains; None: it trains every weight.
 
-    Raises ValueError for `adapter.continue` without an adapter, or with settings that are not its own.
+    Raises ValueError for `adapter.continue` without an adapter, or with settings that are not its own, and for
+    adapters on experts that are to be compiled.
     """
     if config.adapter.kind == "none":
         return None
     plan = AdapterPlan(config.adapter, tuple(new_ids), config.run.seed)
-    if not config.adapter.continues:
-        return plan
-    if not is_adapter(base.path):
+    if config.adapter.continues:
+        if not is_adapter(base.path):
+            raise ValueError(
+                f"adapter.continue: model.path={config.model.path} holds no adapter: give the folder of an adapter, or "
+                "of the run that trained it, or leave the key out"
+            )
+        plan = continued(plan, Path(base.path).expanduser())
+    if plan.config.target_parameters and config.train.compile:
         raise ValueError(
-            f"adapter.continue: model.path={config.model.path} holds no adapter: give the folder of an adapter, or of "
-            "the run that trained it, or leave the key out"
+            "train.compile: peft's adapters on experts (adapter.target_parameters) do not compile: set false"
         )
-    return continued(plan, Path(base.path).expanduser())
+    return plan
 
 
 def loaded_section(base: TunedModelConfig, plan: AdapterPlan | None) -> TunedModelConfig:
@@ -136,6 +141,9 @@ def load_base(
     if in_4_bits(model) and (reason := run.runtime.refusal("quantize")) is not None:
         raise ValueError(f"model.path={run.config.model.path}: weights in 4 bits under {run.runtime.engine}: {reason}")
     if plan is not None:
+        on_experts = bool(plan.config.target_parameters)  # of an adapter that goes on, only its folder says so
+        if on_experts and (reason := run.runtime.refusal("adapter on experts")) is not None:
+            raise ValueError(f"adapter.target_parameters under {run.runtime.engine}: {reason}")
         if names := left_out(model, plan.config):
             run.runtime.say(
                 f"adapter.target=all-linear is without {shown(names)}, which peft takes for names of experts: "

@@ -50,12 +50,20 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-def run(folder: Path, step: str, name: str = "", base: Path | None = None, **adapter: Any) -> Any:
+def run(
+    folder: Path,
+    step: str,
+    name: str = "",
+    base: Path | None = None,
+    train: dict[str, Any] | None = None,
+    **adapter: Any,
+) -> Any:
     """A run of a step in a folder of its name, with an adapter on the experts."""
     tree = configuration(step, base or folder / "base", folder)
     place = folder / (name or step)
     place.mkdir()
     tree["run"]["dir"] = str(place / "run")
+    tree["train"] |= train or {}
     tree["adapter"] = {"kind": "lora", "rank": 4, "alpha": 8, "target_parameters": EXPERTS} | adapter
     (place / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     return tiny_run.run_here(place / "config.yaml", recipe=RECIPES[step])
@@ -100,6 +108,28 @@ def test_it_goes_on_where_it_was(families: Any) -> None:
     assert first["loss"] == pytest.approx(loss, rel=2e-5) and first["grad_norm"] == pytest.approx(norm, rel=2e-3)
     settings = json.loads((folder / "on" / "run" / "model" / "adapter_config.json").read_text())
     assert set(settings["target_parameters"]) == set(EXPERTS) and settings["target_modules"] == ["q_proj"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"target_parameters": ["experts.w1"]},
+            "adapter.target_parameters=experts.w1: this model has no parameter of that",
+        ),
+        ({"compile": True}, "train.compile: peft's adapters on experts (adapter.target_parameters) do not compile"),
+        (
+            {"compile": True, "base": "lora/run/model", "target": "all-linear", "target_parameters": [], **GO_ON},
+            "train.c",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(families: Any, keys: dict[str, Any], said: str) -> None:
+    folder = families("mixtral")
+    keys = {"rank": 16, "alpha": 32} | keys
+    base, compiled = folder / keys.pop("base", "base"), keys.pop("compile", False)
+    ended = run(folder, "lora", f"refused_{len(said)}", base=base, train={"compile": compiled}, **keys)
+    assert ended.code == 2 and len(ended.err.strip().splitlines()) == 1 and f"error: {said}" in ended.err
 
 
 def test_a_reward_model_has_it_too(families: Any) -> None:

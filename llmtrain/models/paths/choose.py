@@ -95,16 +95,21 @@ def is_right_at_any_length(path: Path, model: PreTrainedModel, run: Run) -> bool
     return _exactness(path) == _exactness(longest)
 
 
-def _exactness(path: Path) -> tuple[str, dict[type[nn.Module], bool]]:
-    """What is padded on a path, however far: its kernel of rows, and whether modules run on equal lengths."""
+def _exactness(path: Path) -> tuple[str, dict[type[nn.Module], bool], bool]:
+    """What is padded on a path, however far: its kernel of rows, and whether modules run on equal lengths.
+
+    Last: whether the model's layers keep documents apart themselves.
+    """
     kernel = path.kernel if path.kernel in ROWS else "packs"
-    return "padded" if kernel == "whole" else kernel, {cls: how == "equal" for cls, how in path.by_groups.items()}
+    kernel = "padded" if kernel == "whole" else kernel
+    return kernel, {cls: how == "equal" for cls, how in path.by_groups.items()}, path.hands_bounds
 
 
 def _candidates(trial: Trial, kernel: AttentionKernel, obstacles: list[str]) -> Iterator[Path]:
     if trial.packs:
         yield Path(kernel)
         if classes := trial.leaking(kernel):
+            yield Path(kernel, hands_bounds=True)
             padded: Classes = {cls: "padded" if has_weights else "equal" for cls, has_weights in classes.items()}
             equal: Classes = dict.fromkeys(classes, "equal")
             yield Path(kernel, padded)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.experts import route_in_fp32
+from llmtrain.models.paths.bounds import hand_bounds, is_handed_bounds
 from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
 from llmtrain.protocols import Sharding
 from llmtrain.system.device import ROWS, AttentionKernel
@@ -21,7 +22,7 @@ def can_switch(model: PreTrainedModel) -> bool:
 def is_on_plain_packs(model: PreTrainedModel) -> bool:
     """Whether the path that a model was last put into is packs by its attention alone."""
     by_groups = any(isinstance(module, ByRuns) for module in model.modules())
-    return model.config._attn_implementation == ATTENTION and not by_groups
+    return model.config._attn_implementation == ATTENTION and not by_groups and not is_handed_bounds(model)
 
 
 _ROW = {
@@ -40,6 +41,7 @@ class Path:
     attention: str = ATTENTION  # transformers' name of the attention that the model runs with
     obstacle: str | None = None  # why no faster path is right; None: this is the fastest
     needs_equal: bool = False  # modules with weights run on documents of one length only
+    hands_bounds: bool = False  # the model's layers are handed the bounds of the documents
 
     @property
     def line(self) -> str:
@@ -48,7 +50,9 @@ class Path:
             how = _ROW[self.kernel]
             return f"a document runs as a row, {how}: slower than packs, as {self.obstacle}"
         names = ", ".join(sorted(each.__name__ for each in self.by_groups))
-        return f"documents run in packs, attention by {self.kernel}" + (f"; {names} per group of them" if names else "")
+        others = f"; {names} per group of them" if names else ""
+        others += "; other layers are handed the documents' bounds" if self.hands_bounds else ""
+        return f"documents run in packs, attention by {self.kernel}{others}"
 
     def for_shards(self, sharding: Sharding) -> Path:
         """The same for an engine that shards parameters: every rank makes equally many calls that gather them.
@@ -70,6 +74,7 @@ class Path:
         """Let a model compute documents on this path, its routers in fp32, in place; the model."""
         if model.config._attn_implementation != self.attention:
             model.set_attn_implementation(self.attention)
+        hand_bounds(model, self.hands_bounds)
         run_by_groups(model, model.base_model, self.by_groups)
         route_in_fp32(model)
         return model

@@ -46,7 +46,7 @@ def _runs_in_packs(model: PreTrainedModel) -> bool:
     if not is_on_plain_packs(model):
         return False
     path = path_of(model, run_model)
-    return path.kernel == "segments" and not path.by_groups
+    return path.kernel == "segments" and not path.by_groups and not path.hands_bounds
 
 
 @torch.no_grad()
