@@ -51,7 +51,7 @@ LONG_TOKENS = 1024
 """`data.max_seq_len` of most configurations."""
 FEW_ROWS = 50
 MANY_FIELDS = 12
-LISTED_FIELDS = re.compile(r"by the fields '.*'")
+LISTED_FIELDS = re.compile(r"by the fields '.*?(?=; |$)")
 """What messages say of a row's fields, which are listed above them."""
 PAIRS_AS_ANSWERS = "pairs: chosen answers count as desirable, rejected ones do not"
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from llmtrain.data.quality.personal import masked_part
+from llmtrain.data.sources.rows import Row
 
 
 class UnfitRow(ValueError):
@@ -40,3 +42,14 @@ def shortened(text: str, max_chars: int = 48) -> str:
     """
     line = " ".join(masked_part(text, 0, 8 * max_chars).split())
     return json.dumps(line if len(line) <= max_chars else line[: max_chars - 3] + "...", ensure_ascii=False)
+
+
+def field_names(row: Row) -> str:
+    """The fields of a row for an error; those without anything in them say nothing of its format, so they are named."""
+    listed = ", ".join(map(repr, row.fields)) or "none"
+    empty = [
+        repr(name)
+        for name, value in row.fields.items()
+        if value is None or (isinstance(value, str | list | Mapping) and not value)
+    ]
+    return f"{listed} (empty: {', '.join(empty)})" if empty else listed

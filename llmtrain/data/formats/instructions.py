@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 from llmtrain.config.data import OnBadRow, Source
-from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, UnwantedRow, shortened
+from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, UnwantedRow, field_names, shortened
 from llmtrain.data.formats.messages import Conversation, Dialogue, conversation, shown
 from llmtrain.data.formats.naming import Naming
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
@@ -140,7 +140,7 @@ def recognise(row: Row, names: Naming) -> RowFormat:
     for name, field in fields.items():
         if not has_field(row.fields, field):
             raise ValueError(
-                f"{row.where}: no field {field!r} (mapped by {_braced({name: field})}), only {_names(row)}"
+                f"{row.where}: no field {field!r} (mapped by {_braced({name: field})}), only {field_names(row)}"
             )
     view = names.view(row.fields)
     # A column that other rows need may hold null here; it names the format only where nothing else does.
@@ -161,8 +161,8 @@ def recognise(row: Row, names: Naming) -> RowFormat:
         )
     mapped = f" with {_braced(fields)}" if fields else ""
     raise UnknownFormat(
-        f"{row.where}: no format of instruction data is recognised by the fields {_names(row)}{mapped}; name them by "
-        "the source's fields, such as {prompt: FIELD, completion: FIELD}, {messages: FIELD} or {text: FIELD}"
+        f"{row.where}: no format of instruction data is recognised by the fields {field_names(row)}{mapped}; name them "
+        "by the source's fields, such as {prompt: FIELD, completion: FIELD}, {messages: FIELD} or {text: FIELD}"
     )
 
 
@@ -187,7 +187,3 @@ def _is_rendering(this: RowFormat, found: Sequence[RowFormat], row: Fields) -> b
 def _braced(fields: Mapping[str, str]) -> str:
     """As YAML writes it."""
     return "{" + ", ".join(f"{name}: {field}" for name, field in fields.items()) + "}"
-
-
-def _names(row: Row) -> str:
-    return ", ".join(map(repr, row.fields)) or "none"

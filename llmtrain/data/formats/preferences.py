@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import blake2b
 
 from llmtrain.config.data import OnBadRow, Source
-from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, shortened
+from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, field_names, shortened
 from llmtrain.data.formats.labels import label_of
 from llmtrain.data.formats.messages import Conversation, Dialogue, answered, first_question, shown
 from llmtrain.data.formats.naming import Naming
@@ -166,9 +166,8 @@ def recognise_preference(row: Row, names: Naming) -> PreferenceFormat:
             f"{row.where}: a row with a label (KTO) holds one answer and compares none: give rows with chosen and "
             "rejected, or set preference.loss=kto"
         )
-    given = ", ".join(map(repr, row.fields)) or "none"
     raise UnknownFormat(
-        f"{row.where}: no format of preferences is recognised by the fields {given}; name them by the source's "
-        "fields, such as {prompt: FIELD, chosen: FIELD, rejected: FIELD} or {prompt: FIELD, responses: FIELD, "
+        f"{row.where}: no format of preferences is recognised by the fields {field_names(row)}; name them by the "
+        "source's fields, such as {prompt: FIELD, chosen: FIELD, rejected: FIELD} or {prompt: FIELD, responses: FIELD, "
         "ranks: FIELD}"
     )

@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 from instruction_rows import ASSISTANT, HH, SHAREGPT, SYSTEM, TURNS, USER, conversation, fault, read, write
 
+from llmtrain.data.formats.faults import UnknownFormat
+from llmtrain.data.formats.instructions import recognise
+from llmtrain.data.formats.naming import Naming
+from llmtrain.data.sources.rows import Row
+
 
 def test_fields_of_other_names_are_mapped(tmp_path: Path):
     assert conversation(tmp_path, {"ask": "2 + 2?", "say": "4"}, prompt="ask", completion="say").messages == tuple(
@@ -191,3 +196,9 @@ def test_a_row_that_does_not_fit_its_sources_format_is_bad(tmp_path: Path, first
 def test_an_answer_begun_in_the_prompt_is_not_two_answers(tmp_path: Path, prompt: Any, completion: Any):
     said = fault(tmp_path, {"prompt": prompt, "completion": completion})
     assert "rows.jsonl:1: the prompt ends with an assistant's message, and 'completion' begins with another" in said
+
+
+def test_a_row_without_a_format_says_which_of_its_fields_are_empty() -> None:
+    row = Row({"prompt": "", "id": 3, "note": []}, "rows.jsonl:1")
+    with pytest.raises(UnknownFormat, match=r"by the fields 'prompt', 'id', 'note' \(empty: 'prompt', 'note'\);"):
+        recognise(row, Naming())
