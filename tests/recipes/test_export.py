@@ -54,6 +54,7 @@ def config_of(folder: Path, inputs: Path, data: str, sections: dict[str, Any], s
         "train": {"steps": steps, "global_batch_tokens": 256, "microbatch_tokens": 256},
         "eval": {"every": 1},
         "checkpoint": {"every": 1, "keep": 5},
+        "log": {"report": False},
     }
     tree["data"]["eval_fraction"] = 0.2
     for name, section in sections.items():

@@ -38,6 +38,7 @@ def tree_of(recipe: str, inputs: str) -> dict[str, Any]:
         "train": {"steps": 1, "global_batch_tokens": 256, "microbatch_tokens": 256},
         "eval": {"every": None},
         "optim": {"warmup_steps": 0, "schedule": "constant"},
+        "log": {"report": False},
     }
     if recipe == "pretrain":
         tree["data"]["train"] = f"{inputs}/corpus.jsonl"
