@@ -41,6 +41,12 @@ class Documents(NamedTuple):
     prefix_lengths: tuple[int, ...] = ()
 
 
+def layer_classes(model: PreTrainedModel) -> list[str]:
+    """What FSDP shards one by one: the classes of layers that a model names and has; a multimodal one may lack some."""
+    present = {type(module).__name__ for module in model.modules()}
+    return sorted(present.intersection(model._no_split_modules or ()))
+
+
 Inputs = dict[str, Any] | Rows
 """What a model is called with: the keyword arguments of a packed call, or rows, each group of which is a call."""
 

@@ -17,7 +17,7 @@ from llmtrain.batch import IGNORE_INDEX, Experience, SamplingMask
 from llmtrain.models.heads.head import output_head
 from llmtrain.models.heads.logprobs import LogprobOptions, TokenLogprobs, logits_logprobs
 from llmtrain.models.param_kinds import parameters_by_kind
-from llmtrain.models.trunk import Inputs, TokenBatch, pack_inputs, run_model, run_trunk
+from llmtrain.models.trunk import Inputs, TokenBatch, layer_classes, pack_inputs, run_model, run_trunk
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.protocols import ParamKind, TrainedModule
 from llmtrain.system.device import AttentionKernel
@@ -71,7 +71,7 @@ class ActorCritic(TrainedModule):
         """
         super().__init__()
         self.model: PreTrainedModel = policy.model
-        self._no_split_modules = self.model._no_split_modules
+        self._no_split_modules = layer_classes(self.model)
         self.kernel: AttentionKernel = policy.kernel
         self.path, self.unreached = policy.path, policy.unreached
         self.whole_logits = policy.whole_logits or not output_head(policy.model).has_logprobs

@@ -17,7 +17,7 @@ from llmtrain.models.heads.form import PLAIN, HeadForm
 from llmtrain.models.heads.head import output_head, put_head
 from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.paths.path import Path
-from llmtrain.models.trunk import Inputs, pack_inputs, run_model, run_routed, run_trunk
+from llmtrain.models.trunk import Inputs, layer_classes, pack_inputs, run_model, run_routed, run_trunk
 from llmtrain.models.unreached import Unreached
 from llmtrain.models.wrappers.neftune import noisy_embeddings
 from llmtrain.protocols import Balance, LossOptions, ParamKind, TokenLoss, TrainedModule
@@ -41,7 +41,7 @@ class CausalLMLoss(TrainedModule):
         """
         super().__init__()
         self.model = model
-        self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
+        self._no_split_modules = layer_classes(model)  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
         self.form = form
         self.path = path or Path(kernel)

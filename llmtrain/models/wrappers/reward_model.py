@@ -22,7 +22,7 @@ from llmtrain.models.heads.score import SCORE, ScoreHead
 from llmtrain.models.param_kinds import parameters_by_kind
 from llmtrain.models.paths.path import Path
 from llmtrain.models.text_part import require_trunk
-from llmtrain.models.trunk import pack_inputs, run_trunk
+from llmtrain.models.trunk import layer_classes, pack_inputs, run_trunk
 from llmtrain.models.unreached import Unreached
 from llmtrain.protocols import ParamKind, TrainedModule
 from llmtrain.system.device import AttentionKernel
@@ -38,7 +38,7 @@ class RewardModel(TrainedModule):
         """`label`: the one of several whose score is taken; `path`: that the model is on, None for packs."""
         super().__init__()
         self.model, self._label = model, label
-        self._no_split_modules = model._no_split_modules  # what FSDP shards layer by layer
+        self._no_split_modules = layer_classes(model)  # what FSDP shards layer by layer
         self.kernel: AttentionKernel = kernel
         self.path = path or Path(kernel)
         self.unreached = Unreached()
