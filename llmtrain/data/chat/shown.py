@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from llmtrain.data.chat.speaker_names import NAME, reads_speaker_names
 from llmtrain.data.formats.messages import REASONING, Message
 from llmtrain.data.rendering import tool_named
 
@@ -120,7 +121,7 @@ def unread_keys(messages: Sequence[Message], sources: Iterable[str]) -> tuple[st
         key
         for message in messages
         for key in message
-        if key not in WRITTEN_ELSEWHERE and not (key == "name" and message["role"] == "tool")
+        if key not in WRITTEN_ELSEWHERE and not (key == NAME and message["role"] == "tool")
     }
     words = frozenset().union(*map(_read_keys, sources)) if keys else frozenset()
     return tuple(f"the chat template does not read {key!r} of messages" for key in sorted(keys - words))
@@ -129,7 +130,8 @@ def unread_keys(messages: Sequence[Message], sources: Iterable[str]) -> tuple[st
 @lru_cache(maxsize=8)
 def _read_keys(source: str) -> frozenset[str]:
     """What a template may read of an object: `.name`, `["name"]`, `"name" in`, `.get("name")`."""
-    return frozenset(name for names in READ.findall(source) for name in names if name)
+    found = frozenset(name for names in READ.findall(source) for name in names if name)
+    return found if reads_speaker_names(source) else found - {NAME}
 
 
 def _has_id(message: Message) -> bool:

@@ -30,6 +30,7 @@ from llmtrain.data.sources.rows import Row, has_field
 from llmtrain.system.typing import Report
 
 EQUAL = "chosen equal to rejected"
+AGAINST_SCORES = "the chosen answer has the lower score, or the margin is below 0; it is trained as the better one"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ def iter_preferences(
     source: Source, on_bad_row: OnBadRow, ledger: SourceLedger, report: Report
 ) -> Iterator[Preference]:
     """The pairs of a source, read as `read_examples` does; the ledger counts pairs, since a row may hold many."""
-    return read_examples(source, pair_reader(source), on_bad_row, ledger, report, unit="preference")
+    for pair in read_examples(source, pair_reader(source), on_bad_row, ledger, report, unit="preference"):
+        if pair.margin is not None and pair.margin < 0:
+            ledger.note([AGAINST_SCORES])
+        yield pair
 
 
 def pair_reader(source: Source) -> Callable[[Row], FormatReader[Preference]]:

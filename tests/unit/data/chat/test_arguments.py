@@ -17,6 +17,7 @@ from llmtrain.config.load import load_config, validate
 from llmtrain.config.recipes import SftConfig
 from llmtrain.config.sections import PretrainedModelConfig, TokenizerConfig
 from llmtrain.data.chat.arguments import fixed_day, literal, with_arguments, with_fixed_date
+from llmtrain.data.chat.speaker_names import reads_speaker_names
 from llmtrain.data.chat.tokenizer import ChatTokenizer, open_chat_tokenizer
 from llmtrain.data.rendering import GIVEN, prompt_ids, read_by
 
@@ -238,11 +239,28 @@ def test_what_a_template_sets_first_is_no_argument(source: str, read: set[str]) 
         ([{"role": "system", "content": "x", "tools": [{"name": "f"}]}, "u: x", "a: Hi"], ["tools"]),
         ([{"role": "user", "content": "x", "lang": "en", "images": []}, "a: Hi"], ["images", "lang"]),
         (["u: x", {"role": "assistant", "content": "Hi", "tool_calls": []}], []),
+        ([{"role": "user", "content": "x", "name": "Ann"}, "a: Hi"], ["name"]),  # that of functions is read
     ],
 )
 def test_a_key_of_messages_that_the_template_does_not_read_is_counted(messages: list[Any], unread: list[str]) -> None:
     (document,) = documents(family_tokenizer(QWEN25), conversation(*messages))
     assert document.notes == tuple(f"the chat template does not read {key!r} of messages" for key in unread)
+
+
+@pytest.mark.parametrize(
+    ("source", "read"),
+    [
+        (QWEN25.template, False),
+        ("{% for t in tools %}{{ t.function.name }}{{ t['name'] }}{% endfor %}", False),
+        ("{% for c in m.tool_calls %}{% set f = c.function if c.function else c %}{{ f.name }}{% endfor %}", False),
+        ("{% for m in messages %}{{ m.role }}{{ m.name }}{% endfor %}", True),
+        ("{% for m in messages %}{{ m['name'] }}{% endfor %}", True),
+        ("{% for m in messages %}{{ m.get('name', '') }}{% endfor %}", True),
+        ("{% macro turn(m) %}{{ m.name }}{% endmacro %}{% for m in messages %}{{ turn(m) }}{% endfor %}", True),
+    ],
+)
+def test_the_name_of_a_function_is_no_speakers(source: str, read: bool) -> None:
+    assert reads_speaker_names(source) == read
 
 
 @pytest.mark.parametrize("key", ["template_kwargs={a: 1}", "template_date=2026-01-04", "loss_on_thoughts=false"])

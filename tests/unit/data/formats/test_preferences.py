@@ -10,7 +10,7 @@ import pytest
 
 from llmtrain.config.data import Source
 from llmtrain.data.formats.preference_formats import BEST_FIRST
-from llmtrain.data.formats.preferences import EQUAL, Preference, iter_preferences
+from llmtrain.data.formats.preferences import AGAINST_SCORES, EQUAL, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.split import eval_share
 
@@ -133,6 +133,13 @@ def test_a_ranking_of_equals_is_dropped_and_counted(tmp_path: Path) -> None:
 )
 def test_a_margin_is_the_rows_or_a_difference_of_scores(tmp_path: Path, row: dict, margin: float | None) -> None:
     assert read(tmp_path, row)[0][0].margin == margin
+
+
+def test_pairs_that_their_scores_contradict_are_counted(tmp_path: Path) -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rows = [{**pair, "score_chosen": chosen, "score_rejected": 5} for chosen in (1, 5, 9)]
+    found, ledger = read(tmp_path, *rows, {**pair, "margin": -1})
+    assert len(found) == 4 and ledger.notes == {AGAINST_SCORES: 2}
 
 
 def test_scores_of_ultrafeedbacks_answers_rank_them(tmp_path: Path) -> None:
