@@ -46,8 +46,8 @@ FURTHER = {  # what is trained -> stopped under -> goes on under
 }
 QUICK = {("pretrain", "ddpx2", "ddpx3")}
 SLOW = {
-    *((recipe, "zero2x2", "ddpx3") for recipe in RECIPES),
-    *((recipe, "ddpx2", "zero3x3") for recipe in RECIPES),
+    *((recipe, "zero2x2", "ddpx3") for recipe in ("sft", "dpo")),
+    *((recipe, "ddpx2", "zero3x3") for recipe in ("pretrain", "reward", "ppo")),
     ("ppo-few", "ddpx2", "ddpx4"),
     ("pretrain", "ddpx2", "fsdp2x3"),
     ("ema", "ddpx2", "zero2x3"),

@@ -75,8 +75,13 @@ def test_two_processes_train_the_weights_of_one(runs: Runs, engine: str) -> None
     assert difference(runs(engine) / "final.safetensors", runs("single") / "final.safetensors") < TOLERANCE
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param("zero1", marks=pytest.mark.soak),
+        *(pytest.param(e, marks=pytest.mark.slow) for e in ("ddp", "zero2")),
+    ],
+)
 def test_two_processes_train_a_compiled_model_as_one_trains_it_uncompiled(
     runs: Runs, tmp_path: Path, engine: str
 ) -> None:

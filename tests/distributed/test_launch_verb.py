@@ -73,7 +73,7 @@ def saved_step(config: Path) -> int:
     return int(step)
 
 
-@pytest.mark.parametrize("config_file", [None, "cpu_zero3"])
+@pytest.mark.parametrize("config_file", [pytest.param(None, marks=pytest.mark.soak), "cpu_zero3"])
 def test_two_processes_and_two_nodes_train_what_one_process_does(
     tmp_path: Path, files: tuple[Path, Path], config_file: str | None
 ) -> None:
@@ -94,7 +94,13 @@ def test_two_processes_and_two_nodes_train_what_one_process_does(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.soak),
+        (signal.SIGINT, 130),
+        (signal.SIGHUP, 75),
+    ],
 )
 def test_a_signal_to_the_launcher_saves_and_ends_with_the_code_of_one_process(
     endless: Path, number: signal.Signals, code: int

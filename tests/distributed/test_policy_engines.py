@@ -39,8 +39,13 @@ LIVE: dict[str, dict[str, Any]] = {
     },
 }
 QUICK = [("full", "ddp"), ("lora", "zero3")]
-SLOW = [(kind, engine) for kind in LIVE for engine in ENGINES if (kind, engine) not in QUICK]
-PAIRS = [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)]
+SLOW = [("lora", "zero2")]
+SOAK = [(kind, engine) for kind in LIVE for engine in ENGINES if (kind, engine) not in [*QUICK, *SLOW]]
+PAIRS = [
+    *QUICK,
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW),
+    *(pytest.param(*pair, marks=pytest.mark.soak) for pair in SOAK),
+]
 SOME_ENGINES = [pytest.param(name, marks=() if name == "zero2" else pytest.mark.slow) for name in ENGINES]
 """Under these the worker runs: the live runs are quick under the two others."""
 Updated = Callable[[str], Path]

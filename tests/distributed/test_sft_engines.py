@@ -23,11 +23,12 @@ SECTIONS = {
     "lora": {"optim": {"lr": 1e-2}, "adapter": {"kind": "lora", "rank": 4}},
 }
 QUICK = (("lora", "zero2"), ("full", "zero3"))
+SLOW = (("lora", "ddp"), ("lora", "zero3"), ("full", "fsdp2"))
+SOAK = (("full", "ddp"), ("full", "zero2"))
 CASES = [
-    pytest.param(kind, engine, marks=() if (kind, engine) in QUICK else pytest.mark.slow)
-    for kind in SECTIONS
-    for engine in ENGINES
-    if (kind, engine) != ("lora", "fsdp2")  # refused
+    *QUICK,
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),
+    *(pytest.param(*case, marks=pytest.mark.soak) for case in SOAK),
 ]
 Tuned = Callable[[str, str], Path]
 
@@ -80,7 +81,7 @@ def test_two_processes_measure_before_and_after_what_one_does(tuned: Tuned, kind
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    "engine", [pytest.param("ddp", marks=pytest.mark.slow), "zero2", pytest.param("zero3", marks=pytest.mark.slow)]
+    "engine", [pytest.param("ddp", marks=pytest.mark.slow), "zero2", pytest.param("zero3", marks=pytest.mark.soak)]
 )
 def test_the_launcher_trains_to_the_bit_what_forked_processes_train(tuned: Tuned, tmp_path: Path, engine: str) -> None:
     forked = tuned("lora", engine)

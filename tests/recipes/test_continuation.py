@@ -45,6 +45,7 @@ def ran(folder: Path, inputs: Path, recipe: Path, **sections: Any) -> Ended:
         "train": {"steps": 1, "global_batch_tokens": 512, "microbatch_tokens": 512},
         "optim": {"lr": 1e-9, "warmup_steps": 0},
         "eval": {"every": None},
+        "log": {"report": False},
     }
     for name, section in sections.items():
         tree[name] = tree.get(name, {}) | section

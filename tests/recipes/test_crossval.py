@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "simpo": ("pairs.jsonl", {"preference": {"loss": "simpo"}}),
     "kto": ("labelled.jsonl", {"preference": {"loss": "kto"}}),
 }
+SUITES = {"simpo": pytest.mark.slow, "sft with an adapter": pytest.mark.soak}  # of those that are not quick
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def final_loss(folder: Path) -> float:
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=pytest.mark.slow if kind in ("simpo", "sft with an adapter") else ()) for kind in KINDS],
+    [pytest.param(kind, marks=SUITES.get(kind, ())) for kind in KINDS],
 )
 def test_every_item_is_predicted_once_as_others_compute_it(inputs: Path, tmp_path: Path, kind: str) -> None:
     config, folder = config_of(tmp_path, inputs, kind), tmp_path / "run-crossval"
@@ -209,30 +211,46 @@ def has_checkpoint(folder: Path) -> bool:
     return any(path.name[5:].isdigit() for path in (folder / "checkpoints").glob("step-*"))
 
 
-def finished_as_whole(inputs: Path, tmp_path: Path, config: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The predictions of a cross-validation that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    with patch.object(crossval, "run_recipe"):
+        ran(config_of(folder, inputs, "sft", **STEPS), "--folds", 2)
+    return lines(folder / "run-crossval" / "predictions.jsonl")
+
+
+def finished_as(whole: list[dict[str, Any]], config: Path) -> list[str]:
     """What happened in the first fold of a cross-validation that goes on; it ends as one that was never stopped."""
     folder = config.parent / "run-crossval"
     assert not (folder / "fold-1" / "finished.yaml").exists()
     assert not (folder / "predictions.jsonl").exists()
-    whole = config_of(tmp_path / "whole", inputs, "sft", **STEPS)
-    for each in (config, whole):
-        ran(each, "--folds", 2)
-    assert lines(folder / "predictions.jsonl") == lines(tmp_path / "whole" / "run-crossval" / "predictions.jsonl")
+    ran(config, "--folds", 2)
+    assert lines(folder / "predictions.jsonl") == whole
     return [event["event"] for event in lines(folder / "fold-1" / "events.jsonl")]
 
 
-def test_a_fold_that_was_killed_goes_on_to_the_same_predictions(inputs: Path, tmp_path: Path) -> None:
+def test_a_fold_that_was_killed_goes_on_to_the_same_predictions(
+    inputs: Path, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
     config = config_of(tmp_path / "killed", inputs, "sft", **STEPS)
     process = fork(crossval_here, str(config), "--folds", "2", output=tmp_path / "process")
     assert process.wait_until(lambda: has_checkpoint(tmp_path / "killed" / "run-crossval" / "fold-1")), process.wait()
     process.kill()
-    assert finished_as_whole(inputs, tmp_path, config) == ["started", "resumed", "finished"]
+    assert finished_as(whole, config) == ["started", "resumed", "finished"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("stop", ["killed with its run", "killed alone", "asked to stop"])
-def test_recipes_of_their_own_process_are_stopped_and_waited_for(inputs: Path, tmp_path: Path, stop: str) -> None:
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param("killed with its run", marks=pytest.mark.soak),
+        *(pytest.param(stop, marks=pytest.mark.slow) for stop in ("killed alone", "asked to stop")),
+    ],
+)
+def test_recipes_of_their_own_process_are_stopped_and_waited_for(
+    inputs: Path, whole: list[dict[str, Any]], tmp_path: Path, stop: str
+) -> None:
     config = config_of(tmp_path / "stopped", inputs, "sft", **STEPS)
     folder = tmp_path / "stopped" / "run-crossval" / "fold-1"
     process = fork(main, ["crossval", str(config), "--folds", "2"], output=tmp_path / "process")
@@ -248,7 +266,7 @@ def test_recipes_of_their_own_process_are_stopped_and_waited_for(inputs: Path, t
         process.kill()
     if stop == "killed with its run":
         os.kill(pid, signal.SIGKILL)
-    events = finished_as_whole(inputs, tmp_path, config)
+    events = finished_as(whole, config)
     assert events[0] == "started" and events[-1] == "finished"
     # A run whose crossval is killed is asked to save by Linux; elsewhere it trains to its end.
     assert ("resumed" in events) == (stop != "killed alone" or sys.platform == "linux")

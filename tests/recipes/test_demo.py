@@ -165,7 +165,7 @@ def test_held_out_modules_are_in_no_training_file() -> None:
     assert len(files["prompts"]) == 200 - len(held_out)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_whole_demo_runs_in_any_folder(tmp_path: Path) -> None:
     ended = run_demo(tmp_path)
     assert ended.returncode in {0, 1}, ended.stdout + ended.stderr

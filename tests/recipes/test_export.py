@@ -32,6 +32,7 @@ RUNS: dict[str, tuple[Path, str, dict[str, Any]]] = {
     "preference": (RLHF, "pairs", {"preference": {}} | LORA),
     "policy": (RLHF, "pairs", {"policy": {"critic": "separate"}}),
 }
+OF_EACH_RECIPE = ("pretrain", "sft", "reward", "preference", "policy")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak if name == "sft of an adapter" else ()) for name in RUNS]
+)
 def test_the_last_checkpoint_exports_as_the_run_does(inputs: Path, tmp_path: Path, name: str) -> None:
     script, data, sections = RUNS[name]
     ended = run_here(config_of(tmp_path, inputs, data, sections), recipe=script)
@@ -121,7 +124,9 @@ def test_the_last_checkpoint_exports_as_the_run_does(inputs: Path, tmp_path: Pat
         open_model(str(tmp_path / "first"))
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OF_EACH_RECIPE else pytest.mark.soak) for name in RUNS]
+)
 def test_a_run_with_held_out_sources_exports_and_runs_again_from_its_own_configuration(
     inputs: Path, tmp_path: Path, name: str
 ) -> None:

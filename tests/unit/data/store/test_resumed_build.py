@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,20 @@ def kills(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(kills: Path) -> Callable[[str], tuple[Any, int]]:
+    """The stores of a kind that nothing stopped, and how many texts and conversations were tokenized; built once."""
+
+    @cache
+    def of_kind(kind: str) -> tuple[Any, int]:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            with_small_units(monkeypatch)
+            counts = count_encoded(monkeypatch)
+            return built(kind, kills / "rows.jsonl", kills / f"{kind}-whole"), sum(counts)
+
+    return of_kind
+
+
 POINTS = [("save", 1, "before"), ("save", 3, "before"), ("save", 9, "after"), ("join", 1, "before")]
 PROGRAM = """
 import json, os, sys
@@ -105,20 +121,21 @@ for kind, place, number, when in json.loads(sys.argv[2]):
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: "-".join(map(str, point)))
 @pytest.mark.parametrize("kind", STORES)
 def test_a_build_killed_outright_goes_on_to_the_same_store(
-    kills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, point: tuple[str, int, str]
+    kills: Path,
+    whole: Callable[[str], tuple[Any, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    point: tuple[str, int, str],
 ):
+    stores, num_encoded = whole(kind)
     with_small_units(monkeypatch)
-    whole = built(kind, kills / "rows.jsonl", tmp_path / "whole")
     lines: list[str] = []
     counts = count_encoded(monkeypatch)
     resumed = built(kind, kills / "rows.jsonl", kills / f"{kind}-{point[0]}-{point[1]}", lines)
-    assert files_of(resumed) == files_of(whole)
-    assert resumed.ledger == whole.ledger and resumed.names == whole.names
+    assert files_of(resumed) == files_of(stores)
+    assert resumed.ledger == stores.ledger and resumed.names == stores.names
     assert any(GOES_ON in line for line in lines) == (point[:2] in [("save", 3), ("save", 9)])
-    rest = sum(counts)
-    counts.clear()
-    built(kind, kills / "rows.jsonl", tmp_path / "again")
-    assert (rest < sum(counts)) == (point != POINTS[0]) and (rest < 15) == (point[0] == "join")
+    assert (sum(counts) < num_encoded) == (point != POINTS[0]) and (sum(counts) < 15) == (point[0] == "join")
 
 
 @pytest.mark.parametrize("fix", ["the row", "on_bad_row", "remove", "two files"])
