@@ -22,7 +22,7 @@ from llmtrain.system.cores import usable_cores
 
 HASH_DIGITS = 32  # hexadecimal
 BLOCK = 1 << 22  # values that one thread hashes at a time
-REPLACED = ".original_module."  # what a module trained in full stands for: it computes nothing, and may be drawn anew
+REPLACED = ".original_module."  # what a module trained in full replaces: it computes nothing, and may be random
 BESIDE = (".lora_", ".rows", ".modules_to_save.")  # parts of the names of an adapter's parameters
 
 # Fields of a configuration that change no logit of the known tokens: names, versions, storage, what generation and
