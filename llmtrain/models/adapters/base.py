@@ -22,6 +22,7 @@ from llmtrain.system.cores import usable_cores
 
 HASH_DIGITS = 32  # hexadecimal
 BLOCK = 1 << 22  # values that one thread hashes at a time
+REPLACED = ".original_module."  # what a module trained in full replaces: it computes nothing, and may be random
 BESIDE = (".lora_", ".rows", ".modules_to_save.")  # parts of the names of an adapter's parameters
 
 # Fields of a configuration that change no logit of the known tokens: names, versions, storage, what generation and
@@ -68,9 +69,9 @@ def base_facts(
     The weights are hashed in memory, as they compute (xxh3, 0.2 s for 1 GB on one core): so they are those of a
     converted file and of a merged adapter too. They are the same with and without an adapter, unless that has modules
     that are trained in full, and for a model that scores whatever its head is: that is trained in full beside an
-    adapter. `whole`: adapter and head count too; `trunk_only`: no head does, as in a model that is to score. Of the
-    embedding and the head only the first `num_known_tokens` rows count, by default those before the first new token:
-    the rows after them are not the base's own.
+    adapter. `whole`: adapter and head count too, and not what a module trained in full replaces; `trunk_only`: no head
+    does, as in a model that is to score. Of the embedding and the head only the first `num_known_tokens` rows count, by
+    default those before the first new token: the rows after them are not the base's own.
     """
     return {
         "weights": _weights(model, num_known_tokens, whole, trunk_only),
@@ -103,7 +104,8 @@ def _weights(model: PreTrainedModel, num_known_tokens: int | None, whole: bool, 
     hasher = xxhash.xxh3_128()
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         for name, parameter in model.named_parameters():
-            if not whole and (any(part in name for part in BESIDE) or name.startswith(f"{SCORE}.")):
+            beside = any(part in name for part in BESIDE) or name.startswith(f"{SCORE}.")
+            if REPLACED in name if whole else beside:
                 continue
             if trunk_only and not name.startswith(f"{model.base_model_prefix}."):
                 continue

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.sections import TunedModelConfig
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.adapters.weight_sharing import shared_copy
 from llmtrain.models.folders.adapter import export_adapter
@@ -167,3 +168,12 @@ def test_another_hidden_size_is_refused(base: Path, tmp_path: Path) -> None:
     folder = reward_folder(tmp_path / "reward", base, None)
     with pytest.raises(ValueError, match="a hidden size of 32, the policy of 16"):
         start_as_reward(ValueHead(16), None, load_reward_model(folder)[0].model, 1.0, "here")
+
+
+def test_a_reward_model_is_known_again_whatever_its_base_drew_for_a_head(base: Path, tmp_path: Path) -> None:
+    folder = reward_folder(tmp_path / "reward", base, LORA)
+    known = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        known.append(base_facts(open_classifier(folder).model, whole=True))
+    assert known[0] == known[1]
