@@ -29,20 +29,11 @@ def reads_speaker_names(source: str) -> bool:
 def _named(tree: nodes.Template) -> Iterator[nodes.Node]:
     """Whose name is read: `message` in `message.name`, `message["name"]` and `message.get("name")`."""
     for read in tree.find_all((nodes.Getattr, nodes.Getitem, nodes.Call)):
-        if isinstance(read, nodes.Call):
-            if (
-                isinstance(read.node, nodes.Getattr)
-                and read.node.attr == "get"
-                and read.args
-                and _is_name(read.args[0])
-            ):
-                yield read.node.node
-        elif (read.attr == NAME) if isinstance(read, nodes.Getattr) else _is_name(read.arg):
-            yield read.node
-
-
-def _is_name(node: nodes.Node) -> bool:
-    return isinstance(node, nodes.Const) and node.value == NAME
+        match read:
+            case nodes.Getattr(attr="name") | nodes.Getitem(arg=nodes.Const(value="name")):
+                yield read.node
+            case nodes.Call(node=nodes.Getattr(node=of, attr="get"), args=[nodes.Const(value="name"), *_]):
+                yield of
 
 
 def _is_of_tool(node: nodes.Node | None, tools: set[str]) -> bool:
