@@ -158,8 +158,9 @@ class Loop(Generic[BatchType]):
             return "interrupted"
         metrics = []
         for i, batch in enumerate(microbatches):
-            share, parts = self.objective.loss(self.model, batch.to(self.runtime.device), totals)
-            self.runtime.backward(share, last=i == len(microbatches) - 1)
+            with self.runtime.microbatch(last=i == len(microbatches) - 1):
+                share, parts = self.objective.loss(self.model, batch.to(self.runtime.device), totals)
+                self.runtime.backward(share)
             metrics.append(parts)
         result = self.runtime.step()
         values = self.runtime.sum_metrics(metrics)

@@ -10,8 +10,8 @@ import hashlib
 import math
 import os
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ class Runtime:
         self._engine: Engine = ENGINES[self.engine].make(self._accelerator, settings)
         self._finite = torch.ones((), device=self.device)  # 1 while every share of the step so far is finite
         self._step_finite = self._finite > 0
+        self._is_last = True  # of the step's microbatches
         # Sums are taken in float64, which MPS lacks; one process needs no device for them.
         self._sum_device = self.device if self.world_size > 1 else torch.device("cpu")
         self._stopwatch = Stopwatch(self._sum_device)
@@ -167,20 +168,27 @@ class Runtime:
         host = "" if self._watchdog is None else f" ({self._watchdog.host_of(self._slow_rank.rank)})"
         return f"rank {self._slow_rank.rank}{host}", self._slow_rank
 
-    def backward(self, share: Tensor, *, last: bool) -> None:
-        """Add the gradient of a microbatch's share; `last` marks the step's last microbatch. Collective if it is.
+    @contextmanager
+    def microbatch(self, *, last: bool) -> Iterator[None]:
+        """What the forward and the backward of a microbatch run in; `last`: it is the step's last one."""
+        self._is_last = last
+        with self._engine.microbatch(last=last):
+            yield
+
+    def backward(self, share: Tensor) -> None:
+        """Add the gradient of a microbatch's share. Collective in the step's last microbatch.
 
         If any share of any rank is not finite, the last one is made NaN on every rank, and so is a gradient: every
         engine drops the step.
         """
         self._arrive("backward")
         self._finite = self._finite * torch.isfinite(share.detach()).to(self._finite.dtype)
-        if last:
+        if self._is_last:
             self._stopwatch.forward_ends()
             self._step_finite = self._reduced(self._finite, dist.ReduceOp.MIN) > 0
             share = share * torch.where(self._step_finite, 1.0, math.nan)
             self._finite = torch.ones_like(self._finite)
-        self._engine.backward(share, last=last)
+        self._engine.backward(share)
 
     def step(self) -> StepResult:
         """Clip and step, unless a gradient is not finite; gradients are gone after it in either case. Collective."""

@@ -124,8 +124,9 @@ def run(runtime: Runtime, kind: Kind, file: Path) -> dict[str, Any]:
         totals, _ = runtime.sum_counts(counts, False)
         metrics = []
         for i, batch in enumerate(batches):
-            share, parts = objective.loss(prepared, batch, totals)
-            runtime.backward(share, last=i == len(batches) - 1)
+            with runtime.microbatch(last=i == len(batches) - 1):
+                share, parts = objective.loss(prepared, batch, totals)
+                runtime.backward(share)
             metrics.append(parts)
         result = runtime.step()
         logged.append(runtime.sum_metrics(metrics) | {"grad_norm": result.grad_norm})

@@ -107,8 +107,9 @@ def train(
     totals, _ = runtime.sum_counts([objective.counts(batch) for batch in batches], False)
     for i, batch in enumerate(batches):
         own = objective.counts(batch)
-        share, _ = objective.loss(model, batch.to(runtime.device), own if mean_of_means else totals)
-        runtime.backward(share / 4 if mean_of_means else share, last=i == len(batches) - 1)
+        with runtime.microbatch(last=i == len(batches) - 1):
+            share, _ = objective.loss(model, batch.to(runtime.device), own if mean_of_means else totals)
+            runtime.backward(share / 4 if mean_of_means else share)
     assert runtime.step().applied
 
 

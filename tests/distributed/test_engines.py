@@ -64,6 +64,7 @@ def test_the_engine_is_the_one_that_was_asked_for(runs: Runs, engine: str) -> No
     assert (run["engine"], run["world_size"]) == (engine, 2)
     names = {"ddp": "DistributedDataParallel", "fsdp2": "FSDPCausalLMLoss"}
     assert run["model_class"] == names.get(engine, "DeepSpeedEngine")
+    assert run["reductions"] == (1 if engine == "ddp" else None)  # in a step, not in each of its microbatches
     if engine == "ddp":
         assert run["num_parameters_here"] == run["num_parameters"]
     else:

@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -111,12 +113,13 @@ def train(
         runtime.set_lr(optimizer, [3e-3 * (1 + step % 3), 1e-3])
         totals, _ = runtime.sum_counts([{"tokens": batch.num_trained} for batch, _ in batches], False)
         for i, (batch, is_marked) in enumerate(batches):
-            share = model(batch).objective / (4 * batch.num_trained if mean_of_means else totals["tokens"])
-            if is_marked and step == NAN_LOSS_STEP:
-                share = share * float("nan")
-            if is_marked and step == NAN_GRADIENT_STEP:
-                share = NanGradient.apply(share)
-            runtime.backward(share, last=i == len(batches) - 1)
+            with runtime.microbatch(last=i == len(batches) - 1):
+                share = model(batch).objective / (4 * batch.num_trained if mean_of_means else totals["tokens"])
+                if is_marked and step == NAN_LOSS_STEP:
+                    share = share * float("nan")
+                if is_marked and step == NAN_GRADIENT_STEP:
+                    share = NanGradient.apply(share)
+                runtime.backward(share)
         applied.append(runtime.step().applied)
         if ema is not None and applied[-1]:
             ema.update(step + 1)
@@ -166,6 +169,16 @@ def muon_step(runtime: Runtime) -> dict[str, Tensor]:
     train(runtime, model, optimizer, 0, 1)
     shrink_l1(optimizer, config.l1)
     return full_state(runtime, model, optimizer)
+
+
+def reductions_of_a_step(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> int | None:
+    """How often DDP sums gradients over ranks in a step of several microbatches; None: another engine."""
+    if not isinstance(model, DistributedDataParallel):
+        return None
+    ends: list[bool] = []
+    model.register_comm_hook(None, lambda _, bucket: ends.append(bucket.is_last()) or allreduce_hook(None, bucket))
+    train(runtime, model, optimizer, 0, 1)
+    return sum(ends)
 
 
 def pg_timeouts(runtime: Runtime, model: nn.Module) -> list[float]:
@@ -241,6 +254,7 @@ def main() -> None:
     train(runtime, model, optimizer, SAVED_STEP, STEPS, arguments.mean_of_means)
     rolled_back = full_state(runtime, model, optimizer)
 
+    reductions = reductions_of_a_step(runtime, model, optimizer)
     seen = {
         "engine": runtime.engine,
         "world_size": runtime.world_size,
@@ -249,6 +263,7 @@ def main() -> None:
         "num_parameters_here": local_parameters(runtime, model, optimizer),
         "timeouts": pg_timeouts(runtime, model),
         "applied": applied,
+        "reductions": reductions,
         "restored_to_the_bit": same(before_saving, restored),
         "rolled_back_to_the_bit": same(final, rolled_back),
         "gathered": runtime.gather_floats([runtime.rank, 0.5]),

@@ -64,10 +64,17 @@ class Engine(Protocol):
         """Make the optimizer's state before the first step: of every trained parameter, whether it gets gradients."""
         ...
 
-    def backward(self, share: Tensor, *, last: bool) -> None:
+    def microbatch(self, *, last: bool) -> AbstractContextManager[None]:
+        """What the forward and the backward of a microbatch run in; `last`: it is the step's last one.
+
+        Ranks exchange gradients with the last one alone, where the engine can wait, and it decides that in the forward.
+        """
+        ...
+
+    def backward(self, share: Tensor) -> None:
         """Add the gradient of a share, so that the gradients are those of its sum over ranks and microbatches.
 
-        `last` marks the step's last microbatch. Collective if it is.
+        Collective in the last microbatch, and where the engine cannot wait for it.
         """
         ...
 

@@ -59,8 +59,11 @@ class DeepSpeedEngine:
     def make_state(self) -> None:
         _partitions(self._engine).make_state(lambda name: dict(FIRST_STATE))
 
-    def backward(self, share: Tensor, *, last: bool) -> None:
+    def microbatch(self, *, last: bool) -> AbstractContextManager[None]:
         self._engine.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def backward(self, share: Tensor) -> None:
         self._engine.backward(share * self._accelerator.num_processes, scale_wrt_gas=False)  # it averages over ranks
 
     def step(self, is_finite: Tensor) -> StepResult:

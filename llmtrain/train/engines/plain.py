@@ -41,8 +41,11 @@ class PlainEngine:
         with separate_allocations():
             make_state(self._optimizer)
 
-    def backward(self, share: Tensor, *, last: bool) -> None:
-        add_gradients(self._accelerator, self._prepared, share, last=last)
+    def microbatch(self, *, last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if last else self._accelerator.no_sync(self._prepared)
+
+    def backward(self, share: Tensor) -> None:
+        self._accelerator.backward(share * self._accelerator.num_processes)  # gradients are averaged over ranks
 
     def step(self, is_finite: Tensor) -> StepResult:
         return clip_and_step(self._accelerator, self._optimizer, self._wrapped, self._max_grad_norm, is_finite)
@@ -69,12 +72,6 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def add_gradients(accelerator: Accelerator, prepared: nn.Module, share: Tensor, *, last: bool) -> None:
-    """Backward of a share; gradients are averaged over ranks with the last one, so each is times the ranks."""
-    with nullcontext() if last else accelerator.no_sync(prepared):
-        accelerator.backward(share * accelerator.num_processes)
 
 
 def clip_and_step(

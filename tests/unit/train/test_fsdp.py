@@ -70,7 +70,8 @@ def train(engine: Engine, model: nn.Module, first: int, last: int, *, bad: int =
     for step in range(first, last):
         for number in range(2):
             batch = torch.randn(3, 6, generator=torch.Generator().manual_seed(10 * step + number))
-            engine.backward(model(batch).square().sum(), last=number == 1)
+            with engine.microbatch(last=number == 1):
+                engine.backward(model(batch).square().sum())
         applied.append(engine.step(torch.tensor(step != bad)).applied)
     return applied
 

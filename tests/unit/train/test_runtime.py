@@ -45,8 +45,10 @@ def weight(model: nn.Module) -> list[float]:
 def test_gradients_of_microbatches_add_up_and_are_clipped_to_the_norm() -> None:
     runtime = make_runtime(max_grad_norm=2.5)
     model, _ = prepared(runtime)
-    runtime.backward(model(torch.tensor([3.0, 0.0, 0.0])).sum(), last=False)
-    runtime.backward(model(torch.tensor([0.0, 4.0, 0.0])).sum(), last=True)
+    with runtime.microbatch(last=False):
+        runtime.backward(model(torch.tensor([3.0, 0.0, 0.0])).sum())
+    with runtime.microbatch(last=True):
+        runtime.backward(model(torch.tensor([0.0, 4.0, 0.0])).sum())
     result = runtime.step()
     assert result.applied and result.grad_norm == 5.0
     assert weight(model) == pytest.approx([1 - 1.5, 1 - 2.0, 1.0], abs=1e-6)
@@ -55,7 +57,8 @@ def test_gradients_of_microbatches_add_up_and_are_clipped_to_the_norm() -> None:
 def test_without_clipping_the_gradient_is_as_it_is() -> None:
     runtime = make_runtime(max_grad_norm=None)
     model, _ = prepared(runtime)
-    runtime.backward(model(torch.tensor([3.0, 4.0, 0.0])).sum(), last=True)
+    with runtime.microbatch(last=True):
+        runtime.backward(model(torch.tensor([3.0, 4.0, 0.0])).sum())
     assert runtime.step().grad_norm == 5.0
     assert weight(model) == [-2.0, -3.0, 1.0]
 
@@ -83,7 +86,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_leaves_no_gradient(spoil,
     def step(bad: int | None) -> bool:
         for i in range(2):
             share = model(batch * (i + 1)).sum()
-            runtime.backward(spoil(share) if i == bad else share, last=i == 1)
+            with runtime.microbatch(last=i == 1):
+                runtime.backward(spoil(share) if i == bad else share)
         return runtime.step().applied
 
     assert step(bad=None)
@@ -101,10 +105,12 @@ def test_a_loss_scaler_skips_an_overflow_lowers_its_scale_and_is_restored() -> N
     runtime._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # what accelerate makes for fp16
     model, _ = prepared(runtime)
     before = weight(model)
-    runtime.backward(model(torch.tensor([1e38, 0.0, 0.0])).sum(), last=True)
+    with runtime.microbatch(last=True):
+        runtime.backward(model(torch.tensor([1e38, 0.0, 0.0])).sum())
     assert not runtime.step().applied
     assert weight(model) == before
-    runtime.backward(model(torch.tensor([0.5, 0.0, 0.0])).sum(), last=True)
+    with runtime.microbatch(last=True):
+        runtime.backward(model(torch.tensor([0.5, 0.0, 0.0])).sum())
     result = runtime.step()
     assert result.applied and result.grad_norm == 0.5
     assert weight(model) == pytest.approx([0.5, 1.0, 1.0])
@@ -128,7 +134,8 @@ def test_the_learning_rate_is_set_for_each_group() -> None:
     _, optimizer = runtime.prepare(nn.ModuleList([one, two]), torch.optim.SGD(groups, lr=9.0))
     runtime.set_lr(optimizer, [0.5, 0.25])
     x = torch.ones(1)
-    runtime.backward((one(x) + two(x)).sum(), last=True)
+    with runtime.microbatch(last=True):
+        runtime.backward((one(x) + two(x)).sum())
     runtime.step()
     assert (one.weight.item(), two.weight.item()) == (-0.5, -0.25)
 
@@ -161,7 +168,8 @@ def test_a_share_that_is_not_finite_drops_the_step_also_where_no_gradient_tells(
     runtime.prepare(weights, torch.optim.SGD(weights.parameters(), lr=1.0))
     for number, weight in enumerate(weights):
         share = weight.sum() + (math.inf if number == bad else 0.0)
-        runtime.backward(share.clamp(min=5.0, max=5.0) if number != bad else share, last=number == 1)
+        with runtime.microbatch(last=number == 1):
+            runtime.backward(share.clamp(min=5.0, max=5.0) if number != bad else share)
     assert not runtime.step().applied
     assert all(torch.equal(weight, torch.ones(2)) and weight.grad is None for weight in weights)
 
@@ -210,7 +218,8 @@ def test_one_process_needs_no_deepspeed() -> None:
         "r = Runtime(precision='fp32', max_grad_norm=1.0, seed=0, timeout_minutes=1)\n"
         "m = torch.nn.Linear(2, 2)\n"
         "m, o = r.prepare(m, torch.optim.AdamW(m.parameters()))\n"
-        "r.backward(m(torch.ones(2)).sum(), last=True); r.step(); list(r.named_state())\n"
+        "with r.microbatch(last=True): r.backward(m(torch.ones(2)).sum())\n"
+        "r.step(); list(r.named_state())\n"
         "assert 'deepspeed' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

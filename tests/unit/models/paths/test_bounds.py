@@ -16,7 +16,7 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.paths import choose
 from llmtrain.models.paths.path import Path, is_on_plain_packs
 from llmtrain.models.wrappers.checks import wrap_causal_lm
-from llmtrain.rollout.local.generate import decodes_in_packs
+from llmtrain.rollout.local.ways import way_of
 from tests.parity.test_transformers import SMALL, documents, gradients, packed, stock_loss
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def test_copies_are_handed_them_too_and_another_path_ends_it(mixer: Any) -> None
     model = make_model()
     path = wrap_causal_lm(model, "segments", 64, CPU).path
     twin = shared_copy(model)
-    assert not is_on_plain_packs(model) and not is_on_plain_packs(twin) and not decodes_in_packs(model)
+    assert not is_on_plain_packs(model) and not is_on_plain_packs(twin) and way_of(model) != "packs"
     assert len(path.put_into(twin)._forward_pre_hooks) == 1
     Path("segments").put_into(twin)
     assert is_on_plain_packs(twin) and not twin.base_model._forward_pre_hooks and not is_on_plain_packs(model)
