@@ -67,7 +67,7 @@ def test_one_that_honours_them_is_handed_them(mixer: Any, checkpointed: bool) ->
     module = wrap_causal_lm(model, "segments", 64, CPU)
     assert module.path == Path("segments", hands_bounds=True)
     assert module.path.line.endswith("attention by segments; other layers are handed the documents' bounds")
-    assert module.path.for_shards() == module.path
+    assert module.path.for_shards("modules") == module.path
     if checkpointed:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train(checkpointed)
