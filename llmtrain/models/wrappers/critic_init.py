@@ -122,8 +122,10 @@ def _adapted_layers(trunk: nn.Module) -> dict[str, BaseTunerLayer]:
 
 
 def _merged(layer: BaseTunerLayer, name: str) -> Tensor:
-    """A parameter of a layer with its adapter added in; the layer stays as it is."""
+    """A parameter of a layer with its adapters added in; the layer stays as it is."""
     merged = copy.deepcopy(layer)
-    merged.merge()
+    for part in merged.modules():  # adapters on several parameters of one layer are around each other
+        if isinstance(part, BaseTunerLayer):
+            part.merge()
     found: Tensor = merged.get_base_layer().get_parameter(name)
     return found

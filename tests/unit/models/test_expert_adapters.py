@@ -22,8 +22,11 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders import adapter_trial
 from llmtrain.models.folders.adapter_trial import require_loading
+from llmtrain.models.heads.score import SCORE
 from llmtrain.models.matrices import matrices_of
+from llmtrain.models.wrappers.actor_critic import ValueHead
 from llmtrain.models.wrappers.checks import wrap_causal_lm
+from llmtrain.models.wrappers.critic_init import start_as_reward
 from llmtrain.train.muon import matrices
 from tests.parity.test_transformers import SMALL, documents, gradients, packed, stock_loss
 
@@ -264,3 +267,15 @@ def test_a_plain_peft_can_disable_it() -> None:
     assert isinstance(adapted, PeftModel) and (adapted(text).logits - base(text).logits).abs().max() > 1e-2
     with adapted.disable_adapter():
         assert torch.equal(adapted(text).logits, base(text).logits)
+
+
+def test_a_critic_without_an_adapter_starts_as_a_reward_model_that_has_one_on_experts() -> None:
+    reward = make_model("qwen3_moe")
+    trunk = copy.deepcopy(reward.base_model)
+    add_adapter(reward, on_experts(target=["q_proj"]), (), 0)
+    move(reward)
+    reward.add_module(SCORE, nn.Linear(32, 1, bias=False))
+    start_as_reward(ValueHead(32), trunk, reward, 1.0, "here")
+    text = documents()[3][None]
+    expected, found = (part(input_ids=text).last_hidden_state for part in (reward.base_model, trunk))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
