@@ -194,6 +194,11 @@ def test_muon_updates_the_matrices_of_each_expert() -> None:
         ),
         (
             "mixtral",
+            {"target": ["q_proj"], "modules_to_save": ["q_proj"]},
+            "modules_to_save=q_proj holds every layer that adapter.target names: leave one out",
+        ),
+        (
+            "mixtral",
             {"target": ["experts.down_proj"], "target_parameters": []},
             "no linear layer of that name; .*; experts are named by adapter.target_parameters",
         ),
