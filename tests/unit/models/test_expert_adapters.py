@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders import adapter_trial
 from llmtrain.models.folders.adapter_trial import require_loading
+from llmtrain.models.folders.continued import AdapterPlan, continued
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.matrices import matrices_of
 from llmtrain.models.wrappers.actor_critic import ValueHead
@@ -284,3 +286,20 @@ def test_a_critic_without_an_adapter_starts_as_a_reward_model_that_has_one_on_ex
     text = documents()[3][None]
     expected, found = (part(input_ids=text).last_hidden_state for part in (reward.base_model, trunk))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_goes_on_with_its_own_names_and_layers_however_they_are_written(tmp_path: Path) -> None:
+    model = make_model("mixtral")
+    adapted = add_adapter(model, on_experts(target=["v_proj", "q_proj"]), (), 0)
+    move(model)
+    adapted.save_pretrained(str(tmp_path / "experts"), save_embedding_layers=False)
+    other = on_experts(target=["v_proj", "q_proj"], target_parameters=BOTH)
+    plan = continued(AdapterPlan(other, (), 0), tmp_path / "experts")
+    again = make_model("mixtral")
+    plan.put_into(again)
+    text = documents()[3][None]
+    assert torch.equal(again(text).logits, model(text).logits)
+
+    in_layers = on_experts(target=["v_proj"], target_parameters=[], layers="0-1")
+    add_adapter(make_model("mixtral"), in_layers, (), 0).save_pretrained(str(tmp_path / "layers"))
+    assert continued(AdapterPlan(in_layers, (), 0), tmp_path / "layers").config.chosen_layers() == [0, 1]
