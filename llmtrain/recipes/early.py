@@ -74,7 +74,7 @@ def _sources(config: RecipeConfig) -> Iterator[tuple[str, Source]]:
 
 def _check_source(key: str, source: Source) -> None:
     path = source.path
-    if Path(path).expanduser().exists():  # before it is a pattern: a name may hold brackets
+    if os.path.exists(os.path.expanduser(path)):  # before it is a pattern: a name may hold brackets
         return
     if glob.has_magic(path):
         there = any(True for _ in glob.iglob(os.path.expanduser(path), recursive=True))

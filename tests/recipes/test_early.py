@@ -34,6 +34,7 @@ for argv in json.loads(sys.argv[1]):
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "a file": (["data.train=rowz.jsonl"], "data.train[0]=rowz.jsonl: no such file or folder"),
     "a file in a folder": (["data.train=texts/rowz"], "data.train[0]=texts/rowz: no such file or folder"),
+    "a home of nobody": (["data.train=~no-one/rows.csv"], "data.train[0]=~no-one/rows.csv: no such file or folder"),
     "a glob": (["data.train=texts/*.csv"], "data.train[0]=texts/*.csv: no file matches"),
     "a held-out file": (["data.eval=held.csv"], "data.eval[0]=held.csv: no such file or folder"),
     "a model": (["model.path=./modle"], "model.path=./modle: no such folder"),

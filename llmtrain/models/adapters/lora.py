@@ -71,7 +71,7 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module |
         and name not in kept
         and (module is not head if targets == ALL_LINEAR else _covers(lora, name))
     ]
-    if not covered and not parameters:
+    if not covered and (targets or not parameters):
         raise ValueError(
             f"adapter.modules_to_save={', '.join(config.modules_to_save)} holds every layer that adapter.target names: "
             "leave one out"

@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Mapping, Set
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,12 +24,12 @@ from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.adapters.targets import last_parts, shown
 from llmtrain.models.paths.choose import FAULTS, OUTPUT_TOLERANCE, pseudo_random
-from llmtrain.models.paths.small import small_copy
+from llmtrain.models.paths.small import made_from, small_copy
 from llmtrain.system.files import one_line
 
 TRIED_SEQ_LEN = 64
 B_STD = 0.02  # large enough to count beside the weights, small enough to change few choices of experts
-_RIGHT: set[tuple[type, str, str]] = set()  # models and adapters that this process has tried
+_RIGHT: set[Any] = set()  # models and adapters that this process has tried
 
 
 def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
@@ -36,7 +37,7 @@ def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
 
     `model`: without it. What cannot be tried on a small copy, such as an adapter of layers that the copy lacks, passes.
     """
-    key = (type(model), model.config.to_json_string(use_diff=False), config.model_dump_json())
+    key = (made_from(model), config.model_dump_json())
     if key in _RIGHT:
         return
     try:

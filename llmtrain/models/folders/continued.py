@@ -81,10 +81,18 @@ def continued(plan: AdapterPlan, folder: Path) -> AdapterPlan:
     )
     for name in ("kind", *OF_ITS_FOLDER):
         given, own = getattr(config, name), getattr(found, name)
-        if given != own and (name == "kind" or given != type(config).model_fields[name].default):
+        if _means(config, name) != _means(found, name) and (
+            name == "kind" or given != type(config).model_fields[name].default
+        ):
             raise ValueError(f"adapter.{name}={given}: {folder} has {own}, which it keeps: give that or leave it out")
     rows = {id_ for ids in token_ids(settings).values() for id_ in ids}
     return replace(plan, config=found, new_token_ids=tuple(sorted(rows | set(plan.new_token_ids))), start=folder)
+
+
+def _means(config: AdapterConfig, name: str) -> Any:
+    """A setting by what it says: names in any order, layers however they are written."""
+    value = config.chosen_layers() if name == "layers" else getattr(config, name)
+    return sorted(value) if isinstance(value, list) else value
 
 
 @torch.no_grad()

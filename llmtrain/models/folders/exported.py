@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,14 +25,14 @@ from llmtrain.models.folders.kind import ModelKind
 from llmtrain.models.folders.origin import Origin
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.models.paths.choose import FAULTS
-from llmtrain.models.paths.small import small_copy
+from llmtrain.models.paths.small import made_from, small_copy
 from llmtrain.models.text_part import is_multimodal
 from llmtrain.system.files import one_line
 from llmtrain.system.memory import is_out_of_memory
 
 TOLERANCE = 1e-5  # of the largest output, in fp32: the same arithmetic on the same weights
 
-_RIGHT: set[tuple[type, str, str]] = set()  # models whose export this process has found to be right
+_RIGHT: set[Any] = set()  # models whose export this process has found to be right
 
 
 def require_export(model: PreTrainedModel, kind: ModelKind, max_seq_len: int) -> None:
@@ -39,7 +40,7 @@ def require_export(model: PreTrainedModel, kind: ModelKind, max_seq_len: int) ->
 
     A model whose code comes from the hub is left out: that code saves and loads it.
     """
-    key = (type(model), model.config.to_json_string(use_diff=False), kind.noun)
+    key = (made_from(model), kind.noun)
     if key in _RIGHT or "auto_map" in model.config.to_dict():
         return
     small = small_copy(model, max_seq_len, "eager").cpu()

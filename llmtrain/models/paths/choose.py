@@ -22,7 +22,7 @@ from llmtrain.models.context import num_positions
 from llmtrain.models.paths.leaks import leaking_class
 from llmtrain.models.paths.path import Path, can_switch
 from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
-from llmtrain.models.paths.small import small_copy
+from llmtrain.models.paths.small import made_from, small_copy
 from llmtrain.models.text_part import special_token_ids
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs
 from llmtrain.system.device import ROWS, AttentionKernel
@@ -60,7 +60,7 @@ def paths(model: PreTrainedModel, kernel: AttentionKernel, max_seq_len: int, run
 
     `kernel`: of attention in packs. Raises ValueError, after the last, if none is left: with what is wrong in packs.
     """
-    key = (type(model), model.config.to_json_string(use_diff=False), kernel, max_seq_len, run)
+    key = (made_from(model), kernel, max_seq_len, run)
     if key in _KNOWN:
         yield _KNOWN[key]
     trial = Trial(model, max_seq_len, run)

@@ -58,6 +58,11 @@ def small_copy(model: PreTrainedModel, max_seq_len: int, attention: str) -> PreT
     raise ValueError(f"{model.config.model_type}: no small copy can be made to check its paths on ({faults[-1]})")
 
 
+def made_from(model: PreTrainedModel) -> tuple[type[PreTrainedModel], str, str]:
+    """What copies of a model are made from: of two models for which it is equal, one is tried."""
+    return type(model), model.config.to_json_string(use_diff=False), model.device.type
+
+
 @contextmanager
 def _seeded(device: torch.device) -> Iterator[None]:
     """The generators of the CPU and of a device at seed 0, then as they were; no other device's is touched."""

@@ -74,6 +74,7 @@ class ActorCritic(TrainedModule):
         self._no_split_modules = layer_classes(self.model)
         self.kernel: AttentionKernel = policy.kernel
         self.path, self.unreached = policy.path, policy.unreached
+        self.form = policy.form
         self.whole_logits = policy.whole_logits or not output_head(policy.model).has_logprobs
         self.temperature = temperature
         self.trains_entropy = trains_entropy
@@ -105,7 +106,7 @@ class ActorCritic(TrainedModule):
             return PolicyOutputs(values.new_empty(0), values.new_empty(0), values)
         inputs, selected = pack_inputs(batch, self.kernel), _label_places(batch)
         hidden: Tensor | None = None  # of the policy's trunk, if its head or the critic reads them
-        if not self.whole_logits or self.trunk_head is not None:
+        if not self.whole_logits or (self.value_head is not None and self.critic is None):
             hidden = run_trunk(self.model.base_model, inputs)[selected]
         options = LogprobOptions(self.temperature, batch.sampling_mask, self.trains_entropy)
         outputs = self._logprobs(hidden, batch.labels[selected], inputs, selected, options)
@@ -116,8 +117,9 @@ class ActorCritic(TrainedModule):
 
     @property
     def trunk_head(self) -> ValueHead | None:
-        """The value head, if it reads the same hidden states as the policy's output head."""
-        return self.value_head if self.critic is None else None
+        """The value head, if it reads the same hidden states as the policy's output head, unscaled (MiniCPM3's are)."""
+        reads_same = self.critic is None and self.form is not None and self.form.input_scale == 1.0
+        return self.value_head if reads_same else None
 
     def values(self, batch: ResponseBatch) -> Float[Tensor, " responses"]:
         """The values alone, of a critic with its own trunk."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -122,8 +123,10 @@ def _adapted_layers(trunk: nn.Module) -> dict[str, BaseTunerLayer]:
 
 
 def _merged(layer: BaseTunerLayer, name: str) -> Tensor:
-    """A parameter of a layer with its adapter added in; the layer stays as it is."""
-    merged = copy.deepcopy(layer)
-    merged.merge()
+    """A parameter of a layer with its adapters added in; the layer stays as it is."""
+    merged: Any = copy.deepcopy(layer)  # a module, which its type does not say
+    for part in merged.modules():  # adapters on several parameters of one layer are around each other
+        if isinstance(part, BaseTunerLayer):
+            part.merge()
     found: Tensor = merged.get_base_layer().get_parameter(name)
     return found

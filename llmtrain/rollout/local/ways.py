@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from llmtrain.models.context import num_positions
 from llmtrain.models.paths.choose import FAULTS, UNLIMITED_POSITIONS, difference, path_of, pseudo_random
 from llmtrain.models.paths.path import is_on_plain_packs
-from llmtrain.models.paths.small import small_copy
+from llmtrain.models.paths.small import made_from, small_copy
 from llmtrain.models.trunk import run_model
 from llmtrain.rollout.local.cache import RowCache
 from llmtrain.rollout.local.forward import ROWS_MULTIPLE, Forward, Outputs
@@ -35,9 +35,10 @@ def way_of(model: PreTrainedModel) -> Way:
 
     Raises ValueError for a model that grows otherwise than its own forward computes the whole text, in every way.
     """
-    key = (type(model), model.config.to_json_string(use_diff=False), _runs_in_packs(model))
+    in_packs = _runs_in_packs(model)
+    key = (made_from(model), in_packs)
     if key not in _KNOWN:
-        _KNOWN[key] = _fastest(model, ("packs", "cached", "whole") if _runs_in_packs(model) else ("cached", "whole"))
+        _KNOWN[key] = _fastest(model, ("packs", "cached", "whole") if in_packs else ("cached", "whole"))
     return _KNOWN[key]
 
 

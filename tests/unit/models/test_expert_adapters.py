@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +23,12 @@ from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders import adapter_trial
 from llmtrain.models.folders.adapter_trial import require_loading
+from llmtrain.models.folders.continued import AdapterPlan, continued
+from llmtrain.models.heads.score import SCORE
 from llmtrain.models.matrices import matrices_of
+from llmtrain.models.wrappers.actor_critic import ValueHead
 from llmtrain.models.wrappers.checks import wrap_causal_lm
+from llmtrain.models.wrappers.critic_init import start_as_reward
 from llmtrain.train.muon import matrices
 from tests.parity.test_transformers import SMALL, documents, gradients, packed, stock_loss
 
@@ -191,6 +196,11 @@ def test_muon_updates_the_matrices_of_each_expert() -> None:
         ),
         (
             "mixtral",
+            {"target": ["q_proj"], "modules_to_save": ["q_proj"]},
+            "modules_to_save=q_proj holds every layer that adapter.target names: leave one out",
+        ),
+        (
+            "mixtral",
             {"target": ["experts.down_proj"], "target_parameters": []},
             "no linear layer of that name; .*; experts are named by adapter.target_parameters",
         ),
@@ -264,3 +274,32 @@ def test_a_plain_peft_can_disable_it() -> None:
     assert isinstance(adapted, PeftModel) and (adapted(text).logits - base(text).logits).abs().max() > 1e-2
     with adapted.disable_adapter():
         assert torch.equal(adapted(text).logits, base(text).logits)
+
+
+def test_a_critic_without_an_adapter_starts_as_a_reward_model_that_has_one_on_experts() -> None:
+    reward = make_model("qwen3_moe")
+    trunk = copy.deepcopy(reward.base_model)
+    add_adapter(reward, on_experts(target=["q_proj"]), (), 0)
+    move(reward)
+    reward.add_module(SCORE, nn.Linear(32, 1, bias=False))
+    start_as_reward(ValueHead(32), trunk, reward, 1.0, "here")
+    text = documents()[3][None]
+    expected, found = (part(input_ids=text).last_hidden_state for part in (reward.base_model, trunk))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_goes_on_with_its_own_names_and_layers_however_they_are_written(tmp_path: Path) -> None:
+    model = make_model("mixtral")
+    adapted = add_adapter(model, on_experts(target=["v_proj", "q_proj"]), (), 0)
+    move(model)
+    adapted.save_pretrained(str(tmp_path / "experts"), save_embedding_layers=False)
+    other = on_experts(target=["v_proj", "q_proj"], target_parameters=BOTH)
+    plan = continued(AdapterPlan(other, (), 0), tmp_path / "experts")
+    again = make_model("mixtral")
+    plan.put_into(again)
+    text = documents()[3][None]
+    assert torch.equal(again(text).logits, model(text).logits)
+
+    in_layers = on_experts(target=["v_proj"], target_parameters=[], layers="0-1")
+    add_adapter(make_model("mixtral"), in_layers, (), 0).save_pretrained(str(tmp_path / "layers"))
+    assert continued(AdapterPlan(in_layers, (), 0), tmp_path / "layers").config.chosen_layers() == [0, 1]

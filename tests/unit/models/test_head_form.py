@@ -20,10 +20,12 @@ from llmtrain.models.heads.cross_entropy import logits_loss
 from llmtrain.models.heads.form import PLAIN, HeadForm
 from llmtrain.models.heads.head import Head, output_head
 from llmtrain.models.heads.logprobs import LogprobOptions, logits_logprobs
-from llmtrain.models.wrappers.actor_critic import ActorCritic
+from llmtrain.models.trunk import pack_inputs, run_model, run_trunk
+from llmtrain.models.wrappers.actor_critic import ActorCritic, ValueHead
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
 from llmtrain.protocols import LossOptions
+from llmtrain.rollout.local.forward import keeping_hidden
 from tests.parity.test_transformers import SMALL, documents, packed
 
 CPU = torch.device("cpu")
@@ -132,6 +134,20 @@ def test_the_form_of_a_family_is_found_and_trains_as_its_own_logits_do(
         assert found.keys() == wanted.keys()
         for parameter, gradient in wanted.items():
             assert (found[parameter] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-5, parameter
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "granite", "minicpm3"])
+def test_a_sampler_gives_values_only_where_both_heads_read_the_same(name: str) -> None:
+    module = ActorCritic(wrap_causal_lm(family(name), "segments", 64, CPU), 1.0, head := ValueHead(32)).eval()
+    nn.init.normal_(head.weight)
+    inputs = pack_inputs(packed(documents()), "segments")
+    with keeping_hidden(module.model, head) as values:
+        run_model(module.model, inputs)
+        sampled = values()
+    assert sampled is not None
+    is_same = torch.allclose(sampled, head(run_trunk(module.model.base_model, inputs)))
+    assert is_same == (name != "minicpm3") == (module.trunk_head is head)
 
 
 def test_a_softcap_is_found_where_it_does_not_bend_yet() -> None:
