@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from llmtrain.system.files import one_line
 
 FIELDS = ("max_position_embeddings", "rope_parameters", "sliding_window")
+OF_DECODERS = "max_target_positions"  # positions, of a model that was made to decode speech
 KEPT = ("rope_theta", "partial_rotary_factor")  # parameters that every type of RoPE has
 # What frequencies these types scale from is the context that the model was trained with.
 WITH_ORIGINAL = ("yarn", "llama3")
@@ -27,7 +28,8 @@ BY_LENGTH = ("dynamic", "longrope")
 def num_positions(shape: PreTrainedConfig) -> int | None:
     """How many tokens of a document a model has positions for; None: it sets no limit."""
     text = shape.get_text_config()
-    positions: int | None = text.to_dict().get(text.attribute_map.get("max_position_embeddings", FIELDS[0]))
+    fields = text.to_dict()
+    positions: int | None = fields.get(text.attribute_map.get(FIELDS[0], FIELDS[0]), fields.get(OF_DECODERS))
     return positions
 
 

@@ -60,7 +60,7 @@ class Routed(NamedTuple):
 
 def pack_inputs(batch: TokenBatch, kernel: AttentionKernel) -> Inputs:
     """What a model is called with on a batch; attention is planned once, for all trunks and layers."""
-    if kernel == "padded" or kernel == "equal" or kernel == "whole":
+    if kernel == "padded" or kernel == "equal" or kernel == "fixed":
         assert not any(batch.prefix_lengths), "asked before"
         return Rows.of(batch.input_ids, batch.segment_lengths, kernel)
     return packed_inputs(batch, kernel)

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from llmtrain.models.paths.choose import FAULTS
+from llmtrain.system.memory import is_out_of_memory
+
 ALWAYS = ((1,), (5, 3, 8, 8))  # tokens of documents that any run may have: one token chooses the fewest experts
 LONG_TOKENS = 512  # of a document that reaches what any does, as far as is looked
 
@@ -70,7 +73,7 @@ def find_unreached(model: nn.Module, embedding: nn.Module, compute: Compute) -> 
     missing = {name: each for name, each in trained.items() if not all(graph.has(each) for graph in graphs)}
     if not missing:
         return Unreached()
-    longest = _graph(model, compute, [LONG_TOKENS])
+    longest = _longest(model, compute)
     chosen = _chosen(model, graphs)
     always = {name for name in set.intersection(*(graph.entered for graph in graphs)) if not name.startswith(chosen)}
 
@@ -79,9 +82,8 @@ def find_unreached(model: nn.Module, embedding: nn.Module, compute: Compute) -> 
         around = next((model.get_submodule(each) for each in _around(owner) if each in always), embedding)
         return Meeting(name, trained[name], model.get_submodule(owner), around)
 
-    by_some = [
-        name for name, each in trained.items() if name.startswith(chosen) or (name in missing and longest.has(each))
-    ]
+    by_longest = {name for name, each in missing.items() if longest is not None and longest.has(each)}
+    by_some = [name for name in trained if name.startswith(chosen) or name in by_longest]
     by_any = [name for name in missing if name not in by_some]
     return Unreached(*(tuple(meeting(name) for name in names) for names in (by_any, by_some)))
 
@@ -153,6 +155,16 @@ class _Graph(NamedTuple):
 
     def has(self, parameter: nn.Parameter) -> bool:
         return get_gradient_edge(parameter).node in self.nodes
+
+
+def _longest(model: nn.Module, compute: Compute) -> _Graph | None:
+    """The graph of one long document; None for a model that has no positions for it, whatever it says."""
+    try:
+        return _graph(model, compute, [LONG_TOKENS])
+    except FAULTS as error:
+        if is_out_of_memory(error):
+            raise
+        return None
 
 
 def _graph(model: nn.Module, compute: Compute, lengths: Sequence[int]) -> _Graph:

@@ -12,10 +12,10 @@ from typing import Literal
 
 import torch
 
-AttentionKernel = Literal["segments", "varlen", "mask", "padded", "equal", "whole"]
+AttentionKernel = Literal["segments", "varlen", "mask", "padded", "equal", "fixed"]
 """How documents are kept separate: in one pack, by one of three kernels; or as rows (`models/paths/rows.py`)."""
 
-ROWS = ("padded", "equal", "whole")
+ROWS = ("padded", "equal", "fixed")
 
 # Dense bf16 peaks of data sheets, in FLOP/s, without sparsity; matched against the device's name in this order.
 DATASHEET_PEAKS = {

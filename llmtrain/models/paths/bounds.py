@@ -1,4 +1,4 @@
-"""The bounds of a pack's documents, handed down to layers that keep documents apart themselves.
+"""The bounds of a pack's documents, handed down to layers that separate documents themselves.
 
     seq_idx        (1, tokens)  the number of each token's document: convolutions and state space models
     cu_seq_lens_q  (docs + 1,)  where each document begins, and the end: delta rules

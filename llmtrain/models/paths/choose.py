@@ -98,10 +98,10 @@ def is_right_at_any_length(path: Path, model: PreTrainedModel, run: Run) -> bool
 def _exactness(path: Path) -> tuple[str, dict[type[nn.Module], bool], bool]:
     """What is padded on a path, however far: its kernel of rows, and whether modules run on equal lengths.
 
-    Last: whether the model's layers keep documents apart themselves.
+    Last: whether the model's layers separate documents themselves.
     """
     kernel = path.kernel if path.kernel in ROWS else "packs"
-    kernel = "padded" if kernel == "whole" else kernel
+    kernel = "padded" if kernel == "fixed" else kernel
     return kernel, {cls: how == "equal" for cls, how in path.by_groups.items()}, path.hands_bounds
 
 

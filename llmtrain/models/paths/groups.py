@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-Grouping = Literal["padded", "equal", "whole"]
-"""`padded`: documents of about one length, padded to the longest; `equal`: of one length, no padding; `whole`: all of
-them padded to the longest, so that every rank makes the same number of calls."""
+Grouping = Literal["padded", "equal", "fixed"]
+"""`padded`: documents of about one length, padded to the longest; `equal`: of one length, no padding; `fixed`: as
+`padded`, with so much of it that there are always FIXED_GROUPS, and every rank makes the same number of calls."""
 
 SHORTEST_SHARE = 0.75  # of a group's length that its shortest document has: less, and padding costs more than a call
+FIXED_GROUPS, FIXED_SHARE = 4, 0.25  # so with 4,096 tokens beside it, a document of 20 has a row of 64 at most
 SPARE_TOKENS = 8  # documents this much shorter join anyway: a call costs more than that
 
 
@@ -62,7 +63,8 @@ def group_documents(lengths: Sequence[int], grouping: Grouping, device: torch.de
     order = sorted(range(len(lengths)), key=lambda document: -lengths[document])
     members: list[list[int]] = []
     for document in order:
-        if members and _joins(lengths[document], lengths[members[-1][0]], grouping):
+        is_last = grouping == "fixed" and len(members) == FIXED_GROUPS
+        if members and (is_last or _joins(lengths[document], lengths[members[-1][0]], grouping)):
             members[-1].append(document)
         else:
             members.append([document])
@@ -79,6 +81,8 @@ def group_documents(lengths: Sequence[int], grouping: Grouping, device: torch.de
             Group(len(documents), width, places.flatten().to(device), tuple(lengths[each] for each in documents))
         )
         first += places.numel()
+    while grouping == "fixed" and len(groups) < FIXED_GROUPS:  # a call whose output nothing reads
+        groups.append(Group(1, 1, torch.zeros(1, dtype=torch.long, device=device), (1,)))
     return Groups(tuple(groups), back.to(device))
 
 
@@ -86,4 +90,4 @@ def _joins(length: int, longest: int, grouping: Grouping) -> bool:
     """Whether a document joins a group."""
     if grouping == "padded":
         return length >= SHORTEST_SHARE * longest or longest - length <= SPARE_TOKENS
-    return grouping == "whole" or length == longest
+    return length == longest if grouping == "equal" else length >= FIXED_SHARE * longest

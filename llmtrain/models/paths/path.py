@@ -28,7 +28,7 @@ def is_on_plain_packs(model: PreTrainedModel) -> bool:
 _ROW = {
     "padded": "padded to the longest beside it",
     "equal": "beside others of its length",
-    "whole": "padded to the longest of its microbatch",
+    "fixed": "padded in one of four groups by length",
 }
 
 
@@ -57,7 +57,7 @@ class Path:
     def for_shards(self, sharding: Sharding) -> Path:
         """The same for an engine that shards parameters: every rank makes equally many calls that gather them.
 
-        So all documents of a microbatch are padded to the longest. Raises ValueError for a path on which padding is
+        So documents are padded in a fixed number of groups. Raises ValueError for a path on which padding is
         wrong: then the number of calls depends on the documents.
         """
         by_groups, gathers_in_groups = dict(self.by_groups), sharding == "modules"
@@ -67,8 +67,8 @@ class Path:
                 f"this model unequally often, as {self.line}: take DDP, ZeRO-1 or ZeRO-2"
             )
         if gathers_in_groups:
-            by_groups = {cls: "whole" if how == "padded" else how for cls, how in by_groups.items()}
-        return replace(self, kernel="whole" if self.kernel == "padded" else self.kernel, by_groups=by_groups)
+            by_groups = {cls: "fixed" if how == "padded" else how for cls, how in by_groups.items()}
+        return replace(self, kernel="fixed" if self.kernel == "padded" else self.kernel, by_groups=by_groups)
 
     def put_into(self, model: PreTrainedModel) -> PreTrainedModel:
         """Let a model compute documents on this path, its routers in fp32, in place; the model."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmtrain.models.paths.groups import Grouping, Groups, group_documents
 
-PADDED: Mapping[str, Grouping] = {"padded": "padded", "whole": "whole"}
+PADDED: Mapping[str, Grouping] = {"padded": "padded", "fixed": "fixed"}
 """Kernels whose rows have padding -> how documents are grouped for them."""
 
 

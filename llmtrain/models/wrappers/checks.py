@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.models.adapters.quantized import fp32_arithmetic
 from llmtrain.models.attention import sharing_obstacle
+from llmtrain.models.context import num_positions
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.paths.choose import difference, in_fp32, paths, pseudo_random
 from llmtrain.models.paths.path import Path, can_switch, is_on_plain_packs
@@ -105,7 +106,8 @@ def checking(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
 
 def probe(model: PreTrainedModel, lengths: Sequence[int], max_seq_len: int) -> Documents:
     """A pack of documents of these lengths, as far as a run has such ones, on the model's device."""
-    lengths = tuple(min(length, max_seq_len) for length in lengths)
+    longest = min(max_seq_len, num_positions(model.config) or max_seq_len)
+    lengths = tuple(min(length, longest) for length in lengths)
     positions = torch.cat([torch.arange(length) for length in lengths])
     return Documents(pseudo_random(model, sum(lengths)), positions.to(model.device), lengths)
 

@@ -1,4 +1,4 @@
-"""A mixer that keeps documents apart by the bounds that it is handed runs in packs; one that ignores them does not."""
+"""A mixer that separates documents by the bounds that it is handed runs in packs; one that ignores them does not."""
 
 from __future__ import annotations
 

@@ -235,8 +235,8 @@ def test_tasks_are_measured_up_to_the_length_at_which_the_path_is_right() -> Non
 
 def test_shards_get_equal_numbers_of_calls() -> None:
     mixers, equal = Path("segments", {Mixing: "padded"}), Path("segments", {Mixing: "equal"}, needs_equal=True)
-    assert mixers.for_shards("modules").by_groups == {Mixing: "whole"}
-    assert Path("padded").for_shards("modules").kernel == Path("padded").for_shards("layers").kernel == "whole"
+    assert mixers.for_shards("modules").by_groups == {Mixing: "fixed"}
+    assert Path("padded").for_shards("modules").kernel == Path("padded").for_shards("layers").kernel == "fixed"
     assert [path.for_shards("layers") for path in (mixers, equal)] == [mixers, equal]
     for path, sharding in ((equal, "modules"), (Path("equal"), "modules"), (Path("equal"), "layers")):
         with pytest.raises(ValueError, match=r"\((ZeRO-3|FSDP2)\).*take DDP, ZeRO-1 or ZeRO-2$"):

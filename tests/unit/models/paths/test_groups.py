@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 LENGTHS = (40, 3, 33, 3, 1, 90, 89)
 
 
-@pytest.mark.parametrize("grouping", ["padded", "equal", "whole"])
+@pytest.mark.parametrize("grouping", ["padded", "equal", "fixed"])
 def test_tokens_come_back_to_their_places(grouping: Grouping) -> None:
     groups = group_documents(LENGTHS, grouping, CPU)
     pack = torch.arange(sum(LENGTHS)) * 10
@@ -29,5 +29,10 @@ def test_who_is_beside_whom() -> None:
 
     assert lengths("padded") == [(90, 89), (40, 33), (3, 3, 1)]
     assert lengths("equal") == [(90,), (89,), (40,), (33,), (3, 3), (1,)]
-    assert lengths("whole") == [(90, 89, 40, 33, 3, 3, 1)]
+    assert lengths("fixed") == [(90, 89, 40, 33), (3, 3, 1), (1,), (1,)]
     assert group_documents(LENGTHS, "padded", CPU).num_computed == 180 + 80 + 9
+
+
+def test_one_long_document_does_not_stretch_many_short_ones() -> None:
+    groups = group_documents((4000, *[20] * 200, 300, 1), "fixed", CPU)
+    assert [(group.num_rows, group.length) for group in groups.groups] == [(1, 4000), (1, 300), (200, 20), (1, 1)]
