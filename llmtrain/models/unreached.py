@@ -10,7 +10,7 @@ all processes have it then, once the module's backward is over. A model without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,22 +69,21 @@ def find_unreached(model: nn.Module, embedding: nn.Module, compute: Compute) -> 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         return Unreached()
-    graphs = [_graph(model, compute, lengths) for lengths in ALWAYS]
-    missing = {name: each for name, each in trained.items() if not all(graph.has(each) for graph in graphs)}
+    looks = [_look(model, trained, compute, lengths) for lengths in ALWAYS]
+    missing = trained.keys() - set.intersection(*(look.reached for look in looks))
     if not missing:
         return Unreached()
-    longest = _longest(model, compute)
-    chosen = _chosen(model, graphs)
-    always = {name for name in set.intersection(*(graph.entered for graph in graphs)) if not name.startswith(chosen)}
+    longest = _longest(model, trained, compute)
+    chosen = _chosen(model, looks)
+    always = {name for name in set.intersection(*(look.entered for look in looks)) if not name.startswith(chosen)}
 
     def meeting(name: str) -> Meeting:
         owner = name.rpartition(".")[0]
         around = next((model.get_submodule(each) for each in _around(owner) if each in always), embedding)
         return Meeting(name, trained[name], model.get_submodule(owner), around)
 
-    by_longest = {name for name, each in missing.items() if longest is not None and longest.has(each)}
-    by_some = [name for name in trained if name.startswith(chosen) or name in by_longest]
-    by_any = [name for name in missing if name not in by_some]
+    by_some = [name for name in trained if name.startswith(chosen) or name in missing & longest.reached]
+    by_any = [name for name in trained if name in missing.difference(by_some)]
     return Unreached(*(tuple(meeting(name) for name in names) for names in (by_any, by_some)))
 
 
@@ -147,27 +146,24 @@ class _Zero(torch.autograd.Function):
         return gradient, parameter.new_zeros(()).expand(parameter.shape)
 
 
-class _Graph(NamedTuple):
-    """The graph of some outputs."""
+class _Look(NamedTuple):
+    """What is in the graph of some outputs, by name; not the graph, which holds the activations."""
 
-    nodes: set[Any]
-    entered: set[str]  # modules whose hidden states are in it
-
-    def has(self, parameter: nn.Parameter) -> bool:
-        return get_gradient_edge(parameter).node in self.nodes
+    reached: set[str]  # parameters
+    entered: set[str]  # modules, by their hidden states
 
 
-def _longest(model: nn.Module, compute: Compute) -> _Graph | None:
-    """The graph of one long document; None for a model that has no positions for it, whatever it says."""
+def _longest(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Compute) -> _Look:
+    """The look at one long document; at nothing for a model that has no positions for it, whatever it says."""
     try:
-        return _graph(model, compute, [LONG_TOKENS])
+        return _look(model, trained, compute, [LONG_TOKENS])
     except FAULTS as error:
         if is_out_of_memory(error):
             raise
-        return None
+        return _Look(set(), set())
 
 
-def _graph(model: nn.Module, compute: Compute, lengths: Sequence[int]) -> _Graph:
+def _look(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Compute, lengths: Sequence[int]) -> _Look:
     entries: dict[str, Any] = {}  # module -> a node of the graph, if its hidden states are in it
 
     def entering(name: str) -> Callable[[Tensor], Tensor]:
@@ -188,7 +184,8 @@ def _graph(model: nn.Module, compute: Compute, lengths: Sequence[int]) -> _Graph
     finally:
         for hook in hooks:
             hook.remove()
-    return _Graph(nodes, {name for name, node in entries.items() if node in nodes})
+    reached = {name for name, parameter in trained.items() if get_gradient_edge(parameter).node in nodes}
+    return _Look(reached, {name for name, node in entries.items() if node in nodes})
 
 
 def _nodes(last: Any) -> set[Any]:
@@ -201,7 +198,7 @@ def _nodes(last: Any) -> set[Any]:
     return found
 
 
-def _chosen(model: nn.Module, graphs: Sequence[_Graph]) -> tuple[str, ...]:
+def _chosen(model: nn.Module, looks: Sequence[_Look]) -> tuple[str, ...]:
     """What the names of parameters begin with that are of a list of modules of which documents choose some to run.
 
     Those that all documents of a look ran are not surer than the others.
@@ -212,8 +209,8 @@ def _chosen(model: nn.Module, graphs: Sequence[_Graph]) -> tuple[str, ...]:
     return tuple(
         f"{name}."
         for name, module in lists.items()
-        for graph in graphs
-        if len({f"{name}.{item}" in graph.entered for item, _ in module.named_children()}) > 1
+        for look in looks
+        if len({f"{name}.{item}" in look.entered for item, _ in module.named_children()}) > 1
     )
 
 
