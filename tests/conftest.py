@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Generator
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -25,3 +27,17 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 def separate_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing that the user, or another version, keeps in the shared cache decides a test."""
     os.environ["LLMTRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What a worker says of a test, with half surrogate pairs written out: they would end the whole session."""
+    return _writable((yield))
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _writable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_writable(each) for each in value)
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -6,6 +6,7 @@ Only this module parses options; `sections.py`, `rl.py` and `recipes.py` say wha
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from llmtrain.system.visible import require_unicode, shortened, visible
 
 Config = TypeVar("Config", bound=Section)
 
+HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a surrogate pair; the others are bytes of names, no UTF-8
 USAGE = "usage: llmtrain {} CONFIG [key=value ...]; `llmtrain {} --help` lists every key"
 
 
@@ -55,6 +57,7 @@ def read_given(argv: Sequence[str], verb: str) -> Given:
 
 def config_of(schema: type[Config], given: Given) -> Config:
     """The configuration that a command line gives. Raises ValueError as `load_config` does."""
+    _require_characters(given.tree, ())
     try:
         return validate(schema, given.tree)
     except ValueError:
@@ -142,7 +145,7 @@ def yaml_text(tree: Any) -> str:
 def _whole_characters(value: Any) -> Any:
     """A value with the halves of a surrogate pair joined, as in JSON, which writes an emoji as two escapes.
 
-    Raises ValueError for a half alone.
+    A half alone stays, for reports of a run that has one.
     """
     if isinstance(value, dict):
         return {_whole_characters(key): _whole_characters(each) for key, each in value.items()}
@@ -150,8 +153,16 @@ def _whole_characters(value: Any) -> Any:
         return [_whole_characters(each) for each in value]
     if not isinstance(value, str) or value.isascii():
         return value
-    joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-    return require_unicode(joined, f"the text {shortened(joined)!r}")
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+def _require_characters(value: Any, key: tuple[str, ...]) -> None:
+    """Raise ValueError for a text with half of a surrogate pair that is no byte of a file's name."""
+    if isinstance(value, dict | list):
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            _require_characters(each, (*key, str(name)))
+    elif isinstance(value, str) and HALF.search(value):
+        require_unicode(value, f"{'.'.join(key)}: the text")
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

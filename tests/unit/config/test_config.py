@@ -302,7 +302,10 @@ def test_a_configuration_is_saved_so_that_all_of_it_is_seen_and_read_back(text: 
     assert "é 中 😀" in yaml_text("é 中 😀")
 
 
-def test_an_emoji_in_the_escapes_of_json_is_one_and_half_of_it_is_refused() -> None:
+def test_an_emoji_in_the_escapes_of_json_is_one_and_half_of_it_is_refused(tmp_path: Path) -> None:
     assert parsed_yaml('{"a": ["\\ud83d\\ude00"]}') == {"a": ["😀"]}
-    with pytest.raises(ValueError, match=r"not valid YAML: .*half a surrogate pair"):
-        parsed_yaml('a: "\\ud83d"')
+    (tmp_path / "least.yaml").write_text(yaml.safe_dump(LEAST))
+    with pytest.raises(ValueError, match=r"^data\.train: the text holds \\ud83d, half a surrogate pair"):
+        load_config(PretrainConfig, [str(tmp_path / "least.yaml"), 'data.train="half \\ud83d"'])
+    byte = load_config(PretrainConfig, [str(tmp_path / "least.yaml"), 'data.train="latin \\udce9"'])
+    assert byte.data.train[0].path == "latin \udce9"
