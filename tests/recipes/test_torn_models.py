@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from llmtrain.models.folders.reward import load_reward_model
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 OF_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "base.json", "generation_config.json")
-CONTENTS = {"cut": b'{"for', "empty": b"", "zeros": b"\0" * 64}
+CONTENTS = {"cut": b'{"for', "empty": b"", "zeros": b"\0" * 64, "a pipe": None}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,8 @@ CASES = [
     for name in names
     for content in CONTENTS
     if (name, content) != ("chat_template.jinja", "cut")  # any text is a template
+    if content != "a pipe"
+    or name not in ("config.json", "adapter_config.json")  # without these it is no model's folder
 ]
 
 
@@ -47,7 +50,11 @@ def test_every_tool_names_the_file(
     runs: Path, tmp_path: Path, kind: str, name: str, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(runs / kind, tmp_path / "run")
-    (run / "model" / name).write_bytes(CONTENTS[content])
+    if (bytes_of := CONTENTS[content]) is None:  # an open of it waits until somebody writes
+        (run / "model" / name).unlink()
+        os.mkfifo(run / "model" / name)
+    else:
+        (run / "model" / name).write_bytes(bytes_of)
     (tmp_path / "prompts.txt").write_text("hi\n")
     prompts, answers = str(tmp_path / "prompts.txt"), str(tmp_path / "answers.jsonl")
     tools: list[list[Any]] = [["sample", str(run), "x"], ["chat", str(run)], ["generate", str(run), prompts, answers]]

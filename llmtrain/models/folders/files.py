@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from llmtrain.system.files import one_line, read_text
+from llmtrain.system.files import one_line, read_text, require_file
 
 MODEL_CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -46,6 +46,7 @@ def require_readable(folder: Path) -> None:
     """
     for path in sorted(folder.iterdir()):
         try:
+            require_file(path)
             if path.suffix == ".json":
                 _require_sense(path.name, json.loads(read_text(path)))
             elif path.suffix == ".jinja" and not read_text(path).strip("\0 \n"):
