@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from llmtrain.models.paths.choose import FAULTS
-from llmtrain.system.memory import is_out_of_memory
+from llmtrain.models.paths.tried import Fault, tried
 
 ALWAYS = ((1,), (5, 3, 8, 8))  # tokens of documents that any run may have: one token chooses the fewest experts
 LONG_TOKENS = 512  # of a document that reaches what any does, as far as is looked
@@ -155,12 +154,8 @@ class _Look(NamedTuple):
 
 def _longest(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Compute) -> _Look:
     """The look at one long document; at nothing for a model that has no positions for it, whatever it says."""
-    try:
-        return _look(model, trained, compute, [LONG_TOKENS])
-    except FAULTS as error:
-        if is_out_of_memory(error):
-            raise
-        return _Look(set(), set())
+    found = tried(lambda: _look(model, trained, compute, [LONG_TOKENS]))
+    return _Look(set(), set()) if isinstance(found, Fault) else found
 
 
 def _look(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Compute, lengths: Sequence[int]) -> _Look:

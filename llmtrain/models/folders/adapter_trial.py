@@ -23,8 +23,9 @@ from transformers import PreTrainedModel
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.adapters.targets import last_parts, shown
-from llmtrain.models.paths.choose import FAULTS, OUTPUT_TOLERANCE, pseudo_random
+from llmtrain.models.paths.choose import OUTPUT_TOLERANCE, pseudo_random
 from llmtrain.models.paths.small import made_from, small_copy
+from llmtrain.models.paths.tried import FAULTS
 from llmtrain.system.files import one_line
 
 TRIED_SEQ_LEN = 64

@@ -24,11 +24,9 @@ from llmtrain.models.folders.compatible import add_older_names
 from llmtrain.models.folders.kind import ModelKind
 from llmtrain.models.folders.origin import Origin
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
-from llmtrain.models.paths.choose import FAULTS
 from llmtrain.models.paths.small import made_from, small_copy
+from llmtrain.models.paths.tried import tried
 from llmtrain.models.text_part import is_multimodal
-from llmtrain.system.files import one_line
-from llmtrain.system.memory import is_out_of_memory
 
 TOLERANCE = 1e-5  # of the largest output, in fp32: the same arithmetic on the same weights
 
@@ -44,22 +42,22 @@ def require_export(model: PreTrainedModel, kind: ModelKind, max_seq_len: int) ->
     if key in _RIGHT or "auto_map" in model.config.to_dict():
         return
     small = small_copy(model, max_seq_len, "eager").cpu()
-    try:
-        with TemporaryDirectory(prefix="llmtrain-export-") as place:
-            folder = Path(place)
-            write_weights(skeleton(small.config, kind, torch.float32), _as_a_checkpoint_has_them(small), folder)
-            found = _loaded(folder, kind)
-        fault = _difference(small, found)
-    except FAULTS as error:
-        if is_out_of_memory(error):
-            raise
-        fault = one_line(error)
+    fault = tried(lambda: _fault(small, kind))
     if fault is not None:
         raise ValueError(
             f"{model.config.model_type}: an exported model would load as another one ({fault}), so this architecture "
             "cannot be trained here"
         )
     _RIGHT.add(key)
+
+
+def _fault(small: PreTrainedModel, kind: ModelKind) -> str | None:
+    """What is wrong with a small copy that was exported and loaded again, in a few words; None: nothing."""
+    with TemporaryDirectory(prefix="llmtrain-export-") as place:
+        folder = Path(place)
+        write_weights(skeleton(small.config, kind, torch.float32), _as_a_checkpoint_has_them(small), folder)
+        found = _loaded(folder, kind)
+    return _difference(small, found)
 
 
 def _as_a_checkpoint_has_them(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -22,12 +22,11 @@ from llmtrain.models.context import num_positions
 from llmtrain.models.paths.leaks import leaking_class
 from llmtrain.models.paths.path import Path, can_switch
 from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
-from llmtrain.models.paths.small import made_from, small_copy
+from llmtrain.models.paths.small import made_from, small_copy, stock_copy
+from llmtrain.models.paths.tried import Fault, tried
 from llmtrain.models.text_part import special_token_ids
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs
 from llmtrain.system.device import ROWS, AttentionKernel
-from llmtrain.system.files import one_line
-from llmtrain.system.memory import is_out_of_memory
 
 PACKS = ((23, 5, 17, 3, 10), (10, 3, 17, 5, 23))
 """Tokens of each document: longer before shorter ones, and after."""
@@ -38,8 +37,6 @@ GRADIENT_TOLERANCE = 1e-2  # of a parameter's gradient: norm of the difference t
 SMALL_GRADIENT = 1e-4  # of the largest norm: below it, rounding may be all there is
 MAX_CLASSES = 6
 UNLIMITED_POSITIONS = 8192  # of a model that names no limit
-FAULTS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError)
-"""How a model fails that does not know what it is given."""
 
 Run = Callable[[nn.Module, Inputs], Float[Tensor, "tokens outputs"]]
 """A model and its inputs -> an output of each token: `run_model`, or `run_trunk` of its trunk."""
@@ -132,29 +129,21 @@ class Trial:
         self.small = small_copy(model, max_seq_len, own)
         self._run = run
         self._packs = [tuple(min(length, max_seq_len) for length in pack) for pack in PACKS]
-        stock = small_copy(model, max_seq_len, "eager")
-        stock.load_state_dict(self.small.state_dict())
-        try:
-            self._references = [self._one_by_one(stock, self._documents(pack)) for pack in self._packs]
-        except FAULTS as error:
-            if is_out_of_memory(error):
-                raise
+        stock = stock_copy(model, max_seq_len, self.small)
+        found = tried(lambda: [self._one_by_one(stock, self._documents(pack)) for pack in self._packs])
+        if isinstance(found, Fault):
             raise ValueError(
-                f"{model.config.model_type}: transformers does not compute one document alone ({one_line(error)}), so "
-                "this architecture cannot be trained here"
-            ) from None
+                f"{model.config.model_type}: transformers does not compute one document alone ({found}), so this "
+                "architecture cannot be trained here"
+            )
+        self._references = found
 
     def fault(self, path: Path) -> str | None:
         """What is wrong on this path, in a few words; None: nothing."""
         for lengths, reference in zip(self._packs, self._references, strict=True):
-            try:
-                model = path.put_into(copy.deepcopy(self.small))
-                inputs = pack_inputs(self._documents(lengths), in_fp32(path.kernel))
-                found = _with_gradients(model, partial(self._run, model, inputs))
-            except FAULTS as error:
-                if is_out_of_memory(error):
-                    raise
-                return f"documents cannot be computed together ({one_line(error)})"
+            found = tried(partial(self._together, path, lengths))
+            if isinstance(found, Fault):
+                return f"documents cannot be computed together ({found})"
             if fault := _fault(found, reference):
                 return fault
         return None
@@ -170,13 +159,8 @@ class Trial:
                 with torch.no_grad(), _without_autocast(model):
                     return self._run(model, pack_inputs(self._documents(lengths), in_fp32(kernel)))
 
-            try:
-                cls = leaking_class(model, run, *LEAK_PACKS)
-            except FAULTS as error:
-                if is_out_of_memory(error):
-                    raise
-                return classes
-            if cls is None or cls in classes or issubclass(cls, ByRuns):
+            cls = tried(partial(leaking_class, model, run, *LEAK_PACKS))
+            if cls is None or isinstance(cls, Fault) or cls in classes or issubclass(cls, ByRuns):
                 return classes
             classes[cls] = any(True for module in model.modules() if type(module) is cls for _ in module.parameters())
         return classes
@@ -187,6 +171,12 @@ class Trial:
         others = pseudo_random(self.small, sum(lengths[:-1]), seed=0)
         positions = torch.cat([torch.arange(length) for length in lengths])
         return Documents(torch.cat([others, last]), positions.to(last.device), tuple(lengths))
+
+    def _together(self, path: Path, lengths: Sequence[int]) -> Reference:
+        """The same on a path."""
+        model = path.put_into(copy.deepcopy(self.small))
+        inputs = pack_inputs(self._documents(lengths), in_fp32(path.kernel))
+        return _with_gradients(model, partial(self._run, model, inputs))
 
     def _one_by_one(self, model: PreTrainedModel, documents: Documents) -> Reference:
         model.zero_grad()

@@ -63,6 +63,13 @@ def made_from(model: PreTrainedModel) -> tuple[type[PreTrainedModel], str, str]:
     return type(model), model.config.to_json_string(use_diff=False), model.device.type
 
 
+def stock_copy(model: PreTrainedModel, max_seq_len: int, small: PreTrainedModel) -> PreTrainedModel:
+    """A twin of a small copy as `transformers` runs it: eager from the start, as a switch passes some models by."""
+    stock = small_copy(model, max_seq_len, "eager")
+    stock.load_state_dict(small.state_dict())
+    return stock
+
+
 @contextmanager
 def _seeded(device: torch.device) -> Iterator[None]:
     """The generators of the CPU and of a device at seed 0, then as they were; no other device's is touched."""

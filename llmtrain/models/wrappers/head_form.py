@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 from llmtrain.models.heads.form import HeadForm
 from llmtrain.models.heads.head import is_projection
-from llmtrain.models.paths.choose import FAULTS, pseudo_random, same_outputs_and_gradients
+from llmtrain.models.paths.choose import pseudo_random, same_outputs_and_gradients
 from llmtrain.models.paths.small import small_copy
+from llmtrain.models.paths.tried import tried
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs, run_model, run_trunk
 from llmtrain.system.device import AttentionKernel
-from llmtrain.system.memory import is_out_of_memory
 
 TOLERANCE = 1e-6  # of the largest logit: the same arithmetic on both sides
 CURVE_TOLERANCE = 1e-5  # of each logit: a softcap is rounded in other places here
@@ -111,11 +111,5 @@ def _trains_alike(model: PreTrainedModel, form: HeadForm, max_seq_len: int) -> b
     small = small_copy(model, max_seq_len, "eager")
     ids = pseudo_random(small, min(MAX_TOKENS, max_seq_len))
     inputs: Inputs = {"input_ids": ids[None], "use_cache": False}
-    try:
-        return same_outputs_and_gradients(
-            small, partial(_logits, small, form, inputs), partial(run_model, small, inputs)
-        )
-    except FAULTS as error:
-        if is_out_of_memory(error):
-            raise
-        return False
+    ours, own = partial(_logits, small, form, inputs), partial(run_model, small, inputs)
+    return tried(lambda: same_outputs_and_gradients(small, ours, own)) is True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,15 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmtrain.models.context import num_positions
-from llmtrain.models.paths.choose import FAULTS, UNLIMITED_POSITIONS, difference, path_of, pseudo_random
+from llmtrain.models.paths.choose import UNLIMITED_POSITIONS, difference, path_of, pseudo_random
 from llmtrain.models.paths.path import is_on_plain_packs
-from llmtrain.models.paths.small import made_from, small_copy
+from llmtrain.models.paths.small import made_from, small_copy, stock_copy
+from llmtrain.models.paths.tried import Fault, tried
 from llmtrain.models.trunk import run_model
 from llmtrain.rollout.local.cache import RowCache
 from llmtrain.rollout.local.forward import ROWS_MULTIPLE, Forward, Outputs
 from llmtrain.rollout.local.whole_rows import as_transformers_runs_it, grow
-from llmtrain.system.files import one_line
-from llmtrain.system.memory import is_out_of_memory
 
 Way = Literal["packs", "cached", "whole"]
 """Prompts prefilled in packs, then a token a step; `transformers`' own `generate` with its cache; and without one."""
@@ -57,22 +57,13 @@ def _fastest(model: PreTrainedModel, ways: Sequence[Way]) -> Way:
     response = min(RESPONSE, longest // 2)
     prompts = [min(length, longest - response) for length in PROMPTS]
     texts = [pseudo_random(small, length + response, seed) for seed, length in enumerate(prompts)]
-    fault = ""
+    fault: str | None = None
     with torch.autocast(small.device.type, enabled=False):
         expected = _whole_texts(model, small, texts, prompts, longest)
         for way in ways:
-            try:
-                if way == "packs":
-                    found = _in_packs(small, texts, prompts)
-                else:  # not of short ones: RoPE by length changes within a text that grows past its bound
-                    found = _in_rows(small, torch.stack(texts[:SIDE_BY_SIDE]), prompts[0], way)
-            except FAULTS as error:
-                if is_out_of_memory(error):
-                    raise
-                fault = one_line(error)
-                continue
-            fault = difference(found, expected[: len(found)]) or ""
-            if not fault:
+            found = tried(partial(_grown, small, texts, prompts, way))
+            fault = found if isinstance(found, Fault) else difference(found, expected[: len(found)])
+            if fault is None:
                 return way
     raise ValueError(
         f"{model.config.model_type}: generation is not what the model computes of the whole text ({fault}), so it "
@@ -84,10 +75,19 @@ def _whole_texts(
     model: PreTrainedModel, small: PreTrainedModel, texts: Sequence[Tensor], prompts: Sequence[int], longest: int
 ) -> Float[Tensor, "grown vocab"]:
     """Logits of each token that grows, text after text, from `transformers`' own forward of one text at a time."""
-    stock = small_copy(model, longest, "eager")
-    stock.load_state_dict(small.state_dict())
+    stock = stock_copy(model, longest, small)
     logits = [run_model(stock, {"input_ids": text[None], "use_cache": False}) for text in texts]
     return torch.cat([each[length - 1 : -1] for each, length in zip(logits, prompts, strict=True)]).float()
+
+
+def _grown(
+    small: PreTrainedModel, texts: Sequence[Tensor], prompts: Sequence[int], way: Way
+) -> Float[Tensor, "grown vocab"]:
+    """The same as a way gives it, of all texts or of the first ones."""
+    if way == "packs":
+        return _in_packs(small, texts, prompts)
+    # Not of short ones: RoPE by length changes within a text that grows past its bound.
+    return _in_rows(small, torch.stack(list(texts[:SIDE_BY_SIDE])), prompts[0], way)
 
 
 def _in_packs(
