@@ -8,5 +8,6 @@ The paths, fastest first. All give the same numbers; the start-up check (`choose
     equal rows          a document per row, only with others of its length
 
 `groups` says which documents run together, `small` makes the small copy of a model that paths are tried on,
-`leaks` finds the modules in which a document sees another.
+`leaks` finds the modules in which a document sees another, `bounds` hands bounds to those that take them, `tried` says
+how a trial fails.
 """
