@@ -18,6 +18,7 @@ from llmtrain.cli.columns import in_columns
 from llmtrain.cli.compare import table as compared_table
 from llmtrain.cli.eval import check_output, progress
 from llmtrain.statistics.measures import PART
+from llmtrain.system.paths import local_path
 from llmtrain.system.run_files import BIAS_FILE, bias_base_path
 from llmtrain.system.terminal import say
 
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="PATH", help="a folder with the sets' files, or the file of one measure")
     parser.add_argument("--limit", type=int, metavar="N", help="about N items of each measure, from all over its files")
     parser.add_argument("--prompt", metavar="TEXT", help="what a reward model's single sentences answer")
-    parser.add_argument("--output", metavar="FILE.jsonl", type=Path, help="results by item (default: beside the model)")
+    parser.add_argument(
+        "--output", metavar="FILE.jsonl", type=local_path, help="results by item (default: beside the model)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -84,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def default_output(model: str) -> Path:
     """Where results go: into the folder of a run or model; of what is no folder, into this one."""
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     return (folder if folder.is_dir() else Path()) / BIAS_FILE
 
 
@@ -175,7 +178,7 @@ def _sentences(compared: Sequence[Compared], name: str) -> list[str]:
 
 
 def _file(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = local_path(name)
     if not path.is_file():
         raise ValueError(f"{name}: no such file")
     return path

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtrain.cli.columns import in_columns
 from llmtrain.cli.eval import default_output, evaluate, read_tasks
 from llmtrain.cli.options import add_tasks, add_training_data
+from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def evaluation_of(name: str, tasks: list[TaskRows], arguments: argparse.Namespac
     """The results of a file, of a model that is measured now, or those that its folder has. Raises ValueError."""
     from llmtrain.eval.tasks.results import read_evaluation, save_evaluation
 
-    path = Path(name).expanduser()
+    path = local_path(name)
     if name.endswith(SUFFIX):
         if not path.is_file():
             raise ValueError(f"{name}: no such file")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtrain.system.exit_codes import EXIT_INTERRUPTED
+from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 from llmtrain.tune.child import Stopped, run_recipe
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="as for the recipe")
     parser.add_argument("--folds", type=int, required=True, metavar="K", help="folds, and so runs; at least 2")
     parser.add_argument("--by", metavar="KEY", help="field of the rows whose equal values stay in one fold: author")
-    parser.add_argument("--dir", type=Path, help="folder of the folds (default: that of run.dir, with -crossval)")
+    parser.add_argument("--dir", type=local_path, help="folder of the folds (default: that of run.dir, with -crossval)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@ tokens, topics, the balance of preferences, what cleaning would drop. docs/data.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from llmtrain.system.paths import local_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10_000,
         help="rows to look at (default: 10000): of each path the first, for the report a sample of all",
     )
-    parser.add_argument("--report", metavar="FILE.html", type=Path, help="write what is in the data as one page")
+    parser.add_argument("--report", metavar="FILE.html", type=local_path, help="write what is in the data as one page")
     parser.add_argument("--against", metavar="PATH", action="append", help="evaluation files to look for in the data")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="count tokens by it (default: the configuration's)")
     parser.add_argument("--model", metavar="RUN_OR_MODEL", help="show the rows that it predicts best and worst")

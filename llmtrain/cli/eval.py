@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from llmtrain.cli.columns import in_columns
 from llmtrain.cli.options import add_tasks, add_training_data
+from llmtrain.system.paths import local_path
 from llmtrain.system.run_files import EVALUATION_FILE
 from llmtrain.system.terminal import say
 
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's folder, a model's, an adapter's, or a GGUF file")
     add_tasks(parser)
     add_training_data(parser)
-    parser.add_argument("--output", metavar="FILE.jsonl", type=Path, help="results by item (default: beside the model)")
+    parser.add_argument(
+        "--output", metavar="FILE.jsonl", type=local_path, help="results by item (default: beside the model)"
+    )
     parser.add_argument(
         "--harness", action="store_true", help="hand it to lm-evaluation-harness; --data is a folder of its YAML tasks"
     )
@@ -99,14 +102,14 @@ def read_tasks(arguments: argparse.Namespace, models: Sequence[str]) -> list[Tas
         return tasks
     if any(each.task.name == "text" for each in tasks):
         raise ValueError(f"--tasks: {HELD_OUT} is measured as text, which is there too: measure one of them at a time")
-    configs = {model: Path(model).expanduser() / CONFIG for model in models}
+    configs = {model: local_path(model) / CONFIG for model in models}
     run = next((model for model, config in configs.items() if config.is_file()), models[0])
     return [*tasks, held_out_rows(run, configs[run], arguments.limit)]
 
 
 def default_output(model: str) -> Path:
     """Where results go: into the folder of a run or model; of what is no folder, into this one."""
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     return (folder if folder.is_dir() else Path()) / EVALUATION_FILE
 
 
@@ -169,7 +172,7 @@ def training_data(path: str, given: Sequence[str] | None, report: Callable[[str]
 
     if given is not None:
         return [Source(path=each, split="all" if Path(each).is_dir() else "train") for each in given if each != "none"]
-    saved = Path(path).expanduser() / CONFIG
+    saved = local_path(path) / CONFIG
     if not saved.is_file():
         return []
     found = []

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmtrain.cli.options import add_dtype
+from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    parser.add_argument("run", metavar="RUN", type=local_path, help="a run's folder")
     parser.add_argument("--step", default="latest", help="a step's number, best or latest (default: latest)")
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help="folder to write (default: RUN/model)")
+    parser.add_argument("--output", metavar="FOLDER", type=local_path, help="folder to write (default: RUN/model)")
     add_dtype(parser, "the run's choice")
 
 
@@ -34,8 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     from llmtrain.runs.outline import load_outline
     from llmtrain.train.checkpoint import find_checkpoint
 
-    folder: Path = arguments.run.expanduser()
-    output: Path = (arguments.output or folder / MODEL).expanduser()
+    folder: Path = arguments.run
+    output: Path = arguments.output or folder / MODEL
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: not a run's folder: it has no {CONFIG}")
     if output.exists():

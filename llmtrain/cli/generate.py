@@ -23,6 +23,7 @@ from llmtrain.data.sources.text import decoded_chunks
 from llmtrain.system.counted import counted
 from llmtrain.system.files import require_file
 from llmtrain.system.json_lines import json_line
+from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ ALL_FIELDS = Wanted(lambda row: True)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's folder, a model's or an adapter's")
-    parser.add_argument("prompts", metavar="PROMPTS", type=Path)
-    parser.add_argument("output", metavar="OUTPUT.jsonl", type=Path)
+    parser.add_argument("prompts", metavar="PROMPTS", type=local_path)
+    parser.add_argument("output", metavar="OUTPUT.jsonl", type=local_path)
     parser.add_argument("--system", help="a system message before each prompt that is text")
     parser.add_argument("--batch-size", type=int, default=8, help="prompts answered at once (default: 8)")
     add_template_kwargs(parser)

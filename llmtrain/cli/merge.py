@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from pathlib import Path
 
 from llmtrain.cli.options import add_dtype
+from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="RUN_OR_ADAPTER")
-    parser.add_argument("output", metavar="OUTPUT", type=Path)
+    parser.add_argument("output", metavar="OUTPUT", type=local_path)
     parser.add_argument("--base", metavar="PATH", help="where the base is (default: as the adapter's folder tells)")
     add_dtype(parser, "the base's own")
 

@@ -18,6 +18,7 @@ from llmtrain.config.stages import stages_of
 from llmtrain.config.tokenizer import TokenizerTrainConfig
 from llmtrain.config.which import fitting_recipes
 from llmtrain.data.survey import Survey, Use
+from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def wanted(arguments: argparse.Namespace, config: Configured | None) -> Wanted:
     from llmtrain.data.sources.files import resolve
     from llmtrain.runs.report.svg import require_matplotlib
 
-    output: Path = arguments.report.expanduser()
+    output: Path = arguments.report
     require_matplotlib()
     if output.is_dir():
         raise ValueError(f"--report {output}: is a folder: name a file in it, such as data.html")
@@ -207,8 +208,8 @@ def _load_tokenizer(path: str, key: str) -> Any:
     from llmtrain.models.folders.given import given_folder
 
     hide_developer_messages()
-    is_model = path.endswith(".gguf") or not (Path(path).expanduser() / TOKENIZER).is_file()
-    is_there = path.endswith(".gguf") or Path(path).expanduser().is_dir()
+    is_model = path.endswith(".gguf") or not (local_path(path) / TOKENIZER).is_file()
+    is_there = path.endswith(".gguf") or local_path(path).is_dir()
     return load_tokenizer(given_folder(path, say) if is_model and is_there else path, key=key)
 
 

@@ -6,17 +6,17 @@ For runs of any recipe, finished, stopped, killed or still going. The page is on
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run's folder; several are compared")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=local_path, help="a run's folder; several are compared")
     parser.add_argument(
         "--output",
         metavar="FILE",
-        type=Path,
+        type=local_path,
         help="file to write (default: RUN/report.html; of several runs report.html in this folder)",
     )
 
@@ -25,6 +25,5 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the page and print its path."""
     from llmtrain.runs.report.report import write_report
 
-    output = None if arguments.output is None else arguments.output.expanduser()
-    path = write_report([folder.expanduser() for folder in arguments.runs], output, say)
+    path = write_report(arguments.runs, arguments.output, say)
     say(str(path))

@@ -19,6 +19,7 @@ import math
 from pathlib import Path
 
 from llmtrain.system.console import open_console
+from llmtrain.system.paths import local_path
 from llmtrain.tune.sweep.request import DEFAULT_TRIALS, Budget, Request
 
 
@@ -70,7 +71,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         budget=Budget(arguments.trials, arguments.hours, None if arguments.tokens is None else int(arguments.tokens)),
         sampler=arguments.sampler,
         seeds=arguments.seeds,
-        folder=None if arguments.dir is None else Path(arguments.dir),
+        folder=None if arguments.dir is None else local_path(arguments.dir),
         metric=arguments.maximize or arguments.minimize or "eval_loss",
         maximize=arguments.maximize is not None,
         prunes=not arguments.no_pruning,

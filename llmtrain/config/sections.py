@@ -6,14 +6,15 @@ everything else receives the sections it needs, already validated.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 from llmtrain.config.marks import BY_CONTENT, IMMATERIAL, MAY_CHANGE, Feature, Needs, OnResume
+from llmtrain.system.paths import local_path
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -23,7 +24,7 @@ WARMUP_FRACTION, MAX_DEFAULT_WARMUP_STEPS = 0.05, 2000
 
 def is_on_hub(path: str | None) -> bool:
     """Whether a path is a name on the hub, so that it can have revisions."""
-    return path is not None and not Path(path).expanduser().exists() and not path.endswith(".gguf")
+    return path is not None and not local_path(path).exists() and not path.endswith(".gguf")
 
 
 MUON = Needs("optim.name=muon", lambda optim: optim.name == "muon")
@@ -46,6 +47,11 @@ class RunConfig(Section):
     """Hub repository that the final model is pushed to (private unless it exists); None: off."""
     timeout_minutes: Annotated[float, Field(gt=0), IMMATERIAL] = 30
     """A collective that takes longer fails and names the ranks that did not arrive."""
+
+    @field_validator("dir")
+    @classmethod
+    def _in_the_home_folder(cls, value: str) -> str:
+        return os.path.expanduser(value)  # a shell leaves the ~ of run.dir=~/runs/x as it is
 
 
 class PretrainedModelConfig(Section):

@@ -26,7 +26,7 @@ from llmtrain.data.ledger import Split
 from llmtrain.data.sources.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
 from llmtrain.system.cores import encoding_threads
 from llmtrain.system.files import one_line
-from llmtrain.system.paths import is_local
+from llmtrain.system.paths import is_local, local_path
 
 Ids = np.ndarray[Any, Any]
 
@@ -53,7 +53,7 @@ def load_tokenizer(
 
     Raises ValueError if there is none, or none that the `tokenizers` library runs.
     """
-    local = Path(path).expanduser()
+    local = local_path(path)
     if is_local(path) and not local.is_dir():
         raise ValueError(f"{key}={path}: no such folder")
     try:

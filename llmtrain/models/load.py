@@ -43,7 +43,7 @@ from llmtrain.models.presets import preset_fields, preset_size
 from llmtrain.models.text_part import freeze_other_parts, num_embeddings
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
-from llmtrain.system.paths import is_local
+from llmtrain.system.paths import is_local, local_path
 from llmtrain.system.terminal import say
 
 AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
@@ -94,9 +94,9 @@ def resolve_model(config: AnyModel) -> AnyModel:
     except ValueError as error:
         reason = str(error).removeprefix("model.path=")
         raise ValueError(f"model.path={reason}") from None
-    if Path(folder).expanduser().is_dir():
-        require_readable(Path(folder).expanduser())
-    if is_adapter(folder) and adapter_kind(Path(folder).expanduser()) is not LANGUAGE:
+    if local_path(folder).is_dir():
+        require_readable(local_path(folder))
+    if is_adapter(folder) and adapter_kind(local_path(folder)) is not LANGUAGE:
         raise ValueError(f"model.path={config.path}: holds the adapter of a reward model, not of a language model")
     return config.model_copy(update={"path": folder})
 
@@ -152,7 +152,7 @@ def load_pretrained(
     _set_dropout(shape, config.dropout)
     if is_adapter(config.path):
         report(f"model.path={config.path}: an adapter, added into its base in memory")
-        folder = Path(config.path).expanduser()
+        folder = local_path(config.path)
         base = _saved_config(config)
         _set_dropout(base, config.dropout)
         model = open_merged(
@@ -273,7 +273,7 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
                 f"`llmtrain merge {config.path} OUTPUT` first, and give OUTPUT"
             )
         vars(shape).pop("quantization_config", None)  # it is added into the values of the 4 bits
-        num_tokens = len(adapter_tokenizer(Path(config.path).expanduser()))
+        num_tokens = len(adapter_tokenizer(local_path(config.path)))
         text = shape.get_text_config()
         text.vocab_size = max(text.vocab_size, num_tokens)
     return shape
@@ -281,7 +281,7 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
 
 def _saved_config(config: PretrainedModelConfig) -> PreTrainedConfig:
     """The configuration that is saved with a model, or with the base of an adapter."""
-    if is_local(config.path) and not Path(config.path).expanduser().is_dir():
+    if is_local(config.path) and not local_path(config.path).is_dir():
         raise ValueError(f"model.path={config.path}: no such folder")
     path, revision = innermost(config.path, config.revision)
     try:

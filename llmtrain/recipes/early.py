@@ -7,7 +7,6 @@ and only then a model. So a mistyped path is found in a second, not after a mode
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,7 @@ from llmtrain.config.sections import Section
 from llmtrain.config.which import STAGE_SUFFIX
 from llmtrain.runs.folder import check_folder, is_finished
 from llmtrain.system.files import cache_root
-from llmtrain.system.paths import checkpoint_hint, is_local, package_of
+from llmtrain.system.paths import checkpoint_hint, is_local, local_path, package_of
 from llmtrain.train.tracking import check_trackers
 
 FILE_SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
@@ -74,10 +73,10 @@ def _sources(config: RecipeConfig) -> Iterator[tuple[str, Source]]:
 
 def _check_source(key: str, source: Source) -> None:
     path = source.path
-    if os.path.exists(os.path.expanduser(path)):  # before it is a pattern: a name may hold brackets
+    if local_path(path).exists():  # before it is a pattern: a name may hold brackets
         return
     if glob.has_magic(path):
-        there = any(True for _ in glob.iglob(os.path.expanduser(path), recursive=True))
+        there = any(True for _ in glob.iglob(str(local_path(path)), recursive=True))
         if not there:
             raise ValueError(f"{key}={path}: no file matches")
         return
@@ -95,10 +94,10 @@ def _check_model(path: str | None, key: str) -> None:
             raise ValueError(f"{key}={path}: reading it needs the gguf package: pip install 'llmtrain[gguf]'")
         if package_of(path) is not None:
             return  # `models.folders.gguf` looks into the package, and says how to install it
-        if not Path(path).expanduser().is_file():
+        if not local_path(path).is_file():
             raise ValueError(f"{key}={path}: no such file")
         return
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     if folder.is_dir():
         if (folder / "checkpoints").is_dir() and not (folder / "model").is_dir():
             raise ValueError(
@@ -113,13 +112,13 @@ def _check_model(path: str | None, key: str) -> None:
 
 def _check_tokenizer(config: RecipeConfig) -> None:
     path = config.tokenizer.path
-    if path is not None and not Path(path).expanduser().is_dir() and is_local(path):
+    if path is not None and not local_path(path).is_dir() and is_local(path):
         hint = "; `llmtrain tokenizer CONFIG` trains one" if isinstance(config, PretrainConfig) else ""
         raise ValueError(f"tokenizer.path={path}: no such folder{hint}")
 
 
 def _check_template(template: str) -> None:
-    if template not in ("auto", "ours", "none") and not Path(template).expanduser().is_file():
+    if template not in ("auto", "ours", "none") and not local_path(template).is_file():
         raise ValueError(
             f"data.chat_template={template}: no such file: give auto, ours, none or the path of a Jinja file"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +40,7 @@ from llmtrain.models.load import hub_commit, load_pretrained, require_fit, resol
 from llmtrain.protocols import Report
 from llmtrain.recipes.trainer import Run
 from llmtrain.runs.facts import Facts
+from llmtrain.system.paths import local_path
 from llmtrain.system.precision import name_of
 from llmtrain.train.optim import OPTIMIZER_BYTES
 
@@ -100,7 +100,7 @@ def adapter_plan(config: TuningConfig, base: TunedModelConfig, new_ids: Sequence
                 f"adapter.continue: model.path={config.model.path} holds no adapter: give the folder of an adapter, or "
                 "of the run that trained it, or leave the key out"
             )
-        plan = continued(plan, Path(base.path).expanduser())
+        plan = continued(plan, local_path(base.path))
     if plan.config.target_parameters and config.train.compile:
         raise ValueError(
             "train.compile: peft's adapters on experts (adapter.target_parameters) do not compile: set false"

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from llmtrain.system.files import one_line
+from llmtrain.system.paths import local_path
 
 TRL = "trl:"
 _loaded: dict[Path, tuple[bytes, ModuleType]] = {}  # the files of rewards, with the content that was loaded
@@ -47,7 +48,7 @@ def load_function(name: str, key: str, settings: Mapping[str, Any]) -> Loaded:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{key}: {name} does not take these settings: {error}") from None
     file, _, function_name = name.rpartition(":")
-    module = _module(Path(file).expanduser(), key)
+    module = _module(local_path(file), key)
     function = _function(module, function_name, name, key)
     return Loaded(function, dict(settings), {"function": function_name, **_sources(module)})
 
@@ -57,9 +58,9 @@ def load_value(file: Path, name: str, key: str) -> tuple[Any, Mapping[str, str]]
 
     Raises ValueError, naming the `key`, if there is no such file or value, or the file fails.
     """
-    if not file.expanduser().is_file():
+    if not local_path(file).is_file():
         raise ValueError(f"{key}: {file}: no such file")
-    module = _module(file.expanduser(), key)
+    module = _module(local_path(file), key)
     if name not in vars(module):
         raise ValueError(f"{key}: {file} has no {name}")
     return vars(module)[name], _sources(module)

@@ -17,6 +17,7 @@ from llmtrain.config.sections import RunConfig, Section, marks_on_resume, sectio
 from llmtrain.runs.facts import Facts, first_difference, refuse_changed, without_numbers
 from llmtrain.system.files import FREE_RUN, one_line, write_json
 from llmtrain.system.lease import LEASE
+from llmtrain.system.paths import local_path
 from llmtrain.system.run_files import MEETING_PREFIX
 
 # Files of a run's folder; those of its log, its checkpoints and its model are named where they are written.
@@ -186,7 +187,7 @@ def _with_real_paths(tree: Any, places: Sequence[str], key: str = "") -> Any:
 
 def _real_paths(value: Any) -> Any:
     if isinstance(value, str):
-        return os.path.realpath(os.path.expanduser(value))
+        return os.path.realpath(local_path(value))
     if isinstance(value, dict):
         return {name: _real_paths(each) for name, each in value.items()}
     return [_real_paths(each) for each in value] if isinstance(value, list) else value

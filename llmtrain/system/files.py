@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TextIO
 
 from llmtrain.system.lease import POLL_SECONDS, Lease, Watch, try_to_take
 from llmtrain.system.leaving import is_launched, launch_name, launched_rank
+from llmtrain.system.paths import local_path
 
 LOCK = "lock"
 
@@ -76,7 +77,7 @@ def error_and_place(error: BaseException) -> str:
 
 def cache_root(asked: str | None = None) -> Path:
     """The folder of what runs share: `asked`, else `$LLMTRAIN_CACHE`, else `~/.cache/llmtrain`."""
-    return Path(asked or os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain").expanduser()
+    return local_path(asked or os.environ.get("LLMTRAIN_CACHE") or "~/.cache/llmtrain")
 
 
 def read_text(path: Path) -> str:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 OUR_FOLDERS = ("runs", "data")  # where the docs put runs and data: they need not be there yet
+
+
+def local_path(name: str | Path) -> Path:
+    """The path that a name means on this machine, `~` and `~user` replaced.
+
+    A user that the machine does not have is left as written, as a shell leaves it, so that `~someone/model` is a
+    path where nothing is (pathlib raises RuntimeError).
+    """
+    return Path(os.path.expanduser(name))
 
 
 def is_local(name: str) -> bool:

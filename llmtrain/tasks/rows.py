@@ -20,6 +20,7 @@ from llmtrain.data.sources.readers import READERS
 from llmtrain.data.sources.rows import BadRow, Row, Wanted
 from llmtrain.data.sources.text import Document
 from llmtrain.system.files import error_and_place
+from llmtrain.system.paths import local_path
 from llmtrain.tasks.beside import read_beside
 from llmtrain.tasks.load import is_rows, load_task, task_of_rows
 from llmtrain.tasks.task import (
@@ -134,7 +135,7 @@ def task_source(task: Task, data: str | None) -> Source:
         if task.hub is None:
             raise ValueError(f"{task.name} has no data on the hub: name its file, as {task.name}=FILE or by --data")
         return Source(path=task.hub.path, split=task.hub.split, subset=task.hub.subset)
-    folder = Path(data).expanduser()
+    folder = local_path(data)
     if not folder.is_dir() or isinstance(task, TextTask):
         return Source(path=data, split="all" if folder.is_dir() else "train")
     if task.has_many_files:

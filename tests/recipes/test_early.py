@@ -35,6 +35,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a file": (["data.train=rowz.jsonl"], "data.train[0]=rowz.jsonl: no such file or folder"),
     "a file in a folder": (["data.train=texts/rowz"], "data.train[0]=texts/rowz: no such file or folder"),
     "a home of nobody": (["data.train=~no-one/rows.csv"], "data.train[0]=~no-one/rows.csv: no such file or folder"),
+    "a model of nobody": (["model.path=~no-one/model"], "model.path=~no-one/model: no such folder"),
+    "a tokenizer of nobody": (["tokenizer.path=~no-one/model"], "tokenizer.path=~no-one/model: no such folder"),
+    "a template of nobody": (
+        ["data.chat_template=~no-one/x.jinja"],
+        "data.chat_template=~no-one/x.jinja: no such file",
+    ),
     "a glob": (["data.train=texts/*.csv"], "data.train[0]=texts/*.csv: no file matches"),
     "a held-out file": (["data.eval=held.csv"], "data.eval[0]=held.csv: no such file or folder"),
     "a model": (["model.path=./modle"], "model.path=./modle: no such folder"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from transformers import PreTrainedTokenizerFast
 
 from llmtrain.config.tokenizer import SpecialTokens
@@ -11,6 +9,7 @@ from llmtrain.data.chat.default_template import chat_template
 from llmtrain.data.chat.template import FIX, ChatTemplate
 from llmtrain.data.rendering import DEFAULT, TOOL_USE, Template, source_for, sources_of
 from llmtrain.system.files import read_text
+from llmtrain.system.paths import local_path
 
 
 def choose_template(tokenizer: PreTrainedTokenizerFast, asked: str) -> tuple[Template | None, list[str]]:
@@ -32,7 +31,7 @@ def choose_template(tokenizer: PreTrainedTokenizerFast, asked: str) -> tuple[Tem
         needed = (tokens.start_of_turn, tokens.end_of_turn)
         return chat_template(tokens), [token for token in needed if not _is_token(tokenizer, token)]
     try:
-        return read_text(Path(asked).expanduser()), []
+        return read_text(local_path(asked)), []
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"data.chat_template={asked} cannot be read ({error}); give auto, ours, none or a Jinja file"

@@ -23,6 +23,7 @@ from llmtrain.data.sources.readers import READERS, TEXT_SUFFIXES
 from llmtrain.data.sources.splits import EVERY_FILE, Folder, splits_of
 from llmtrain.data.store.token_store import META, is_store
 from llmtrain.system.files import one_line
+from llmtrain.system.paths import local_path
 from llmtrain.system.typing import Report
 
 READABLE = f"{' '.join([*TEXT_SUFFIXES, *READERS])}, each also with {' or '.join(COMPRESSIONS)}"
@@ -78,7 +79,7 @@ def resolve(source: Source) -> Files | HubDataset:
         )
     if rows := sorted({suffix.lower() for suffix in source.text_suffixes} & READERS.keys()):
         raise ValueError(f"{source.path}: text_suffixes={rows[0]} does nothing here: such files hold rows")
-    path = Path(source.path).expanduser()
+    path = local_path(source.path)
     if path.is_dir():
         found, passed_over = files_of(path)
         _refuse_stores(found)

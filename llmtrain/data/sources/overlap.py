@@ -14,6 +14,7 @@ from pathlib import Path
 from llmtrain.config.data import Source
 from llmtrain.data.sources.files import Content, HubDataset
 from llmtrain.data.sources.slices import parse_slice
+from llmtrain.system.paths import local_path
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _separate(one: Read, other: Read) -> bool:
 def _fix(trained: Read, evaluated: Read, common: str) -> str:
     if trained.store is not None or evaluated.store is not None:
         return "give other data, or leave data.eval out and build the store with data.eval_fraction"
-    root = Path(trained.path).expanduser()
+    root = local_path(trained.path)
     if root.is_dir():
         name = Path(os.path.relpath(common, root)).as_posix()
         return f"leave it out there (the source's exclude: [{name}])"

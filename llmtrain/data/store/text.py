@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from llmtrain.data.store.ids import holds_ids, ids_kind, read_quietly
 from llmtrain.data.store.spec import StoreKind, StoreSpec, StoreSpecs, store_spec
 from llmtrain.data.store.token_store import is_store, read_meta
 from llmtrain.data.tokenize import Ids, Piece, TextEncoder, batch_chars
+from llmtrain.system.paths import local_path
 from llmtrain.system.typing import Report
 
 SAMPLE_CHARS = 1 << 18
@@ -146,14 +146,14 @@ def _spec(
             return of_text
         of_ids = ids_kind(data, binding, kind.content["eval_fraction"], report)
         return store_spec(key, source, of_ids, data.cache_dir, report)
-    folder = Path(source.path).expanduser()
+    folder = local_path(source.path)
     _require_usable(key, source, read_meta(folder), data, binding)
     return StoreSpec(key, source, kind, folder, read=None, meta={})
 
 
 def _require_usable(key: str, source: Source, meta: Mapping[str, Any], data: DataConfig, binding: Binding) -> None:
     """Raises ValueError for a store of another kind or tokenizer, and options that only a build can follow."""
-    path = Path(source.path).expanduser()
+    path = local_path(source.path)
     if meta["kind"] != "text":
         raise ValueError(f"{key}={path}: a store of {meta['kind']}, not of text; give the text or rows to train on")
     built_for = meta["tokenizer"]

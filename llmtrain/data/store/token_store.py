@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from llmtrain.data.ledger import SPLITS, SourceLedger, Split
+from llmtrain.system.paths import local_path
 from llmtrain.system.typing import Array
 
 FORMAT = 2  # 2: named by content
@@ -52,7 +53,7 @@ class TokenStore:
 
 def is_store(path: str | Path) -> bool:
     """Whether a folder is a finished store."""
-    return (Path(path).expanduser() / META).is_file()
+    return (local_path(path) / META).is_file()
 
 
 def read_meta(path: Path) -> dict[str, Any]:

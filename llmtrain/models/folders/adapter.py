@@ -41,6 +41,7 @@ from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.models.text_part import num_embeddings, parameters_beside
 from llmtrain.system.files import one_line
+from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 from llmtrain.system.typing import Report
 
@@ -234,7 +235,7 @@ def _open_base(
 ) -> PreTrainedModel:
     """The base of an adapter, which may be another adapter's model. Raises ValueError if it cannot be loaded."""
     if is_adapter(found.path):
-        inner = Path(found.path).expanduser()
+        inner = local_path(found.path)
         if adapter_kind(inner) is not LANGUAGE or kind is not LANGUAGE:
             raise ValueError(
                 f"{adapter_folder}: its base is the adapter {inner}, and one of the two scores: merge it first"

@@ -11,7 +11,7 @@ from llmtrain.models.folders.gguf import hub_id_of
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.origin import MADE, Origin, read_origin
 from llmtrain.system.files import one_line
-from llmtrain.system.paths import is_local, package_of
+from llmtrain.system.paths import is_local, local_path, package_of
 
 
 class Base(NamedTuple):
@@ -36,7 +36,7 @@ def find_base(adapter_folder: Path, given: str | None = None) -> Base:
     if config.base_model_name_or_path is None:
         raise ValueError(f"{adapter_folder}: it does not say what its base is: {fix}")
     path = str(config.base_model_name_or_path)
-    if is_local(path) and not Path(path).expanduser().is_dir():
+    if is_local(path) and not local_path(path).is_dir():
         raise ValueError(f"{adapter_folder}: its base {path} cannot be loaded: there is no such folder; {fix}")
     return Base(path, config.revision)
 
@@ -44,7 +44,7 @@ def find_base(adapter_folder: Path, given: str | None = None) -> Base:
 def innermost(path: str, revision: str | None = None) -> Base:
     """What a path is made from: the base of an adapter's base and so on, any other path itself."""
     while is_adapter(path):
-        path, revision = find_base(Path(path).expanduser())
+        path, revision = find_base(local_path(path))
     return Base(path, revision)
 
 
@@ -52,11 +52,11 @@ def origin_of(path: str, revision: str | None = None) -> Origin:
     """The origin of a base by what `model.path` names."""
     opened = given_folder(path, lambda line: None)
     if path.endswith(".gguf"):
-        place = path if package_of(path) is not None else str(Path(path).expanduser().resolve())
+        place = path if package_of(path) is not None else str(local_path(path).resolve())
         return Origin("gguf", place, hub_id=hub_id_of(Path(opened)))
     if is_adapter(opened):
-        return Origin("adapter", str(Path(opened).expanduser().resolve()))
-    folder = Path(opened).expanduser()
+        return Origin("adapter", str(local_path(opened).resolve()))
+    folder = local_path(opened)
     if folder.is_dir():
         return Origin("folder", str(folder.resolve()))
     return Origin("hub", path, revision, path)

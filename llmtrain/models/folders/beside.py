@@ -21,6 +21,7 @@ from llmtrain.models.folders.given import given_folder
 from llmtrain.models.folders.origin import Origin
 from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.system.files import one_line
+from llmtrain.system.paths import local_path
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
@@ -54,7 +55,7 @@ def copy_processor(folder: Path, origin: Origin | None) -> None:
     base = _base(origin)
     for name in PROCESSOR_FILES:
         found = cached_file(
-            str(Path(base.path).expanduser()) if Path(base.path).expanduser().is_dir() else base.path,
+            str(local_path(base.path)) if local_path(base.path).is_dir() else base.path,
             name,
             revision=base.revision,
             _raise_exceptions_for_missing_entries=False,

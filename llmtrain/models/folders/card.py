@@ -21,7 +21,7 @@ from llmtrain.models.folders.files import CARD, TRAINING
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
 from llmtrain.models.folders.markdown import HUB_ID, cell, code, hub_link, plain, python_text
 from llmtrain.models.folders.origin import Origin
-from llmtrain.system.paths import is_local
+from llmtrain.system.paths import is_local, local_path
 
 MODEL_LIBRARY, ADAPTER_LIBRARY = "library_name: transformers", "library_name: peft"
 NAME = re.compile(r'from_pretrained\(\s*"((?:[^"\\]|\\.)*)"')
@@ -170,7 +170,7 @@ def base_licence(base: str | None) -> str | None:
     """The licence that a base's own card names, in its folder or among what the hub's client has; None: unknown."""
     if base is None:
         return None
-    card = Path(base).expanduser() / CARD
+    card = local_path(base) / CARD
     if not card.is_file():
         if is_local(base) or ":" in base:
             return None

@@ -24,7 +24,7 @@ from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.protocols import Report
 from llmtrain.system.files import cache_root, exclusive, one_line
-from llmtrain.system.paths import package_of
+from llmtrain.system.paths import local_path, package_of
 from llmtrain.system.terminal import say
 
 MAGIC = b"GGUF"
@@ -86,7 +86,7 @@ def _find(path: str) -> Path:
     """The file that a path names. Raises ValueError if there is none."""
     package, name = package_of(path), path.partition(":")[2]
     if package is None:
-        file = Path(path).expanduser()
+        file = local_path(path)
         if not file.is_file():
             raise ValueError(f"model.path={path}: no such file")
         return file

@@ -12,7 +12,7 @@ from pathlib import Path
 from llmtrain.models.folders import gguf
 from llmtrain.models.folders.files import ADAPTER_CONFIG, MODEL_CONFIG
 from llmtrain.protocols import Report
-from llmtrain.system.paths import checkpoint_hint, is_local
+from llmtrain.system.paths import checkpoint_hint, is_local, local_path
 from llmtrain.system.terminal import say
 
 
@@ -22,7 +22,7 @@ def given_folder(path: str, report: Report = say) -> str:
     Raises ValueError for a file or package that is not there or cannot be converted, for a folder that holds no model,
     and for a run without one, with what to give.
     """
-    if not path.endswith(".gguf") and not Path(path).expanduser().is_dir() and not is_local(path):
+    if not path.endswith(".gguf") and not local_path(path).is_dir() and not is_local(path):
         return path
     folder = model_folder(path, report)
     return path if folder == Path(path) else str(folder)
@@ -32,7 +32,7 @@ def model_folder(path: str, report: Report = say) -> Path:
     """The folder of a model, from its own path, that of a run or of a GGUF file. Raises ValueError if there is none."""
     if path.endswith(".gguf"):
         return Path(gguf.resolved_path(path, report))
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     for candidate in (folder, folder / "model"):
         if is_model(candidate) or is_adapter(candidate):
             return candidate
@@ -50,4 +50,4 @@ def is_model(folder: Path) -> bool:
 
 def is_adapter(folder: Path | str) -> bool:
     """Whether a folder holds an adapter."""
-    return (Path(folder).expanduser() / ADAPTER_CONFIG).is_file()
+    return (local_path(folder) / ADAPTER_CONFIG).is_file()

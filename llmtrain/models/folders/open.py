@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.packed_weights import require_opener, unpacking
 from llmtrain.models.folders.saved_dtype import differing_dtype, saved_dtype
+from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 
 
@@ -31,7 +31,7 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     no language model, or an adapter whose base is not there or not its own.
     """
     place = given_folder(path)
-    folder = Path(place).expanduser()
+    folder = local_path(place)
     if folder.is_dir():
         require_readable(folder)
     try:

@@ -35,7 +35,7 @@ from llmtrain.models.paths.choose import UNLIMITED_POSITIONS
 from llmtrain.models.wrappers.checks import wrap_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.system.files import one_line
-from llmtrain.system.paths import is_local
+from llmtrain.system.paths import is_local, local_path
 from llmtrain.system.terminal import say
 from llmtrain.system.typing import Report
 
@@ -77,7 +77,7 @@ def reward_folder(path: str, revision: str | None = None) -> Path:
 
     Raises ValueError if there is none, and for a revision of a folder, which has none.
     """
-    if is_local(path) or Path(path).expanduser().is_dir():
+    if is_local(path) or local_path(path).is_dir():
         if revision is not None:
             raise ValueError(f"{path}: revision={revision} does nothing for a folder: leave it out")
         return model_folder(path)

@@ -19,7 +19,7 @@ from transformers.utils.hub import cached_file
 
 from llmtrain.models.folders.bases import Base, innermost
 from llmtrain.models.folders.files import MODEL_CONFIG
-from llmtrain.system.paths import is_local
+from llmtrain.system.paths import is_local, local_path
 from llmtrain.system.precision import name_of
 
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -76,7 +76,7 @@ def _weight_files(base: Base) -> list[str]:
 
 def _file(base: Base, name: str) -> str | None:
     found: str | None = cached_file(
-        str(Path(base.path).expanduser()) if is_local(base.path) else base.path,
+        str(local_path(base.path)) if is_local(base.path) else base.path,
         name,
         revision=base.revision,
         _raise_exceptions_for_gated_repo=False,
