@@ -2,9 +2,10 @@
 PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3))
 BIN := .venv/bin
 STAMP := .venv/.installed
+QUANTIZE := .venv/quantize
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help venv demo demo-quick test test-all test-again check golden soak
+.PHONY: help venv demo demo-quick test test-all test-again test-quantize check golden soak
 
 help:
 	@echo "make demo    from Python's own library to an aligned model and its report, six minutes on two cores"
@@ -14,6 +15,7 @@ help:
 	@echo
 	@echo "make test-all    all tests but the long ones"
 	@echo "make test-again  those that failed in the last run, one at a time"
+	@echo "make test-quantize  those of bases in 4 bits, with bitsandbytes installed beside .venv's packages"
 	@echo "make soak        the long tests and the benchmarks"
 	@echo "make demo-quick  the demo with a third of its training, under three minutes"
 	@echo "make golden BEFORE=REVISION  tiny runs of every recipe: does this tree give what REVISION gave, to the bit?"
@@ -43,6 +45,14 @@ test-all: $(STAMP)
 
 test-again: $(STAMP)
 	$(BIN)/python -m pytest tests -v -m 'not soak' --last-failed --last-failed-no-failures none
+
+# bitsandbytes is not among .venv's packages: peft imports it wherever it finds it, a second of every process.
+$(QUANTIZE): $(STAMP)
+	@rm -rf $@
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps --target $@ bitsandbytes
+
+test-quantize: $(QUANTIZE)
+	PYTHONPATH="$(CURDIR)/$(QUANTIZE)" $(BIN)/python -m pytest -q tests/recipes/test_four_bits.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .
