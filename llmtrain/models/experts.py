@@ -12,6 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,13 +90,9 @@ def route_in_fp32(model: nn.Module) -> None:
             router.__class__ = _subclass(type(router))
 
 
-_SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
+@cache
 def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
-    if cls not in _SUBCLASSES:
-        _SUBCLASSES[cls] = type(cls.__name__, (RoutesInFp32, cls), {"__module__": cls.__module__})
-    return _SUBCLASSES[cls]
+    return type(cls.__name__, (RoutesInFp32, cls), {"__module__": cls.__module__})
 
 
 def _only_routes(router: nn.Module) -> bool:
