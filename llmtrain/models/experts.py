@@ -87,7 +87,8 @@ def route_in_fp32(model: nn.Module) -> None:
     """Let the routers of a model compute in fp32, also under autocast and with weights in 16 bits."""
     for router in routers(model):
         if not isinstance(router, RoutesInFp32):
-            router.__class__ = _subclass(type(router))
+            cls: type = type(router)  # mypy takes type[Module] for unhashable
+            router.__class__ = _subclass(cls)
 
 
 @cache
