@@ -22,7 +22,7 @@ from llmtrain.data.chat.tokenizer import ChatTokenizer
 from llmtrain.data.formats.prompts import Prompt, Prompts, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.eval.before_after.answers import ANSWERS, Answers
-from llmtrain.eval.before_after.pair import Measurement
+from llmtrain.eval.before_after.measure import Measurement
 from llmtrain.eval.generation import EVAL_ROLLOUT, HeldOutScore
 from llmtrain.models.context import require_fixed_rope
 from llmtrain.models.flops import training_flops
@@ -32,6 +32,7 @@ from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Report
+from llmtrain.recipes.before_after import before_after
 from llmtrain.recipes.model import (
     CHECKING,
     export_spec,
@@ -42,7 +43,6 @@ from llmtrain.recipes.model import (
     start_facts,
     trained_report,
 )
-from llmtrain.recipes.pair import before_after
 from llmtrain.recipes.tasks import with_tasks
 from llmtrain.recipes.trainer import Run, Training, close, in_run, train
 from llmtrain.rewards.batch import WeightedReward

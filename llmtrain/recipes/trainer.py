@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.data.loader.batches import StoredBatches
-from llmtrain.eval.before_after.pair import BeforeAfter
+from llmtrain.eval.before_after.measure import BeforeAfter
 from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.attention import compile_model
 from llmtrain.models.flops import TrainingFlops
@@ -320,7 +320,7 @@ def _measure(run: Run[Config], training: Training[BatchType], prepared: nn.Modul
         def should_stop() -> bool:
             return run.runtime.any(run.stop.requested is not None)
 
-        training.before_after.measured(path, prepared, should_stop, may_write=run.may_write, step=step)
+        training.before_after.measure(path, prepared, should_stop, may_write=run.may_write, step=step)
 
 
 def _path_line(training: Training[BatchType]) -> str:
