@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
@@ -63,6 +63,20 @@ class SamplingMask:
         return SamplingMask(self.ids.to(device, non_blocking=True), self.counts)
 
 
+Moving = TypeVar("Moving", "PackedTokens", "PreferencePairs", "LabelledAnswers", "Experience")
+
+
+def _moved(batch: Moving, device: torch.device) -> Moving:
+    """A batch on another device, every tensor of it, copied without waiting if the memory allows it."""
+    moved: dict[str, Any] = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            moved[name] = value.to(device, non_blocking=True)
+        elif isinstance(value, SamplingMask):
+            moved[name] = value.to(device)
+    return replace(batch, **moved)
+
+
 @dataclass(frozen=True)
 class PackedTokens:
     """The packs of one microbatch, end to end in one sequence.
@@ -98,15 +112,8 @@ class PackedTokens:
         return attended_tokens(self.segment_lengths) if self.sample_ids else 0
 
     def to(self, device: torch.device) -> PackedTokens:
-        """The same batch on another device, copied without waiting if the memory allows it."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            sampling_mask=None if self.sampling_mask is None else self.sampling_mask.to(device),
-            label_weights=None if self.label_weights is None else self.label_weights.to(device, non_blocking=True),
-        )
+        """The same batch on another device."""
+        return _moved(self, device)
 
 
 def attended_tokens(segment_lengths: Sequence[int], prefix_lengths: Sequence[int] = ()) -> int:
@@ -156,9 +163,7 @@ class PreferencePairs:
     labels: Int[Tensor, " tokens"]
     position_ids: Int[Tensor, " tokens"]
     prefix_lengths: tuple[int, ...]  # tokens of each pair's prefix, on the host
-    segment_lengths: tuple[
-        int, ...
-    ]  # tokens of each document after its prefix, at least one; two per pair, on the host
+    segment_lengths: tuple[int, ...]  # tokens of each document after its prefix, at least 1; two per pair, on the host
     answer_lengths: tuple[int, ...]  # labels of each segment, on the host
     weights: Float[Tensor, " pairs"]  # 1 / pairs of its ranking: the pairs of one ranking are one comparison
     margins: Float[Tensor, " pairs"] | None  # by which the chosen answer is better, from the rows; None: no row has one
@@ -178,16 +183,8 @@ class PreferencePairs:
         return attended_tokens(self.segment_lengths, self.prefix_lengths) if self.num_pairs else 0
 
     def to(self, device: torch.device) -> PreferencePairs:
-        """The same batch on another device, copied without waiting if the memory allows it."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            weights=self.weights.to(device, non_blocking=True),
-            margins=None if self.margins is None else self.margins.to(device, non_blocking=True),
-            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs.to(device, non_blocking=True),
-        )
+        """The same batch on another device."""
+        return _moved(self, device)
 
 
 def empty_pairs() -> PreferencePairs:
@@ -238,11 +235,8 @@ class LabelledAnswers:
         return attended_tokens(self.segment_lengths) if self.sample_ids else 0
 
     def to(self, device: torch.device) -> LabelledAnswers:
-        """The same batch on another device, copied without waiting if the memory allows it."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        """The same batch on another device."""
+        return _moved(self, device)
 
 
 def empty_answers() -> LabelledAnswers:
@@ -307,12 +301,8 @@ class Experience:
         return replace(self, trains="policy"), replace(self, trains="critic", sample_ids=())
 
     def to(self, device: torch.device) -> Experience:
-        """The same batch on another device, copied without waiting if the memory allows it."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        mask = None if self.sampling_mask is None else self.sampling_mask.to(device)
-        return replace(self, sampling_mask=mask, **moved)
+        """The same batch on another device."""
+        return _moved(self, device)
 
 
 def empty_experience(*, has_reference: bool, has_critic: bool) -> Experience:

@@ -12,9 +12,9 @@ from llmtrain.system.nearest import nearest
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def shipped_folders(package: Path = PACKAGE) -> dict[str, Path]:
+def shipped_folders() -> dict[str, Path]:
     """Kind of configuration (recipes, tokenizer, accelerate) -> its folder, of an installed wheel or of a checkout."""
-    installed, checkout = package / "configs", package.parent
+    installed, checkout = PACKAGE / "configs", PACKAGE.parent
     if installed.is_dir():
         return {kind: installed / kind for kind in ("recipes", "tokenizer", "accelerate")}
     recipes = checkout / "recipes"

@@ -12,6 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -86,16 +87,13 @@ def route_in_fp32(model: nn.Module) -> None:
     """Let the routers of a model compute in fp32, also under autocast and with weights in 16 bits."""
     for router in routers(model):
         if not isinstance(router, RoutesInFp32):
-            router.__class__ = _subclass(type(router))
+            cls: type = type(router)  # mypy takes type[Module] for unhashable
+            router.__class__ = _subclass(cls)
 
 
-_SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
+@cache
 def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
-    if cls not in _SUBCLASSES:
-        _SUBCLASSES[cls] = type(cls.__name__, (RoutesInFp32, cls), {"__module__": cls.__module__})
-    return _SUBCLASSES[cls]
+    return type(cls.__name__, (RoutesInFp32, cls), {"__module__": cls.__module__})
 
 
 def _only_routes(router: nn.Module) -> bool:

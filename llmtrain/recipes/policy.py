@@ -15,13 +15,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 
 from llmtrain.config.recipes import PolicyStageConfig
-from llmtrain.data.formats.prompts import Prompt, load_prompts
+from llmtrain.data.chat.tokenizer import ChatTokenizer
+from llmtrain.data.formats.prompts import Prompt, Prompts, load_prompts
 from llmtrain.data.loader.order import SampleOrder
 from llmtrain.eval.before_after.answers import ANSWERS, Answers
-from llmtrain.eval.before_after.pair import Measurement
+from llmtrain.eval.before_after.measure import Measurement
 from llmtrain.eval.generation import EVAL_ROLLOUT, HeldOutScore
 from llmtrain.models.context import require_fixed_rope
 from llmtrain.models.flops import training_flops
@@ -31,6 +32,7 @@ from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
 from llmtrain.protocols import Report
+from llmtrain.recipes.before_after import before_after
 from llmtrain.recipes.model import (
     CHECKING,
     export_spec,
@@ -41,7 +43,6 @@ from llmtrain.recipes.model import (
     start_facts,
     trained_report,
 )
-from llmtrain.recipes.pair import before_after
 from llmtrain.recipes.tasks import with_tasks
 from llmtrain.recipes.trainer import Run, Training, close, in_run, train
 from llmtrain.rewards.batch import WeightedReward
@@ -56,7 +57,7 @@ from llmtrain.rollout.experience import Roles
 from llmtrain.rollout.local.generator import LocalGenerator
 from llmtrain.rollout.sample import Sampler
 from llmtrain.rollout.sample_log import SampleLog, gather_rows, readable
-from llmtrain.rollout.source import RolloutSource
+from llmtrain.rollout.source import Record, RolloutSource
 from llmtrain.system.run_files import SAMPLES_FILE
 from llmtrain.system.stop_signal import StopSignal
 from llmtrain.tasks.load import reward_of
@@ -68,15 +69,13 @@ def run_policy(config: PolicyStageConfig, stop: StopSignal, *, last: bool = True
 
 
 def _train(run: Run[PolicyStageConfig]) -> None:
-    config, runtime, data, rollout = run.config, run.runtime, run.config.data, run.config.rollout
+    config, runtime, rollout = run.config, run.runtime, run.config.rollout
 
     rewards = computed_rewards(config, runtime.say)  # first: a wrong name should fail before a model loads
     base = given_model(config)
     chat = open_chat(config, base, report=runtime.say)
-    prompts = load_prompts(data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
-    weights = [source.weight for source in data.train if source.weight is not None]
-    as_given = data.order == "given"
-    order = SampleOrder([len(source) for source in prompts.train], weights or None, config.run.seed, as_given=as_given)
+    prompts = load_prompts(config.data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
+    order = prompt_order(config, prompts)
 
     def prompt_at(position: int) -> Prompt:
         source, index = order(position)
@@ -99,19 +98,16 @@ def _train(run: Run[PolicyStageConfig]) -> None:
     del start  # the memory of a reward model that the critic alone needed
     facts = start_facts(loaded, model)
 
-    stops = stop_ids(model, chat.encoder.end_of_turn_ids)
-    runtime.say(f"a response ends at {', '.join(str(chat.tokenizer.decode([id_])) for id_ in stops)}")
     assert config.train.steps is not None
     num_steps = config.train.steps
     # Where the sampler's logprobs are trained on, it gives the values too: a value head on the trunk costs nothing.
     value_head = module.trunk_head if rollout.old_logprobs == "sampler" else None
-    generator = LocalGenerator(model, runtime, lambda: run.stop.requested is not None, value_head)
 
     def trainer_state() -> TrainerState:
         return TrainerState(epoch=source.epoch, global_step=source.step, max_steps=num_steps)
 
     sampler = Sampler(
-        generator=generator,
+        generator=LocalGenerator(model, runtime, lambda: run.stop.requested is not None, value_head),
         prompt_at=prompt_at,
         num_prompts=order.epoch_size,
         score=partial(
@@ -121,55 +117,26 @@ def _train(run: Run[PolicyStageConfig]) -> None:
             patience=Patience(rollout.reward_seconds, rollout.reward_retries, rollout.on_reward_error),
             state=trainer_state,
         ),
-        sampling=Sampling(
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-            stop_ids=stops,
-            seed=config.run.seed,
-        ),
+        sampling=sampling_of(run, model, chat),
         config=rollout,
         ranks=runtime,
     )
-    samples = SampleLog(run.folder / SAMPLES_FILE, runtime.say)
-
-    def record(number: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        gathered = gather_rows([readable(row, chat.tokenizer) for row in rows], runtime)
-        if run.may_write():
-            samples.write(number, gathered)
-
     source = RolloutSource(
         Roles(module, roles.reference, split_critic=module.critic is not None and runtime.supports_partial_backward),
         sampler,
         config.policy,
         num_steps=num_steps,
         microbatch_tokens=config.train.microbatch_tokens,
-        record=record,
+        record=recorder(run, chat.tokenizer),
         report=runtime.say,
     )
-    held_out = prompts.eval
-    if rollout.eval_prompts is not None:
-        held_out = sorted(held_out, key=Prompt.digest)[: rollout.eval_prompts]
-
-    held_out_score = HeldOutScore(
-        held_out, generator, sampler.score, sampler.sampling, runtime, chat.tokenizer, config.eval.samples
-    )
-    held_out_or_none = held_out_score if held_out else None  # tasks are measured beside it
-    evaluate = with_tasks(run, held_out_or_none, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module)
-
-    pair_prompts = held_out[: config.eval.before_after]
-    own: dict[str, Measurement] = {}
-    if pair_prompts:
-        sampling = replace(sampler.sampling, rollout=EVAL_ROLLOUT)
-        own[ANSWERS] = Answers(pair_prompts, generator, sampling, chat.tokenizer, runtime, sampler.score)
-
+    held_out_score, own = on_held_out(run, prompts, sampler, chat.tokenizer)
     training = Training(
         module=module,
         objective=PolicyObjective(config.policy, rollout.max_new_tokens),
         source=source,
         num_steps=num_steps,
-        evaluate=evaluate,
+        evaluate=with_tasks(run, held_out_score, model, chat.tokenizer, chat.encoder.end_of_turn_ids, module),
         flops=training_flops(model),
         ledger=prompts.ledger.to_dict(),
         account=lambda progress: {"steps": progress.step, "tokens_trained": progress.tokens},
@@ -184,6 +151,57 @@ def _train(run: Run[PolicyStageConfig]) -> None:
     )
     trained = train(run, training)
     close(run, training, trained)
+
+
+def prompt_order(config: PolicyStageConfig, prompts: Prompts) -> SampleOrder:
+    """The order in which prompts are sampled, by the weights of their sources."""
+    data = config.data
+    weights = [source.weight for source in data.train if source.weight is not None]
+    num_prompts = [len(source) for source in prompts.train]
+    return SampleOrder(num_prompts, weights or None, config.run.seed, as_given=data.order == "given")
+
+
+def sampling_of(run: Run[PolicyStageConfig], model: PreTrainedModel, chat: ChatTokenizer) -> Sampling:
+    """How responses are sampled; what ends one is reported."""
+    rollout, stops = run.config.rollout, stop_ids(model, chat.encoder.end_of_turn_ids)
+    run.runtime.say(f"a response ends at {', '.join(str(chat.tokenizer.decode([id_])) for id_ in stops)}")
+    return Sampling(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop_ids=stops,
+        seed=run.config.run.seed,
+    )
+
+
+def recorder(run: Run[PolicyStageConfig], tokenizer: PreTrainedTokenizerFast) -> Record:
+    """What keeps the samples of rollouts in the run's folder."""
+    samples = SampleLog(run.folder / SAMPLES_FILE, run.runtime.say)
+
+    def record(number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        gathered = gather_rows([readable(row, tokenizer) for row in rows], run.runtime)
+        if run.may_write():
+            samples.write(number, gathered)
+
+    return record
+
+
+def on_held_out(
+    run: Run[PolicyStageConfig], prompts: Prompts, sampler: Sampler, tokenizer: PreTrainedTokenizerFast
+) -> tuple[HeldOutScore | None, dict[str, Measurement]]:
+    """What is measured on held-out prompts: at each evaluation, and before and after training; None and {} if there
+    are none."""
+    config, runtime, held_out = run.config, run.runtime, prompts.eval
+    if config.rollout.eval_prompts is not None:
+        held_out = sorted(held_out, key=Prompt.digest)[: config.rollout.eval_prompts]
+    if not held_out:
+        return None, {}
+    generator, score = sampler.generator, sampler.score
+    at_evaluations = HeldOutScore(held_out, generator, score, sampler.sampling, runtime, tokenizer, config.eval.samples)
+    asked, sampling = held_out[: config.eval.before_after], replace(sampler.sampling, rollout=EVAL_ROLLOUT)
+    answers = Answers(asked, generator, sampling, tokenizer, runtime, score)
+    return at_evaluations, {ANSWERS: answers} if asked else {}
 
 
 def computed_rewards(config: PolicyStageConfig, report: Report = lambda line: None) -> list[WeightedReward]:

@@ -39,6 +39,7 @@ from llmtrain.objectives.kto import KlBatches, KtoObjective
 from llmtrain.objectives.preference import PairwisePreference
 from llmtrain.objectives.preference_losses import PreferenceOptions
 from llmtrain.protocols import BatchSource, Evaluate, Objective
+from llmtrain.recipes.before_after import before_after
 from llmtrain.recipes.model import (
     CHECKING,
     export_spec,
@@ -49,8 +50,7 @@ from llmtrain.recipes.model import (
     start_facts,
     trained_report,
 )
-from llmtrain.recipes.pair import answers_to, before_after
-from llmtrain.recipes.samples import with_samples
+from llmtrain.recipes.samples import answers_to, with_samples
 from llmtrain.recipes.tasks import with_tasks
 from llmtrain.recipes.trainer import Run, Training, close, in_run, train
 from llmtrain.system.stop_signal import StopSignal

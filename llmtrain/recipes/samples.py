@@ -1,4 +1,4 @@
-"""Answers to held-out questions at each evaluation of a run (`eval.samples`)."""
+"""Answers to held-out questions: at each evaluation of a run (`eval.samples`), and before and after it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from llmtrain.config.data import SourcesConfig
 from llmtrain.config.recipes import TuningConfig
 from llmtrain.data.chat.tokenizer import ChatTokenizer
 from llmtrain.data.formats.held_out import Question
+from llmtrain.eval.before_after.answers import ANSWERS, Answers
+from llmtrain.eval.before_after.measure import Measurement
 from llmtrain.eval.samples import WithSamples
 from llmtrain.models.stops import stop_ids
 from llmtrain.protocols import Evaluate
@@ -29,17 +31,37 @@ def with_samples(
     chat: ChatTokenizer,
 ) -> Evaluate:
     """An evaluation that also samples answers, if the run asks for them and they can be had; else says why not."""
-    config, runtime = run.config, run.runtime
-    if not config.eval.samples:
+    runtime, count = run.runtime, run.config.eval.samples
+    if not count:
         return evaluate
     if (reason := runtime.refusal("rollouts")) is not None:
         runtime.say(f"eval.samples: no held-out prompt is answered under {runtime.engine}: {reason}")
         return evaluate
-    max_new_tokens = min(config.eval.sample_tokens, config.data.max_seq_len // 2)
-    asked = questions(config.data, chat.tokenizer, config.eval.samples, config.data.max_seq_len - max_new_tokens)
+    asked, generator, sampling = _asked(run, questions, count, model, chat)
     if not asked:
         runtime.say("eval.samples: no held-out row has a prompt that leaves room for an answer: none is answered")
         return evaluate
-    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=stop_ids(model, chat.encoder.end_of_turn_ids))
-    generator = LocalGenerator(model, runtime, lambda: run.stop.requested is not None)
     return WithSamples(evaluate, asked, generator, sampling, chat.tokenizer, runtime)
+
+
+def answers_to(
+    run: Run[TuningConfig], model: PreTrainedModel, chat: ChatTokenizer, questions: Questions
+) -> dict[str, Measurement]:
+    """Answers to the first held-out questions, before and after training; {} if none is there, or asked for."""
+    data, count = run.config.data, run.config.eval.before_after
+    evaluates = data.eval is not None or data.eval_fraction > 0
+    if not count or not evaluates or run.runtime.refusal("rollouts") is not None:
+        return {}
+    asked, generator, sampling = _asked(run, questions, count, model, chat)
+    return {ANSWERS: Answers(asked, generator, sampling, chat.tokenizer, run.runtime)} if asked else {}
+
+
+def _asked(
+    run: Run[TuningConfig], questions: Questions, count: int, model: PreTrainedModel, chat: ChatTokenizer
+) -> tuple[list[Question], LocalGenerator, Sampling]:
+    """At most `count` held-out questions, and what answers them: greedily, until a signal asks the run to stop."""
+    data = run.config.data
+    max_new_tokens = min(run.config.eval.sample_tokens, data.max_seq_len // 2)
+    asked = questions(data, chat.tokenizer, count, data.max_seq_len - max_new_tokens)
+    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=stop_ids(model, chat.encoder.end_of_turn_ids))
+    return asked, LocalGenerator(model, run.runtime, lambda: run.stop.requested is not None), sampling

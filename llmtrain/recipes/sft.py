@@ -24,6 +24,7 @@ from llmtrain.models.flops import training_flops
 from llmtrain.models.wrappers.prepare import prepare_causal_lm
 from llmtrain.objectives.next_token import NextToken
 from llmtrain.protocols import LossOptions
+from llmtrain.recipes.before_after import before_after
 from llmtrain.recipes.command import resumable_command, run_recipe
 from llmtrain.recipes.model import (
     CHECKING,
@@ -35,8 +36,7 @@ from llmtrain.recipes.model import (
     start_facts,
     trained_report,
 )
-from llmtrain.recipes.pair import answers_to, before_after
-from llmtrain.recipes.samples import with_samples
+from llmtrain.recipes.samples import answers_to, with_samples
 from llmtrain.recipes.tasks import with_tasks
 from llmtrain.recipes.trainer import Run, Training, close, in_run, train
 from llmtrain.system.stop_signal import StopSignal

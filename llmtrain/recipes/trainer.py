@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from torch import nn
+from torch.optim import Optimizer
 
 from llmtrain.config.recipes import RecipeConfig
 from llmtrain.data.loader.batches import StoredBatches
-from llmtrain.eval.before_after.pair import BeforeAfter
+from llmtrain.eval.before_after.measure import BeforeAfter
 from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.attention import compile_model
 from llmtrain.models.flops import TrainingFlops
@@ -194,43 +195,15 @@ def _held_by_main(config: RecipeConfig, folder: Path, runtime: Runtime) -> Itera
 def train(run: Run[Config], training: Training[BatchType]) -> Trained:
     """Run the loop to its end, from the last checkpoint where there is one, and write the ledger."""
     config, folder, runtime = run.config, run.folder, run.runtime
-    # These may refuse the configuration: before `record_run` makes the folder this run's.
+    # These may refuse the configuration: before `_record_start` makes the folder this run's.
     schedule = make_schedule(config.optim, training.num_steps)
     profiler = StepProfiler(config.log.profile, folder / "profile", runtime.rank, training.num_steps)
     peak, peak_source = peak_flops(runtime.device, runtime.dtype)
-    facts = training.module.facts()
-    runtime.say(_path_line(training))
-    if facts["unreached"]:
-        runtime.say(str(facts["unreached"]))
-    if run.may_write():
-        parameters = list(training.module.parameters())
-        machine = {
-            "parameters": sum(num_weights(parameter) for parameter in parameters),
-            "trained_parameters": sum(num_weights(parameter) for parameter in parameters if parameter.requires_grad),
-            "device": str(runtime.device),
-            "engine": runtime.engine,
-            "world_size": runtime.world_size,
-            **facts,
-            "peak_flops": peak,
-            "peak_flops_source": peak_source,
-        }
-        record_run(folder, config, machine, training.facts)
-        save_outline(folder, training.spec)
-        if not (folder / LEDGER).exists():
-            record_ledger(folder, training.ledger)
+    _record_start(run, training, {"peak_flops": peak, "peak_flops_source": peak_source})
     runtime.start_trackers(config.log.project)
 
-    for trunk in training.module.trunks():
-        if config.train.activation_checkpointing:
-            trunk.activation_checkpointing_enable({"use_reentrant": False})
-        if config.train.compile:
-            compile_model(trunk)
-    layouts = {} if config.optim.name != "muon" else _matrix_layouts(training.module, runtime.say)
-    optimizer = make_optimizer(training.module.parameters_by_kind(), config.optim, training.critic_lr, layouts)
-    if runtime.world_size > 1:
-        runtime.say(f"preparing {runtime.engine} on {runtime.world_size} processes")  # DeepSpeed may have to be built
-    prepared, optimizer = runtime.prepare(training.module, optimizer)
-    # After `prepare`, which may move or shard the parameters: an average made before is of what no longer trains.
+    prepared, optimizer = _prepared(run, training.module, training.critic_lr)
+    # After `_prepared`, which may move or shard the parameters: an average made before is of what no longer trains.
     ema = None if config.train.ema_decay is None else Ema(training.module, config.train.ema_decay)
     checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint.keep, config.checkpoint.best, run.may_write)
     log = RunLog(
@@ -278,15 +251,66 @@ def train(run: Run[Config], training: Training[BatchType]) -> Trained:
             "no held-out loss of this run was finite, so no checkpoint is the best: to export the last one, start the "
             "same command again with checkpoint.export_best=false and eval.patience=null"
         )
-    if training.before_after is not None:
-        if checkpoint.step != loop.progress.step:  # the best one is exported
-            runtime.load_named_state(checkpoint.read_parameter)
-            if ema is not None:
-                ema.load(checkpoint.read_all("ema"))
-        with nullcontext() if ema is None else ema.applied(), _interrupted_at(unexported(loop.progress.step)):
-            _measure(run, training, prepared, after_path(folder), step=checkpoint.step)
+    _measure_exported(run, training, loop, checkpoint)
     optimizer.state.clear()  # the last checkpoint has it, and an export needs the memory
     return Trained(outcome, loop.progress, checkpoint)
+
+
+def _record_start(run: Run[Config], training: Training[BatchType], peak: Mapping[str, Any]) -> None:
+    """Report how the model computes, and write what a run's folder has from its start.
+
+    Raises ValueError if the folder is of a run that started with something else.
+    """
+    folder, runtime, facts = run.folder, run.runtime, training.module.facts()
+    runtime.say(_path_line(training))
+    if facts["unreached"]:
+        runtime.say(str(facts["unreached"]))
+    if not run.may_write():
+        return
+    parameters = list(training.module.parameters())
+    machine = {
+        "parameters": sum(num_weights(parameter) for parameter in parameters),
+        "trained_parameters": sum(num_weights(parameter) for parameter in parameters if parameter.requires_grad),
+        "device": str(runtime.device),
+        "engine": runtime.engine,
+        "world_size": runtime.world_size,
+        **facts,
+        **peak,
+    }
+    record_run(folder, run.config, machine, training.facts)
+    save_outline(folder, training.spec)
+    if not (folder / LEDGER).exists():
+        record_ledger(folder, training.ledger)
+
+
+def _prepared(run: Run[Config], module: TrainedModule, critic_lr: float | None) -> tuple[nn.Module, Optimizer]:
+    """The module and its optimizer, as the engine trains them. Collective."""
+    config, runtime = run.config, run.runtime
+    for trunk in module.trunks():
+        if config.train.activation_checkpointing:
+            trunk.activation_checkpointing_enable({"use_reentrant": False})
+        if config.train.compile:
+            compile_model(trunk)
+    layouts = {} if config.optim.name != "muon" else _matrix_layouts(module, runtime.say)
+    optimizer = make_optimizer(module.parameters_by_kind(), config.optim, critic_lr, layouts)
+    if runtime.world_size > 1:
+        runtime.say(f"preparing {runtime.engine} on {runtime.world_size} processes")  # DeepSpeed may have to be built
+    return runtime.prepare(module, optimizer)
+
+
+def _measure_exported(
+    run: Run[Config], training: Training[BatchType], loop: Loop[BatchType], checkpoint: Checkpoint
+) -> None:
+    """Measure the weights that are exported, for the pair of before and after."""
+    if training.before_after is None:
+        return
+    last, ema = loop.progress.step, loop.ema
+    if checkpoint.step != last:  # the best one is exported
+        run.runtime.load_named_state(checkpoint.read_parameter)
+        if ema is not None:
+            ema.load(checkpoint.read_all("ema"))
+    with nullcontext() if ema is None else ema.applied(), _interrupted_at(unexported(last)):
+        _measure(run, training, loop.model, after_path(run.folder), step=checkpoint.step)
 
 
 def _measure(run: Run[Config], training: Training[BatchType], prepared: nn.Module, path: Path, *, step: int) -> None:
@@ -296,7 +320,7 @@ def _measure(run: Run[Config], training: Training[BatchType], prepared: nn.Modul
         def should_stop() -> bool:
             return run.runtime.any(run.stop.requested is not None)
 
-        training.before_after.measured(path, prepared, should_stop, may_write=run.may_write, step=step)
+        training.before_after.measure(path, prepared, should_stop, may_write=run.may_write, step=step)
 
 
 def _path_line(training: Training[BatchType]) -> str:

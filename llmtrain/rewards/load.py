@@ -31,7 +31,6 @@ TaskReward = Callable[[str, str], tuple[Callable[..., list[float]], Mapping[str,
 
 def load_rewards(
     specs: Sequence[str | Mapping[str, Any]],
-    key: str = "rollout.rewards",
     *,
     sandbox: SandboxMode = "auto",
     report: Report = lambda line: None,
@@ -42,11 +41,11 @@ def load_rewards(
     A name is one of REWARDS, `task:TASK` (which `task_reward` finds), `FILE.py:FUNCTION` or `trl:FUNCTION`. A function
     takes (prompts, responses, rows) or, as TRL's do, (prompts, completions, COLUMN, ...); settings are keywords. Reward
     models are skipped: `model` loads them. Code runs in `sandbox`, which is reported. Raises ValueError, naming the
-    place under `key`, for a wrong name, weight or setting.
+    place, for a wrong name, weight or setting.
     """
     rewards: list[WeightedReward] = []
     for number, spec in enumerate(specs):
-        place = f"{key}[{number}]"
+        place = f"rollout.rewards[{number}]"
         if is_reward_model(spec):
             continue
         settings = {"name": spec} if isinstance(spec, str) else dict(spec)

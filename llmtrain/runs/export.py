@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from llmtrain.config.recipes import RecipeConfig, TuningConfig
 from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.card import CardFacts, model_card
-from llmtrain.models.folders.card_pair import Pair
+from llmtrain.models.folders.card_before_after import Pair
 from llmtrain.models.folders.files import TRAINING
 from llmtrain.models.folders.kind import as_described
 from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model, push_model
+from llmtrain.runs.before_after import pair_of
 from llmtrain.runs.folder import LEDGER, package_versions, read_json
-from llmtrain.runs.pair import pair_of
 from llmtrain.system.files import FREE_RUN, one_line, write_json
 from llmtrain.system.precision import DTYPES, name_of
 from llmtrain.system.run_files import METRICS_FILE

@@ -17,7 +17,7 @@ from rich.progress import Progress as ProgressBar
 
 from llmtrain.protocols import Counts
 from llmtrain.system.console import open_console, print_line
-from llmtrain.system.counted import counted
+from llmtrain.system.counted import clock, counted
 from llmtrain.system.files import FREE_RUN, append_text, cut_torn_line, write_bytes, write_errors_named, write_json
 from llmtrain.system.finite import is_number
 from llmtrain.system.json_lines import json_line, parsed, whole_lines
@@ -137,14 +137,15 @@ class RunLog:
         row["memory_bytes"] = self._memory_bytes()
         self._write(row)
         step = int(row["step"])
-        left = (row["elapsed_seconds"] - self._seconds_before_steps) / max(step, 1) * (self._num_steps - step)
+        seconds_left = (row["elapsed_seconds"] - self._seconds_before_steps) / max(step, 1) * (self._num_steps - step)
+        left = clock(int(seconds_left))
         line = (
             f"step {step}/{self._num_steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
             f"grad norm {row['grad_norm']:.2f}  {speed:,.0f} tokens/s  MFU {row['mfu']:.0%}  "
-            f"{row['memory_bytes'] / 1e9:.1f} GB  {_clock(left)} left"
+            f"{row['memory_bytes'] / 1e9:.1f} GB  {left} left"
         )
         if self._bar is not None:  # what fits into 80 columns
-            few = f"step {step}/{self._num_steps}  {_clock(left)} left  loss {row['loss']:.4f}  {speed:,.0f} tokens/s"
+            few = f"step {step}/{self._num_steps}  {left} left  loss {row['loss']:.4f}  {speed:,.0f} tokens/s"
             self._bar.update(self._task, completed=step, status=few)
             self._log(line)
         else:
@@ -195,9 +196,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -155,7 +155,7 @@ def test_a_file_that_cannot_be_written_is_a_line_of_the_log(
     def refused(path: Path, evaluation: Evaluation) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("llmtrain.eval.before_after.pair.save_evaluation", refused)
+    monkeypatch.setattr("llmtrain.eval.before_after.measure.save_evaluation", refused)
     out = ran(sft_config(tmp_path, inputs)).out
     for path in (before_path(tmp_path / "run"), after_path(tmp_path / "run")):
         assert f"warning: {path}: not written: read-only" in out

@@ -80,9 +80,6 @@ class Sample:
         """Of all items."""
         return sum(source.num_bytes for source in self.sources)
 
-    def source_name(self, item: Item) -> str:
-        return self.sources[item.source].path
-
 
 def read_sample(
     readings: Sequence[Reading], limit: int, seed: int, progress: Callable[[int], None] = lambda count: None

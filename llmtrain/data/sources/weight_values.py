@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from llmtrain.system.finite import is_number
@@ -38,7 +38,7 @@ def weight_value(value: Any, key: str) -> float | None:
     return float(value) if is_number(value) and 0 <= value <= LARGEST else None
 
 
-def text_weights(fields: Mapping[str, Any], keys: Sequence[str] = ROW_KEYS) -> dict[str, float]:
+def text_weights(fields: Mapping[str, Any]) -> dict[str, float]:
     """The fields of a row of text that give its weight; what is no weight, such as `12 kg`, is something else."""
-    found = {key: weight_value(typed(fields.get(key)), key) for key in keys}
+    found = {key: weight_value(typed(fields.get(key)), key) for key in ROW_KEYS}
     return {key: weight for key, weight in found.items() if weight is not None}

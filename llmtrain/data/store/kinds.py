@@ -69,30 +69,45 @@ def build_answer_stores(data: PreferenceDataConfig, encoder: ChatEncoder, *, rep
 
 def chat_specs(data: ChatDataConfig, encoder: ChatEncoder, *, report: Report) -> StoreSpecs:
     """What those stores are made of. Raises ValueError for a source that is not there."""
-
-    return _specs(data, lambda source, fraction: _chat_kind(data, encoder, fraction, report), report)
+    return _specs(data, encoder, lambda source: _chats(encoder), report)
 
 
 def pair_specs(data: PreferenceDataConfig, encoder: ChatEncoder, *, report: Report) -> StoreSpecs:
     """The same of preference pairs."""
-
-    return _specs(data, lambda source, fraction: _pair_kind(data, encoder, fraction, report), report)
+    return _specs(data, encoder, lambda source: _pairs(encoder), report)
 
 
 def answer_specs(data: PreferenceDataConfig, encoder: ChatEncoder, *, report: Report) -> StoreSpecs:
     """The same of labelled answers."""
-
-    def kind_of(source: Source, eval_fraction: float) -> StoreKind[Any]:
-        kind = _answer_kind if has_labels(source) else _pair_kind
-        return kind(data, encoder, eval_fraction, report)
-
-    return _specs(data, kind_of, report)
+    return _specs(
+        data, encoder, lambda source: _labelled_answers(encoder) if has_labels(source) else _pairs(encoder), report
+    )
 
 
-def _specs(data: RowData, kind_of: Callable[[Source, float], StoreKind[Any]], report: Report) -> StoreSpecs:
+@dataclass(frozen=True)
+class _Rows(Generic[RowType]):
+    """How rows of one kind are read and stored."""
+
+    kind: str
+    unit: str  # what a document, or several, make: "pair"
+    read: Callable[[Source, OnBadRow, SourceLedger, Report], Iterator[RowType]]
+    content: Callable[[RowType], object]  # all of a row that decides what is stored of it, printed in full by `repr`
+    encode: Callable[[Sequence[RowType]], Iterable[Any]]  # of each row what `add` takes, or a BadExample
+    add: Callable[..., None]  # (made, split, row, what `encode` gave, data)
+    summary: Callable[[SourceLedger], str]
+    values: tuple[str, ...] = ()  # names of the numbers that each document carries
+
+
+def _specs(data: RowData, encoder: ChatEncoder, rows_of: Callable[[Source], _Rows[Any]], report: Report) -> StoreSpecs:
     def specs(name: str, sources: Sequence[Source], eval_fraction: float) -> list[StoreSpec]:
         return [
-            store_spec(f"data.{name}[{index}]", source, kind_of(source, eval_fraction), data.cache_dir, report)
+            store_spec(
+                f"data.{name}[{index}]",
+                source,
+                _store_kind(rows_of(source), data, encoder, eval_fraction, report),
+                data.cache_dir,
+                report,
+            )
             for index, source in enumerate(sources)
         ]
 
@@ -100,64 +115,9 @@ def _specs(data: RowData, kind_of: Callable[[Source, float], StoreKind[Any]], re
     return StoreSpecs(data, train, specs("eval", data.eval or (), 0.0))
 
 
-def _chat_kind(data: ChatDataConfig, encoder: ChatEncoder, eval_fraction: float, report: Report) -> StoreKind[Example]:
-    return StoreKind(
-        unit="row",
-        content={"kind": "chats", **_content(data, encoder, eval_fraction)},
-        summary=partial(chat_summary, tokenizer=encoder.name),
-        **_as_items(_chats(encoder), data, encoder, eval_fraction, report),
-    )
-
-
-def _pair_kind(
-    data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: float, report: Report
-) -> StoreKind[Preference]:
-    return StoreKind(
-        unit="pair",
-        content={"kind": "preference pairs", **_content(data, encoder, eval_fraction)},
-        summary=partial(answer_summary, units="pairs", cut="pairs cut short by {} tokens of prompts"),
-        values=("margin", "weight"),
-        **_as_items(_preferences(encoder), data, encoder, eval_fraction, report),
-    )
-
-
-def _answer_kind(
-    data: PreferenceDataConfig, encoder: ChatEncoder, eval_fraction: float, report: Report
-) -> StoreKind[Labelled]:
-    return StoreKind(
-        unit="answer",
-        content={"kind": "labelled answers", **_content(data, encoder, eval_fraction)},
-        summary=partial(answer_summary, units="answers", cut="prompts cut short by {} tokens"),
-        values=("desirable", "weight"),
-        **_as_items(_labelled_answers(encoder), data, encoder, eval_fraction, report),
-    )
-
-
-def _content(data: RowData, encoder: ChatEncoder, eval_fraction: float) -> dict[str, Any]:
-    """What decides the content of a store besides its source, for every kind of rows."""
-    return {
-        "rows": ROWS_VERSION,
-        "encoder": encoder.fingerprint,
-        "eval_fraction": eval_fraction,
-        "max_seq_len": data.max_seq_len,
-        "on_long_row": data.on_long_row,
-        "on_bad_row": data.on_bad_row,
-    }
-
-
-@dataclass(frozen=True)
-class _Rows(Generic[RowType]):
-    """How rows of one kind are read and stored."""
-
-    read: Callable[[Source, OnBadRow, SourceLedger, Report], Iterator[RowType]]
-    content: Callable[[RowType], object]  # all of a row that decides what is stored of it, printed in full by `repr`
-    encode: Callable[[Sequence[RowType]], Iterable[Any]]  # of each row what `add` takes, or a BadExample
-    add: Callable[..., None]  # (made, split, row, what `encode` gave, data)
-
-
-def _as_items(
+def _store_kind(
     rows: _Rows[Any], data: RowData, encoder: ChatEncoder, eval_fraction: float, report: Report
-) -> dict[str, Any]:
+) -> StoreKind[Any]:
     """What a store of rows is to its builder, whatever the rows are."""
 
     def read(source: Source, ledger: SourceLedger) -> Iterator[Any]:
@@ -176,30 +136,56 @@ def _as_items(
                     made.ledger.note(list(dict.fromkeys(note for document in encoded for note in document.notes)))
                     rows.add(made, split_of(row, eval_fraction), row, encoded, data)
 
-    return {
-        "dtype": encoder.dtype,
-        "resolve": resolve_rows,
-        "read": read,
-        "item_content": lambda row: repr(rows.content(row)).encode(errors="surrogatepass"),
-        "item_bytes": lambda row: row.num_bytes,
-        "make": make,
-        "try_first": try_first,
-    }
+    return StoreKind(
+        unit=rows.unit,
+        content={
+            "kind": rows.kind,
+            "rows": ROWS_VERSION,
+            "encoder": encoder.fingerprint,
+            "eval_fraction": eval_fraction,
+            "max_seq_len": data.max_seq_len,
+            "on_long_row": data.on_long_row,
+            "on_bad_row": data.on_bad_row,
+        },
+        dtype=encoder.dtype,
+        read=read,
+        item_content=lambda row: repr(rows.content(row)).encode(errors="surrogatepass"),
+        item_bytes=lambda row: row.num_bytes,
+        make=make,
+        try_first=try_first,
+        summary=rows.summary,
+        resolve=resolve_rows,
+        values=rows.values,
+    )
 
 
 def _chats(encoder: ChatEncoder) -> _Rows[Example]:
-    return _Rows(iter_examples, _said, encoder.encode, partial(_add_chat, encoder.unknown_id))
+    return _Rows(
+        kind="chats",
+        unit="row",
+        read=iter_examples,
+        content=_held,
+        encode=encoder.encode,
+        add=partial(_add_chat, encoder.unknown_id),
+        summary=partial(chat_summary, tokenizer=encoder.name),
+    )
 
 
-def _preferences(encoder: ChatEncoder) -> _Rows[Preference]:
+def _pairs(encoder: ChatEncoder) -> _Rows[Preference]:
     def encode(batch: Sequence[Preference]) -> Iterator[list[Encoded] | BadExample]:
         sides = encoder.encode([side for preference in batch for side in (preference.chosen, preference.rejected)])
         return map(encoded_pair, batch, sides[::2], sides[1::2])
 
-    def content(row: Preference) -> object:
-        return _said(row.chosen), _said(row.rejected), row.margin, row.weight, row.group
-
-    return _Rows(iter_preferences, content, encode, _add_pair)
+    return _Rows(
+        kind="preference pairs",
+        unit="pair",
+        read=iter_preferences,
+        content=lambda row: (_held(row.chosen), _held(row.rejected), row.margin, row.weight, row.group),
+        encode=encode,
+        add=_add_pair,
+        summary=partial(answer_summary, units="pairs", cut="pairs cut short by {} tokens of prompts"),
+        values=("margin", "weight"),
+    )
 
 
 def _labelled_answers(encoder: ChatEncoder) -> _Rows[Labelled]:
@@ -208,13 +194,19 @@ def _labelled_answers(encoder: ChatEncoder) -> _Rows[Labelled]:
         for labelled, documents in zip(batch, found, strict=True):
             yield documents if isinstance(documents, BadExample) else whole_answers(documents, labelled.where)
 
-    def content(row: Labelled) -> object:
-        return _said(row.conversation), row.desirable, row.group, row.weight
+    return _Rows(
+        kind="labelled answers",
+        unit="answer",
+        read=iter_labelled,
+        content=lambda row: (_held(row.conversation), row.desirable, row.group, row.weight),
+        encode=encode,
+        add=_add_labelled,
+        summary=partial(answer_summary, units="answers", cut="prompts cut short by {} tokens"),
+        values=("desirable", "weight"),
+    )
 
-    return _Rows(iter_labelled, content, encode, _add_labelled)
 
-
-def _said(example: Example) -> object:
+def _held(example: Example) -> object:
     """What an example holds besides its place."""
     match example:
         case PlainText():

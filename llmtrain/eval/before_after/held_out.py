@@ -21,7 +21,7 @@ from llmtrain.data.loader.order import permuted_index
 from llmtrain.data.loader.plan import EVAL_KEY, DataPlan
 from llmtrain.data.packing.answers import collate_answers
 from llmtrain.data.packing.pairs import collate_pairs
-from llmtrain.eval.before_after.pair import Measurement
+from llmtrain.eval.before_after.measure import Measurement
 from llmtrain.eval.before_after.together import together
 from llmtrain.eval.tasks.results import NATS_PER_TOKEN, ItemResult, Measure, TaskResult
 from llmtrain.eval.tasks.shares import Share

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from llmtrain.config.load import parsed_yaml
-from llmtrain.models.folders.card_pair import Pair, pair_lines
+from llmtrain.models.folders.card_before_after import Pair, pair_lines
 from llmtrain.models.folders.files import CARD, TRAINING
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
 from llmtrain.models.folders.markdown import HUB_ID, cell, code, hub_link, plain, python_text

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -117,13 +117,9 @@ def run_by_groups(model: nn.Module, trunk: nn.Module, classes: Classes) -> None:
             module.bounds, module.grouping = bounds, classes[cls]
 
 
-_SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
+@cache
 def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
-    if cls not in _SUBCLASSES:
-        _SUBCLASSES[cls] = type(cls.__name__, (ByRuns, cls), {"__module__": cls.__module__})
-    return _SUBCLASSES[cls]
+    return type(cls.__name__, (ByRuns, cls), {"__module__": cls.__module__})
 
 
 def _is_packed(tensor: Tensor, groups: Groups) -> bool:

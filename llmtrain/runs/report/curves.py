@@ -26,12 +26,12 @@ class Curve:
     y: Float[ndarray, " points"]
 
 
-def column(rows: Rows, name: str, over: str = "step") -> Curve:
-    """A field of those rows that have it, over another; NaN where it is null: it was not finite."""
+def column(rows: Rows, name: str) -> Curve:
+    """A field of those rows that have it, over steps; NaN where it is null: it was not finite."""
     numbers, values = rows.column(name)
-    over_numbers, over_values = rows.column(over)
-    _, here, there = np.intersect1d(numbers, over_numbers, assume_unique=True, return_indices=True)
-    return Curve(over_values[there], values[here])
+    step_numbers, steps = rows.column("step")
+    _, here, there = np.intersect1d(numbers, step_numbers, assume_unique=True, return_indices=True)
+    return Curve(steps[there], values[here])
 
 
 def scaled(curve: Curve, factor: float) -> Curve:

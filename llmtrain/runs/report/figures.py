@@ -13,7 +13,7 @@ from markupsafe import Markup
 from numpy import ndarray
 
 from llmtrain.runs.report.curves import Curve, evenly, thinned
-from llmtrain.runs.report.svg import GRID, INK, MUTED, SERIES, colored, draw, draw_hero, plain
+from llmtrain.runs.report.svg import GRID, INK, SERIES, colored, draw, draw_hero, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ LOG_SPAN = 50.0
 """A quantity whose largest value is so many times its smallest is drawn on a logarithmic axis, if it may be."""
 MOST_DOTS = 60
 """A curve of more points is drawn without dots."""
+BINS = 30  # of a histogram
 MOST_MARKS = 100
 """Of more marks of a kind, so many are drawn."""
 LineStyle = Literal["solid", "thin", "dashed", "faint", "marked", "points"]
@@ -91,12 +92,12 @@ def line_chart(
     return draw_hero(paint, title) if hero else draw(paint, title)
 
 
-def bar_chart(values: Mapping[str, float], x: Scale, *, title: str, colors: Sequence[str] | None = None) -> Markup:
+def bar_chart(values: Mapping[str, float], x: Scale, *, title: str) -> Markup:
     """Horizontal bars with their values, the first at the top."""
 
     def paint(axes: Axes) -> None:
         names, widths = [plain(name, 32) for name in values], list(values.values())
-        bars = axes.barh(range(len(widths)), widths, color=colors or SERIES[0], height=0.7)
+        bars = axes.barh(range(len(widths)), widths, color=SERIES[0], height=0.7)
         axes.set_yticks(range(len(names)), names, color=INK)
         axes.invert_yaxis()
         axes.bar_label(bars, [f"{number:.3g}" for number in widths], padding=4, color=INK)
@@ -107,12 +108,12 @@ def bar_chart(values: Mapping[str, float], x: Scale, *, title: str, colors: Sequ
     return draw(paint, title)
 
 
-def histogram(groups: Mapping[str, Sequence[float]], x: Scale, *, title: str, bins: int = 30) -> Markup:
+def histogram(groups: Mapping[str, Sequence[float]], x: Scale, *, title: str) -> Markup:
     """How often values occur, of one or several groups over the same bins."""
 
     def paint(axes: Axes) -> None:
         finite = {name: [value for value in each if math.isfinite(value)] for name, each in groups.items()}
-        edges = np.histogram_bin_edges([value for each in finite.values() for value in each] or [0.0], bins).tolist()
+        edges = np.histogram_bin_edges([value for each in finite.values() for value in each] or [0.0], BINS).tolist()
         for (name, each), color in colored(finite.items()):
             axes.hist(each, edges, label=plain(name), color=color, alpha=0.25)
             axes.hist(each, edges, color=color, histtype="step", linewidth=1.5)
@@ -123,22 +124,13 @@ def histogram(groups: Mapping[str, Sequence[float]], x: Scale, *, title: str, bi
     return draw(paint, title)
 
 
-def scatter(
-    groups: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x: Scale,
-    y: Scale,
-    *,
-    title: str,
-    diagonal: bool = False,
-) -> Markup:
-    """Points of one or several groups; `diagonal`: with the line on which x is y."""
+def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: Scale, y: Scale, *, title: str) -> Markup:
+    """Points of one or several groups."""
 
     def paint(axes: Axes) -> None:
         for (name, (xs, ys)), color in colored(groups.items()):
             axes.plot(xs, ys, "o", markersize=4, markeredgewidth=0, alpha=0.6, color=color, label=plain(name))
         _scale(axes, x, y, np.concatenate([np.asarray(ys, dtype=float) for _, ys in groups.values()]))
-        if diagonal:
-            axes.axline((0, 0), slope=1, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
         legend(axes)
 
     return draw(paint, title)

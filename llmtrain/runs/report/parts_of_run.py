@@ -22,7 +22,6 @@ SURE = 3.0
 class Part:
     """Consecutive rows of a run."""
 
-    first_step: int
     last_step: int
     mean: float
     error: float  # standard error of the mean
@@ -44,7 +43,7 @@ def parts(rows: Rows, name: str) -> Sequence[Part]:
     for start, end in itertools.pairwise(edges.tolist()):
         inside = values[start:end]
         error = float(inside.std(ddof=1)) / math.sqrt(len(inside))
-        found.append(Part(int(steps[start]), int(steps[end - 1]), float(inside.mean()), error))
+        found.append(Part(int(steps[end - 1]), float(inside.mean()), error))
     return found
 
 

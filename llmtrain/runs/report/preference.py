@@ -17,6 +17,7 @@ from llmtrain.runs.report.html import figure, grid, join, note, paragraph, title
 from llmtrain.runs.report.names import short_names
 from llmtrain.runs.report.over_time import measure_figure
 from llmtrain.runs.report.ranked import (
+    accuracy_figure,
     by_source,
     correlation_words,
     length_figures,
@@ -32,6 +33,11 @@ from llmtrain.runs.report.svg import SERIES
 from llmtrain.runs.report.values import is_finite, number, percent
 
 REWARD = "implied reward"
+RANKED = (
+    "Of pairs: the chosen answer has the higher implied reward; a tie counts half. Of labelled answers (KTO): the "
+    "answer is on the right side of the KL. Where the loss has a reference, the policy before training equals it: "
+    "rewards are zero but for rounding, and the value at step 0 is chance."
+)
 OF_PAIRS = {"eval_chosen_reward": "chosen", "eval_rejected_reward": "rejected"}
 OF_ANSWERS = {"eval_desirable_reward": "desirable", "eval_undesirable_reward": "undesirable"}
 
@@ -41,7 +47,8 @@ def preferences(records: Sequence[RunRecord]) -> Section | None:
     records = [record for record in records if record.recipe == "preference"]
     if not records:
         return None
-    figures = [*_accuracy(records), *_rewards(records), *_likelihood(records), *_kl(records)]
+    accuracy = accuracy_figure(records, "ranked right", RANKED)
+    figures = [*accuracy, *_rewards(records), *_likelihood(records), *_kl(records)]
     found = [(record, each) for record in records if (each := last_evaluation(record, "roc")) is not None]
     if not figures and not found:
         return Section("Preferences", "preferences", note("No answers were held out and evaluated."))
@@ -95,21 +102,6 @@ def _whole(figures: Sequence[Markup], record: RunRecord, evaluated: Evaluated) -
     else:
         labelled = [*roc_figures([(record, evaluated)], "desirable", "undesirable"), *_of_answers(evaluated)]
         yield grid([*figures, *labelled, *_length_of_answers(evaluated)])
-
-
-def _accuracy(records: Sequence[RunRecord]) -> Iterator[Markup]:
-    drawn = measure_figure(records, "eval_accuracy", "ranked right", is_share=True, chance=0.5, training="accuracy")
-    if drawn is not None:
-        caption = (
-            "Of pairs: the chosen answer has the higher implied reward; a tie counts half. Of labelled answers (KTO): "
-            "the answer is on the right side of the KL. Where the loss has a reference, the policy before training "
-            "equals it: rewards are zero but for rounding, and the value at step 0 is chance."
-        )
-        yield figure(
-            drawn,
-            titled("Ranked right", caption),
-            "metrics.jsonl: eval_accuracy, eval_accuracy_low, eval_accuracy_high, accuracy",
-        )
 
 
 def _rewards(records: Sequence[RunRecord]) -> Iterator[Markup]:

@@ -15,6 +15,7 @@ from llmtrain.runs.record import RunRecord
 from llmtrain.runs.report.evaluated import Evaluated, first_evaluation
 from llmtrain.runs.report.html import code, figure, note, source, subtitle, table, titled
 from llmtrain.runs.report.names import short_names
+from llmtrain.runs.report.over_time import measure_figure
 from llmtrain.runs.report.ranking import (
     calibration_figure,
     confusion_figure,
@@ -80,6 +81,14 @@ def roc_figures(found: Sequence[tuple[RunRecord, Evaluated]], good: str, bad: st
         "of different prompts."
     )
     yield figure(roc_figure(curves, good, bad), titled("ROC", caption), *places)
+
+
+def accuracy_figure(records: Sequence[RunRecord], label: str, caption: str) -> Iterator[Markup]:
+    """Accuracy over steps with its interval; nothing if no run has it."""
+    drawn = measure_figure(records, "eval_accuracy", label, is_share=True, chance=0.5, training="accuracy")
+    if drawn is not None:
+        fields = "eval_accuracy, eval_accuracy_low, eval_accuracy_high, accuracy"
+        yield figure(drawn, titled("Ranked right", caption), f"metrics.jsonl: {fields}")
 
 
 def pair_figures(evaluated: Evaluated, score: str) -> Iterator[Markup]:

@@ -8,9 +8,9 @@ from markupsafe import Markup
 
 from llmtrain.runs.record import RunRecord
 from llmtrain.runs.report.evaluated import Evaluated, last_evaluation
-from llmtrain.runs.report.html import figure, grid, join, note, paragraph, titled
-from llmtrain.runs.report.over_time import measure_figure
+from llmtrain.runs.report.html import grid, join, note, paragraph
 from llmtrain.runs.report.ranked import (
+    accuracy_figure,
     by_source,
     length_figures,
     length_table,
@@ -29,13 +29,15 @@ def reward_model(records: Sequence[RunRecord]) -> Section | None:
     records = [record for record in records if record.recipe == "reward"]
     if not records:
         return None
+    caption = "Share of held-out pairs whose chosen answer scores higher than the rejected one; a tie counts half."
+    accuracy = list(accuracy_figure(records, "pairs ranked right", caption))
     found = [(record, each) for record in records if (each := last_evaluation(record, "accuracy", "roc")) is not None]
     if not found:
         why = "No pairs were held out and evaluated: there is no ROC."
         if any(record.evaluations for record in records):
             why = "An older version of llmtrain wrote the evaluations of this run: they hold no ROC and no calibration."
-        return Section("Reward model", "reward-model", join(note(why), grid([*_accuracy(records)])))
-    figures = [*_accuracy(records), *roc_figures(found, "chosen", "rejected")]
+        return Section("Reward model", "reward-model", join(note(why), grid(accuracy)))
+    figures = [*accuracy, *roc_figures(found, "chosen", "rejected")]
     parts = [grid(figures)] if len(records) > 1 else list(_whole(figures, *found[0]))
     return Section("Reward model", "reward-model", join(*parts), "Does it score the better of two answers higher?")
 
@@ -45,17 +47,3 @@ def _whole(figures: Sequence[Markup], record: RunRecord, evaluated: Evaluated) -
     yield grid([*figures, *pair_figures(evaluated, SCORE), *length_figures(evaluated, SCORE)])
     yield from length_table(evaluated)
     yield from by_source(record, evaluated)
-
-
-def _accuracy(records: Sequence[RunRecord]) -> Iterator[Markup]:
-    """Accuracy over steps with its interval."""
-    drawn = measure_figure(
-        records, "eval_accuracy", "pairs ranked right", is_share=True, chance=0.5, training="accuracy"
-    )
-    if drawn is not None:
-        caption = "Share of held-out pairs whose chosen answer scores higher than the rejected one; a tie counts half."
-        yield figure(
-            drawn,
-            titled("Ranked right", caption),
-            "metrics.jsonl: eval_accuracy, eval_accuracy_low, eval_accuracy_high, accuracy",
-        )

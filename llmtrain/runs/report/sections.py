@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from llmtrain.runs.record import RunRecord
 from llmtrain.runs.report.answers import samples
+from llmtrain.runs.report.before_after import before_and_after
 from llmtrain.runs.report.bias import bias_and_fairness
 from llmtrain.runs.report.evaluations import evaluations
 from llmtrain.runs.report.flow import ledger_flow
 from llmtrain.runs.report.html import note
 from llmtrain.runs.report.names import short_names
-from llmtrain.runs.report.pair import before_and_after
 from llmtrain.runs.report.policy import policy
 from llmtrain.runs.report.preference import preferences
 from llmtrain.runs.report.reward import reward_model

@@ -15,12 +15,12 @@ from typing import Any
 from llmtrain.config.load import yaml_text
 from llmtrain.config.recipes import PretrainConfig, RecipeConfig, TuningConfig, without_before_after
 from llmtrain.runs.folder import ENVIRONMENT, LEDGER, read_json
+from llmtrain.system.counted import clock
 from llmtrain.system.files import FREE_RUN, write_bytes
 from llmtrain.system.run_files import METRICS_FILE
 from llmtrain.train.run_log import read_rows
 from llmtrain.tune.sweep.run import RunPlan, run_to_end
 from llmtrain.tune.sweep.target import Target
-from llmtrain.tune.sweep.words import clock
 
 DEFAULT_HOURS = 0.5
 PROBE_STEPS = 3  # the first warms up: the others are timed

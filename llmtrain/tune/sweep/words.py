@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmtrain.config.help import yaml_scalar
-from llmtrain.system.counted import counted
+from llmtrain.system.counted import clock, counted
 from llmtrain.system.visible import visible_line
 from llmtrain.tune.sweep.study import Claim, TrialRecord
 
@@ -72,13 +72,6 @@ def result_table(records: Sequence[TrialRecord], metric: str, maximize: bool, li
         cells = [*values, score_text(record), clock(record.seconds), record.error or record.state]
         table.add_row(str(record.number), *(Text(visible_line(cell)) for cell in cells))
     return table
-
-
-def clock(seconds: float) -> str:
-    """A time as `1:02:03` or `2:03`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def number_text(number: float) -> str:

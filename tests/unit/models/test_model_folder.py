@@ -29,7 +29,7 @@ from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
 from llmtrain.models.folders.bases import origin_of
 from llmtrain.models.folders.card import CardFacts, as_model_card, model_card
-from llmtrain.models.folders.card_pair import Pair, PairRow
+from llmtrain.models.folders.card_before_after import Pair, PairRow
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.model import ExportSpec, export_model, save_tokenizer
 from llmtrain.models.load import load_model

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmtrain.eval.before_after.pair import NOT_MEASURED
+from llmtrain.eval.before_after.measure import NOT_MEASURED
 from llmtrain.eval.before_after.words import MEANINGS, label_of
 from llmtrain.eval.tasks.compared import compare
 from llmtrain.eval.tasks.results import Evaluation, estimate, read_evaluation
-from llmtrain.models.folders.card_pair import Pair, PairRow
+from llmtrain.models.folders.card_before_after import Pair, PairRow
 from llmtrain.statistics.paired import has_scipy
 from llmtrain.system.run_files import after_path, before_path
 

@@ -20,7 +20,7 @@ from llmtrain.eval.tasks.results import (
 )
 from llmtrain.runs import pair
 from llmtrain.runs.record import read_run
-from llmtrain.runs.report.pair import before_and_after
+from llmtrain.runs.report.before_after import before_and_after
 from llmtrain.runs.report.report import write_report
 from llmtrain.runs.report.tasks import tasks
 from llmtrain.system.run_files import EVALUATION_FILE, after_path, before_path

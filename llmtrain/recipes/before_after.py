@@ -13,22 +13,18 @@ from llmtrain.config.recipes import TuningConfig
 from llmtrain.data.chat.tokenizer import ChatTokenizer
 from llmtrain.eval.before_after.answers import ANSWERS, Answers
 from llmtrain.eval.before_after.held_out import HeldOutItems
-from llmtrain.eval.before_after.pair import BeforeAfter, Measurement
+from llmtrain.eval.before_after.measure import BeforeAfter, Measurement
 from llmtrain.eval.before_after.together import tasks_together
 from llmtrain.eval.tasks.measure import Asking
 from llmtrain.eval.tasks.opened import tokenizer_digest
 from llmtrain.eval.tasks.results import BITS_PER_BYTE, TaskResult
 from llmtrain.eval.tasks.subject import Subject
-from llmtrain.models.stops import stop_ids
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.protocols import Ranks
 from llmtrain.recipes.items import GENERAL_TEXT, items_of
-from llmtrain.recipes.samples import Questions
 from llmtrain.recipes.tasks import asking_of, trained_subject
 from llmtrain.recipes.trainer import Run
-from llmtrain.rollout.engine import Sampling
-from llmtrain.rollout.local.generator import LocalGenerator
 from llmtrain.system.counted import counted
 from llmtrain.tasks.rows import TaskRows
 
@@ -67,21 +63,6 @@ def before_after(
     }
     asked = ", ".join(f"{name.replace('_', ' ')} ({_size(each)})" for name, each in measurements.items())
     return BeforeAfter(measurements, asked, record, runtime, runtime.say)
-
-
-def answers_to(
-    run: Run[TuningConfig], model: PreTrainedModel, chat: ChatTokenizer, questions: Questions
-) -> dict[str, Measurement]:
-    """Greedy answers to the first held-out questions; {} if there are none, or none is asked for."""
-    config, data = run.config.eval, run.config.data
-    evaluates = data.eval is not None or data.eval_fraction > 0
-    if not config.before_after or not evaluates or run.runtime.refusal("rollouts") is not None:
-        return {}
-    max_new_tokens = min(config.sample_tokens, data.max_seq_len // 2)
-    asked = questions(data, chat.tokenizer, config.before_after, data.max_seq_len - max_new_tokens)
-    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=stop_ids(model, chat.encoder.end_of_turn_ids))
-    generator = LocalGenerator(model, run.runtime, lambda: run.stop.requested is not None)
-    return {ANSWERS: Answers(asked, generator, sampling, chat.tokenizer, run.runtime)} if asked else {}
 
 
 def _task(

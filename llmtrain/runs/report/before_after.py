@@ -7,8 +7,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from llmtrain.models.folders.card_pair import Pair
-from llmtrain.runs.pair import pair_of
+from llmtrain.models.folders.card_before_after import Pair
+from llmtrain.runs.before_after import pair_of
 from llmtrain.runs.record import RunRecord
 from llmtrain.runs.report.html import join, note, source, subtitle, table
 from llmtrain.runs.report.names import short_names

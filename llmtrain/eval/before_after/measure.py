@@ -1,7 +1,7 @@
 """A run's model before and after training, measured on the same things, each kept once as a file of results.
 
-    measured(folder, "before")     of the weights that the run starts from, before its first step
-    measured(folder, "after")      of the weights that it exports
+    before_after.measure(before_path(folder), module, ..., step=0)       the weights that the run starts from
+    before_after.measure(after_path(folder), module, ..., step=200)      those that it exports
 
 The files are those of `llmtrain eval`. What cannot be measured is a line of the log and fails no run, unless it fails
 within a forward that several ranks compute together.
@@ -43,7 +43,7 @@ class BeforeAfter:
     ranks: Ranks
     report: Report
 
-    def measured(
+    def measure(
         self,
         path: Path,
         module: nn.Module,

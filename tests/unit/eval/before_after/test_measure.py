@@ -9,7 +9,7 @@ import pytest
 from rollout_fixtures import OneRank
 from torch import nn
 
-from llmtrain.eval.before_after.pair import NOT_MEASURED, BeforeAfter
+from llmtrain.eval.before_after.measure import NOT_MEASURED, BeforeAfter
 from llmtrain.eval.before_after.together import Unmeasured
 from llmtrain.eval.tasks.results import NATS, ItemResult, TaskResult, read_evaluation
 
@@ -39,7 +39,7 @@ def test_the_mode_of_the_module_is_as_before(
 ) -> None:
     module = nn.Sequential(nn.Dropout()).train(training)
     try:
-        before_after(measurement).measured(tmp_path / "x", module, lambda: False, may_write=lambda: True, step=0)
+        before_after(measurement).measure(tmp_path / "x", module, lambda: False, may_write=lambda: True, step=0)
     except RuntimeError:
         assert measurement is breaks
     assert module.training == module[0].training == training
@@ -47,8 +47,8 @@ def test_the_mode_of_the_module_is_as_before(
 
 def test_what_fails_leaves_the_rest_and_what_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     path, module = tmp_path / "x", nn.Identity()
-    before_after(found).measured(path, module, lambda: True, may_write=lambda: True, step=0)
+    before_after(found).measure(path, module, lambda: True, may_write=lambda: True, step=0)
     assert not path.exists()
-    before_after(fails, found).measured(path, module, lambda: False, may_write=lambda: True, step=0)
+    before_after(fails, found).measure(path, module, lambda: False, may_write=lambda: True, step=0)
     kept = read_evaluation(path)
     assert kept.tasks.keys() == {"one"} and kept.model[NOT_MEASURED] == {"fails": "no memory"}
