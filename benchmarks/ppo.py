@@ -118,7 +118,7 @@ def peer_python(work: Path, given: Path | None) -> Path:
     pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     constraints.write_text("".join(pin for pin in pins if not pin.startswith("trl==")), encoding="utf-8")
     run_python(["-m", "venv", "--clear", folder])
-    pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", constraints]
+    pip: list[str | Path] = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", constraints]
     for package in PEER_PACKAGES:
         run_python([*pip, package], python)
     installed.touch()
@@ -170,7 +170,7 @@ def ours(kind: str, work: Path, peer: Path) -> Run:
     measured = run_python([REPOSITORY / "recipes" / "rlhf.py", write_config(work, kind)])
     lines = (work / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "lr" in row]
-    ends = rows[SETTING["epochs"] - 1 :: SETTING["epochs"]]  # the last step of each update
+    ends = rows[int(SETTING["epochs"]) - 1 :: int(SETTING["epochs"])]  # the last step of each update
     short = [row["rollout_response_tokens"] for row in ends if row["rollout_terminated_ratio"]]
     assert not short, f"responses are to have full length, and have {short} tokens on average"
     spent = seconds_of([row["elapsed_seconds"] for row in ends])

@@ -27,7 +27,7 @@ from llmtrain.models.folders.model import ExportSpec
 from llmtrain.models.load import load_pretrained
 from llmtrain.models.wrappers.reward_model import RewardModel, score_model
 
-NEVER_DRAWN = {"eos_token": "<issue_closed>", "pad_token": "<empty_output>"}
+NEVER_DRAWN: dict[str, Any] = {"eos_token": "<issue_closed>", "pad_token": "<empty_output>"}
 ADAPTER_SPREAD = 0.02  # of its second matrices, which start at zero
 
 

@@ -15,10 +15,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import SftConfig
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
 
 UNPACKED_ROWS = 8
 
@@ -31,12 +34,7 @@ def count(config: SftConfig) -> list[int]:
     from llmtrain.data.packing.documents import pack_documents
     from llmtrain.data.store.kinds import build_chat_stores
 
-    chat = open_chat_tokenizer(
-        config.model,
-        config.tokenizer,
-        chat_template=config.data.chat_template,
-        loss_on=config.data.loss_on,
-    )
+    chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, config.data.loss_on)
     stores = build_chat_stores(config.data, chat.encoder, report=print)
     packs = [pack_documents(store, config.data.max_seq_len) for store in stores.train]
     source = plan_data(config, packs, [], SingleProcess()).batches(collate, SingleProcess())
@@ -47,12 +45,32 @@ def count(config: SftConfig) -> list[int]:
     return tokens
 
 
+def trl_arguments(folder: str | Path, **settings: Any) -> SFTConfig:
+    """These settings of SFTTrainer, and those of every run: fp32 on a CPU, a constant rate, nothing saved."""
+    from trl import SFTConfig
+
+    return SFTConfig(
+        output_dir=str(folder),
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        activation_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        **settings,
+    )
+
+
 def train(config: SftConfig, is_packed: bool, folder: str) -> dict[str, Any]:
     """A run of SFTTrainer."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     seconds: list[float] = []
     tokens: list[int] = []
@@ -78,25 +96,15 @@ def train(config: SftConfig, is_packed: bool, folder: str) -> dict[str, Any]:
     lora = LoraConfig(r=adapter.rank, lora_alpha=int(adapter.alpha), target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(config.model.path, attn_implementation="sdpa", dtype="float32"),
-        args=SFTConfig(
-            output_dir=folder,
+        args=trl_arguments(
+            folder,
             per_device_train_batch_size=rows_per_batch,
             gradient_accumulation_steps=accumulation,
             max_steps=config.train.steps,
             max_length=config.data.max_seq_len,
             packing=is_packed,
             learning_rate=config.optim.lr,
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            activation_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
             logging_steps=1,
-            disable_tqdm=True,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=False,
         ),
         train_dataset=dataset,
         processing_class=AutoTokenizer.from_pretrained(config.model.path),
