@@ -27,7 +27,9 @@ NF4: dict[str, Any] = {
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_quant_storage": "uint8",
 }
-installed = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: make test-quantize")
+installed = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: make test-quantize"
+)
 
 
 def write_marked(folder: Path, quantization: dict[str, Any]) -> Path:
