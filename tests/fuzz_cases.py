@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fuzz_configs import ADVANTAGES, KEYS, LOSSES, config_tree, set_a_key, yaml_bytes
+from fuzz_configs import KEYS, config_tree, set_a_key, variants, yaml_bytes
 from fuzz_rows import ROWS, SUFFIXES, content_of
 from fuzz_values import as_json, bytes_of, damaged, misspelt, mutated, other_thing, spoil, value, word
 from fuzz_world import Ended, World, run
@@ -111,11 +111,8 @@ class Case:
     def config(self, recipe: str) -> list[str]:
         """A configuration's file, and overrides."""
         drawn = self.drawn
-        tree = config_tree(recipe, self.world, self.folder, self.rows(DATA_OF.get(recipe, recipe)))
-        if recipe == "dpo":
-            tree["preference"]["loss"] = drawn.choice(LOSSES)
-        if recipe == "policy":
-            tree["policy"]["advantage"] = drawn.choice(ADVANTAGES)
+        rows = self.rows(DATA_OF.get(recipe, recipe))
+        tree = config_tree(recipe, self.world, self.folder, rows, drawn.choice(variants(recipe)))
         if self.chance(0.2):
             tree["data"]["eval_fraction"] = 0.5
         if self.chance(0.2):

@@ -14,6 +14,7 @@ from tiny_run import MODEL
 import llmtrain.config.recipes
 import llmtrain.config.rl
 import llmtrain.config.sections
+from llmtrain.config.rl import ADVANTAGES, PREFERENCE_LOSSES
 from llmtrain.config.sections import Section
 
 if TYPE_CHECKING:
@@ -27,17 +28,22 @@ BILLION_ALIASES = "a: &a [x, x]\n" + "".join(
     f"a{i}: &b{i} [*{before}, *{before}]\n" for i, before in enumerate(ALIASES[:-1])
 )
 """Each twice the one before: 2^26 letters, if they were written out."""
-LOSSES = ("dpo", "ipo", "simpo", "orpo", "cpo", "hinge")
-ADVANTAGES = ("gae", "grpo", "rloo", "reinforce_pp")
 
 
-def config_tree(recipe: str, world: World, folder: Path, rows: Path) -> dict[str, Any]:
-    """A configuration of one step that is right."""
+def variants(recipe: str) -> list[str]:
+    """The losses, or advantages, that a recipe may train with."""
+    pairs = [loss for loss in PREFERENCE_LOSSES if loss != "kto"]
+    return {"dpo": pairs, "kto": ["kto"], "policy": list(ADVANTAGES)}.get(recipe, [""])
+
+
+def config_tree(recipe: str, world: World, folder: Path, rows: Path, variant: str = "") -> dict[str, Any]:
+    """A configuration of one step that is right, with one of the recipe's `variants`."""
+    variant = variant or variants(recipe)[0]
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run")},
         "model": {"path": str(world.chat)},
-        "data": {"train": str(rows), "max_seq_len": 64, "eval_fraction": 0.0, "cache_dir": str(folder / "cache")},
-        "train": {"steps": 1, "global_batch_tokens": 128, "microbatch_tokens": 128},
+        "data": {"train": str(rows), "max_seq_len": 256, "eval_fraction": 0.0, "cache_dir": str(folder / "cache")},
+        "train": {"steps": 1, "global_batch_tokens": 256, "microbatch_tokens": 256},
         "optim": {"lr": 0.01},
         "log": {"report": False},
     }
@@ -47,14 +53,13 @@ def config_tree(recipe: str, world: World, folder: Path, rows: Path) -> dict[str
             tree["tokenizer"] = {"path": str(world.base)}
         case "reward":
             tree["reward"] = {}
-        case "dpo":
-            tree["preference"] = {"loss": "dpo"}
-        case "kto":
-            tree["preference"] = {"loss": "kto"}
+        case "dpo" | "kto":
+            tree["preference"] = {"loss": variant} | ({"label_smoothing": 0.1} if variant == "cdpo" else {})
         case "policy":
-            tree["policy"] = {"advantage": "grpo", "critic_lr": None}
+            del tree["train"]["global_batch_tokens"]
+            tree["policy"] = {"advantage": variant, "kl_placement": "loss", "kl_estimator": "k3"}
             tree["rollout"] = {
-                "rewards": ["length"],
+                "rewards": ["json_valid"],
                 "num_prompts": 2,
                 "samples_per_prompt": 2,
                 "max_new_tokens": 4,

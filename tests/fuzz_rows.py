@@ -34,7 +34,8 @@ ROWS: dict[str, list[list[dict[str, Any]]]] = {
         [{"chosen": "\n\nHuman: hi\n\nAssistant: yes", "rejected": "\n\nHuman: hi\n\nAssistant: no"}],
     ],
     "kto": [
-        [{"prompt": "one", "completion": "two", "label": True}, {"prompt": "one", "completion": "no", "label": False}]
+        [{"prompt": "one", "completion": "two", "label": True}, {"prompt": "two", "completion": "no", "label": False}],
+        [{"messages": TURN, "label": 1}, {"messages": [{"role": "user", "content": "three"}, TURN[1]], "label": 0}],
     ],
     "policy": [
         [{"prompt": "one"}],

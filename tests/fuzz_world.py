@@ -24,6 +24,13 @@ from fuzz_rows import ROWS, write_rows
 from tiny_chat import write_model
 
 LIMIT_SECONDS = 300
+CALLING = (
+    "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""A short template, so that rows fit, which writes tools and calls."""
 
 
 class Hung(BaseException):
@@ -65,7 +72,9 @@ class World:
 
     @cached_property
     def chat(self) -> Path:
-        return write_model(self.folder / "chat")
+        folder = write_model(self.folder / "chat")
+        (folder / "chat_template.jinja").write_text(CALLING, encoding="utf-8")
+        return folder
 
     @cached_property
     def base(self) -> Path:
