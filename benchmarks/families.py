@@ -40,10 +40,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens
 from llmtrain.config.sections import CheckpointConfig, EvalConfig, LogConfig, OptimConfig
-from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.paths.path import Path as DocumentPath
-from llmtrain.models.paths.path import can_switch
 from llmtrain.models.paths.rows import padding_share
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import wrap_causal_lm
@@ -110,18 +108,13 @@ def packed(texts: Sequence[Tensor]) -> PackedTokens:
     )
 
 
-def make_model(architecture: str, attentions: Sequence[str] = ("sdpa", "eager")) -> PreTrainedModel:
-    """A model with the first attention that the architecture has; the same weights each time."""
-    for attention in attentions:
-        torch.manual_seed(0)
-        try:
-            shape = AutoConfig.for_model(architecture, **MODELS[architecture][1])
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, attn_implementation=attention)
-        except (KeyError, ValueError):
-            continue
-        if attention != ATTENTION or can_switch(model):
-            return model.train()
-    raise ValueError(architecture)
+def make_model(architecture: str) -> PreTrainedModel:
+    """A model with the attention that transformers chooses for it; the same weights each time."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, **MODELS[architecture][1]), dtype=torch.float32
+    )
+    return model.train()
 
 
 @dataclass
@@ -189,13 +182,14 @@ def make_loop(module: CausalLMLoss, objective: Noted, steps: Steps, folder: Path
 
 def ours(architecture: str) -> dict[str, CausalLMLoss]:
     """Our ways of a model, with the layers that the recipes take on a CPU."""
-    model, of_rows = make_model(architecture, (ATTENTION, "sdpa", "eager")), make_model(architecture)
+    model, of_rows = make_model(architecture), make_model(architecture)
     for each in (model, of_rows):
         prepare_layers(each, CPU)
     found = wrap_causal_lm(model, "segments", 2 * LONGEST, CPU)
-    path = DocumentPath("padded", {}, of_rows.config._attn_implementation)
-    rows = {"rows": CausalLMLoss(path.put_into(of_rows), "padded", found.form, path)}
-    return rows if found.kernel in ROWS else {"packs": found, **rows}
+    if found.kernel in ROWS:
+        return {"rows": found}
+    path = DocumentPath("padded", {}, of_rows.config._attn_implementation, "asked for")
+    return {"packs": found, "rows": CausalLMLoss(path.put_into(of_rows), "padded", found.form, path)}
 
 
 def measure(architecture: str, num_steps: int) -> dict[str, float]:
