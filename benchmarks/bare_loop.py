@@ -72,9 +72,9 @@ def bare_loop(
         optimizer.zero_grad(set_to_none=True)
 
 
-def first_steps(source: StoredBatches, num_steps: int) -> list[list[PackedTokens]]:
+def first_steps(source: StoredBatches[PackedTokens], num_steps: int) -> list[list[PackedTokens]]:
     """The next steps of a source, fewer where it ends."""
-    steps = []
+    steps: list[list[PackedTokens]] = []
     while len(steps) < num_steps and (step := source.next_step()) is not None:
         steps.append(step)
         source.advance()
@@ -84,7 +84,7 @@ def first_steps(source: StoredBatches, num_steps: int) -> list[list[PackedTokens
 class TakingTurns:
     """Our batch source, which lets the bare loop run each block of steps before it hands out the same ones."""
 
-    def __init__(self, source: StoredBatches, same: StoredBatches, bare: Any) -> None:
+    def __init__(self, source: StoredBatches[PackedTokens], same: StoredBatches[PackedTokens], bare: Any) -> None:
         self._source, self._same, self._bare = source, same, bare
         self._step, self._started = 0, 0.0
         self.bare_seconds: list[float] = []
@@ -155,7 +155,7 @@ def train_both(config: PretrainConfig, folder: Path) -> tuple[TakingTurns, nn.Mo
     prepared, optimizer = runtime.prepare(our_module, our_optimizer)
     log = RunLog(
         folder,
-        is_main=True,
+        may_write=lambda: True,
         num_steps=plan.num_steps,
         flops=lambda totals: 0.0,  # no MFU: the log's clock counts the bare loop's time too
         peak_flops=1.0,

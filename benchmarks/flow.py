@@ -87,7 +87,7 @@ def trace(tree: Path, folder: Path) -> None:
             runpy.run_path(str(tree / "recipes" / recipe), run_name="__main__")
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
         (folder / f"{name}.json").write_text(json.dumps(recorded.events))
 
 

