@@ -14,7 +14,7 @@ from llmtrain.cli.options import add_sampling, add_template_kwargs, check_sampli
 from llmtrain.system.terminal import say, say_error
 
 if TYPE_CHECKING:
-    from llmtrain.rollout.reply import Reply, Speaker
+    from llmtrain.replies.reply import Reply, Speaker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Read a line, answer it, until there is none."""
     import torch
 
-    from llmtrain.rollout.reply import Sampled, Speaker
-    from llmtrain.rollout.reply_stream import stream_to
+    from llmtrain.replies.reply import Sampled, Speaker
+    from llmtrain.replies.stream import stream_to
 
     check_sampling(arguments)
     given = template_kwargs(arguments)

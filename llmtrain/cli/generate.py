@@ -26,7 +26,7 @@ from llmtrain.system.json_lines import json_line
 from llmtrain.system.terminal import say
 
 if TYPE_CHECKING:
-    from llmtrain.rollout.reply import Reply, Speaker
+    from llmtrain.replies.reply import Reply, Speaker
 
 SECONDS_BETWEEN_LINES = 5.0
 TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".json")  # whose lines are not prompts
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Answer the prompts in batches of similar length; OUTPUT is there whole once all are answered."""
     import torch
 
-    from llmtrain.rollout.reply import Sampled, Speaker
+    from llmtrain.replies.reply import Sampled, Speaker
 
     check_sampling(arguments)
     given = template_kwargs(arguments)

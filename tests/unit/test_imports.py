@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "llmtrain"
 CONTRACTS = {"config", "batch", "protocols", "system", "statistics"}
 ROOMS = CONTRACTS | {"data", "models", "objectives", "train"}
 SHELVES = ROOMS | {"tokenizers", "tasks", "rewards"}
-LEARNING = SHELVES | {"rollout", "eval", "runs"}
+LEARNING = SHELVES | {"rollout", "replies", "eval", "runs"}
 
 MAY_IMPORT = {
     "system": set[str](),
@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "tasks": ROOMS | {"rewards"},
     "rewards": ROOMS,
     "rollout": SHELVES,
-    "eval": SHELVES | {"rollout"},
+    "replies": SHELVES,
+    "eval": SHELVES | {"rollout", "replies"},
     "runs": SHELVES | {"rollout", "eval"},
     "recipes": LEARNING,
     "prove": LEARNING | {"recipes"},

@@ -23,9 +23,9 @@ from transformers.generation.streamers import BaseStreamer
 from llmtrain.data.rendering import prompt_ids
 from llmtrain.models.context import num_positions
 from llmtrain.models.folders.open import open_model
+from llmtrain.replies.stops import answer_stops
+from llmtrain.replies.written_form import WrittenForm, written_form
 from llmtrain.rewards.score import answer_text
-from llmtrain.rollout.stops import answer_stops
-from llmtrain.rollout.written_form import WrittenForm, written_form
 from llmtrain.system.files import one_line
 from llmtrain.system.visible import require_unicode
 

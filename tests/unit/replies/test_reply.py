@@ -15,7 +15,7 @@ from trl import chat_template_utils as trl_templates
 
 from llmtrain.cli.main import main
 from llmtrain.data.rendering import prompt_ids
-from llmtrain.rollout.reply import Reply, Sampled, Speaker
+from llmtrain.replies.reply import Reply, Sampled, Speaker
 
 THINKS = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
 QUESTION = [{"role": "user", "content": "2 + 2?"}]
