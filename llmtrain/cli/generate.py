@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Answer the prompts in batches of similar length; OUTPUT is there whole once all are answered."""
     import torch
 
-    from llmtrain.replies.reply import Sampled, Speaker
+    from llmtrain.replies.reply import ReplyOptions, Speaker
 
     check_sampling(arguments)
     given = template_kwargs(arguments)
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     speaker = Speaker.opened(arguments.model, given)
     said = time.monotonic()
     torch.manual_seed(arguments.seed)
-    sampled = Sampled(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+    options = ReplyOptions(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     prompts = [_prompt_ids(speaker, row, arguments.system) for row in rows]
     length = f"of at most {arguments.max_new_tokens:,} tokens each"
     say(f"answering {counted(len(rows), 'prompt')}, {arguments.batch_size} at once, {length}")
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
             "alone"
         )
     replies: dict[int, Reply] = {}
-    for chosen in _batches(speaker, prompts, sampled.max_new_tokens, arguments.batch_size):
-        answers = speaker.replies([prompts[i] for i in chosen], sampled, [rows[i].tools for i in chosen])
+    for chosen in _batches(speaker, prompts, options.max_new_tokens, arguments.batch_size):
+        answers = speaker.replies([prompts[i] for i in chosen], options, [rows[i].tools for i in chosen])
         for i, answer in zip(chosen, answers, strict=True):
             replies[i] = answer
         answered = [_answered(rows[i], replies[i]) for i in sorted(replies)]
