@@ -105,7 +105,7 @@ def model_reward(
     return WeightedReward(f"model {path}", weight, of_rows(scores), facts)
 
 
-def _weakness(folder: str | Path) -> str:
+def _weakness(folder: Path) -> str:
     """What its card says against a reward model; "" if nothing, or it has none. Raises ValueError for a bad card."""
     path = find_reward_card(folder)
     if path is None:
