@@ -55,8 +55,11 @@ MAY_IMPORT_WITHIN = {
     "models/paths": set[str](),
     "models/folders": {"heads", "adapters", "paths"},
     "models/wrappers": {"heads", "adapters", "cpu", "paths", "folders"},
+    "eval/tasks": set[str](),
+    "eval/before_after": {"tasks"},
+    "eval/bias": {"tasks"},
 }
-"""What each folder of data and models may import of the folders beside it; files beside them are free."""
+"""What each folder of a package may import of the folders beside it; files beside them are free."""
 
 AGAINST_IT = {
     ("data/sources/files.py", "llmtrain.data.store.token_store"): "a folder of text may hold a store, which is refused",
