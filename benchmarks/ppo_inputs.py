@@ -34,7 +34,7 @@ ADAPTER_SPREAD = 0.02  # of its second matrices, which start at zero
 def write_tokenizer(model: str, folder: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer without a chat template, and with other tokens for end and padding."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.add_special_tokens(NEVER_DRAWN)
+    tokenizer.add_special_tokens({**NEVER_DRAWN})
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     return tokenizer

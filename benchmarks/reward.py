@@ -97,7 +97,8 @@ def ours(config: Path, work: Path) -> Run:
     measured = run_python([REPOSITORY / "recipes" / "rlhf.py", config])
     lines = (work / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "lr" in row]
-    prompts = "once" if "a pair's prompt is computed once" in measured.stdout else "twice"
+    pinned = json.loads((work / "run" / "environment.json").read_text(encoding="utf-8"))["pinned"]
+    prompts = "once" if pinned["packing"]["shared_prompts"] else "twice"
     counted = run_python([HERE / "reward_peer.py", "count", prompts, config]).last_json()
     pairs = speed([row["elapsed_seconds"] for row in rows], counted["tokens"]) / counted["pair_tokens"]
     return Run(pairs, measured.peak_bytes, rows[-1]["loss"])

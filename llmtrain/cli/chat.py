@@ -14,7 +14,7 @@ from llmtrain.cli.options import add_sampling, add_template_kwargs, check_sampli
 from llmtrain.system.terminal import say, say_error
 
 if TYPE_CHECKING:
-    from llmtrain.rollout.reply import Reply, Speaker
+    from llmtrain.replies.reply import Reply, Speaker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Read a line, answer it, until there is none."""
     import torch
 
-    from llmtrain.rollout.reply import Sampled, Speaker
-    from llmtrain.rollout.reply_stream import stream_to
+    from llmtrain.replies.reply import ReplyOptions, Speaker
+    from llmtrain.replies.stream import stream_to
 
     check_sampling(arguments)
     given = template_kwargs(arguments)
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     if is_terminal:
         say("an empty line ends the chat, /new starts over")
     torch.manual_seed(arguments.seed)
-    sampled = Sampled(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+    options = ReplyOptions(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     start: list[dict[str, Any]] = [{"role": "system", "content": arguments.system}] if arguments.system else []
     messages = list(start)
     while line := _read("> " if is_terminal else ""):
@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
             say_error(f"({error}: /new starts over)")
             messages.pop()
             continue
-        (reply,) = speaker.replies([ids], sampled, streamer=stream_to(_show, speaker, ids))
-        for note in _notes(reply, speaker, ids, sampled.max_new_tokens):
+        (reply,) = speaker.replies([ids], options, streamer=stream_to(_show, speaker, ids))
+        for note in _notes(reply, speaker, ids, options.max_new_tokens):
             say_error(f"({note})")
         messages.append(reply.message)
 

@@ -27,7 +27,7 @@ from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 
 if TYPE_CHECKING:
-    from llmtrain.rollout.reply import Reply, Speaker
+    from llmtrain.replies.reply import Reply, Speaker
 
 SECONDS_BETWEEN_LINES = 5.0
 TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".json")  # whose lines are not prompts
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Answer the prompts in batches of similar length; OUTPUT is there whole once all are answered."""
     import torch
 
-    from llmtrain.rollout.reply import Sampled, Speaker
+    from llmtrain.replies.reply import ReplyOptions, Speaker
 
     check_sampling(arguments)
     given = template_kwargs(arguments)
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     speaker = Speaker.opened(arguments.model, given)
     said = time.monotonic()
     torch.manual_seed(arguments.seed)
-    sampled = Sampled(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+    options = ReplyOptions(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     prompts = [_prompt_ids(speaker, row, arguments.system) for row in rows]
     length = f"of at most {arguments.max_new_tokens:,} tokens each"
     say(f"answering {counted(len(rows), 'prompt')}, {arguments.batch_size} at once, {length}")
@@ -78,8 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
             "alone"
         )
     replies: dict[int, Reply] = {}
-    for chosen in _batches(speaker, prompts, sampled.max_new_tokens, arguments.batch_size):
-        answers = speaker.replies([prompts[i] for i in chosen], sampled, [rows[i].tools for i in chosen])
+    for chosen in _batches(speaker, prompts, options.max_new_tokens, arguments.batch_size):
+        answers = speaker.replies([prompts[i] for i in chosen], options, [rows[i].tools for i in chosen])
         for i, answer in zip(chosen, answers, strict=True):
             replies[i] = answer
         answered = [_answered(rows[i], replies[i]) for i in sorted(replies)]

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers={arguments.workers}: must be at least 1")
     with resumable_command():
-        from llmtrain.recipes.stores import read_configs
+        from llmtrain.recipes.prepare_request import read_configs
 
         configs = read_configs([arguments.config, *arguments.overrides], arguments.recipe)
         from llmtrain.recipes.prepare import prepare  # which imports torch

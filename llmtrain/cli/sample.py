@@ -22,7 +22,7 @@ def sample(path: str, prompt: str, seed: int = 0) -> str:
     import torch
 
     from llmtrain.data.tokenize import TextEncoder
-    from llmtrain.rollout.reply import Speaker
+    from llmtrain.replies.reply import Speaker
 
     speaker = Speaker.opened(path)
     tokenizer = speaker.tokenizer

@@ -15,7 +15,7 @@ from llmtrain.config.load import parsed_yaml, validate
 from llmtrain.config.sections import Section
 from llmtrain.config.shipped import shipped_configs
 from llmtrain.data.ledger import not_read_summary
-from llmtrain.data.quality.personal import masked
+from llmtrain.data.personal import masked
 from llmtrain.data.survey import BYTES_PER_TOKEN, Fit, State, Survey, Use, survey
 from llmtrain.system.counted import counted
 from llmtrain.system.nearest import nearest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llmtrain.protocols import Ranks
 from llmtrain.rewards.score import answer_text, logged_rewards
-from llmtrain.rollout.engine import Generator, Sampling
+from llmtrain.rollout.engine import Generated, Generator, Sampling
 from llmtrain.rollout.sample import Score, scored_together
 from llmtrain.rollout.sample_log import as_messages, gather_rows
 from llmtrain.statistics.intervals import mean_interval, wilson_interval
@@ -49,18 +49,8 @@ class HeldOutScore:
             return None
         assert responses is not None
         found = scored_together(partial(self.score, prompts, responses, list(mine)), self.ranks)
-        scores, by_reward = found.total, logged_rewards(found.by_reward)
-        sums = {
-            "count": float(len(scores)),
-            "score": sum(scores),
-            "square": sum(score**2 for score in scores),
-            "not_0_or_1": float(sum(score not in (0, 1) for score in scores)),
-            "tokens": float(sum(len(response.response_ids) for response in responses)),
-            "terminated": float(sum(response.stopped for response in responses)),
-        }
-        for name, values in by_reward.items():
-            valid = [value for value in values if value is not None]
-            sums |= {f"eval_score/{name}": sum(valid), f"valid/{name}": float(len(valid))}
+        by_reward = logged_rewards(found.by_reward)
+        sums = _sums(found.total, by_reward, responses)
         totals = dict(zip(sums, self.ranks.sum_floats(list(sums.values())), strict=True))
         count, mean = totals["count"], totals["score"] / totals["count"]
         is_proportion = not totals["not_0_or_1"]
@@ -75,7 +65,7 @@ class HeldOutScore:
                 "stopped": response.stopped,
                 "score": round(score, 6),
             }
-            for index, prompt, response, score in zip(mine, prompts, responses, scores, strict=True)
+            for index, prompt, response, score in zip(mine, prompts, responses, found.total, strict=True)
             if index < self.num_samples
         ]
         return {
@@ -95,3 +85,21 @@ class HeldOutScore:
                 for name in by_reward
             },
         }
+
+
+def _sums(
+    scores: Sequence[float], by_reward: Mapping[str, Sequence[float | None]], responses: Sequence[Generated]
+) -> dict[str, float]:
+    """What this rank adds to the means over all ranks."""
+    sums = {
+        "count": float(len(scores)),
+        "score": sum(scores),
+        "square": sum(score**2 for score in scores),
+        "not_0_or_1": float(sum(score not in (0, 1) for score in scores)),
+        "tokens": float(sum(len(response.response_ids) for response in responses)),
+        "terminated": float(sum(response.stopped for response in responses)),
+    }
+    for name, values in by_reward.items():
+        valid = [value for value in values if value is not None]
+        sums |= {f"eval_score/{name}": sum(valid), f"valid/{name}": float(len(valid))}
+    return sums

@@ -2,6 +2,5 @@
 
 `load` (with `presets`) makes or reads a model; `attention` isolates packed documents; `trunk` is the one way to run
 a model on a pack; `param_kinds` and `flops` describe it. Subpackages: `wrappers` (the modules that train), `heads`,
-`adapters`, `folders` (models on disk), `cpu` (the CPU's fast path). May import `config`, `batch`, `protocols` and
-`system`, and nothing else of llmtrain.
+`adapters`, `paths` (how documents run together), `folders` (models on disk), `cpu` (the CPU's fast path).
 """

@@ -58,12 +58,10 @@ def model_reward(
         raise ValueError(f"{place}: a reward model has no setting {unknown[0]!r}, only {', '.join(SETTINGS[1:])}")
     weight, path = reward_weight(spec, place), reward_model_path(spec, place)
     folder = reward_folder(path, spec.get("revision"))
-    card = find_reward_card(folder)
-    if card is not None and not beats_chance(_read_card(card)):
-        weak = f"{place}: {path} may be no better than chance according to {card}"
+    if weak := _weakness(folder):
         if refuses_weak:
-            raise ValueError(f"{weak}: train a better one, or set rollout.on_weak_reward=warn")
-        report(f"warning: {weak}")
+            raise ValueError(f"{place}: {path} {weak}: train a better one, or set rollout.on_weak_reward=warn")
+        report(f"warning: {place}: {path} {weak}")
     found = found or open_classifier(folder, report)
     label, positions = _label(spec, found, place), _positions(found)
     if positions is not None and max_document_tokens is not None and positions < max_document_tokens:
@@ -107,13 +105,17 @@ def model_reward(
     return WeightedReward(f"model {path}", weight, of_rows(scores), facts)
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def _weakness(folder: Path) -> str:
+    """What its card says against a reward model; "" if nothing, or it has none. Raises ValueError for a bad card."""
+    path = find_reward_card(folder)
+    if path is None:
+        return ""
     try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        card = json.loads(path.read_text(encoding="utf-8"))
         card["accuracy_low"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({one_line(error)}): export the reward model again") from None
-    return card
+    return "" if beats_chance(card) else f"may be no better than chance according to {path}"
 
 
 def model_facts(found: Classifier) -> dict[str, Any]:

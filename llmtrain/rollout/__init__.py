@@ -2,5 +2,5 @@
 
 `source` is the batch source that the loop pulls from; `sample`, `shaping`, `experience`, `packing` and `minibatches`
 are its steps in this order; `state` is its checkpoint. `engine` is the protocol of a generation engine, `local` the
-one that generates with the policy's own module. May import the rooms, `tasks` and `rewards`.
+one that generates with the policy's own module.
 """

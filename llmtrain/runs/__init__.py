@@ -1,4 +1,1 @@
-"""A run on disk: its folder (`folder`), the export of its model (`export`), the stages of a file in turn (`stages`).
-
-May import the rooms below it, not `eval` or `recipes`.
-"""
+"""A run on disk: its folder (`folder`), the export of its model (`export`), the stages of a file in turn (`stages`)."""

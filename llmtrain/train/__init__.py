@@ -2,6 +2,5 @@
 
 `loop` steps, evaluates and saves. `optim`, `muon`, `ema` and `schedule` say how weights move; `step_guard` what undoes
 a step; `progress`, `checkpoint`, `run_log`, `profile` and `tracking` what is kept of a run. `runtime` is one process
-among those that train together; `engines` drive accelerate and DeepSpeed for it, and nothing outside this package
-imports those two. Imports config, protocols and system only.
+among those that train together; `engines` drive accelerate and DeepSpeed for it.
 """

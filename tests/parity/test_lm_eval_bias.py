@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llmtrain.cli.main import main
-from llmtrain.eval.bias.likelihoods import bias_items, measures_in
+from llmtrain.eval.tasks.bias import bias_items, measures_in
 from llmtrain.eval.tasks.results import ItemResult, TaskResult, estimate, read_evaluation
 from llmtrain.tasks.load import BIAS
 from llmtrain.tasks.rows import read_task, task_source

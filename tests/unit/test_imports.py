@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "llmtrain"
 CONTRACTS = {"config", "batch", "protocols", "system", "statistics"}
 ROOMS = CONTRACTS | {"data", "models", "objectives", "train"}
 SHELVES = ROOMS | {"tokenizers", "tasks", "rewards"}
-LEARNING = SHELVES | {"rollout", "eval", "runs"}
+LEARNING = SHELVES | {"rollout", "replies", "eval", "runs"}
 
 MAY_IMPORT = {
     "system": set[str](),
@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "tasks": ROOMS | {"rewards"},
     "rewards": ROOMS,
     "rollout": SHELVES,
-    "eval": SHELVES | {"rollout"},
+    "replies": SHELVES,
+    "eval": SHELVES | {"rollout", "replies"},
     "runs": SHELVES | {"rollout", "eval"},
     "recipes": LEARNING,
     "prove": LEARNING | {"recipes"},
@@ -39,6 +40,36 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 """What each package may import of llmtrain, besides itself."""
+
+MAY_IMPORT_WITHIN = {
+    "data/sources": set[str](),
+    "data/formats": {"sources"},
+    "data/chat": {"sources", "formats"},
+    "data/store": {"sources", "formats", "chat"},
+    "data/packing": {"store"},
+    "data/loader": {"packing"},
+    "data/quality": {"sources", "formats"},
+    "models/heads": set[str](),
+    "models/adapters": {"heads"},
+    "models/cpu": {"adapters"},
+    "models/paths": set[str](),
+    "models/folders": {"heads", "adapters", "paths"},
+    "models/wrappers": {"heads", "adapters", "cpu", "paths", "folders"},
+    "eval/tasks": set[str](),
+    "eval/before_after": {"tasks"},
+    "eval/bias": {"tasks"},
+}
+"""What each folder of a package may import of the folders beside it; files beside them are free."""
+
+AGAINST_IT = {
+    ("data/sources/files.py", "llmtrain.data.store.token_store"): "a folder of text may hold a store, which is refused",
+    (
+        "models/folders/reward.py",
+        "llmtrain.models.wrappers.checks",
+    ): "a reward model that is opened is wrapped to score",
+    ("models/folders/reward.py", "llmtrain.models.wrappers.reward_model"): "the same",
+}
+"""(file, module) -> why it is imported all the same."""
 
 ONLY_IN = {
     "accelerate": ("train/", "launch/"),
@@ -75,6 +106,20 @@ def test_imports_point_one_way(path: Path) -> None:
     allowed = MAY_IMPORT[room] | {room}
     wrong = [name for name in imported(path) if name.split(".")[0] == "llmtrain" and name.split(".")[1] not in allowed]
     assert not wrong, f"{room} must not import {wrong}"
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT_WITHIN)
+def test_imports_between_folders_of_a_package_point_one_way(folder: str) -> None:
+    package, own = folder.split("/")
+    beside = {other.split("/")[1] for other in MAY_IMPORT_WITHIN if other.startswith(f"{package}/")}
+    forbidden = {f"llmtrain.{package}.{other}" for other in beside - MAY_IMPORT_WITHIN[folder] - {own}}
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), name)
+        for path in sorted((PACKAGE / folder).rglob("*.py"))
+        for name in imported(path)
+        if ".".join(name.split(".")[:3]) in forbidden
+    }
+    assert found == {(file, name) for file, name in AGAINST_IT if file.startswith(f"{folder}/")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

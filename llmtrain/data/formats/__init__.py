@@ -2,6 +2,5 @@
 
 `read` is the one loop over a source, through its `naming`; `instructions` (its table: `row_formats`), `preferences`
 (`preference_formats`), `labelled` and `prompts` (`asked`) each have their formats and their class of example.
-`messages` reads the ways to write down a dialogue: `roles`, `weights`, `marked`, `trees`. May import data.sources,
-data.ledger, data.split, data.rendering, data.spelt_tokens and data.tokenize.
+`messages` reads the ways to write down a dialogue: `roles`, `weights`, `marked`, `trees`.
 """

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llmtrain.data.quality.personal import masked_part
+from llmtrain.data.personal import masked_part
 from llmtrain.data.sources.rows import Row
 
 

@@ -1,4 +1,1 @@
-"""Packs -> the steps of a run: `order` says which pack comes when, `batches` makes microbatches, `plan` fixes both.
-
-May import data.packing.
-"""
+"""Packs -> the steps of a run: `order` says which pack comes when, `batches` makes microbatches, `plan` fixes both."""

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llmtrain.data.personal import Found, find_personal, masked_part
 from llmtrain.data.quality.items import Item
-from llmtrain.data.quality.personal import Found, find_personal, masked_part
 
 SHOWN_AROUND = 60
 """Characters before and after a find that are shown with it."""

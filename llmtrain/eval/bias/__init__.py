@@ -1,1 +1,4 @@
-"""Bias: likelihoods of texts about one group and another, and scores of reward models for them."""
+"""Bias: scores that reward models give texts about one group and another, and results in words.
+
+Likelihoods of such texts are a kind of task (`eval.tasks.bias`).
+"""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llmtrain.eval.bias.likelihoods import bias_items, measures_in
+from llmtrain.eval.tasks.bias import bias_items, measures_in
 from llmtrain.eval.tasks.results import ItemResult, Measure, TaskResult
 from llmtrain.models.folders.adapter import adapter_kind
 from llmtrain.models.folders.files import MODEL_CONFIG

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
-from llmtrain.eval.bias.likelihoods import bias_result, bias_results
+from llmtrain.eval.tasks.bias import bias_result, bias_results
 from llmtrain.eval.tasks.likelihood import Likelihood, Request, likelihoods, request_of
 from llmtrain.eval.tasks.results import (
     ACC,

@@ -13,9 +13,9 @@ from llmtrain.eval.tasks.measure import Generate
 from llmtrain.eval.tasks.subject import Subject, subject_of
 from llmtrain.models.folders.open import open_model
 from llmtrain.protocols import Report
+from llmtrain.replies.stops import answer_stops
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.generate import generate
-from llmtrain.rollout.stops import answer_stops
 
 
 @dataclass(frozen=True)

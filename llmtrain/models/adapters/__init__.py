@@ -1,4 +1,1 @@
-"""What trains beside a frozen base: LoRA and DoRA, rows of new tokens, a base in 4 bits, weights shared by models.
-
-May import `heads` of `models`, besides itself.
-"""
+"""What trains beside a frozen base: LoRA and DoRA, rows of new tokens, a base in 4 bits, weights shared by models."""

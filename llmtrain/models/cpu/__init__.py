@@ -1,4 +1,4 @@
 """The CPU's fast path: layers and adapters in fewer passes over memory, with the same results.
 
-`prepare` decides who takes it. Imports nothing of `models` besides itself.
+`prepare` decides who takes it.
 """

@@ -1,4 +1,1 @@
-"""What reads hidden states: the output projection, its loss and its logprobs in chunks, the scalar head.
-
-Imports nothing of `models` besides itself.
-"""
+"""What reads hidden states: the output projection, its loss and its logprobs in chunks, the scalar head."""

@@ -70,6 +70,21 @@ def _num_errors(logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, "tok
     return (chosen != targets).sum().float()  # exact up to 2^24
 
 
+def _gradient(
+    logits: Float[Tensor, "tokens vocab"],
+    log_z: Float[Tensor, "tokens 1"],
+    targets: Int[Tensor, "tokens 1"],
+    options: LossOptions,
+) -> Float[Tensor, "tokens vocab"]:
+    """d objective / d z = p (1 + 2 zeta log Z) - s / vocab - (1 - s) [is the label], written over the logits."""
+    grad = logits.sub_(log_z).exp_()
+    if options.z_loss:
+        grad *= 1 + 2 * options.z_loss * log_z
+    if options.label_smoothing:
+        grad -= options.label_smoothing / grad.shape[-1]
+    return grad.scatter_add_(-1, targets, torch.full_like(log_z, options.label_smoothing - 1))
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """logits = form.logits(hidden @ weight.T + bias), then `logits_loss`; gradients are taken in the forward pass."""
 
@@ -116,16 +131,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if not (need_hidden or need_weight or need_bias or need_rows):
                 continue
             slopes = form.slopes(logits)
-            grad = logits.sub_(log_z).exp_()
-            if z_loss:
-                grad *= 1 + 2 * z_loss * log_z
-            if smoothing:
-                grad -= smoothing / weight.shape[0]
-            grad.scatter_add_(-1, targets, torch.full_like(log_z, smoothing - 1))
-            if token_weights is not None:
-                grad *= token_weights
-            if slopes is not None:
-                grad *= slopes
+            grad = _gradient(logits, log_z, targets, options)
+            for factor in (token_weights, slopes):
+                if factor is not None:
+                    grad *= factor
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             with gradient_precision(hidden):

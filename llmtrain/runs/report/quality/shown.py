@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from llmtrain.data.personal import masked_part
 from llmtrain.data.quality.items import Item
-from llmtrain.data.quality.personal import masked_part
 from llmtrain.data.quality.sample import Sample
 from llmtrain.runs.report.html import Cell, code, join
 from llmtrain.runs.report.svg import plain

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
+from llmtrain.data.personal import kinds
 from llmtrain.data.quality.characters import KINDS, MOJIBAKE, Characters
 from llmtrain.data.quality.languages import LOOKED_AT_CHARS, SURE, Languages
 from llmtrain.data.quality.measure import Quality
-from llmtrain.data.quality.personal import kinds
 from llmtrain.data.quality.personal_items import PersonalData
 from llmtrain.data.quality.repetition import FEWEST_WORDS, LIMITS, Repetition
 from llmtrain.data.quality.sample import Sample
@@ -92,7 +92,7 @@ def sizes(quality: Quality) -> Section:
 
 def start_line(message: str) -> str:
     """A message in one line, masked and cut."""
-    from llmtrain.data.quality.personal import masked
+    from llmtrain.data.personal import masked
 
     line = " ".join(masked(message).split())
     return line if len(line) <= 240 else f"{line[:240]}…"

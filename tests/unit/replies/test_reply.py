@@ -15,11 +15,11 @@ from trl import chat_template_utils as trl_templates
 
 from llmtrain.cli.main import main
 from llmtrain.data.rendering import prompt_ids
-from llmtrain.rollout.reply import Reply, Sampled, Speaker
+from llmtrain.replies.reply import Reply, ReplyOptions, Speaker
 
 THINKS = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
 QUESTION = [{"role": "user", "content": "2 + 2?"}]
-GREEDY = Sampled(max_new_tokens=40, temperature=0.0, top_p=1.0)
+GREEDY = ReplyOptions(max_new_tokens=40, temperature=0.0, top_p=1.0)
 TOOL = {
     "type": "function",
     "function": {

@@ -7,7 +7,7 @@ import random
 import pytest
 from planted_texts import MADE, harmless, item, luhn_digit, personal
 
-from llmtrain.data.quality.personal import (
+from llmtrain.data.personal import (
     MASK,
     PATTERNS,
     find_personal,

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
+from llmtrain.replies.reply import Speaker
 from llmtrain.rewards.score import opened_by
-from llmtrain.rollout.reply import Speaker
 
 Show = Callable[[str], None]
 

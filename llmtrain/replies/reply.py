@@ -23,9 +23,9 @@ from transformers.generation.streamers import BaseStreamer
 from llmtrain.data.rendering import prompt_ids
 from llmtrain.models.context import num_positions
 from llmtrain.models.folders.open import open_model
+from llmtrain.replies.stops import answer_stops
+from llmtrain.replies.written_form import WrittenForm, written_form
 from llmtrain.rewards.score import answer_text
-from llmtrain.rollout.stops import answer_stops
-from llmtrain.rollout.written_form import WrittenForm, written_form
 from llmtrain.system.files import one_line
 from llmtrain.system.visible import require_unicode
 
@@ -33,7 +33,7 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Sampled:
+class ReplyOptions:
     """How replies are drawn."""
 
     max_new_tokens: int
@@ -131,7 +131,7 @@ class Speaker:
     def replies(
         self,
         prompts: Sequence[Sequence[int]],
-        sampled: Sampled,
+        options: ReplyOptions,
         tools: Sequence[Tools] | None = None,
         streamer: BaseStreamer | None = None,
     ) -> list[Reply]:
@@ -146,15 +146,15 @@ class Speaker:
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if sampled.temperature > 0:
-            settings = {"do_sample": True, "temperature": sampled.temperature, "top_p": sampled.top_p, "top_k": 0}
+        if options.temperature > 0:
+            settings = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
         room = None if self.positions is None else self.positions - width
         with torch.inference_mode():
             generate: Any = self.model.generate
             output = generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=sampled.max_new_tokens if room is None else min(sampled.max_new_tokens, room),
+                max_new_tokens=options.max_new_tokens if room is None else min(options.max_new_tokens, room),
                 pad_token_id=pad,
                 eos_token_id=list(self.stop_ids) or None,
                 streamer=streamer,
