@@ -115,7 +115,7 @@ KINDS: dict[str, Conversation] = {
     ),
     "white space around": conversation("s:  Be brief. ", "u:  Hi \n", "a: \n Hello you \n"),
     "an empty system message": conversation("s: ", "u: Hi", "a: Hello you"),
-    "an empty question": conversation("u: ", "a: Hello you"),
+    "an empty question": conversation("u: Hi", "a: Hello you", "u: ", "a: Bye you"),
     "other scripts": conversation("u: 日本語 🙂", "a: e\u0301 \ufb01"),
     "JSON as a result": conversation(
         "u: Hi", calls(PARIS), {**RESULT, "content": '{"sky": "blueish"}'}, ANSWER, tools=[TOOL]

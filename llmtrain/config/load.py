@@ -24,6 +24,15 @@ from llmtrain.system.visible import require_unicode, shortened, visible
 
 Config = TypeVar("Config", bound=Section)
 
+TYPES = {
+    "str": "a text",
+    "list[str]": "a list of texts",
+    "list[int]": "a list of integers",
+    "dict[str,any]": "a mapping",
+}
+"""What pydantic calls the types of a union, in words."""
+MOST_VALUES = 1_000_000
+"""Values that YAML may hold, counted as often as its aliases repeat them."""
 HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a surrogate pair; the others are bytes of names, no UTF-8
 USAGE = "usage: llmtrain {} CONFIG [key=value ...]; `llmtrain {} --help` lists every key"
 
@@ -102,7 +111,7 @@ def validate(schema: type[Config], tree: dict[str, Any]) -> Config:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(schema, fault) for fault in error.errors())) from None
+        raise ValueError("; ".join(_explain(schema, fault) for fault in _without_branches(error.errors()))) from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -123,11 +132,32 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def parsed_yaml(text: str) -> Any:
     """The value that YAML holds. Raises ValueError saying what is wrong with it."""
     try:
-        return _whole_characters(yaml.safe_load(text))
+        return _whole_characters(_loaded(text))
     except RecursionError:
         raise ValueError("nested too deeply to be read") from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # of a date, a number, a tag
         raise ValueError(f"not valid YAML: {one_line(error)}") from None
+
+
+def _loaded(text: str) -> Any:
+    """The value that YAML holds. Raises ValueError if aliases make it too large: 26 lines can mean 2^26 letters."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is not None and _num_values(node, {}) > MOST_VALUES:
+            raise ValueError(f"its aliases (*NAME) repeat more than {MOST_VALUES:,} values: write out what is meant")
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds. Raises RecursionError for one that holds itself."""
+    if id(node) not in known:
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        held = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_num_values(each, known) for each in held)
+    return known[id(node)]
 
 
 def save_config(config: Section, path: str | Path) -> None:
@@ -177,6 +207,27 @@ def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
             raise ValueError(f"override {key}: {'.'.join(parents[: i + 1])} is not a section")
         node = child
     node[leaf] = value
+
+
+def _without_branches(faults: Sequence[Any]) -> list[Any]:
+    """The faults, of a value that fits no type of a union one in place of one for each type.
+
+    Pydantic has them at `rewards.0.str` and `rewards.0.dict[str,any]`.
+    """
+    found: list[Any] = []
+    types: dict[tuple[Any, ...], list[str]] = {}
+    for fault in faults:
+        at = next((i for i, part in enumerate(fault["loc"]) if part in TYPES), None)
+        if at is None:
+            found.append(fault)
+            continue
+        place = fault["loc"][:at]
+        if place not in types:
+            types[place] = []
+            found.append({**fault, "loc": place})
+        types[place].append(TYPES[fault["loc"][at]])
+    given = {place: f"Give {' or '.join(dict.fromkeys(names))}" for place, names in types.items()}
+    return [{**fault, "msg": given.get(fault["loc"], fault["msg"])} for fault in found]
 
 
 def _explain(schema: type[Section], fault: Any) -> str:

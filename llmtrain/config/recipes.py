@@ -310,6 +310,9 @@ class PolicyStageConfig(TuningConfig):
         if self.model.dropout or self.adapter.dropout:
             key = "model.dropout" if self.model.dropout else "adapter.dropout"
             raise ValueError(f"{key}: the policy is trained as it answers, without dropout: remove it")
+        if all(isinstance(spec, dict) and spec.get("weight", 1) == 0 for spec in rollout.rewards):
+            what = "no reward" if not rollout.rewards else "only rewards of weight 0, which are logged alone"
+            raise ValueError(f"rollout.rewards: {what}, so that nothing would be trained: give one with another weight")
         if rollout.minibatches > rollout.num_prompts:
             raise ValueError(
                 f"rollout.minibatches={rollout.minibatches} is more than rollout.num_prompts={rollout.num_prompts}: "

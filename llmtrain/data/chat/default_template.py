@@ -28,6 +28,7 @@ from llmtrain.config.tokenizer import SpecialTokens
 
 # A break at the start of an assistant's text would join the break before it into one token, so that the
 # prompt's ids would no longer begin the ids of the whole chat: it is left out.
+BOS = "{{- bos_token }}\n"
 TEMPLATE = """\
 {{- bos_token }}
 {%- macro functions() %}
@@ -78,7 +79,11 @@ TEMPLATE = """\
 """
 
 
-def chat_template(tokens: SpecialTokens) -> str:
-    """The Jinja source with the turns' marks written into it."""
+def chat_template(tokens: SpecialTokens, bos: str | None = None) -> str:
+    """The Jinja source with the turns' marks written into it.
+
+    `bos`: the tokenizer's own. One that is the mark of a turn (SmolLM2-Instruct's `<|im_start|>`) is not written again.
+    """
     start, end = (json.dumps(token, ensure_ascii=False) for token in (tokens.start_of_turn, tokens.end_of_turn))
-    return TEMPLATE.replace("START_OF_TURN", start).replace("END_OF_TURN", end)
+    source = TEMPLATE.removeprefix(BOS) if bos == tokens.start_of_turn else TEMPLATE
+    return source.replace("START_OF_TURN", start).replace("END_OF_TURN", end)

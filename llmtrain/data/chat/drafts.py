@@ -17,7 +17,7 @@ from llmtrain.data.chat.opening import is_unended, without_thought
 from llmtrain.data.chat.template import BadExample, ChatTemplate
 from llmtrain.data.chat.turn import Turn
 from llmtrain.data.formats.instructions import PlainText
-from llmtrain.data.formats.messages import Conversation, Message
+from llmtrain.data.formats.messages import Conversation, Message, asks_nothing
 from llmtrain.data.rendering import DEFAULT, TOOL_USE
 
 Ids = tuple[int, ...]
@@ -59,6 +59,8 @@ class Drafting:
         """The texts of a conversation and what is trained in each. Raises BadExample."""
         if not self.templates:
             return [self._completion(conversation)]
+        if asks_nothing(conversation.messages):
+            raise BadExample("no prompt", f"{conversation.where}: only answers have text, so that nothing is asked")
         template = self.templates.get(TOOL_USE if conversation.tools else DEFAULT, self.templates[DEFAULT])
         if self.loss_on == "all":
             _require_equal_weights(conversation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -17,6 +17,7 @@ from llmtrain.data.formats.naming import Naming
 from llmtrain.data.formats.read import FormatReader
 from llmtrain.data.formats.row_formats import SYSTEMS, RowFormat, about, asked_side, with_extras
 from llmtrain.data.formats.token_rows import TokenRow
+from llmtrain.data.formats.trees import is_tree
 from llmtrain.data.sources.rows import Fields, Row
 
 PROMPT_FIELDS = ("prompt", "question", "query")
@@ -48,7 +49,7 @@ def asks(names: Naming, row: Row) -> Asks:
     """By a field that holds prompts, else by the format of the row."""
     view = names.view(row.fields)
     # An OpenAssistant tree under `prompt` is a format of `row_formats`.
-    name = next((name for name in PROMPT_FIELDS if view.get(name) and not isinstance(view[name], Mapping)), None)
+    name = next((name for name in PROMPT_FIELDS if view.get(name) and not is_tree(view[name])), None)
     note = names.note(row.fields)
     if name is None and not _has_system_alone(view):
         row_format = recognise(row, names)

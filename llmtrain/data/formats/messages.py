@@ -84,6 +84,11 @@ def first_question(messages: Sequence[Message]) -> str:
     return str(asked["content"]).strip()
 
 
+def asks_nothing(messages: Sequence[Message]) -> bool:
+    """Whether all that is said to the model before it answers is blank."""
+    return not any(message["role"] != "assistant" and str(message["content"]).strip() for message in messages)
+
+
 def text_message(role: str, content: Any, place: str) -> Message:
     """One message of text.
 

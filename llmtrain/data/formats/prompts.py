@@ -21,7 +21,7 @@ from llmtrain.data import rendering
 from llmtrain.data.formats.asked import asks
 from llmtrain.data.formats.faults import UnfitRow, UnwantedRow, shortened
 from llmtrain.data.formats.instructions import check_canonical
-from llmtrain.data.formats.messages import Dialogue, Message, shown
+from llmtrain.data.formats.messages import Dialogue, Message, asks_nothing, shown
 from llmtrain.data.formats.naming import Naming
 from llmtrain.data.formats.read import FormatReader, read_examples
 from llmtrain.data.formats.weights import without_weights
@@ -173,6 +173,8 @@ def _prompts(
     """A row's one prompt; raises UnfitRow, UnwantedRow, UnicodeEncodeError, RecursionError."""
     dialogue = asked(names.view(row.fields))
     messages, tools = without_weights(dialogue.messages), dialogue.tools
+    if asks_nothing(messages):
+        raise UnfitRow("no prompt", "none of its messages has text, so that nothing is asked")
     weights = text_weights(row.fields)
     if 0.0 in weights.values():
         raise UnwantedRow(NOT_TRAINED)

@@ -122,7 +122,8 @@ def asked_side(row: Fields, name: str) -> Side:
         return Side(marked_messages(value, marking, repr(name), open_end=True), value)
     if isinstance(value, str):
         parts = [value, *(row[given] for given in about(row, name))]
-        return Side([text_message("user", "\n".join(part for part in parts if part.strip()), repr(name))])
+        text = value if len(parts) == 1 else "\n".join(part for part in parts if part.strip())
+        return Side([text_message("user", text, repr(name))])
     if isinstance(value, list):
         return Side(turn_messages(value, repr(name)))
     return Side([turn_message(value, repr(name))])

@@ -1,7 +1,7 @@
 """How much of a row and of its messages is trained: `"train": false`, `"weight": 0.5` -> one number for each answer.
 
 The loss is the mean over trained tokens by these weights, sum(w * nll) / sum(w). A message says it as `weight`
-(OpenAI), `train`, `training` (Axolotl) or `loss` (ms-swift), a row as `weight` or `train`.
+(OpenAI), `train`, `training` (Axolotl), `trainable`, `loss` (ms-swift) or `loss_mask`, a row as `weight` or `train`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmtrain.data.formats.faults import UnfitRow, UnwantedRow
-from llmtrain.data.sources.weight_values import FLAGS, LARGEST, NOT_TRAINED, ROW_KEYS, WEIGHT, typed, weight_value
+from llmtrain.data.sources.weight_values import (
+    FLAGS,
+    LARGEST,
+    NOT_TRAINED,
+    REFUSED,
+    ROW_KEYS,
+    WEIGHT,
+    typed,
+    weight_value,
+)
 
 MESSAGE_KEYS = (WEIGHT, *FLAGS)
 
@@ -48,6 +57,14 @@ def weight_note(row: Mapping[str, Any]) -> str:
 
 def message_weight(turn: Mapping[str, Any], role: str, place: str) -> float:
     """The weight of a message, 1 where it gives none. Raises UnfitRow, also for a wish to train no answer."""
+    unclear = next(
+        (key for key in REFUSED if turn.get(key) is not None and weight_value(turn[key], "train") is not None), None
+    )
+    if unclear is not None:
+        raise UnfitRow(
+            "unclear weight",
+            f"{place} has {unclear}={turn[unclear]!r}: {REFUSED[unclear]}; write train: true or false instead",
+        )
     weight = weight_of(turn, MESSAGE_KEYS, place)
     wished = next((key for key in FLAGS if turn.get(key) is not None), None)
     if role != "assistant" and weight and wished is not None:

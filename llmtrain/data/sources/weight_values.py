@@ -9,8 +9,10 @@ from llmtrain.system.finite import is_number
 
 WEIGHT = "weight"
 """The key of a message or row that holds its weight, where it is not 1."""
-FLAGS = ("train", "training", "loss")
+FLAGS = ("train", "training", "trainable", "loss", "loss_mask")
 """Keys that say yes or no."""
+REFUSED = {"masked": "a masked message is not trained", "mask": "it may mean either"}
+"""Keys that say yes or no the other way round, or either way."""
 ROW_KEYS = (WEIGHT, "train")
 LARGEST = 10.0
 """A weight above it is taken for something else, such as a length."""

@@ -41,6 +41,7 @@ from llmtrain.models.folders.saved_dtype import saved_dtype
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.models.text_part import num_embeddings, parameters_beside
 from llmtrain.system.files import one_line
+from llmtrain.system.memory import is_out_of_memory
 from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
 from llmtrain.system.typing import Report
@@ -199,6 +200,8 @@ def open_adapter(
         with expected_warnings():
             adapted: PeftModel = PeftModel.from_pretrained(model, str(adapter_folder), config=config)
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:  # other shapes, settings, or targets
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{adapter_folder} does not fit its base {found.path}: {one_line(error)}") from None
     _require_all_loaded(adapter_folder, weights, adapted)
     return adapted

@@ -25,8 +25,7 @@ from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.adapters.targets import last_parts, shown
 from llmtrain.models.paths.choose import OUTPUT_TOLERANCE, pseudo_random
 from llmtrain.models.paths.small import made_from, small_copy
-from llmtrain.models.paths.tried import FAULTS
-from llmtrain.system.files import one_line
+from llmtrain.models.paths.tried import Fault, tried
 
 TRIED_SEQ_LEN = 64
 B_STD = 0.02  # large enough to count beside the weights, small enough to change few choices of experts
@@ -41,16 +40,12 @@ def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
     key = (made_from(model), config.model_dump_json())
     if key in _RIGHT:
         return
-    try:
-        base = small_copy(model, TRIED_SEQ_LEN, "eager").cpu()
-        ids = pseudo_random(base, TRIED_SEQ_LEN)
-        is_tried = bool(config.target_parameters) and _runs(base, ids)
-        saved = _adapted(base, config)
-        with TemporaryDirectory(prefix="llmtrain-adapter-") as place, expected_warnings(), torch.random.fork_rng([]):
-            saved.save_pretrained(place, save_embedding_layers=False)
-            loaded = PeftModel.from_pretrained(base, place)
-    except FAULTS:
+    trial = tried(lambda: _loaded_again(model, config))
+    if isinstance(trial, Fault):
         return
+    base, saved, loaded = trial
+    ids = pseudo_random(base, TRIED_SEQ_LEN)
+    is_tried = bool(config.target_parameters) and not isinstance(tried(lambda: _computed(base, ids)), Fault)
     stacks = {name for name, module in saved.named_modules() if isinstance(module, ParamWrapper)}
     if lost := _lost(saved, loaded):
         where = "adapter.target_parameters" if lost <= stacks else "adapter.target"
@@ -58,12 +53,21 @@ def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
             f"{where}: peft loses an adapter of {shown(last_parts(lost))} on {model.config.model_type} when it loads "
             "it, so nobody could use it: name other layers"
         )
-    if is_tried and (fault := _fault(saved, loaded, stacks, ids)) is not None:
+    if is_tried and (fault := tried(lambda: _fault(saved, loaded, stacks, ids))) is not None:
         raise ValueError(
             f"adapter.target_parameters={','.join(config.target_parameters)}: peft does not train them rightly on "
             f"{model.config.model_type} ({fault}): leave them out"
         )
     _RIGHT.add(key)
+
+
+def _loaded_again(model: PreTrainedModel, config: AdapterConfig) -> tuple[PreTrainedModel, PeftModel, PeftModel]:
+    """A small copy of a model, one with an adapter that is saved, and one with what is loaded of it."""
+    base = small_copy(model, TRIED_SEQ_LEN, "eager").cpu()
+    saved = _adapted(base, config)
+    with TemporaryDirectory(prefix="llmtrain-adapter-") as place, expected_warnings(), torch.random.fork_rng([]):
+        saved.save_pretrained(place, save_embedding_layers=False)
+        return base, saved, PeftModel.from_pretrained(base, place)
 
 
 def _adapted(base: PreTrainedModel, config: AdapterConfig) -> PeftModel:
@@ -88,31 +92,24 @@ def _lost(saved: PeftModel, loaded: PeftModel) -> set[str]:
 
 
 def _fault(saved: PeftModel, loaded: PeftModel, stacks: Set[str], ids: Int[Tensor, " tokens"]) -> str | None:
-    """What is wrong with how adapters on stacks are computed, in a few words; None: nothing."""
-    try:
-        outputs = _logits(saved, ids)
-        weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
-        (outputs * weights).sum().backward()
-        idle = {_layer(name) for name, each in _lora(saved).items() if each.grad is None or not each.grad.any()}
-        if idle & stacks:
-            return f"its adapter of {shown(last_parts(idle & stacks))} does nothing"
-        with expected_warnings():
-            merged = _logits(loaded.merge_and_unload(safe_merge=True), ids)
-    except FAULTS as error:
-        return one_line(error)
+    """What is wrong with how adapters on stacks are computed, in a few words; None: nothing. Raises FAULTS."""
+    outputs = _logits(saved, ids)
+    weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
+    (outputs * weights).sum().backward()
+    idle = {_layer(name) for name, each in _lora(saved).items() if each.grad is None or not each.grad.any()}
+    if idle & stacks:
+        return f"its adapter of {shown(last_parts(idle & stacks))} does nothing"
+    with expected_warnings():
+        merged = _logits(loaded.merge_and_unload(safe_merge=True), ids)
     off = (merged - outputs).abs().flatten(1).amax(1) > OUTPUT_TOLERANCE * outputs.abs().max()
     # Rounding may send single tokens to other experts.
     return "merged it gives other outputs" if off.float().mean() > 0.5 else None
 
 
-def _runs(base: PreTrainedModel, ids: Int[Tensor, " tokens"]) -> bool:
-    """Whether a small copy computes text on this machine's CPU."""
-    try:
-        with torch.no_grad():
-            _logits(base, ids)
-    except FAULTS:
-        return False
-    return True
+def _computed(base: PreTrainedModel, ids: Int[Tensor, " tokens"]) -> None:
+    """Compute text with a small copy, which not each one can on a CPU."""
+    with torch.no_grad():
+        _logits(base, ids)
 
 
 def _logits(model: nn.Module, ids: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens outputs"]:

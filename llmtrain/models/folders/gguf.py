@@ -24,6 +24,7 @@ from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.skeleton import no_progress_bar, skeleton
 from llmtrain.protocols import Report
 from llmtrain.system.files import cache_root, exclusive, one_line
+from llmtrain.system.memory import is_out_of_memory
 from llmtrain.system.paths import local_path, package_of
 from llmtrain.system.terminal import say
 
@@ -130,6 +131,8 @@ def _convert(path: str, file: Path, folder: Path) -> None:
         save_tokenizer_files(tokenizer, partial)
         (partial / SOURCE).write_text(json.dumps({"hub_id": _hub_id(fields)}) + "\n", encoding="utf-8")
     except (ValueError, LookupError, RuntimeError) as error:  # a torn file, or one of an unknown kind
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"model.path={path}: cannot be converted: {one_line(error)}") from None
     except OSError as error:
         raise ValueError(f"model.path={path}: cannot write {folder}: {error}; set $LLMTRAIN_CACHE") from None

@@ -35,6 +35,7 @@ from llmtrain.models.paths.choose import UNLIMITED_POSITIONS
 from llmtrain.models.wrappers.checks import wrap_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.system.files import one_line
+from llmtrain.system.memory import is_out_of_memory
 from llmtrain.system.paths import is_local, local_path
 from llmtrain.system.terminal import say
 from llmtrain.system.typing import Report
@@ -109,6 +110,8 @@ def open_classifier(folder: Path, report: Report = say) -> Classifier:
                 raise ValueError(f"its weights lack {missing[0]}: it was not trained to score")
         _require_rows(model, tokenizer)
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{folder}: no reward model can be loaded ({load_fault(error)})") from None
     return Classifier(model.requires_grad_(False).eval(), tokenizer, _is_ours(folder))
 

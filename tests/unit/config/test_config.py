@@ -154,6 +154,22 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, mes
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("way", ["[{0}, {0}]", "{{<<: [{0}, {0}], x: 1}}"])
+def test_aliases_that_stand_for_millions_of_values_are_refused(tmp_path: Path, way: str) -> None:
+    lines = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {way.format(f'*a{i - 1}')}" for i in range(1, 24))]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"bomb\.yaml: not valid YAML: its aliases \(\*NAME\) repeat more than 1,000,000"
+    ):
+        load_config(PretrainConfig, [str(tmp_path / "bomb.yaml")])
+
+
+def test_aliases_that_repeat_little_are_read() -> None:
+    tree = {"a": [1, 2], "b": [1, 2], "c": {"d": 3, "e": [1, 2]}}
+    assert parsed_yaml("a: &a [1, 2]\nb: *a\nc: {<<: {d: 3}, e: *a}") == tree
+    assert parsed_yaml("") is None
+
+
 @pytest.mark.parametrize("argv", [[], ["optim.lr=1"]])
 def test_a_command_without_a_file_tells_the_usage(argv: list[str]) -> None:
     with pytest.raises(ValueError, match=r"usage: llmtrain \w+ CONFIG "):

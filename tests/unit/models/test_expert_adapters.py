@@ -303,3 +303,14 @@ def test_an_adapter_goes_on_with_its_own_names_and_layers_however_they_are_writt
     in_layers = on_experts(target=["v_proj"], target_parameters=[], layers="0-1")
     add_adapter(make_model("mixtral"), in_layers, (), 0).save_pretrained(str(tmp_path / "layers"))
     assert continued(AdapterPlan(in_layers, (), 0), tmp_path / "layers").config.chosen_layers() == [0, 1]
+
+
+@pytest.mark.parametrize("fails", ["small_copy", "_adapted", "_computed", "_fault"])
+def test_running_out_of_memory_is_no_fault_of_the_adapter(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    def run_out(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(adapter_trial, fails, run_out)
+    monkeypatch.setattr(adapter_trial, "_RIGHT", set())
+    with pytest.raises(torch.OutOfMemoryError):
+        require_loading(make_model("qwen3_moe"), on_experts())

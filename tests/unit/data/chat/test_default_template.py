@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from chat_rows import call, conversation, documents, expected, fault, tokens, trained_text
-from chat_templates import DEEPSEEK_R1, QWEN3, QWEN25, Family, family_tokenizer
+from chat_templates import DEEPSEEK_R1, LLAMA3, QWEN3, QWEN25, SMOLLM2, Family, family_tokenizer
 
 from llmtrain.config.tokenizer import SpecialTokens
+from llmtrain.data.chat.choice import choose_template
 from llmtrain.data.chat.default_template import chat_template
 from llmtrain.data.chat.encode import BadExample, ChatEncoder
 
@@ -36,6 +37,16 @@ def test_a_call_its_result_and_a_thought_are_written_and_trained_as_plain_text()
         '<think>\nthe sky\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"x": null}}\n</tool_call><|im_end|>'
         "<think>\nthe sky\n</think>\n\nHi<|im_end|>"
     )
+
+
+def test_a_bos_that_is_the_mark_of_a_turn_is_written_once() -> None:
+    smollm2, llama = family_tokenizer(SMOLLM2), family_tokenizer(LLAMA3)
+    for tokenizer, begins in ((smollm2, "<|im_start|>user\nx"), (llama, f"{llama.bos_token}<|im_start|>user\nx")):
+        template, missing = choose_template(tokenizer, "ours")
+        tokenizer.add_tokens(missing, special_tokens=True)
+        tokenizer.chat_template = template
+        (document,) = documents(tokenizer, conversation("u: x", "a: Hi"))
+        assert tokenizer.decode(document.input_ids) == f"{begins}<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>"
 
 
 def test_text_and_two_calls_are_written_below_each_other() -> None:

@@ -43,6 +43,23 @@ def test_loss_on_says_which_answers_are_trained(loss_on: LossOn, num_prompt: int
     assert trained_text(tokenizer, document) == wanted
 
 
+@pytest.mark.parametrize("loss_on", ["assistant", "all", "completion"])
+def test_an_answer_to_nothing_is_not_trained(loss_on: LossOn) -> None:
+    tokenizer = family_tokenizer(QWEN25)
+    for messages in (("u: ", "a: Hello"), ("s: ", "u:  \n", "a: Hello"), ("u: ", "a: Hi", "u: ", "a: Hello")):
+        row = conversation(*messages, num_prompt=len(messages) - 1)
+        assert fault(tokenizer, row, loss_on=loss_on).reason == "no prompt"
+    for messages in (("s: Be brief.", "u: ", "a: Hello"), ("u: ", "a: Hello", "u: Bye", "a: Bye")):
+        assert documents(tokenizer, conversation(*messages, num_prompt=len(messages) - 1), loss_on=loss_on)
+
+
+def test_without_a_template_a_blank_prompt_is_as_the_row_has_it() -> None:
+    tokenizer = family_tokenizer(QWEN25)
+    (document,) = documents(tokenizer, conversation("u:   ", "a: Hello", num_prompt=1), plain=True)
+    assert tokenizer.decode(document.input_ids) == f"  Hello{tokenizer.eos_token}"
+    assert trained_text(tokenizer, document) == f"Hello{tokenizer.eos_token}"
+
+
 def test_loss_on_all_trains_every_token_but_bos():
     tokenizer = family_tokenizer(LLAMA3)
     row = conversation(*CHAT)

@@ -55,6 +55,27 @@ def test_a_system_prompt_in_a_separate_field_comes_first(
     assert "Be short." in tokenizer.decode(prompt.ids)
 
 
+@pytest.mark.parametrize("name", ["prompt", "question"])
+def test_one_message_is_a_prompt(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str) -> None:
+    prompt = prompt_of({name: {"role": "user", "content": "Why?"}}, tokenizer, tmp_path)
+    assert prompt.messages == ({"role": "user", "content": "Why?"},)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": " "},
+        {"prompt": [{"role": "user", "content": ""}]},
+        {"messages": [{"role": "user", "content": "\n"}, {"role": "assistant", "content": "So."}]},
+    ],
+)
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_without_text_is_refused(tmp_path: Path, row: dict[str, Any], chat: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "model", chat=chat))
+    with pytest.raises(ValueError, match="none of its messages has text, so that nothing is asked"):
+        prompt_of(row, tokenizer, tmp_path)
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -210,7 +231,9 @@ def ending(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@pytest.mark.parametrize("text", ["Why?", "\n\nHuman: Why?\n\nAssistant:", "\n\nHuman: A\n\nAssistant: B\n\nHuman: C"])
+@pytest.mark.parametrize(
+    "text", ["Why?", "  Why? ", "\n\nHuman: Why?\n\nAssistant:", "\n\nHuman: A\n\nAssistant: B\n\nHuman: C"]
+)
 def test_without_a_template_a_prompt_is_its_text_as_it_is_trained(tmp_path: Path, text: str) -> None:
     plain = ending(AutoTokenizer.from_pretrained(write_model(tmp_path / "model", chat=False)))
     prompt = prompt_of({"prompt": text}, plain, tmp_path)

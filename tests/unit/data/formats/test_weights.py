@@ -61,7 +61,13 @@ def built(
     return build_chat_stores(ChatDataConfig.model_validate(given), encoder, report=report)
 
 
-@pytest.mark.parametrize("flag", [{"train": False}, {"training": False}, {"loss": False}, {"loss": 0}, {"weight": 0}])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *({"train": False}, {"training": False}, {"loss": False}, {"loss": 0}, {"weight": 0}),
+        *({"trainable": False}, {"trainable": 0}, {"loss_mask": 0}),
+    ],
+)
 def test_a_message_that_is_not_to_be_trained_is_not(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, flag: dict[str, Any]
 ) -> None:
@@ -70,6 +76,15 @@ def test_a_message_that_is_not_to_be_trained_is_not(
     ids = np.asarray(store.tokens)[np.asarray(store.trained, dtype=bool)]
     assert tokenizer.decode(ids) == "a0<|im_end|>a2<|im_end|>"
     assert "a1" in tokenizer.decode(store.tokens)
+
+
+@pytest.mark.parametrize(("key", "value"), [("mask", 0), ("mask", True), ("masked", True), ("masked", False)])
+def test_a_mask_that_may_mean_either_is_refused_by_name(tmp_path: Path, key: str, value: Any) -> None:
+    found = row_fault(tmp_path, chat({}), chat({key: value}))
+    assert found.startswith(f"rows.jsonl:2: message 1 of 'messages' has {key}={value!r}: ")
+    assert "write train: true or false instead" in found
+    row_format, _ = read(write(tmp_path, chat({}), chat({key: "a name"}), chat({key: None})))
+    assert len(row_format) == 3
 
 
 @pytest.mark.parametrize("row", [chat({}, train=False), chat({}, weight=0), chat({"train": False}, {"weight": 0})])
@@ -89,13 +104,14 @@ def test_a_row_of_which_nothing_is_to_be_trained_is_left_out_and_counted(tmp_pat
         ({"weight": [1]}, "has weight=[1]: give"),
         ({"loss": 0.7}, "has loss=0.7: give true or false"),
         ({"train": "yes"}, "has train='yes': give true or false"),
+        ({"trainable": 0.5}, "has trainable=0.5: give true or false"),
         ({"train": True, "weight": 0}, "has weight=0 and train=True: leave one of them out"),
     ],
 )
 def test_a_weight_that_is_none_is_a_bad_row(tmp_path: Path, answer: dict[str, Any], message: str) -> None:
     found = row_fault(tmp_path, chat({}), chat({}, answer))
     assert found.startswith("rows.jsonl:2: message 3 of 'messages' ") and message in found
-    of_row = {key: value for key, value in answer.items() if key != "loss"}
+    of_row = {key: value for key, value in answer.items() if key in ("weight", "train")}
     if of_row:
         found = row_fault(tmp_path, chat({}), chat({}, **of_row))
         assert found.startswith("rows.jsonl:2: the row ") and message in found
