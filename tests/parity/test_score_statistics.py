@@ -12,7 +12,7 @@ from sklearn.calibration import calibration_curve
 
 from llmtrain.eval.pairs import calibration, calibration_error
 from llmtrain.protocols import Array
-from llmtrain.statistics.intervals import mean_interval, wilson_interval
+from llmtrain.statistics.intervals import mean_interval, student_95, wilson_interval
 from llmtrain.statistics.labelled import (
     ROC_POINTS,
     LabelledScores,
@@ -175,9 +175,14 @@ def test_the_interval_of_a_proportion_is_scipys(right: int, count: int) -> None:
 @pytest.mark.parametrize("count", [2, 5, 300])
 def test_the_interval_of_a_mean_is_scipys(count: int) -> None:
     numbers = np.random.default_rng(count).normal(3, 2, count)
-    expected = stats.norm.interval(0.95, loc=numbers.mean(), scale=stats.sem(numbers))
+    expected = stats.t.interval(0.95, count - 1, loc=numbers.mean(), scale=stats.sem(numbers))
     found = mean_interval(float(numbers.mean()), float((numbers**2).mean()), count)
-    assert found == pytest.approx(expected, abs=1e-9)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_students_quantile_is_scipys() -> None:
+    for freedom in (*range(1, 40), 300, 10**6):
+        assert student_95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-6)
 
 
 def test_one_number_has_no_interval() -> None:

@@ -12,6 +12,7 @@ from llmtrain.statistics.intervals import (
     clustered_proportion,
     mean_interval,
     ratio_interval,
+    student_95,
     wilson_interval,
 )
 
@@ -31,10 +32,10 @@ def test_the_interval_of_an_extreme_share_stays_within_bounds(share: float) -> N
     assert 0 <= low < high <= 1 and low <= share <= high
 
 
-def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+def test_the_interval_of_a_mean_is_students() -> None:
     numbers = [1.0, 2.0, 2.0, 5.0]  # mean 2.5, variance (2.25 + 0.25 + 0.25 + 6.25) / 3 = 3
     low, high = mean_interval(2.5, sum(number**2 for number in numbers) / 4, 4)
-    assert (low, high) == pytest.approx((2.5 - 1.96 * 3**0.5 / 2, 2.5 + 1.96 * 3**0.5 / 2), abs=1e-4)
+    assert (low, high) == pytest.approx((2.5 - 3.1824 * 3**0.5 / 2, 2.5 + 3.1824 * 3**0.5 / 2), abs=1e-4)
 
 
 def test_a_mean_over_clusters_of_one_has_the_interval_of_a_mean() -> None:
@@ -59,12 +60,13 @@ def test_a_cluster_that_is_far_off_widens_the_interval() -> None:
     assert math.isnan(clustered_mean(values, weights, list("aaaa"))[1])
 
 
-def test_nine_in_ten_and_more_of_the_intervals_hold_the_mean_of_clusters() -> None:
+@pytest.mark.parametrize("num_clusters", [4, 8, 60])
+def test_nine_in_ten_and_more_of_the_intervals_hold_the_mean_of_clusters(num_clusters: int) -> None:
     drawn = random.Random(0)
     held = 0
     for _ in range(400):
         values, clusters = [], []
-        for cluster in range(60):
+        for cluster in range(num_clusters):
             own = drawn.gauss(1.0, 1.0)
             for _ in range(drawn.randint(1, 4)):
                 values.append(drawn.gauss(own, 0.2))
@@ -77,7 +79,7 @@ def test_nine_in_ten_and_more_of_the_intervals_hold_the_mean_of_clusters() -> No
 def test_a_proportion_stays_within_its_bounds() -> None:
     values = [1.0] * 59 + [0.0]
     mean, low, high = clustered_proportion(values, [1.0] * 60, [str(i) for i in range(60)])
-    assert (low, high) == pytest.approx(wilson_interval(mean, 59))
+    assert (low, high) == pytest.approx(wilson_interval(mean, 59, student_95(59)))
     mean, low, high = clustered_proportion([1.0] * 20, [1.0] * 20, [str(i) for i in range(20)])
     assert (mean, high) == (1.0, 1.0) and low == pytest.approx(wilson_interval(1.0, 20)[0])
 
