@@ -1,8 +1,8 @@
 """A small copy of a model, with random weights, on which paths are tried in a moment.
 
-It has the model's first layers, at least one of each kind and few in all, its widths, a small vocabulary, few and
-narrow experts. What depends on a document's length within the run's (a sliding window, chunked attention, the positions
-that RoPE was trained with) is at BOUND tokens, so that a document of 23 is past it. Weights have the scale at which a
+It has a few of the model's layers, one of each kind (`layers.py`), its widths, a small vocabulary, few and narrow
+experts. What depends on a document's length within the run's (a sliding window, chunked attention, the positions that
+RoPE was trained with) is at BOUND tokens, so that a document of 23 is past it. Weights have the scale at which a
 token's neighbours count: with those of a new model a leak is hardly seen.
 """
 
@@ -12,16 +12,15 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from llmtrain.models.paths.layers import cut, few_layers, parts
 from llmtrain.system.memory import is_out_of_memory
 
 BOUND = 8  # tokens of a window, a chunk, the original positions
-MAX_LAYERS = 12
 VOCABULARY = 128
 EXPERTS, CHOSEN = 8, 2
 INNER = 128  # of feed-forward layers
@@ -29,7 +28,6 @@ BOUNDED = re.compile(r".*window(_size)?|.*chunk(_size)?|.*original_max_position_
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN_COUNTS = ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 GROUP_COUNTS = ("n_group", "topk_group")
-OTHER_DEPTHS = ("num_hidden_layers", "depth")
 INNER_SIZES = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "n_inner")
 
 
@@ -38,14 +36,18 @@ def small_copy(model: PreTrainedModel, max_seq_len: int, attention: str) -> PreT
 
     Takes the smallest of several shapes that the architecture accepts. Raises ValueError if it accepts none.
     """
-    num_layers = _num_layers(model)
+
+    def leave_few_layers(shape: PreTrainedConfig) -> None:
+        cut(shape, layers)
+
+    layers = few_layers(model)
     faults = []
-    for shrinks in ((_narrow, _few_words, _few_layers), (_few_words, _few_layers), (_few_layers,), ()):
+    for shrinks in ((_narrow, _few_words, leave_few_layers), (_few_words, leave_few_layers), (leave_few_layers,), ()):
         shape = copy.deepcopy(model.config)
         _unquantized(shape)
         _bound(shape, max_seq_len)
         for shrink in shrinks:
-            shrink(shape, num_layers)
+            shrink(shape)
         try:
             with torch.device(model.device), _seeded(model.device):
                 small = type(model)._from_config(shape, attn_implementation=attention, dtype=torch.float32)
@@ -81,48 +83,21 @@ def _seeded(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _parts(shape: PreTrainedConfig) -> Iterator[dict[str, Any]]:
-    """A configuration's own fields, and those of the configurations and tables in it."""
-    waiting: list[dict[str, Any]] = [vars(shape)]
-    while waiting:
-        part = waiting.pop()
-        yield part
-        waiting += [vars(value) for value in part.values() if isinstance(value, PreTrainedConfig)]
-        waiting += [each for each in part.values() if isinstance(each, dict) and all(isinstance(k, str) for k in each)]
-
-
 def _unquantized(shape: PreTrainedConfig) -> None:
-    for part in _parts(shape):
+    for part in parts(shape):
         part.pop("quantization_config", None)
 
 
 def _bound(shape: PreTrainedConfig, max_seq_len: int) -> None:
     """Lower each bound that a document of the run can be past, so that those of the check are."""
-    for part in _parts(shape):
+    for part in parts(shape):
         for name, value in part.items():
             if type(value) is int and BOUND < value < max_seq_len and BOUNDED.fullmatch(name):
                 part[name] = BOUND
 
 
-def _few_layers(shape: PreTrainedConfig, num_layers: int) -> None:
-    text = shape.get_text_config()
-    for part in _parts(shape):
-        for name in OTHER_DEPTHS if part is not vars(text) else ():  # a vision tower, which no text goes through
-            if type(part.get(name)) is int:
-                part[name] = min(part[name], 2)
-    name = text.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    fields = vars(text)
-    if name not in fields:  # computed from others
-        return
-    given = fields[name]
-    for key, value in fields.items():
-        if isinstance(value, (list, tuple)) and len(value) == given:
-            fields[key] = value[:num_layers]
-    fields[name] = num_layers
-
-
-def _few_words(shape: PreTrainedConfig, _: int) -> None:
-    for part in _parts(shape):
+def _few_words(shape: PreTrainedConfig) -> None:
+    for part in parts(shape):
         for name, value in part.items():
             if type(value) is int and value > VOCABULARY and name.startswith("vocab_size"):
                 part[name] = VOCABULARY
@@ -132,8 +107,8 @@ def _few_words(shape: PreTrainedConfig, _: int) -> None:
                 part[name] = [each % VOCABULARY for each in value]
 
 
-def _narrow(shape: PreTrainedConfig, _: int) -> None:
-    for part in _parts(shape):
+def _narrow(shape: PreTrainedConfig) -> None:
+    for part in parts(shape):
         for name, value in part.items():
             if type(value) is not int:
                 continue
@@ -145,30 +120,6 @@ def _narrow(shape: PreTrainedConfig, _: int) -> None:
                 part[name] = 1
             elif name in INNER_SIZES:
                 part[name] = min(value, INNER)
-
-
-def _num_layers(model: PreTrainedModel) -> int:
-    """How many of the first layers hold one of each kind: two at least, MAX_LAYERS at most."""
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    given = model.config.get_text_config().num_hidden_layers
-    layers = next((each for each in lists if len(each) == given), None)
-    if layers is None:
-        return int(given)
-    kinds = [_kind(layer) for layer in layers]
-    needed = 1 + max(kinds.index(kind) for kind in set(kinds))
-    return min(max(needed, min(2, given)), MAX_LAYERS)
-
-
-def _kind(layer: nn.Module) -> tuple[Any, ...]:
-    """What differs between kinds of layer: the modules in it, and their windows and flags."""
-    return tuple(
-        (name, type(module), *sorted((key, value) for key, value in vars(module).items() if _counts(key, value)))
-        for name, module in layer.named_modules()
-    )
-
-
-def _counts(key: str, value: Any) -> bool:
-    return not key.startswith("_") and "idx" not in key and type(value) in (bool, int, str) and key != "training"
 
 
 @torch.no_grad()
