@@ -24,7 +24,14 @@ BOUND = 8  # tokens of a window, a chunk, the original positions
 VOCABULARY = 128
 EXPERTS, CHOSEN = 8, 2
 INNER = 128  # of feed-forward layers
-BOUNDED = re.compile(r".*window(_size)?|.*chunk(_size)?|.*original_max_position_embeddings|local_attention")
+NOISE = re.compile(r".*drop.*|.*jitter.*")  # what a configuration calls the noise of training
+OF_DOCUMENTS = re.compile(
+    r".*window(_size)?|.*chunk(_size|_length)?|.*original_max_position_embeddings|local_attention|"
+    r"block_size|index_topk|.*_budget|.*_extent"
+)
+"""Fields past which a long document is computed otherwise."""
+OF_PLACES = re.compile(r".*floor(_scale)?")
+"""Fields past which a token may be by its place in a pack, however short its document is (Llama 4)."""
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN_COUNTS = ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 GROUP_COUNTS = ("n_group", "topk_group")
@@ -45,11 +52,12 @@ def small_copy(model: PreTrainedModel, max_seq_len: int, attention: str) -> PreT
     for shrinks in ((_narrow, _few_words, leave_few_layers), (_few_words, leave_few_layers), (leave_few_layers,), ()):
         shape = copy.deepcopy(model.config)
         _unquantized(shape)
+        _without_noise(shape)
         _bound(shape, max_seq_len)
         for shrink in shrinks:
             shrink(shape)
         try:
-            with torch.device(model.device), _seeded(model.device):
+            with torch.device(model.device), seeded(model.device):
                 small = type(model)._from_config(shape, attn_implementation=attention, dtype=torch.float32)
                 _scale(small)
             return small.to(model.device).eval()
@@ -72,8 +80,16 @@ def stock_copy(model: PreTrainedModel, max_seq_len: int, small: PreTrainedModel)
     return stock
 
 
+def as_trained(small: PreTrainedModel) -> PreTrainedModel:
+    """A small copy as it is in training, where some models run other code, but without dropout; in place."""
+    for module in small.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return small.train()
+
+
 @contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
+def seeded(device: torch.device) -> Iterator[None]:
     """The generators of the CPU and of a device at seed 0, then as they were; no other device's is touched."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
@@ -88,12 +104,20 @@ def _unquantized(shape: PreTrainedConfig) -> None:
         part.pop("quantization_config", None)
 
 
+def _without_noise(shape: PreTrainedConfig) -> None:
+    for part in parts(shape):
+        for name, value in part.items():
+            if type(value) in (int, float) and NOISE.fullmatch(name):
+                part[name] = type(value)(0)
+
+
 def _bound(shape: PreTrainedConfig, max_seq_len: int) -> None:
     """Lower each bound that a document of the run can be past, so that those of the check are."""
     for part in parts(shape):
         for name, value in part.items():
-            if type(value) is int and BOUND < value < max_seq_len and BOUNDED.fullmatch(name):
-                part[name] = BOUND
+            if type(value) is int and value > BOUND:
+                if OF_PLACES.fullmatch(name) or (value < max_seq_len and OF_DOCUMENTS.fullmatch(name)):
+                    part[name] = BOUND
 
 
 def _few_words(shape: PreTrainedConfig) -> None:
