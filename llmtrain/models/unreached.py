@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from llmtrain.models.paths.tried import Fault, tried
 
 ALWAYS = ((1,), (5, 3, 8, 8))  # tokens of documents that any run may have: one token chooses the fewest experts
-LONG_TOKENS = 512  # of a document that reaches what any does, as far as is looked
 
 Compute = Callable[[Sequence[int]], Tensor]
 """Lengths of documents -> what a loss is computed from, on such documents."""
@@ -60,10 +59,11 @@ class Unreached:
         return "; ".join(f"{len(group)} parameters are {how}, as {group[0].name}" for group, how in found if group)
 
 
-def find_unreached(model: nn.Module, embedding: nn.Module, compute: Compute) -> Unreached:
+def find_unreached(model: nn.Module, embedding: nn.Module, compute: Compute, max_seq_len: int) -> Unreached:
     """The trained parameters that not every document reaches, and where they can join the graph.
 
-    `compute` calls `model`, or a part of it, which calls `embedding` first.
+    `compute` calls `model`, or a part of it, which calls `embedding` first. `max_seq_len`: tokens of the longest
+    document, which reaches what any does.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
@@ -72,7 +72,7 @@ def find_unreached(model: nn.Module, embedding: nn.Module, compute: Compute) -> 
     missing = trained.keys() - set.intersection(*(look.reached for look in looks))
     if not missing:
         return Unreached()
-    longest = _longest(model, trained, compute)
+    longest = _longest(model, trained, compute, max_seq_len)
     chosen = _chosen(model, looks)
     always = {name for name in set.intersection(*(look.entered for look in looks)) if not name.startswith(chosen)}
 
@@ -152,9 +152,9 @@ class _Look(NamedTuple):
     entered: set[str]  # modules, by their hidden states
 
 
-def _longest(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Compute) -> _Look:
+def _longest(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Compute, max_seq_len: int) -> _Look:
     """The look at one long document; at nothing for a model that has no positions for it, whatever it says."""
-    found = tried(lambda: _look(model, trained, compute, [LONG_TOKENS]))
+    found = tried(lambda: _look(model, trained, compute, [max_seq_len]))
     return _Look(set(), set()) if isinstance(found, Fault) else found
 
 
@@ -173,8 +173,8 @@ def _look(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Comput
         module.register_forward_pre_hook(AtInput(entering(name)), with_kwargs=True)
         for name, module in model.named_modules()
     ]
-    try:
-        with torch.enable_grad():
+    try:  # nothing runs backward, so activations are not kept
+        with torch.enable_grad(), saved_tensors_hooks(lambda _: None, lambda _: None):
             nodes = _nodes(compute(lengths).grad_fn)
     finally:
         for hook in hooks:

@@ -69,7 +69,7 @@ def reach_all(
 
     embedding = model.get_input_embeddings()
     with checking(model, model.device):
-        found = find_unreached(model, embedding, compute)
+        found = find_unreached(model, embedding, compute, max_seq_len)
     if found.by_some and sharding == "modules":
         raise ValueError(
             f"{model.config.model_type}: not every document uses {found.by_some[0].name}, and under ZeRO-3 every rank "

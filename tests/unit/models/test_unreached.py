@@ -14,9 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llmtrain.models.unreached import Unreached, find_unreached, join
 from tests.parity.test_transformers import SMALL
 
+MAX_SEQ_LEN = 700
+
 
 class Idle(nn.Module):
     """A feed-forward with a layer whose output goes nowhere, one that does not run, and one for long documents."""
+
+    least = 100  # tokens of a long one
 
     def __init__(self, inner: nn.Module, width: int) -> None:
         super().__init__()
@@ -25,7 +29,7 @@ class Idle(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         self.nowhere(hidden).argmax(-1)
         found: Tensor = self.inner(hidden)
-        return found + self.long(hidden) if hidden.shape[1] > 100 else found
+        return found + self.long(hidden) if hidden.shape[1] > self.least else found
 
 
 class IdleLlama(LlamaForCausalLM):
@@ -36,7 +40,7 @@ class IdleLlama(LlamaForCausalLM):
 
 def made(cls: type[LlamaForCausalLM]) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return cls(LlamaConfig(**SMALL | {"max_position_embeddings": 512}))
+    return cls(LlamaConfig(**SMALL | {"max_position_embeddings": MAX_SEQ_LEN}))
 
 
 def logits(model: LlamaForCausalLM) -> Callable[[Sequence[int]], Tensor]:
@@ -49,7 +53,7 @@ def logits(model: LlamaForCausalLM) -> Callable[[Sequence[int]], Tensor]:
 
 
 def found_in(model: LlamaForCausalLM) -> Unreached:
-    return find_unreached(model, model.get_input_embeddings(), logits(model))
+    return find_unreached(model, model.get_input_embeddings(), logits(model), MAX_SEQ_LEN)
 
 
 def test_a_model_that_every_document_reaches_is_left_as_it_is() -> None:
@@ -67,6 +71,31 @@ def test_what_no_document_reaches_is_not_what_only_a_long_one_does() -> None:
     }
     assert {each.name for each in found.by_some} == {f"{at}.long.weight", f"{at}.long.bias"}
     assert {type(each.around) for each in (*found.by_any, *found.by_some)} == {Idle}
+
+
+@pytest.mark.parametrize("least", [MAX_SEQ_LEN - 1, MAX_SEQ_LEN])
+def test_what_only_the_longest_document_of_a_run_reaches_is_reached_by_some(
+    least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Idle, "least", least)
+    found = found_in(made(IdleLlama))
+    by_long = {each.name for each in found.by_some}
+    assert {name.split(".")[-2] for name in by_long} == ({"long"} if least < MAX_SEQ_LEN else set())
+
+
+def test_a_look_keeps_no_activations() -> None:
+    model = made(IdleLlama)
+    last: list[Any] = []
+
+    def compute(lengths: Sequence[int]) -> Tensor:
+        found = logits(model)(lengths).exp()  # whose backward takes what it gave
+        last.append(found.grad_fn)
+        return found
+
+    find_unreached(model, model.get_input_embeddings(), compute, MAX_SEQ_LEN)
+    for node in last:
+        with pytest.raises(TypeError):
+            _ = node._saved_result
 
 
 def test_all_experts_of_a_list_count_though_some_are_chosen_in_each_look() -> None:
