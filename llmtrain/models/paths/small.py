@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ def small_copy(model: PreTrainedModel, max_seq_len: int, attention: str) -> PreT
     for shrinks in ((_narrow, _few_words, leave_few_layers), (_few_words, leave_few_layers), (leave_few_layers,), ()):
         shape = copy.deepcopy(model.config)
         _unquantized(shape)
-        _without_noise(shape)
+        without_noise(shape)
         _bound(shape, max_seq_len)
         for shrink in shrinks:
             shrink(shape)
@@ -71,6 +72,22 @@ def small_copy(model: PreTrainedModel, max_seq_len: int, attention: str) -> PreT
 def made_from(model: PreTrainedModel) -> tuple[type[PreTrainedModel], str, str]:
     """What copies of a model are made from: of two models for which it is equal, one is tried."""
     return type(model), model.config.to_json_string(use_diff=False), model.device.type
+
+
+def without_noise(shape: PreTrainedConfig) -> None:
+    """Turn off dropout of activations and of layers, and jitter of routers, in place."""
+    for part in parts(shape):
+        for name in _noise(part):
+            part[name] = type(part[name])(0)
+
+
+def noise_of(shape: PreTrainedConfig) -> set[str]:
+    """The fields of a configuration that are noise in training, and on."""
+    return {name for part in parts(shape) for name in _noise(part)}
+
+
+def _noise(fields: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in fields.items() if type(value) in (int, float) and value and NOISE.fullmatch(name)]
 
 
 def stock_copy(model: PreTrainedModel, max_seq_len: int, small: PreTrainedModel) -> PreTrainedModel:
@@ -102,13 +119,6 @@ def seeded(device: torch.device) -> Iterator[None]:
 def _unquantized(shape: PreTrainedConfig) -> None:
     for part in parts(shape):
         part.pop("quantization_config", None)
-
-
-def _without_noise(shape: PreTrainedConfig) -> None:
-    for part in parts(shape):
-        for name, value in part.items():
-            if type(value) in (int, float) and NOISE.fullmatch(name):
-                part[name] = type(value)(0)
 
 
 def _bound(shape: PreTrainedConfig, max_seq_len: int) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_paths import ChoosingLlama
+from tiny_paths import ChoosingLlama, SkippingLlama
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from llmtrain.models.trunk import run_model
 from llmtrain.models.unreached import Unreached, find_unreached, join
+from llmtrain.models.wrappers.prepare import reach_all
+from llmtrain.protocols import Sharding
 from tests.parity.test_transformers import SMALL
 
 MAX_SEQ_LEN = 700
@@ -120,6 +123,38 @@ def test_joined_they_have_gradients_of_zero_and_all_else_is_as_before(cls: type[
         assert joined.grad is not None, name
         assert torch.equal(joined.grad, torch.zeros_like(joined) if alone.grad is None else alone.grad), name
     assert any(parameter.grad is None for parameter in plain.parameters())
+
+
+def dropping() -> OPTForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = OPTConfig(**sizes, word_embed_proj_dim=32, max_position_embeddings=64, layerdrop=0.5, dropout=0.0)
+    return OPTForCausalLM(shape)
+
+
+def test_layers_that_training_drops_at_random_have_gradients_of_zero_when_they_are() -> None:
+    model = dropping()
+    found = reach_all(model, run_model, "equal", 16, sharding="none")
+    assert {each.name.split(".")[2] for each in found.by_some} == {"layers"} and len(found.by_some) == 32
+    assert {each.around for each in found.by_some} == {model.get_input_embeddings()}
+    model.train()
+    layers, some = model.model.decoder.layers, 0
+    for _ in range(8):
+        model.zero_grad()
+        logits(model)([5]).square().sum().backward()
+        grads = [layer.fc1.weight.grad for layer in layers]
+        assert all(grad is not None for grad in grads)
+        some += sum(not grad.any() for grad in grads)
+    assert 0 < some < 16
+
+
+@pytest.mark.parametrize(("sharding", "engine"), [("layers", "FSDP2"), ("modules", "ZeRO-3")])
+def test_ranks_that_gather_weights_must_run_the_same_layers(sharding: Sharding, engine: str) -> None:
+    for model in (dropping(), made(SkippingLlama)):
+        with pytest.raises(ValueError, match=f"^{model.config.model_type}: not every document .* under {engine} every"):
+            reach_all(model, run_model, "equal", 16, sharding=sharding)
+    if sharding == "layers":  # experts are inside of a layer that always runs
+        assert reach_all(made(ChoosingLlama), run_model, "equal", 16, sharding=sharding).by_some
 
 
 def test_without_gradients_nothing_joins() -> None:
