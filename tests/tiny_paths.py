@@ -57,3 +57,29 @@ class ChoosingLlama(LlamaForCausalLM):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.model.layers[0].mlp = ChosenExperts(config.hidden_size)
+
+
+class Skipping(nn.ModuleList):
+    """Layers of which rows of fewer than 12 tokens run the first only."""
+
+    are_short = False
+
+    def __iter__(self) -> Any:
+        layers = list(super().__iter__())
+        return iter(layers[:1] if Skipping.are_short else layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self if isinstance(index, slice) else super().__getitem__(index)
+
+
+class SkippingLlama(LlamaForCausalLM):
+    """A Llama of which short documents run the first layer only."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.layers = Skipping(self.model.layers)
+        self.model.embed_tokens.register_forward_pre_hook(_note_length)
+
+
+def _note_length(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+    Skipping.are_short = args[0].shape[1] < 12

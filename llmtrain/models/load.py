@@ -39,6 +39,7 @@ from llmtrain.models.folders.packed_weights import (
 from llmtrain.models.folders.saved_dtype import differing_dtype
 from llmtrain.models.folders.skeleton import skeleton
 from llmtrain.models.paths.path import can_switch
+from llmtrain.models.paths.small import without_noise
 from llmtrain.models.presets import preset_fields, preset_size
 from llmtrain.models.text_part import freeze_other_parts, num_embeddings
 from llmtrain.protocols import Report
@@ -369,10 +370,15 @@ def _make_rows(model: PreTrainedModel, new_token_ids: Sequence[int]) -> None:
 
 
 def _set_dropout(shape: PreTrainedConfig, dropout: float | None) -> None:
-    """Write the dropout that was asked for into every field that means it. Raises ValueError if there is none."""
+    """Write the dropout that was asked for into every field that means it; at 0 all other noise of training is off too.
+
+    Raises ValueError if there is none.
+    """
     if dropout is None:
         return
     text = shape.get_text_config()
+    if not dropout:
+        without_noise(text)
     present = [name for name in DROPOUT_FIELDS if name in text.to_dict()]
     if dropout and not present:
         raise ValueError(f"model.dropout={dropout}: {shape.model_type} has no dropout")

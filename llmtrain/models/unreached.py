@@ -2,6 +2,7 @@
 
     an indexer that only chooses keys (DeepSeek-V3.2), cross-attention without an encoder       reached by no document
     a compressor of every 128 tokens (DeepSeek-V4), an expert that no token chose               by some documents
+    layers that training drops at random (OPT's layerdrop; Fan et al. 2019, "LayerDrop")       at some times
 
 Processes that average gradients wait for that of every parameter, and DeepSpeed takes them in the order in which they
 come. So each of these joins the graph at the input of a module around it that always runs, with a gradient of zero:
@@ -16,12 +17,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from transformers import PreTrainedModel
 
+from llmtrain.models.paths.small import noise_of
 from llmtrain.models.paths.tried import Fault, tried
 
 ALWAYS = ((1,), (5, 3, 8, 8))  # tokens of documents that any run may have: one token chooses the fewest experts
-LONG_TOKENS = 512  # of a document that reaches what any does, as far as is looked
+
 
 Compute = Callable[[Sequence[int]], Tensor]
 """Lengths of documents -> what a loss is computed from, on such documents."""
@@ -60,20 +63,30 @@ class Unreached:
         return "; ".join(f"{len(group)} parameters are {how}, as {group[0].name}" for group, how in found if group)
 
 
-def find_unreached(model: nn.Module, embedding: nn.Module, compute: Compute) -> Unreached:
+def dropped_at_random(model: PreTrainedModel) -> tuple[str, ...]:
+    """What the names of parameters begin with whose layers training drops at random; empty for most models."""
+    if not any(name.endswith("layerdrop") for name in noise_of(model.config.get_text_config())):
+        return ()
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+
+
+def find_unreached(
+    model: nn.Module, embedding: nn.Module, compute: Compute, max_seq_len: int, dropped: tuple[str, ...] = ()
+) -> Unreached:
     """The trained parameters that not every document reaches, and where they can join the graph.
 
-    `compute` calls `model`, or a part of it, which calls `embedding` first.
+    `compute` calls `model`, or a part of it, which calls `embedding` first. `max_seq_len`: tokens of the longest
+    document, which reaches what any does. `dropped`: of the names of parameters that no look shows to be left out.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         return Unreached()
     looks = [_look(model, trained, compute, lengths) for lengths in ALWAYS]
     missing = trained.keys() - set.intersection(*(look.reached for look in looks))
-    if not missing:
+    if not missing and not any(name.startswith(dropped) for name in trained):
         return Unreached()
-    longest = _longest(model, trained, compute)
-    chosen = _chosen(model, looks)
+    longest = _longest(model, trained, compute, max_seq_len)
+    chosen = (*_chosen(model, looks), *dropped)
     always = {name for name in set.intersection(*(look.entered for look in looks)) if not name.startswith(chosen)}
 
     def meeting(name: str) -> Meeting:
@@ -152,9 +165,9 @@ class _Look(NamedTuple):
     entered: set[str]  # modules, by their hidden states
 
 
-def _longest(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Compute) -> _Look:
+def _longest(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Compute, max_seq_len: int) -> _Look:
     """The look at one long document; at nothing for a model that has no positions for it, whatever it says."""
-    found = tried(lambda: _look(model, trained, compute, [LONG_TOKENS]))
+    found = tried(lambda: _look(model, trained, compute, [max_seq_len]))
     return _Look(set(), set()) if isinstance(found, Fault) else found
 
 
@@ -173,8 +186,8 @@ def _look(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Comput
         module.register_forward_pre_hook(AtInput(entering(name)), with_kwargs=True)
         for name, module in model.named_modules()
     ]
-    try:
-        with torch.enable_grad():
+    try:  # nothing runs backward, so activations are not kept
+        with torch.enable_grad(), saved_tensors_hooks(lambda _: None, lambda _: None):
             nodes = _nodes(compute(lengths).grad_fn)
     finally:
         for hook in hooks:

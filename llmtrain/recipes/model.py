@@ -231,7 +231,8 @@ def new_tokens(
 
 def trained_report(run: Run[TuningConfig], module: nn.Module) -> str:
     """One line on what is trained and the memory it takes."""
-    return adapter_report(module, OPTIMIZER_BYTES[run.config.optim.name])
+    train = run.config.train
+    return adapter_report(module, OPTIMIZER_BYTES[run.config.optim.name], recomputes=train.activation_checkpointing)
 
 
 CHECKING = "checking the model: packed documents against single ones"

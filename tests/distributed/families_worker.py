@@ -18,7 +18,7 @@ import fsdp_on_cpu
 import torch
 from families.tiny import tiny_config
 from safetensors.torch import save_file
-from tiny_paths import ChoosingLlama
+from tiny_paths import ChoosingLlama, SkippingLlama
 from transformers import PreTrainedModel
 
 from llmtrain.batch import IGNORE_INDEX, PackedTokens, empty_batch
@@ -50,6 +50,7 @@ KINDS = {
     "indexer": Kind("glm_moe_dsa"),  # it only chooses: no document reaches it
     "compressor": Kind("deepseek_v4"),  # short documents do not reach it
     "chosen": Kind("llama", planted=ChoosingLlama),  # experts in a list
+    "layers": Kind("llama", planted=SkippingLlama),  # of which short documents leave some out
     "rows": Kind("bloom"),
     "mixers": Kind("lfm2"),
 }

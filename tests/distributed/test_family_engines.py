@@ -20,7 +20,7 @@ WORKER = Path(__file__).with_name("families_worker.py")
 CONFIGS = {"single": None, "ddp": "cpu", "zero2": "cpu_zero2", "zero3": "cpu_zero3", "fsdp2": "fsdp2"}
 UNREACHED = ("indexer", "compressor", "chosen")
 TRAINED = {
-    "ddp": ("experts", *UNREACHED),
+    "ddp": ("experts", *UNREACHED, "layers"),
     "zero2": ("experts", *UNREACHED),
     "zero3": ("experts", "rows", "mixers"),
     "fsdp2": ("experts", *UNREACHED, "rows", "mixers"),
@@ -83,7 +83,11 @@ def test_a_family_that_ranks_would_call_unequally_often_is_refused_in_a_line(tra
 def test_the_log_says_what_not_every_document_reaches(trained: Trained) -> None:
     lines = {kind: each["unreached"] for kind, each in seen(trained("ddp")).items() if kind in KINDS}
     assert {kind for kind, line in lines.items() if "reached by no document" in line} == {"indexer", "compressor"}
-    assert {kind for kind, line in lines.items() if "not reached by every" in line} == {"compressor", "chosen"}
+    assert {kind for kind, line in lines.items() if "not reached by every" in line} == {
+        "compressor",
+        "chosen",
+        "layers",
+    }
     assert lines["experts"] == ""
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
@@ -124,8 +125,11 @@ def expected_warnings() -> Iterator[None]:
         yield
 
 
-def adapter_report(model: nn.Module, optimizer_bytes: int) -> str:
-    """One line on what is trained and the memory it takes; `optimizer_bytes`: optimizer state per trained weight."""
+def adapter_report(model: nn.Module, optimizer_bytes: int, *, recomputes: bool = False) -> str:
+    """One line on what is trained and the memory it takes; `optimizer_bytes`: optimizer state per trained weight.
+
+    `recomputes`: backward computes activations again, so that one layer's are in memory at a time.
+    """
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     num_trained, num_all = (sum(num_weights(p) for p in group) for group in (trained, parameters))
@@ -133,5 +137,23 @@ def adapter_report(model: nn.Module, optimizer_bytes: int) -> str:
     return (
         f"training {num_trained:,} of {num_all:,} weights ({num_trained / num_all:.2%}, {trained_mb:,.1f} MB on disk); "
         f"memory: {all_mb:,.1f} MB of weights, {trained_mb:,.1f} MB of gradients, "
-        f"{num_trained * optimizer_bytes / 1e6:,.1f} MB of optimizer state"
+        f"{num_trained * optimizer_bytes / 1e6:,.1f} MB of optimizer state{_of_copies(model, recomputes)}"
+    )
+
+
+def _of_copies(model: nn.Module, recomputes: bool) -> str:
+    """The memory of the copies of experts that peft adds an adapter's product to, kept until backward."""
+    wrappers = [module for module in model.modules() if isinstance(module, ParamWrapper)]
+    by_layer: dict[nn.Module, int] = {}
+    for wrapper in wrappers:
+        layer, parameter = wrapper.get_base_layer(), wrapper.get_param()
+        by_layer[layer] = by_layer.get(layer, 0) + parameter.numel() * parameter.element_size()
+    if not by_layer:
+        return ""
+    one, all_ = max(by_layer.values()), sum(by_layer.values())
+    if recomputes:
+        return f", {one / 1e6:,.1f} MB for the copy of a layer's experts"
+    return (
+        f", {all_ / 1e6:,.1f} MB for copies of experts, of which train.activation_checkpointing would keep one "
+        f"layer's, {one / 1e6:,.1f} MB"
     )

@@ -22,7 +22,7 @@ from llmtrain.models.context import num_positions
 from llmtrain.models.paths.leaks import leaking_class
 from llmtrain.models.paths.path import Path, can_switch
 from llmtrain.models.paths.runs import ByRuns, Classes, run_by_groups
-from llmtrain.models.paths.small import made_from, small_copy, stock_copy
+from llmtrain.models.paths.small import as_trained, made_from, seeded, small_copy, stock_copy
 from llmtrain.models.paths.tried import Fault, tried
 from llmtrain.models.text_part import special_token_ids
 from llmtrain.models.trunk import Documents, Inputs, pack_inputs
@@ -130,7 +130,7 @@ class Trial:
         self._run = run
         self._packs = [tuple(min(length, max_seq_len) for length in pack) for pack in PACKS]
         stock = stock_copy(model, max_seq_len, self.small)
-        found = tried(lambda: [self._one_by_one(stock, self._documents(pack)) for pack in self._packs])
+        found = tried(lambda: self._reference(stock))
         if isinstance(found, Fault):
             raise ValueError(
                 f"{model.config.model_type}: transformers does not compute one document alone ({found}), so this "
@@ -138,10 +138,26 @@ class Trial:
             )
         self._references = found
 
+    def _reference(self, stock: PreTrainedModel) -> list[Reference]:
+        """What the documents of each pack give alone; in training, and `small` with it, unless noise decides that."""
+
+        def of_packs(packs: Sequence[Sequence[int]]) -> list[Reference]:
+            return [self._one_by_one(stock, self._documents(pack)) for pack in packs]
+
+        with seeded(stock.device):
+            as_trained(stock)
+            found, again = tried(partial(of_packs, self._packs)), tried(partial(of_packs, self._packs[:1]))
+            if isinstance(found, Fault) or isinstance(again, Fault) or _fault(again[0], found[0]) is not None:
+                stock.eval()
+                return of_packs(self._packs)
+        as_trained(self.small)
+        return found
+
     def fault(self, path: Path) -> str | None:
         """What is wrong on this path, in a few words; None: nothing."""
         for lengths, reference in zip(self._packs, self._references, strict=True):
-            found = tried(partial(self._together, path, lengths))
+            with seeded(self.small.device):
+                found = tried(partial(self._together, path, lengths))
             if isinstance(found, Fault):
                 return f"documents cannot be computed together ({found})"
             if fault := _fault(found, reference):

@@ -1,8 +1,8 @@
 """A small copy of a model, with random weights, on which paths are tried in a moment.
 
-It has the model's first layers, at least one of each kind and few in all, its widths, a small vocabulary, few and
-narrow experts. What depends on a document's length within the run's (a sliding window, chunked attention, the positions
-that RoPE was trained with) is at BOUND tokens, so that a document of 23 is past it. Weights have the scale at which a
+It has a few of the model's layers, one of each kind (`layers.py`), its widths, a small vocabulary, few and narrow
+experts. What depends on a document's length within the run's (a sliding window, chunked attention, the positions that
+RoPE was trained with) is at BOUND tokens, so that a document of 23 is past it. Weights have the scale at which a
 token's neighbours count: with those of a new model a leak is hardly seen.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,18 +18,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from llmtrain.models.paths.layers import cut, few_layers, parts
 from llmtrain.system.memory import is_out_of_memory
 
 BOUND = 8  # tokens of a window, a chunk, the original positions
-MAX_LAYERS = 12
 VOCABULARY = 128
 EXPERTS, CHOSEN = 8, 2
 INNER = 128  # of feed-forward layers
-BOUNDED = re.compile(r".*window(_size)?|.*chunk(_size)?|.*original_max_position_embeddings|local_attention")
+NOISE = re.compile(r".*drop.*|.*jitter.*")  # what a configuration calls the noise of training
+OF_DOCUMENTS = re.compile(
+    r".*window(_size)?|.*chunk(_size|_length)?|.*original_max_position_embeddings|local_attention|"
+    r"block_size|index_topk|.*_budget|.*_extent"
+)
+"""Fields past which a long document is computed otherwise."""
+OF_PLACES = re.compile(r".*floor(_scale)?")
+"""Fields past which a token may be by its place in a pack, however short its document is (Llama 4)."""
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN_COUNTS = ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 GROUP_COUNTS = ("n_group", "topk_group")
-OTHER_DEPTHS = ("num_hidden_layers", "depth")
 INNER_SIZES = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "n_inner")
 
 
@@ -38,16 +44,21 @@ def small_copy(model: PreTrainedModel, max_seq_len: int, attention: str) -> PreT
 
     Takes the smallest of several shapes that the architecture accepts. Raises ValueError if it accepts none.
     """
-    num_layers = _num_layers(model)
+
+    def leave_few_layers(shape: PreTrainedConfig) -> None:
+        cut(shape, layers)
+
+    layers = few_layers(model)
     faults = []
-    for shrinks in ((_narrow, _few_words, _few_layers), (_few_words, _few_layers), (_few_layers,), ()):
+    for shrinks in ((_narrow, _few_words, leave_few_layers), (_few_words, leave_few_layers), (leave_few_layers,), ()):
         shape = copy.deepcopy(model.config)
         _unquantized(shape)
+        without_noise(shape)
         _bound(shape, max_seq_len)
         for shrink in shrinks:
-            shrink(shape, num_layers)
+            shrink(shape)
         try:
-            with torch.device(model.device), _seeded(model.device):
+            with torch.device(model.device), seeded(model.device):
                 small = type(model)._from_config(shape, attn_implementation=attention, dtype=torch.float32)
                 _scale(small)
             return small.to(model.device).eval()
@@ -63,6 +74,22 @@ def made_from(model: PreTrainedModel) -> tuple[type[PreTrainedModel], str, str]:
     return type(model), model.config.to_json_string(use_diff=False), model.device.type
 
 
+def without_noise(shape: PreTrainedConfig) -> None:
+    """Turn off dropout of activations and of layers, and jitter of routers, in place."""
+    for part in parts(shape):
+        for name in _noise(part):
+            part[name] = type(part[name])(0)
+
+
+def noise_of(shape: PreTrainedConfig) -> set[str]:
+    """The fields of a configuration that are noise in training, and on."""
+    return {name for part in parts(shape) for name in _noise(part)}
+
+
+def _noise(fields: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in fields.items() if type(value) in (int, float) and value and NOISE.fullmatch(name)]
+
+
 def stock_copy(model: PreTrainedModel, max_seq_len: int, small: PreTrainedModel) -> PreTrainedModel:
     """A twin of a small copy as `transformers` runs it: eager from the start, as a switch passes some models by."""
     stock = small_copy(model, max_seq_len, "eager")
@@ -70,8 +97,16 @@ def stock_copy(model: PreTrainedModel, max_seq_len: int, small: PreTrainedModel)
     return stock
 
 
+def as_trained(small: PreTrainedModel) -> PreTrainedModel:
+    """A small copy as it is in training, where some models run other code, but without dropout; in place."""
+    for module in small.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return small.train()
+
+
 @contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
+def seeded(device: torch.device) -> Iterator[None]:
     """The generators of the CPU and of a device at seed 0, then as they were; no other device's is touched."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
@@ -81,48 +116,22 @@ def _seeded(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _parts(shape: PreTrainedConfig) -> Iterator[dict[str, Any]]:
-    """A configuration's own fields, and those of the configurations and tables in it."""
-    waiting: list[dict[str, Any]] = [vars(shape)]
-    while waiting:
-        part = waiting.pop()
-        yield part
-        waiting += [vars(value) for value in part.values() if isinstance(value, PreTrainedConfig)]
-        waiting += [each for each in part.values() if isinstance(each, dict) and all(isinstance(k, str) for k in each)]
-
-
 def _unquantized(shape: PreTrainedConfig) -> None:
-    for part in _parts(shape):
+    for part in parts(shape):
         part.pop("quantization_config", None)
 
 
 def _bound(shape: PreTrainedConfig, max_seq_len: int) -> None:
     """Lower each bound that a document of the run can be past, so that those of the check are."""
-    for part in _parts(shape):
+    for part in parts(shape):
         for name, value in part.items():
-            if type(value) is int and BOUND < value < max_seq_len and BOUNDED.fullmatch(name):
-                part[name] = BOUND
+            if type(value) is int and value > BOUND:
+                if OF_PLACES.fullmatch(name) or (value < max_seq_len and OF_DOCUMENTS.fullmatch(name)):
+                    part[name] = BOUND
 
 
-def _few_layers(shape: PreTrainedConfig, num_layers: int) -> None:
-    text = shape.get_text_config()
-    for part in _parts(shape):
-        for name in OTHER_DEPTHS if part is not vars(text) else ():  # a vision tower, which no text goes through
-            if type(part.get(name)) is int:
-                part[name] = min(part[name], 2)
-    name = text.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    fields = vars(text)
-    if name not in fields:  # computed from others
-        return
-    given = fields[name]
-    for key, value in fields.items():
-        if isinstance(value, (list, tuple)) and len(value) == given:
-            fields[key] = value[:num_layers]
-    fields[name] = num_layers
-
-
-def _few_words(shape: PreTrainedConfig, _: int) -> None:
-    for part in _parts(shape):
+def _few_words(shape: PreTrainedConfig) -> None:
+    for part in parts(shape):
         for name, value in part.items():
             if type(value) is int and value > VOCABULARY and name.startswith("vocab_size"):
                 part[name] = VOCABULARY
@@ -132,8 +141,8 @@ def _few_words(shape: PreTrainedConfig, _: int) -> None:
                 part[name] = [each % VOCABULARY for each in value]
 
 
-def _narrow(shape: PreTrainedConfig, _: int) -> None:
-    for part in _parts(shape):
+def _narrow(shape: PreTrainedConfig) -> None:
+    for part in parts(shape):
         for name, value in part.items():
             if type(value) is not int:
                 continue
@@ -145,30 +154,6 @@ def _narrow(shape: PreTrainedConfig, _: int) -> None:
                 part[name] = 1
             elif name in INNER_SIZES:
                 part[name] = min(value, INNER)
-
-
-def _num_layers(model: PreTrainedModel) -> int:
-    """How many of the first layers hold one of each kind: two at least, MAX_LAYERS at most."""
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    given = model.config.get_text_config().num_hidden_layers
-    layers = next((each for each in lists if len(each) == given), None)
-    if layers is None:
-        return int(given)
-    kinds = [_kind(layer) for layer in layers]
-    needed = 1 + max(kinds.index(kind) for kind in set(kinds))
-    return min(max(needed, min(2, given)), MAX_LAYERS)
-
-
-def _kind(layer: nn.Module) -> tuple[Any, ...]:
-    """What differs between kinds of layer: the modules in it, and their windows and flags."""
-    return tuple(
-        (name, type(module), *sorted((key, value) for key, value in vars(module).items() if _counts(key, value)))
-        for name, module in layer.named_modules()
-    )
-
-
-def _counts(key: str, value: Any) -> bool:
-    return not key.startswith("_") and "idx" not in key and type(value) in (bool, int, str) and key != "training"
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,8 +16,8 @@ from llmtrain.models.folders.kind import LANGUAGE, REWARD, ModelKind
 from llmtrain.models.heads.head import output_head
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.paths.choose import in_fp32
-from llmtrain.models.trunk import Inputs, pack_inputs, run_its_trunk, run_model
-from llmtrain.models.unreached import Unreached, find_unreached, join
+from llmtrain.models.trunk import Inputs, layer_classes, pack_inputs, run_its_trunk, run_model
+from llmtrain.models.unreached import Meeting, Unreached, dropped_at_random, find_unreached, join
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.models.wrappers.checks import checking, probe, wrap_causal_lm, wrap_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel
@@ -69,15 +70,29 @@ def reach_all(
 
     embedding = model.get_input_embeddings()
     with checking(model, model.device):
-        found = find_unreached(model, embedding, compute)
+        found = find_unreached(model, embedding, compute, max_seq_len, dropped_at_random(model))
     if found.by_some and sharding == "modules":
         raise ValueError(
             f"{model.config.model_type}: not every document uses {found.by_some[0].name}, and under ZeRO-3 every rank "
             "must use all parameters equally often: take DDP, ZeRO-1, ZeRO-2 or FSDP2"
         )
+    outside = None if sharding != "layers" else next(filter(partial(_is_outside, model), found.by_some), None)
+    if outside is not None:
+        raise ValueError(
+            f"{model.config.model_type}: not every document runs the layer of {outside.name}, and under FSDP2 every "
+            "rank must run all layers equally often: take DDP, ZeRO-1 or ZeRO-2"
+        )
     of_none = found.by_any if sharding == "none" else ()  # what all ranks leave out, shards do not wait for
     join([*of_none, *found.by_some], embedding)
     return found
+
+
+def _is_outside(model: PreTrainedModel, meeting: Meeting) -> bool:
+    """Whether a parameter would join the graph outside of the layer that FSDP2 gathers it with."""
+    classes = layer_classes(model)
+    units = [module for module in model.modules() if type(module).__name__ in classes]
+    unit = next((unit for unit in units if any(part is meeting.owner for part in unit.modules())), None)
+    return unit is not None and not any(part is meeting.around for part in unit.modules())
 
 
 def _prepare_documents(module: CausalLMLoss | RewardModel, run: Run, max_seq_len: int, *, sharding: Sharding) -> None:

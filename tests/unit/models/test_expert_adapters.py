@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmtrain.config.adapter import AdapterConfig
-from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.adapters.lora import adapter_report, add_adapter
 from llmtrain.models.adapters.targets import left_out
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.prepare import prepare_layers
@@ -107,6 +107,33 @@ def test_packed_loss_and_each_gradient_are_those_of_peft_one_by_one(architecture
     assert set(ours) == set(theirs) and len(ours) == 12
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
+def test_the_report_counts_the_copies_of_experts_that_backward_waits_for() -> None:
+    model = make_model("qwen3_moe")
+    add_adapter(model, on_experts(target=["q_proj"]), (), 0)
+    experts = model.model.layers[0].mlp.experts.get_base_layer()
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in experts.parameters())
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and storage.nbytes() * 3 >= num_bytes:  # one of the two matrices
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model(documents()[3][None]).logits
+    assert outputs.requires_grad and sum(kept.values()) == 2 * num_bytes  # of two layers
+    line = adapter_report(model, 8)
+    assert line.endswith(
+        f", {2 * num_bytes / 1e6:.1f} MB for copies of experts, of which train.activation_checkpointing would keep one "
+        f"layer's, {num_bytes / 1e6:.1f} MB"
+    )
+    assert adapter_report(model, 8, recomputes=True).endswith(
+        f" {num_bytes / 1e6:.1f} MB for the copy of a layer's experts"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])

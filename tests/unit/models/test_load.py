@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from llmtrain.config.sections import ModelConfig, TunedModelConfig
 from llmtrain.models.adapters import quantized
 from llmtrain.models.load import load_model, load_pretrained
+from llmtrain.models.paths.small import noise_of
 from llmtrain.models.presets import PRESETS, preset_size
 
 
@@ -167,6 +168,15 @@ def test_dropout_is_written_to_every_field_that_means_it(
     for dropout in (0.0, 0.25):
         shape = load(tokenizer, architecture=architecture, preset="1m", dropout=dropout).config.to_dict()
         assert [shape[name] for name in fields] == [dropout] * len(fields)
+
+
+def test_no_dropout_is_no_noise_of_another_kind_either(tokenizer: PreTrainedTokenizerBase) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    opt = sizes | {"ffn_dim": 32, "word_embed_proj_dim": 32, "layerdrop": 0.5}
+    mixtral = sizes | {"intermediate_size": 32, "num_key_value_heads": 2, "router_jitter_noise": 0.5}
+    for architecture, fields in (("opt", opt), ("mixtral", mixtral)):
+        assert noise_of(load(tokenizer, architecture=architecture, config=fields).config)
+        assert not noise_of(load(tokenizer, architecture=architecture, config=fields, dropout=0.0).config)
 
 
 @pytest.mark.parametrize("architecture", ["gemma4_text", "mixtral"])

@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_paths import ChoosingLlama
+from tiny_paths import ChoosingLlama, SkippingLlama
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from llmtrain.models.trunk import run_model
 from llmtrain.models.unreached import Unreached, find_unreached, join
+from llmtrain.models.wrappers.prepare import reach_all
+from llmtrain.protocols import Sharding
 from tests.parity.test_transformers import SMALL
+
+MAX_SEQ_LEN = 700
 
 
 class Idle(nn.Module):
     """A feed-forward with a layer whose output goes nowhere, one that does not run, and one for long documents."""
+
+    least = 100  # tokens of a long one
 
     def __init__(self, inner: nn.Module, width: int) -> None:
         super().__init__()
@@ -25,7 +32,7 @@ class Idle(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         self.nowhere(hidden).argmax(-1)
         found: Tensor = self.inner(hidden)
-        return found + self.long(hidden) if hidden.shape[1] > 100 else found
+        return found + self.long(hidden) if hidden.shape[1] > self.least else found
 
 
 class IdleLlama(LlamaForCausalLM):
@@ -36,7 +43,7 @@ class IdleLlama(LlamaForCausalLM):
 
 def made(cls: type[LlamaForCausalLM]) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return cls(LlamaConfig(**SMALL | {"max_position_embeddings": 512}))
+    return cls(LlamaConfig(**SMALL | {"max_position_embeddings": MAX_SEQ_LEN}))
 
 
 def logits(model: LlamaForCausalLM) -> Callable[[Sequence[int]], Tensor]:
@@ -49,7 +56,7 @@ def logits(model: LlamaForCausalLM) -> Callable[[Sequence[int]], Tensor]:
 
 
 def found_in(model: LlamaForCausalLM) -> Unreached:
-    return find_unreached(model, model.get_input_embeddings(), logits(model))
+    return find_unreached(model, model.get_input_embeddings(), logits(model), MAX_SEQ_LEN)
 
 
 def test_a_model_that_every_document_reaches_is_left_as_it_is() -> None:
@@ -67,6 +74,31 @@ def test_what_no_document_reaches_is_not_what_only_a_long_one_does() -> None:
     }
     assert {each.name for each in found.by_some} == {f"{at}.long.weight", f"{at}.long.bias"}
     assert {type(each.around) for each in (*found.by_any, *found.by_some)} == {Idle}
+
+
+@pytest.mark.parametrize("least", [MAX_SEQ_LEN - 1, MAX_SEQ_LEN])
+def test_what_only_the_longest_document_of_a_run_reaches_is_reached_by_some(
+    least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Idle, "least", least)
+    found = found_in(made(IdleLlama))
+    by_long = {each.name for each in found.by_some}
+    assert {name.split(".")[-2] for name in by_long} == ({"long"} if least < MAX_SEQ_LEN else set())
+
+
+def test_a_look_keeps_no_activations() -> None:
+    model = made(IdleLlama)
+    last: list[Any] = []
+
+    def compute(lengths: Sequence[int]) -> Tensor:
+        found = logits(model)(lengths).exp()  # whose backward takes what it gave
+        last.append(found.grad_fn)
+        return found
+
+    find_unreached(model, model.get_input_embeddings(), compute, MAX_SEQ_LEN)
+    for node in last:
+        with pytest.raises(TypeError):
+            _ = node._saved_result
 
 
 def test_all_experts_of_a_list_count_though_some_are_chosen_in_each_look() -> None:
@@ -91,6 +123,38 @@ def test_joined_they_have_gradients_of_zero_and_all_else_is_as_before(cls: type[
         assert joined.grad is not None, name
         assert torch.equal(joined.grad, torch.zeros_like(joined) if alone.grad is None else alone.grad), name
     assert any(parameter.grad is None for parameter in plain.parameters())
+
+
+def dropping() -> OPTForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = OPTConfig(**sizes, word_embed_proj_dim=32, max_position_embeddings=64, layerdrop=0.5, dropout=0.0)
+    return OPTForCausalLM(shape)
+
+
+def test_layers_that_training_drops_at_random_have_gradients_of_zero_when_they_are() -> None:
+    model = dropping()
+    found = reach_all(model, run_model, "equal", 16, sharding="none")
+    assert {each.name.split(".")[2] for each in found.by_some} == {"layers"} and len(found.by_some) == 32
+    assert {each.around for each in found.by_some} == {model.get_input_embeddings()}
+    model.train()
+    layers, some = model.model.decoder.layers, 0
+    for _ in range(8):
+        model.zero_grad()
+        logits(model)([5]).square().sum().backward()
+        grads = [layer.fc1.weight.grad for layer in layers]
+        assert all(grad is not None for grad in grads)
+        some += sum(not grad.any() for grad in grads)
+    assert 0 < some < 16
+
+
+@pytest.mark.parametrize(("sharding", "engine"), [("layers", "FSDP2"), ("modules", "ZeRO-3")])
+def test_ranks_that_gather_weights_must_run_the_same_layers(sharding: Sharding, engine: str) -> None:
+    for model in (dropping(), made(SkippingLlama)):
+        with pytest.raises(ValueError, match=f"^{model.config.model_type}: not every document .* under {engine} every"):
+            reach_all(model, run_model, "equal", 16, sharding=sharding)
+    if sharding == "layers":  # experts are inside of a layer that always runs
+        assert reach_all(made(ChoosingLlama), run_model, "equal", 16, sharding=sharding).by_some
 
 
 def test_without_gradients_nothing_joins() -> None:

@@ -89,6 +89,31 @@ class LateLeakReward(LlamaForSequenceClassification):
             layer.mlp = LateLeak(layer.mlp)
 
 
+class TrainingLeak(Mixing):
+    """One that leaks in training only, as a mixer with a faster kernel there may."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        found: Tensor = super().forward(hidden) if self.training else self.inner(hidden)
+        return found
+
+
+class TrainingLeakLlama(LlamaForCausalLM):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = nn.Sequential(TrainingLeak(layer.mlp), nn.Dropout(0.1))
+
+
+class NoisyLlama(LlamaForCausalLM):
+    """Its noise in training is no field of its configuration."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.norm.register_forward_hook(
+            lambda module, _, output: output + torch.rand_like(output) if module.training else output
+        )
+
+
 def leaking_late(cls: type[PreTrainedModel]) -> PreTrainedModel:
     shape = AutoConfig.for_model("llama", **LARGE | {"num_labels": 1, "pad_token_id": 0})
     model = cls._from_config(shape, attn_implementation=ATTENTION)
@@ -119,12 +144,37 @@ def test_a_mixer_that_leaks_runs_per_document() -> None:
     assert first(model).by_groups == {Mixing: "padded"}
 
 
+def test_a_mixer_that_leaks_in_training_only_runs_per_document() -> None:
+    model = TrainingLeakLlama._from_config(AutoConfig.for_model("llama", **LARGE), attn_implementation=ATTENTION)
+    assert first(model).by_groups == {TrainingLeak: "padded"}
+
+
+def test_noise_in_training_is_no_fault_and_leaves_the_generator() -> None:
+    model = NoisyLlama._from_config(AutoConfig.for_model("llama", **LARGE), attn_implementation=ATTENTION)
+    before = torch.get_rng_state()
+    assert first(model) == Path("segments")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_window_that_packs_ignore_takes_rows() -> None:
     """Of 1,024 tokens: longer than any document of a check that does not lower it."""
     model = of_type("qwen2_moe", **EXPERTS | WINDOWS | {"sliding_window": 1024}, num_hidden_layers=2)
     assert "outputs differ" in str(Trial(model, 2048, run_model).fault(Path("segments")))
     assert first(model).kernel == "padded"
     assert first(model, max_seq_len=1024).kernel == "segments"  # no document is past the window
+
+
+def test_attention_by_a_tokens_place_in_a_pack_takes_rows() -> None:
+    """Llama 4 tempers attention by floor_scale tokens, 8,192, which no document of the run need be past: packs are."""
+    fields: dict[str, Any] = {
+        "intermediate_size_mlp": 64,
+        "num_local_experts": 2,
+        "moe_layers": [],
+        "no_rope_layers": [1, 0],
+    }
+    model = of_type("llama4_text", **fields, num_hidden_layers=2, floor_scale=8192, attention_chunk_size=8192)
+    assert "outputs differ" in str(Trial(model, 1024, run_model).fault(Path("segments")))
+    assert first(model, max_seq_len=1024).kernel == "padded"
 
 
 def test_rope_by_the_length_of_the_pack_runs_per_length() -> None:
