@@ -201,8 +201,8 @@ class EvalConfig(Section):
     task_items: Annotated[Positive, MAY_CHANGE, Needs("eval.tasks", lambda evaluation: bool(evaluation.tasks))] = 100
     """How many items of each task, the first ones."""
     before_after: Annotated[int, Field(ge=0), MAY_CHANGE] = 32
-    """Held-out documents, and answers to held-out prompts, measured before and after training for the model card, with
-    general texts and the items of `eval.tasks`; 0: off."""
+    """Answers to held-out prompts, and pieces of general text, measured before and after training for the model card,
+    with the held-out loss and the items of `eval.tasks`; 0: off."""
     general_text: Annotated[
         str | None, MAY_CHANGE, Needs("eval.before_after above 0", lambda evaluation: evaluation.before_after > 0)
     ] = None

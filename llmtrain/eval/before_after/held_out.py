@@ -1,7 +1,7 @@
 """A model's loss on what a run held out, document by document: conversations, pairs of answers, labelled answers.
 
 A document is what a pack has of it, known by a hash of its tokens, so that two runs that held out the same compare too.
-The packs are a fixed spread over all held-out ones.
+All that an evaluation takes are measured, so the loss is the one that the run's log gives.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from llmtrain.batch import IGNORE_INDEX, LabelledAnswers, PackedTokens, PreferencePairs
 from llmtrain.data.loader.batches import Collate, collate, rank_batches
-from llmtrain.data.loader.order import permuted_index
-from llmtrain.data.loader.plan import EVAL_KEY, DataPlan
+from llmtrain.data.loader.plan import DataPlan
 from llmtrain.data.packing.answers import collate_answers
 from llmtrain.data.packing.pairs import collate_pairs
 from llmtrain.eval.before_after.measure import Measurement
@@ -59,7 +58,12 @@ class HeldOutItems(Generic[BatchType]):
             plan, ranks = self.plan, self.ranks
             items: list[ItemResult] = []
             batches = rank_batches(
-                self._packs(), plan.eval_pack, plan.packs_per_microbatch, ranks.rank, ranks.world_size, self.collate
+                range(plan.num_eval_packs),
+                plan.eval_pack,
+                plan.packs_per_microbatch,
+                ranks.rank,
+                ranks.world_size,
+                self.collate,
             )
             for batch in batches:
                 items += self.items_of(model, batch.to(ranks.device))
@@ -73,17 +77,9 @@ class HeldOutItems(Generic[BatchType]):
 
     @property
     def num_documents(self) -> int:
-        """Documents, or pairs, of the packs that are measured."""
-        segments = (len(self.plan.eval_pack(pack).segment_lengths) for pack in self._packs())
+        """Documents, or pairs, that are measured."""
+        segments = (len(self.plan.eval_pack(pack).segment_lengths) for pack in range(self.plan.num_eval_packs))
         return sum(segments) // self.segments_per_item
-
-    def _packs(self) -> list[int]:
-        """Numbers of the fewest packs, in a fixed random order, that hold as many documents as are asked for."""
-        plan, packs, found = self.plan, list[int](), 0
-        while len(packs) < plan.num_eval_packs and found < plan.config.eval.before_after:
-            packs.append(permuted_index(len(packs), plan.num_eval_packs, EVAL_KEY))
-            found += len(plan.eval_pack(packs[-1]).segment_lengths) // self.segments_per_item
-        return packs
 
 
 def held_out_conversations(plan: DataPlan, ranks: Ranks) -> dict[str, Measurement]:

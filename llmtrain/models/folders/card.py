@@ -52,7 +52,6 @@ SHOWN_VALUES = {
     "eval_bits_per_byte": "bits per byte",
     "eval_accuracy": "accuracy: chosen above rejected",
     "eval_score": "mean score of answers",
-    "eval_terminated_ratio": "share of answers that end by themselves",
 }
 """Held-out values that a reader of a card compares, and what they are; all others are in the run's metrics.jsonl."""
 

@@ -32,7 +32,6 @@ def plan(num_packs: int = NUM_PACKS) -> Any:
         num_eval_packs=num_packs,
         packs_per_microbatch=1,
         eval_pack=lambda number: SimpleNamespace(segment_lengths=[1]),
-        config=SimpleNamespace(eval=SimpleNamespace(before_after=100)),
     )
 
 
