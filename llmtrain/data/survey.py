@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from llmtrain.config.data import Source
 from llmtrain.data.formats.asked import asked_reader
-from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, shortened
+from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, masked_quote
 from llmtrain.data.formats.instructions import chat_reader
 from llmtrain.data.formats.labelled import Labelled, label_reader
 from llmtrain.data.formats.preferences import Preference, pair_reader
@@ -229,7 +229,7 @@ def _first_ids(first: TokenRow) -> str:
 
 
 def _start(document: Document) -> str:
-    return shortened(document.text if isinstance(document.text, str) else next(iter(document.text.chunks())))
+    return masked_quote(document.text if isinstance(document.text, str) else next(iter(document.text.chunks())))
 
 
 def _fields(source: Source) -> dict[str, str]:
@@ -240,7 +240,7 @@ def _fields(source: Source) -> dict[str, str]:
         for read in islice(rows, SAMPLE_ROWS):
             for name, value in (read.row.fields if isinstance(read.row, Row) else {}).items():
                 if value is not None:
-                    found.setdefault(name, shortened(value) if isinstance(value, str) else _kind(value))
+                    found.setdefault(name, masked_quote(value) if isinstance(value, str) else _kind(value))
     except ValueError:
         pass  # each kind of training says it
     return found

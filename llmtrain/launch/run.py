@@ -25,7 +25,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from llmtrain.launch.options import complete, is_alone, parsed, show_gpus
 from llmtrain.launch.outcome import code_of_failures, code_of_outcomes, reason, what_was_left
-from llmtrain.launch.signals import PassedOn, watched_signals
+from llmtrain.launch.signals import PassedOn, passing_signals_on
 from llmtrain.system.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SAVED, code_of_signals
 from llmtrain.system.files import one_line
 from llmtrain.system.leaving import OUTCOMES
@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace, scratch: Path, logs: Path) -> int:
         os._exit(code)
 
     passed_on = PassedOn(options.save_seconds, are_started, leave)
-    with watched_signals(passed_on):
+    with passing_signals_on(passed_on):
         try:
             launch_command(options)
         except ChildFailedError as error:

@@ -83,7 +83,7 @@ class PassedOn:
 
 
 @contextmanager
-def watched_signals(passed_on: PassedOn) -> Iterator[None]:
+def passing_signals_on(passed_on: PassedOn) -> Iterator[None]:
     """Within it, signals to this process are passed on.
 
     They do nothing else here, also after it, when the exit code is known.

@@ -18,7 +18,7 @@ from llmtrain.data.chat.arguments import fixed_day
 from llmtrain.data.chat.encode import LossOn
 from llmtrain.data.chat.system_prompt import own_system_prompt
 from llmtrain.data.chat.tokenizer import ChatTokenizer, open_chat_tokenizer
-from llmtrain.data.formats.faults import shortened
+from llmtrain.data.formats.faults import masked_quote
 from llmtrain.data.formats.prompts import Prompts
 from llmtrain.data.loader.order import ORDER_VERSION
 from llmtrain.data.sources.files import fingerprint, resolve
@@ -70,7 +70,7 @@ def open_chat(
         )
     if data.system_prompt is None and (own := own_system_prompt(chat.tokenizer)) is not None:
         report(
-            f"rows without a system message get the chat template's own, {shortened(own)}: data.system_prompt sets "
+            f"rows without a system message get the chat template's own, {masked_quote(own)}: data.system_prompt sets "
             "another"
         )
     new_ids = new_tokens(config, base, chat.tokenizer, chat.new_token_ids, report=report)

@@ -9,6 +9,8 @@ from typing import Any
 from llmtrain.data.personal import masked_part
 from llmtrain.data.sources.rows import Row
 
+QUOTED_CHARS = 48  # of a value, in a message
+
 
 class UnfitRow(ValueError):
     """A row that is wrong: `reason`, one of a few, for counting; the text names what is wrong and where in the row."""
@@ -35,13 +37,13 @@ def kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def shortened(text: str, max_chars: int = 48) -> str:
+def masked_quote(text: str) -> str:
     """A string in quotes on one line, its personal data masked, its end left out where it is long.
 
     It is masked before it is cut: half an e-mail address is not known as one.
     """
-    line = " ".join(masked_part(text, 0, 8 * max_chars).split())
-    return json.dumps(line if len(line) <= max_chars else line[: max_chars - 3] + "...", ensure_ascii=False)
+    line = " ".join(masked_part(text, 0, 8 * QUOTED_CHARS).split())
+    return json.dumps(line if len(line) <= QUOTED_CHARS else line[: QUOTED_CHARS - 3] + "...", ensure_ascii=False)
 
 
 def field_names(row: Row) -> str:

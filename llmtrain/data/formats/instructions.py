@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 from llmtrain.config.data import OnBadRow, Source
-from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, UnwantedRow, field_names, shortened
+from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, UnwantedRow, field_names, masked_quote
 from llmtrain.data.formats.messages import Conversation, Dialogue, conversation, shown
 from llmtrain.data.formats.naming import Naming
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
@@ -117,7 +117,7 @@ def first_shown(example: Example) -> str:
     """An example on one line, shortened."""
     match example:
         case PlainText():
-            return shortened(example.text)
+            return masked_quote(example.text)
         case TokenRow():
             return f"{len(example.ids)} ids, {', '.join(map(str, example.ids[:SHOWN_IDS]))}, ..."
         case Conversation():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from llmtrain.data.formats.faults import UnfitRow, kind, shortened
+from llmtrain.data.formats.faults import UnfitRow, kind, masked_quote
 from llmtrain.data.formats.messages import Message, text_message
 from llmtrain.data.formats.roles import ROLES
 
@@ -31,7 +31,7 @@ def marked_messages(text: Any, marking: str, place: str, *, open_end: bool = Fal
     Raises UnfitRow for a string that is not so marked, and for an answer without text.
     """
     if marking_of(text) != marking:
-        shown = shortened(text) if isinstance(text, str) else kind(text)
+        shown = masked_quote(text) if isinstance(text, str) else kind(text)
         raise UnfitRow("not a marked dialogue", f"{place} is not a {marking}: it begins with {shown}")
     pieces = MARKS[marking].split(text)[1:]
     turns = [(speaker, content.strip()) for speaker, content in zip(pieces[::2], pieces[1::2], strict=True)]

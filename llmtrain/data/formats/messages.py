@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from llmtrain.data.formats.faults import UnfitRow, kind, shortened
+from llmtrain.data.formats.faults import UnfitRow, kind, masked_quote
 from llmtrain.data.formats.roles import ROLE_KEYS, content_key_of, is_caller, role_key_of, role_of, unknown_role
 from llmtrain.data.formats.weights import MESSAGE_KEYS, message_weight, weights_of, without_weights
 from llmtrain.data.sources.weight_values import WEIGHT
@@ -154,7 +154,7 @@ def shown(messages: Sequence[Message]) -> str:
     parts = []
     for message in messages[:SHOWN_MESSAGES]:
         if message["content"] or "tool_calls" not in message:
-            parts.append(f"{message['role']} {shortened(message['content'])}")
+            parts.append(f"{message['role']} {masked_quote(message['content'])}")
         else:
             names = ", ".join(call["function"]["name"] for call in message["tool_calls"])
             parts.append(f"{message['role']} calls {names}")

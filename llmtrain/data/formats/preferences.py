@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import blake2b
 
 from llmtrain.config.data import OnBadRow, Source
-from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, field_names, shortened
+from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, field_names, masked_quote
 from llmtrain.data.formats.labels import label_of
 from llmtrain.data.formats.messages import Conversation, Dialogue, answered, first_question, shown
 from llmtrain.data.formats.naming import Naming
@@ -124,7 +124,7 @@ def _described(found: PreferenceFormat, notes: Sequence[str], first: Preference)
     parts = [f"{found.name} rows{named}", *notes]
     num_prompt = first.chosen.num_prompt
     chosen, rejected = (
-        " -> ".join(shortened(message["content"]) for message in side.messages[num_prompt:])
+        " -> ".join(masked_quote(message["content"]) for message in side.messages[num_prompt:])
         for side in (first.chosen, first.rejected)
     )
     prompt = shown(first.chosen.messages[:num_prompt])

@@ -19,7 +19,7 @@ from llmtrain.config.data import Source, SpeltTokens
 from llmtrain.config.rl import PromptDataConfig
 from llmtrain.data import rendering
 from llmtrain.data.formats.asked import asks
-from llmtrain.data.formats.faults import UnfitRow, UnwantedRow, shortened
+from llmtrain.data.formats.faults import UnfitRow, UnwantedRow, masked_quote
 from llmtrain.data.formats.instructions import check_canonical
 from llmtrain.data.formats.messages import Dialogue, Message, asks_nothing, shown
 from llmtrain.data.formats.naming import Naming
@@ -239,7 +239,7 @@ def _around(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
 
 def _described(recognised: str, first: Prompt) -> str:
     """What was recognised, and one prompt of it, on one line."""
-    text = shortened(first.messages) if isinstance(first.messages, str) else shown(first.messages)
+    text = masked_quote(first.messages) if isinstance(first.messages, str) else shown(first.messages)
     return f"{recognised}; the first: {text}"
 
 

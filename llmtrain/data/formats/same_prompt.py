@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmtrain.data.formats.faults import UnfitRow, shortened
+from llmtrain.data.formats.faults import UnfitRow, masked_quote
 from llmtrain.data.formats.marked import marked_messages, marking_of
 from llmtrain.data.formats.roles import begins_with_answer, content_key_of, is_turns
 
@@ -24,8 +24,8 @@ def require_same_prompt(fields: Mapping[str, Any], chosen: Sequence[Mapping[str,
         if lost is not None:
             raise UnfitRow(
                 "two prompts",
-                f"{name!r} holds {shortened(lost)}, which is not in the dialogue of 'chosen', whose first message is "
-                f"{shortened(str(chosen[0].get('content')))}: take one of the two out, or add it there",
+                f"{name!r} holds {masked_quote(lost)}, which is not in the dialogue of 'chosen', whose first message "
+                f"is {masked_quote(str(chosen[0].get('content')))}: take one of the two out, or add it there",
             )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from llmtrain.config.data import Source
-from llmtrain.data.formats.faults import shortened
+from llmtrain.data.formats.faults import masked_quote
 from llmtrain.data.formats.instructions import Example, first_shown
 from llmtrain.data.formats.labelled import Labelled
 from llmtrain.data.formats.messages import shown
@@ -158,7 +158,7 @@ def excerpt(example: Example | Preference | Labelled) -> str:
         case Preference():
             num_prompt = example.chosen.num_prompt
             chosen, rejected = (
-                " -> ".join(shortened(str(message["content"])) for message in side.messages[num_prompt:])
+                " -> ".join(masked_quote(str(message["content"])) for message in side.messages[num_prompt:])
                 for side in (example.chosen, example.rejected)
             )
             return f"{shown(example.chosen.messages[:num_prompt])} -> chosen {chosen}, rejected {rejected}"

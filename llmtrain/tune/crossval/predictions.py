@@ -41,7 +41,7 @@ from llmtrain.system.precision import DTYPES, reading
 from llmtrain.system.typing import Array
 from llmtrain.tune.crossval.items import Item, Record, held_out_items
 from llmtrain.tune.crossval.plan import FREE_DIR, Plan
-from llmtrain.tune.crossval.rows import json_line
+from llmtrain.tune.crossval.rows import row_line
 
 FoldConfig = SftConfig | RewardStageConfig | PreferenceStageConfig
 Logprobs = Callable[[Sequence[Encoded]], Array]
@@ -70,7 +70,7 @@ def predict_fold(plan: Plan, fold: int) -> None:
         lines = _scored_pairs(items, plan, fold, config)
     path = plan.predictions_path(fold)
     path.parent.mkdir(exist_ok=True)
-    write_bytes(path, b"".join(map(json_line, [*lines, *dropped])), FREE_DIR)
+    write_bytes(path, b"".join(map(row_line, [*lines, *dropped])), FREE_DIR)
 
 
 def _chats(items: Sequence[Item], logprobs: Logprobs) -> list[Record]:

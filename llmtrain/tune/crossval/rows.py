@@ -112,11 +112,11 @@ def write_folds(config: RecipeConfig, groups: Sequence[str | None], folds: dict[
             record["dropped"] = read.fault
         else:
             assert isinstance(read.row, Row)
-            line = json_line(read.row.fields)
+            line = row_line(read.row.fields)
             record |= {"fold": folds[group] + 1, "group": group}
             buffers.setdefault(fold_file(folder, index, folds[group] + 1), bytearray()).extend(line)
             num_held += len(line)
-        buffers.setdefault(folder / ROWS, bytearray()).extend(json_line(record))
+        buffers.setdefault(folder / ROWS, bytearray()).extend(row_line(record))
         if num_held > BUFFER_BYTES:
             flush()
             num_held = 0
@@ -136,7 +136,7 @@ def fold_file(folder: Path, source: int, fold: int) -> Path:
     return source_folder(folder, source) / f"fold-{fold}.jsonl"
 
 
-def json_line(fields: Fields) -> bytes:
+def row_line(fields: Fields) -> bytes:
     """A row as a line of JSON; a value that JSON has not, such as a date, as text."""
     try:
         text = json.dumps(fields, ensure_ascii=False, default=str)

@@ -19,7 +19,7 @@ from llmtrain.config.recipes import PreferenceStageConfig, SftConfig
 from llmtrain.statistics.intervals import clustered_mean, clustered_proportion
 from llmtrain.system.files import write_bytes, write_json
 from llmtrain.tune.crossval.plan import FREE_DIR, Plan
-from llmtrain.tune.crossval.rows import json_line, read_records
+from llmtrain.tune.crossval.rows import read_records, row_line
 
 PREDICTIONS, DROPPED, RESULT = "predictions.jsonl", "dropped.jsonl", "crossval.json"
 
@@ -120,7 +120,7 @@ def collect(plan: Plan) -> Result:
     dropped = sorted([line for line in lines if "dropped" in line] + never_used, key=_order)
     items = [line | _signed(line) for line in items]
     for name, records in ((PREDICTIONS, items), (DROPPED, dropped)):
-        write_bytes(plan.folder / name, b"".join(map(json_line, records)), FREE_DIR)
+        write_bytes(plan.folder / name, b"".join(map(row_line, records)), FREE_DIR)
     reasons = Counter(str(line["dropped"]) for line in dropped)
     averages = [_average(measure, items, plan.num_folds) for measure in measures_of(plan)]
     result = Result(plan, items, reasons, averages)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.launch.signals import PASSED_ON, POLL_SECONDS, PassedOn, watched_signals
+from llmtrain.launch.signals import PASSED_ON, POLL_SECONDS, PassedOn, passing_signals_on
 
 COUNTS = """
 import signal, sys, time
@@ -70,7 +70,7 @@ def send(number: int) -> None:
 
 def test_each_process_gets_each_signal_once_also_one_that_starts_late(tmp_path: Path) -> None:
     passed_on = PassedOn(LIMIT_SECONDS, lambda: True, lambda: None)
-    with watched_signals(passed_on), process(tmp_path / "early"):
+    with passing_signals_on(passed_on), process(tmp_path / "early"):
         send(signal.SIGUSR1)
         wait_until(lambda: got(tmp_path / "early") == [signal.SIGUSR1])
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
@@ -84,7 +84,7 @@ def test_each_process_gets_each_signal_once_also_one_that_starts_late(tmp_path: 
 
 def test_each_ctrl_c_is_passed_on_and_a_closed_terminal_is_a_wish_to_end(tmp_path: Path) -> None:
     passed_on = PassedOn(LIMIT_SECONDS, lambda: True, lambda: None)
-    with watched_signals(passed_on), process(tmp_path / "process"):
+    with passing_signals_on(passed_on), process(tmp_path / "process"):
         for sent in (signal.SIGINT, signal.SIGINT, signal.SIGHUP):
             before = len(got(tmp_path / "process"))
             send(sent)
@@ -95,7 +95,7 @@ def test_each_ctrl_c_is_passed_on_and_a_closed_terminal_is_a_wish_to_end(tmp_pat
 def test_a_process_that_does_not_end_in_time_is_killed_which_is_no_end_without_loss(tmp_path: Path) -> None:
     left = threading.Event()
     passed_on = PassedOn(0.2, lambda: True, left.set)
-    with watched_signals(passed_on), process(tmp_path / "process") as started:
+    with passing_signals_on(passed_on), process(tmp_path / "process") as started:
         send(signal.SIGTERM)
         assert started.wait(LIMIT_SECONDS) == -signal.SIGKILL
         assert not left.wait(5 * POLL_SECONDS)  # torchrun is about to report the failure
@@ -104,13 +104,13 @@ def test_a_process_that_does_not_end_in_time_is_killed_which_is_no_end_without_l
 
 def test_a_launcher_without_processes_leaves_at_once() -> None:
     left = threading.Event()
-    with watched_signals(PassedOn(LIMIT_SECONDS, lambda: False, left.set)):
+    with passing_signals_on(PassedOn(LIMIT_SECONDS, lambda: False, left.set)):
         send(signal.SIGTERM)
         assert left.wait(LIMIT_SECONDS)
 
 
 def test_a_signal_after_a_launch_does_not_change_its_exit_code() -> None:
-    with watched_signals(PassedOn(LIMIT_SECONDS, lambda: True, lambda: None)):
+    with passing_signals_on(PassedOn(LIMIT_SECONDS, lambda: True, lambda: None)):
         pass
     for number in PASSED_ON:
         send(number)
