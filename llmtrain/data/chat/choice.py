@@ -30,7 +30,9 @@ def choose_template(tokenizer: PreTrainedTokenizerFast, asked: str) -> tuple[Tem
     if asked in ("auto", "ours"):
         tokens = SpecialTokens()
         needed = (tokens.start_of_turn, tokens.end_of_turn)
-        return chat_template(tokens, tokenizer.bos_token), [token for token in needed if not _is_token(tokenizer, token)]
+        return chat_template(tokens, tokenizer.bos_token), [
+            token for token in needed if not _is_token(tokenizer, token)
+        ]
     try:
         return read_text(Path(asked).expanduser()), []
     except (OSError, UnicodeDecodeError) as error:
