@@ -9,8 +9,14 @@ import re
 from collections.abc import Iterator
 
 NAMES = "think|thinking|thought|reasoning|seed:think"
-OPENING = re.compile(rf"<({NAMES})>|\[THINK\]")
-CLOSED = re.compile(rf"</({NAMES})>|\[/THINK\]")
+OTHERS = {
+    "[THINK]": "[/THINK]",  # Magistral
+    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",  # gpt-oss
+    "<|channel>thought": "<channel|>",  # Gemma 4
+}
+"""What else opens a thought -> what ends it."""
+OPENING = re.compile("|".join([rf"<({NAMES})>", *map(re.escape, OTHERS)]))
+CLOSED = re.compile("|".join([rf"</({NAMES})>", *map(re.escape, OTHERS.values())]))
 OPENED = re.compile(rf"\s*(?:{OPENING.pattern})")
 OPENED_LAST = re.compile(rf"(?:{OPENING.pattern})\s*\Z")
 
@@ -50,7 +56,7 @@ def thoughts(text: str, start: int = 0) -> Iterator[tuple[int, int]]:
         start = first.end()
     missing: set[str] = set()
     for opening in OPENING.finditer(text, start):
-        closing = opening[0][0] + "/" + opening[0][1:]
+        closing = OTHERS.get(opening[0], f"</{opening[1]}>")
         end = -1 if opening.start() < start or closing in missing else text.find(closing, opening.end())
         if end < 0:
             missing |= set() if opening.start() < start else {closing}

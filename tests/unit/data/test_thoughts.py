@@ -21,6 +21,13 @@ from llmtrain.data.thoughts import begins_with_thought, is_unended, thoughts, wi
         ("<think>a<think>b</think>4", ["<think>a<think>b"], "4"),
         ("<thinking>a <think> b</thinking>4", ["<thinking>a <think> b"], "4"),
         ("4, not <think>", [], "4, not <think>"),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>4",
+            ["<|channel|>analysis<|message|>a<|end|><|start|>assistant"],
+            "4",
+        ),
+        ("<|channel|>final<|message|>4", [], "4"),
+        ("<|channel>thought\na<channel|>4", ["<|channel>thought\na"], "4"),
         ("<plan>a</plan>4", [], "<plan>a</plan>4"),
     ],
 )
@@ -30,7 +37,7 @@ def test_where_thoughts_are(text: str, found: list[str], answer: str) -> None:
     assert [text[start - 2 : end - 2] for start, end in thoughts(f"??{text}", 2)] == found
 
 
-@pytest.mark.parametrize("text", ["<think>a", "\n[THINK]", "<reasoning> a"])
+@pytest.mark.parametrize("text", ["<think>a", "\n[THINK]", "<reasoning> a", "<|channel|>analysis<|message|>18"])
 def test_a_thought_that_never_ends(text: str) -> None:
     assert is_unended(text) and begins_with_thought(text) and without_thoughts(text) == ""
     assert not is_unended(f"{text}</think>")
