@@ -92,8 +92,7 @@ def resolve_model(config: AnyModel) -> AnyModel:
     try:
         folder = given_folder(config.path)
     except ValueError as error:
-        reason = str(error).removeprefix("model.path=")
-        raise ValueError(f"model.path={reason}") from None
+        raise ValueError(f"model.path={error}") from None
     if Path(folder).expanduser().is_dir():
         require_readable(Path(folder).expanduser())
     if is_adapter(folder) and adapter_kind(Path(folder).expanduser()) is not LANGUAGE:

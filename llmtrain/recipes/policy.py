@@ -100,7 +100,7 @@ def _train(run: Run[PolicyStageConfig]) -> None:
     facts = start_facts(loaded, model)
 
     stops = stop_ids(model, chat.encoder.end_of_turn_ids)
-    runtime.say(f"a response ends at {', '.join(str(chat.tokenizer.decode([id_])) for id_ in stops)}")
+    runtime.say(f"a response ends at {', '.join(str(chat.tokenizer.decode([id_])) or f'id {id_}' for id_ in stops)}")
     assert config.train.steps is not None
     num_steps = config.train.steps
     # Where the sampler's logprobs are trained on, it gives the values too: a value head on the trunk costs nothing.
