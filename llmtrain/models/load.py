@@ -93,8 +93,7 @@ def resolve_model(config: AnyModel) -> AnyModel:
     try:
         folder = given_folder(config.path)
     except ValueError as error:
-        reason = str(error).removeprefix("model.path=")
-        raise ValueError(f"model.path={reason}") from None
+        raise ValueError(f"model.path={error}") from None
     if local_path(folder).is_dir():
         require_readable(local_path(folder))
     if is_adapter(folder) and adapter_kind(local_path(folder)) is not LANGUAGE:

@@ -164,7 +164,9 @@ def prompt_order(config: PolicyStageConfig, prompts: Prompts) -> SampleOrder:
 def sampling_of(run: Run[PolicyStageConfig], model: PreTrainedModel, chat: ChatTokenizer) -> Sampling:
     """How responses are sampled; what ends one is reported."""
     rollout, stops = run.config.rollout, stop_ids(model, chat.encoder.end_of_turn_ids)
-    run.runtime.say(f"a response ends at {', '.join(str(chat.tokenizer.decode([id_])) for id_ in stops)}")
+    run.runtime.say(
+        f"a response ends at {', '.join(str(chat.tokenizer.decode([id_])) or f'id {id_}' for id_ in stops)}"
+    )
     return Sampling(
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,

@@ -188,7 +188,10 @@ def balance_report(objective: KtoObjective, stores: Sequence[TokenStore]) -> str
     desirable = np.concatenate([desirable_answers(store) for store in stores])
     good, bad = int(desirable.sum()), int((~desirable).sum())
     counts = f"{good:,} desirable and {bad:,} undesirable answers"
-    ratio = good * objective.desirable_weight / max(bad * objective.undesirable_weight, 1e-9)
+    if not good or not bad:
+        missing = "undesirable" if good else "desirable"
+        return f"{counts}: warning: KTO compares the two, and there is no {missing} one to learn from"
+    ratio = good * objective.desirable_weight / (bad * objective.undesirable_weight)
     if 1 <= ratio <= 4 / 3:  # Ethayarajh 2024, equation 8
         return counts
     return (

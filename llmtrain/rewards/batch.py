@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainerState
 
-from llmtrain.rewards.row import Prompt, Row
+from llmtrain.rewards.row import Prompt, Row, RowError
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,17 @@ TRL_GIVES = {"prompt", "prompts", "completion", "completions", "completion_ids"}
 
 
 def of_trl(
-    function: Callable[..., Any], settings: Mapping[str, Any], wanted: frozenset[str] | None, *, texts: bool
+    function: Callable[..., Any],
+    settings: Mapping[str, Any],
+    wanted: frozenset[str] | None,
+    needed: Set[str] = frozenset(),
+    *,
+    texts: bool,
 ) -> Scorer:
     """A function with the signature of TRL's rewards, which gets each field of the rows as a list.
 
     A completion is a text if its prompt is one and it takes `texts`, else a list of one message. `wanted`: the
-    arguments that it takes; None: any.
+    arguments that it takes; None: any. `needed`: those without which it cannot be called.
     """
 
     def scores(batch: ScoreBatch) -> Any:
@@ -132,6 +137,9 @@ def of_trl(
             "log_extra": batch.logged.log_extra,
             "log_metric": batch.logged.log_metric,
         }
+        if missing := sorted(needed - given.keys() - settings.keys()):
+            names = ", ".join(map(repr, fields)) or "no field that it may take"
+            raise RowError(f"it takes {missing[0]!r}, which no row has, only {names}")
         return function(**{name: given[name] for name in given if wanted is None or name in wanted}, **settings)
 
     return scores

@@ -7,10 +7,8 @@ import textwrap
 from collections.abc import Collection
 from typing import NamedTuple
 
-THOUGHTS = ("think", "thinking", "thought", "reasoning", "seed:think")
-OPENED_LAST = re.compile(rf"<({'|'.join(THOUGHTS)})>\s*\Z")
-OPENED = re.compile(rf"\s*<({'|'.join(THOUGHTS)})>")
-CLOSED = re.compile(rf"</({'|'.join(THOUGHTS)})>")
+from llmtrain.data.thoughts import without_thoughts
+
 # ``` or ~~~ after indentation, a list's mark or a sentence; then the info string: python title="a.py"
 FENCE = re.compile(r"(?P<before>[^\n]*?)(?<![`~])(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)")
 LEADING = re.compile(r"[ \t]*(?:[-*+][ \t]+|\d+[.)][ \t]+|>[ \t]?)*")
@@ -22,16 +20,6 @@ class Block(NamedTuple):
 
     language: str  # in small letters; "" if it names none
     text: str
-
-
-def without_thoughts(response: str) -> str:
-    """What follows the last `</think>`; nothing if the response begins to think and does not end it.
-
-    "<think>18? No.</think>\\nIt is 19." is "\\nIt is 19."; tags in the middle of an answer are part of it.
-    """
-    ends = [end.end() for end in CLOSED.finditer(response)]
-    rest = response[ends[-1] :] if ends else response
-    return "" if OPENED.match(rest) else rest
 
 
 def code_blocks(text: str) -> list[Block]:

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from llmtrain.rewards.fences import without_thoughts
+from llmtrain.data.thoughts import without_thoughts
 
 DIGITS = r"(?:\d{1,3}(?:(?:[,'\u2019]|\{,\}|\\,|\\!|\\;)\d{3})+(?!\d)|\d+)"
 PLAIN = rf"(?:{DIGITS}(?:\.\d+)?|\.\d+)"

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from llmtrain.config.rl import SandboxMode
+from llmtrain.data.thoughts import without_thoughts
 from llmtrain.rewards.asserts import split
-from llmtrain.rewards.fences import fenced, without_thoughts
+from llmtrain.rewards.fences import fenced
 from llmtrain.rewards.final_answer import ANSWER_TAG, final_answer, number
 from llmtrain.rewards.jail import find_jail
 from llmtrain.rewards.limited import Answer, LimitedChild

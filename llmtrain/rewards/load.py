@@ -21,6 +21,7 @@ from llmtrain.system.finite import is_number
 OURS = {"prompts", "responses", "rows"}
 LOG_METRIC = "log_metric"  # given by the caller, not by the configuration
 NOT_SETTINGS = {LOG_METRIC, "sandbox"}  # the second is rollout.sandbox
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 TASK = "task:"
 KINDS = f"one of {', '.join(REWARDS)}, model, task:TASK, FILE.py:FUNCTION or trl:FUNCTION"
 """What a reward may be called, for an error."""
@@ -128,7 +129,8 @@ def _loaded(name: str, settings: dict[str, Any], place: str) -> tuple[Scorer, Ma
             f"{place}: {name} takes neither (prompts, responses, rows) nor, as TRL's, (prompts, completions, ...)"
         )
     wanted = None if takes_any else frozenset(names)
-    return of_trl(function, settings, wanted, texts=not name.startswith(TRL)), code, is_async
+    needed = {each.name for each in parameters if each.default is each.empty and each.kind in NAMED}
+    return of_trl(function, settings, wanted, needed, texts=not name.startswith(TRL)), code, is_async
 
 
 def _check_settings(name: str, function: Callable[..., Any], settings: Mapping[str, Any], place: str) -> None:

@@ -6,7 +6,7 @@ import re
 from string import ascii_uppercase
 from typing import Any
 
-from llmtrain.rewards.fences import without_thoughts
+from llmtrain.data.thoughts import without_thoughts
 from llmtrain.rewards.final_answer import number
 from llmtrain.tasks.task import (
     AnswerItem,

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from llmtrain.data.chat.opening import is_unended, without_thought
+from llmtrain.data.chat.opening import without_thoughts
 from llmtrain.data.chat.template import BadExample, ChatTemplate
 from llmtrain.data.chat.turn import Turn
 from llmtrain.data.formats.instructions import PlainText
 from llmtrain.data.formats.messages import Conversation, Message, asks_nothing
 from llmtrain.data.rendering import DEFAULT, TOOL_USE
+from llmtrain.data.thoughts import is_unended
 
 Ids = tuple[int, ...]
 LossOn = Literal["assistant", "last", "completion", "all"]
@@ -38,6 +39,7 @@ class Draft:
     notes: tuple[str, ...] = ()
 
 
+NO_THOUGHT = "data.loss_on_thoughts=false leaves nothing out: no answer has a thought, such as <think>...</think>"
 AFTER_ANSWERS = "messages after its last answer, left out"
 
 
@@ -53,7 +55,14 @@ class Drafting:
 
     def of_text(self, text: PlainText) -> Draft:
         """A text, all of it trained."""
-        return Draft(text.where, text.text, [], text.weight, self.before, self.after)
+        notes = () if self.loss_on == "all" else self.unused("a text, of which every token is trained")
+        return Draft(text.where, text.text, [], text.weight, self.before, self.after, notes=notes)
+
+    def unused(self, what: str) -> tuple[str, ...]:
+        """A note on the keys that choose what is trained of a chat, for a row that is none; mostly nothing."""
+        keys = [f"data.loss_on={self.loss_on}"] if self.loss_on != "assistant" else []
+        keys += [] if self.loss_on_thoughts else ["data.loss_on_thoughts=false"]
+        return (f"{what}, without {' and '.join(keys)}",) if keys else ()
 
     def of_conversation(self, conversation: Conversation) -> list[Draft]:
         """The texts of a conversation and what is trained in each. Raises BadExample."""
@@ -66,12 +75,14 @@ class Drafting:
             _require_equal_weights(conversation)
             return [Draft(conversation.where, template.text(conversation), weight=conversation.weight)]
         answers = self._answers(conversation)
-        turns = []
+        turns, has_thoughts = [], False
         for turn in template.turns(conversation, list(answers)):
-            turn = self._without_thought(turn, conversation.messages[turn.place], conversation.where)
-            turns.append(replace(turn, weight=answers[turn.place]))
+            without = self._without_thought(turn, conversation.messages[turn.place], conversation.where)
+            has_thoughts = has_thoughts or without.trained != turn.trained
+            turns.append(replace(without, weight=answers[turn.place]))
         drafts = _shared(turns, conversation.where)
         notes = [note for turn in turns for note in turn.notes]
+        notes += [] if self.loss_on_thoughts or has_thoughts else [NO_THOUGHT]
         notes += [] if conversation.messages[-1]["role"] == "assistant" else [AFTER_ANSWERS]
         drafts[0].notes = tuple(dict.fromkeys(notes))
         return drafts
@@ -80,13 +91,13 @@ class Drafting:
         """A turn without its thought, if thoughts are not trained. Raises BadExample for one that never ends."""
         if self.loss_on_thoughts:
             return turn
-        if is_unended(message):
+        if is_unended(str(message["content"])):
             raise BadExample(
                 "thought without an end",
                 f"{where}: an answer begins a thought (<think>) and never ends it, so that data.loss_on_thoughts=false "
                 "leaves nothing to train",
             )
-        return without_thought(turn, message)
+        return without_thoughts(turn, message)
 
     def _answers(self, conversation: Conversation) -> dict[int, float]:
         """The places of the answers that are trained, with their weights. Raises BadExample where there is none."""

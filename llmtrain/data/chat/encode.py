@@ -168,7 +168,8 @@ class ChatEncoder:
         weights = np.full(len(row.ids), row.weight, dtype=np.float32)
         if row.weights is not None:
             weights *= np.array(row.weights, dtype=np.float32)
-        return self._weighed(row.where, np.array(row.ids, dtype=self.dtype), weights)
+        encoded = self._weighed(row.where, np.array(row.ids, dtype=self.dtype), weights)
+        return replace(encoded, notes=self._drafting.unused("tokenized, trained by its own labels or mask"))
 
     def _keeps_prompt_ids(self, turn: Turn, tokens: _Tokens, joints: Tokenized) -> bool:
         """Whether the prompt of a turn has, within a whole text, the ids that it has alone."""

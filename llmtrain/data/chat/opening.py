@@ -16,11 +16,12 @@ from dataclasses import replace
 
 from llmtrain.data.chat.turn import Turn
 from llmtrain.data.formats.messages import REASONING, Message
+from llmtrain.data.thoughts import thoughts
 
 TAG = re.compile(r"<(\w+)>")
 LAST_TAG = re.compile(r"<\w+>\s*\Z")
 EMPTY_AND_OVER = re.compile(r"<(\w+)>\s*</\1>\s*\Z")
-THINK, END = "<think>", "</think>"
+END = "</think>"
 EMPTY_THOUGHT = "an answer without a thought, after a prompt that opens one: an empty thought is trained"
 
 
@@ -67,14 +68,18 @@ def after_opening(message: Message, opening: str, written: str) -> tuple[str, bo
     return f"{thought}\n{end}\n\n" + written.lstrip("\r\n"), not thought
 
 
-def without_thought(turn: Turn, message: Message) -> Turn:
-    r"""A turn whose thought is given, not trained: of `<think>\nEasy.\n</think>\n\n4`, `\n</think>\n\n4` is."""
-    thought = _thought(message) or _inline_thought(message)
-    if not thought:
-        return turn
-    end = _end_of(thought, turn)
-    trained = tuple((max(start, end), stop) for start, stop in turn.trained if stop > end)
-    return replace(turn, trained=trained)
+def without_thoughts(turn: Turn, message: Message) -> Turn:
+    r"""A turn whose thoughts are given, not trained: of `<think>\nEasy.\n</think>\n\n4`, `\n</think>\n\n4` is.
+
+    One without any is the same turn.
+    """
+    thought = _thought(message)
+    spans = [(turn.start, _end_of(thought, turn))] if thought else _inline_thoughts(turn)
+    trained = turn.trained
+    for start, end in spans:
+        pieces = [piece for first, last in trained for piece in ((first, min(last, start)), (max(first, end), last))]
+        trained = tuple((first, last) for first, last in pieces if first < last)
+    return replace(turn, trained=trained) if spans else turn
 
 
 def ends_empty_thought(prompt: str) -> bool:
@@ -84,13 +89,7 @@ def ends_empty_thought(prompt: str) -> bool:
 
 def has_thought(message: Message) -> bool:
     """Whether an answer has a thought, in a key of its own or in its text."""
-    return bool(_thought(message) or _inline_thought(message))
-
-
-def is_unended(message: Message) -> bool:
-    """Whether an answer begins a thought in its text and does not end it."""
-    content = message.get("content")
-    return isinstance(content, str) and content.lstrip().startswith(THINK) and END not in content
+    return bool(_thought(message)) or any(thoughts(str(message.get("content") or "")))
 
 
 def _end_of(thought: str, turn: Turn) -> int:
@@ -103,11 +102,10 @@ def _end_of(thought: str, turn: Turn) -> int:
     return at + len(thought) if at >= 0 else turn.start
 
 
-def _inline_thought(message: Message) -> str:
-    content = message.get("content")
-    if not isinstance(content, str) or END not in content:
-        return ""
-    return content.split(END)[0].split(THINK)[-1].strip()
+def _inline_thoughts(turn: Turn) -> list[tuple[int, int]]:
+    r"""Where thoughts are in the text of a turn, white space at the end of each left to what ends it."""
+    found = thoughts(turn.text, turn.start)
+    return [(start, start + len(turn.text[start:end].rstrip())) for start, end in found]
 
 
 def _thought(message: Message) -> str:

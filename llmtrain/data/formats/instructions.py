@@ -14,10 +14,11 @@ from typing import Any
 
 from llmtrain.config.data import OnBadRow, Source
 from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, UnwantedRow, field_names, masked_quote
+from llmtrain.data.formats.labels import LABELS, label_of
 from llmtrain.data.formats.messages import Conversation, Dialogue, conversation, shown
 from llmtrain.data.formats.naming import Naming
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
-from llmtrain.data.formats.row_formats import CANONICAL, FINDERS, RowFormat
+from llmtrain.data.formats.row_formats import CANONICAL, CHOICE, FINDERS, RowFormat
 from llmtrain.data.formats.token_rows import TokenRow
 from llmtrain.data.formats.weights import row_weight, weight_note, without_weights
 from llmtrain.data.ledger import SourceLedger
@@ -73,7 +74,7 @@ def fields_read(row_format: RowFormat, fields: Mapping[str, str]) -> dict[str, s
 
 
 def _reader(names: Naming, row: Row) -> FormatReader[Example]:
-    row_format = recognise(row, names)
+    row_format = without_bad_answers(recognise(row, names), names.view(row.fields))
     notes = [note for note in (weight_note(names.view(row.fields)), names.note(row.fields)) if note]
     described = partial(_described, row_format, names, notes)
     return FormatReader(row_format.name, partial(_examples, row_format, names), described)
@@ -97,6 +98,30 @@ def _examples(row_format: RowFormat, names: Naming, row: Row) -> list[Example | 
     for message in without_weights(found.messages):
         num_bytes += sum(_num_bytes(value) for key, value in message.items() if key != "role")
     return [conversation(found, found.num_prompt, row.where, num_bytes, weight)]
+
+
+def without_bad_answers(row_format: RowFormat, first: Fields) -> RowFormat:
+    """A format of a source whose answers may be labelled, as KTO takes them: those that are bad are not trained.
+
+    That is what true and false say of an answer, in the source's first row too, and whatever is in `kto_tag`. Other
+    labels (0, "positive", those of a text) may be a class: a note says that they are not read.
+    """
+    name = next((name for name in LABELS if first.get(name) is not None), None)
+    value = None if name is None else first[name]
+    if name is None or label_of(value) is None or first.keys() >= CHOICE:
+        return row_format
+    says_so = isinstance(value, bool) or str(value).strip().lower() in ("true", "false") or name != LABELS[0]
+    if row_format.chosen_by == {"text": "text"} or not says_so:
+        note = f"the field {name} ({value!r}) is not read: if it says whether an answer is good, write true and false"
+        return replace(row_format, note="; ".join(filter(None, [row_format.note, note])))
+
+    def convert(row: Fields) -> Dialogue | TokenRow | str:
+        if label_of(row.get(name)) is False:
+            raise UnwantedRow(f"{name} is false")
+        return row_format.convert(row)
+
+    note = f"rows whose {name} is false are dropped"
+    return replace(row_format, convert=convert, note="; ".join(filter(None, [row_format.note, note])))
 
 
 def _num_bytes(tree: Any) -> int:

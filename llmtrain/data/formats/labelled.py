@@ -83,7 +83,7 @@ def _labelled(row_format: RowFormat, source: Source, names: Naming, row: Row) ->
     weight = row_weight(view)
     dialogue = row_format.convert(view)
     if not isinstance(dialogue, Dialogue):
-        raise UnfitRow("no answer", "a text alone has no answer that the label could be of")
+        raise UnfitRow("no answer", "a text, or ids alone, have no answer that the label could be of")
     if dialogue.messages[-1]["role"] != "assistant" or len(dialogue.messages) < 2:
         raise UnfitRow("does not end with an answer", "the last message is not an answer to one before it")
     conversation = answered(dialogue, dialogue.num_prompt or len(dialogue.messages) - 1, row.where)
@@ -96,6 +96,7 @@ def _label_field(row: Row, source: Source) -> str | None:
         return source.fields[LABELS[0]] if has_field(row.fields, source.fields[LABELS[0]]) else None
     is_pair = row.fields.keys() >= CHOICE
     given = [name for name in LABELS if row.fields.get(name) is not None]
+    given += [] if given or is_pair else [name for name in LABELS if name in row.fields]  # null in this row
     return next((name for name in given if not is_pair or isinstance(row.fields[name], bool)), None)
 
 

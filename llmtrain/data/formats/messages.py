@@ -7,7 +7,6 @@ replies `trees`. `row_formats` says which field holds which.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,11 +16,11 @@ from llmtrain.data.formats.faults import UnfitRow, kind, masked_quote
 from llmtrain.data.formats.roles import ROLE_KEYS, content_key_of, is_caller, role_key_of, role_of, unknown_role
 from llmtrain.data.formats.weights import MESSAGE_KEYS, message_weight, weights_of, without_weights
 from llmtrain.data.sources.weight_values import WEIGHT
+from llmtrain.data.thoughts import begins_with_thought
 
 Message = Mapping[str, Any]
 SHOWN_MESSAGES = 4
 """Messages of the first row that are shown."""
-BEGINS_WITH_THOUGHT = re.compile(r"\s*<think>(?!\s*</think>)")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """The keys of a message that `transformers` hands to templates as its reasoning."""
 LEGACY_CALL = "function_call"
@@ -173,7 +172,7 @@ def _message(role: str, content: Any, rest: Mapping[str, Any], place: str) -> Me
         raise UnfitRow("malformed tool call", f"{place} has both tool_calls and {LEGACY_CALL}: leave one of them out")
     calls = calls or _tool_calls(legacy, place)
     key = next((name for name in REASONING if extras.get(name)), None)
-    if role == "assistant" and key is not None and BEGINS_WITH_THOUGHT.match(text):
+    if role == "assistant" and key is not None and begins_with_thought(text):
         raise UnfitRow(
             "two thoughts", f"{place} has a thought in {key} and another in its content: leave one of them out"
         )

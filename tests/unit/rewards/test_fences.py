@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmtrain.rewards.fences import code_blocks, fenced, without_thoughts
+from llmtrain.data.thoughts import without_thoughts
+from llmtrain.rewards.fences import code_blocks, fenced
 from llmtrain.rewards.functions import REWARDS
 
 CODE = "def f(x):\n    return x"

@@ -79,6 +79,15 @@ def test_a_function_with_trls_signature_gets_only_the_columns_it_names(tmp_path:
     assert scored([term]).total == [8.0, 15.0, 1.0]
 
 
+def test_a_column_that_no_row_has_is_named_with_those_that_they_have(tmp_path: Path) -> None:
+    rows = [{"answer": "4", "prompt": "x"}, {"task": "sums"}, {}]
+    term = user_reward(tmp_path, "return [1.0] * len(completions)", "completions, solution, scale, other=1", scale=2)
+    message = r"failed on sample 10 \(.*\): it takes 'solution', which no row has, only 'answer'$"
+    with pytest.raises(ValueError, match=message):
+        scored([term], rows)
+    assert scored([term], [*rows[1:], {"solution": "6"}]).total == [1.0, 1.0, 1.0]
+
+
 def test_completions_of_chats_are_messages(tmp_path: Path) -> None:
     body = "return [float(c == [{'role': 'assistant', 'content': 'Hi.'}]) for c in completions]"
     term = user_reward(tmp_path, body, "prompts, completions")

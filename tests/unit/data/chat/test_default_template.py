@@ -100,6 +100,14 @@ def test_a_later_system_message_is_refused(place: int) -> None:
         (QWEN3, None, {**ANSWER, "content": "<think>th</think>Hi"}, "\n</think>\n\nHi<|im_end|>"),
         (QWEN3, None, ANSWER | {"reasoning_content": "i"}, "\n</think>\n\nHi<|im_end|>"),
         (DEEPSEEK_R1, None, {**ANSWER, "content": "<think>think</think>Hi"}, "</think>Hi<|end|>"),
+        (QWEN25, OURS, {**ANSWER, "content": "[THINK]the sky[/THINK]Hi"}, "[/THINK]Hi<|im_end|>"),
+        (QWEN25, OURS, {**ANSWER, "content": "<reasoning>the sky</reasoning>Hi"}, "</reasoning>Hi<|im_end|>"),
+        (
+            QWEN25,
+            OURS,
+            {**ANSWER, "content": "<think>the sky</think>Hi<think>you</think>Bye"},
+            "</think>Hi</think>Bye<|im_end|>",
+        ),
     ],
 )
 def test_a_thought_is_given_and_its_end_and_the_answer_are_trained(
@@ -113,6 +121,17 @@ def test_a_thought_is_given_and_its_end_and_the_answer_are_trained(
     assert whole.input_ids.tolist() == without.input_ids.tolist()
     assert trained_text(tokenizer, without) == trained
     assert encoders[0].fingerprint != encoders[1].fingerprint
+
+
+@pytest.mark.parametrize("answer", ["Hi", "<think>\n</think>Hi", "<plan>the sky</plan>Hi"])
+def test_answers_without_a_thought_to_leave_out_are_counted(answer: str) -> None:
+    encoder = ChatEncoder(family_tokenizer(QWEN25, OURS), plain=False, loss_on="assistant", loss_on_thoughts=False)
+    rows = [conversation("u: x", f"a: {answer}"), conversation("u: x", ANSWER | THOUGHT, "u: y", f"a: {answer}")]
+    notes = [documents[0].notes for documents in encoder.encode(rows) if not isinstance(documents, BadExample)]
+    assert notes == [
+        ("data.loss_on_thoughts=false leaves nothing out: no answer has a thought, such as <think>...</think>",),
+        (),
+    ]
 
 
 @pytest.mark.parametrize("begun", ["<think>\nthe sky", "<think>", "\n<think> Hi"])

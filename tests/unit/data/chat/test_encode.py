@@ -18,6 +18,7 @@ from llmtrain.data.chat.choice import choose_template
 from llmtrain.data.chat.default_template import chat_template
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded, LossOn
 from llmtrain.data.formats.instructions import Example, PlainText
+from llmtrain.data.formats.token_rows import TokenRow
 
 CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
 COMPLETION = ("u: the sky is", "a:  blue")
@@ -66,6 +67,18 @@ def test_loss_on_all_trains_every_token_but_bos():
     (document,) = documents(tokenizer, row, loss_on="all")
     assert document.input_ids.tolist() == tokenizer.apply_chat_template(list(row.messages))["input_ids"]
     assert document.trained.tolist() == [False] + [True] * (len(document.input_ids) - 1)
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "last", "completion", "all"])
+def test_rows_of_which_no_answers_are_known_are_counted_if_answers_are_chosen(loss_on: LossOn) -> None:
+    tokenizer = family_tokenizer(QWEN25)
+    encoder = ChatEncoder(tokenizer, plain=False, loss_on=loss_on)
+    found = encoder.encode([text_row("Hi there"), TokenRow((1, 2, 3), (0.0, 1.0, 1.0), "rows.jsonl:8")])
+    notes = [documents[0].notes for documents in found if not isinstance(documents, BadExample)]
+    chosen = f"without data.loss_on={loss_on}"
+    of_text = {"assistant": (), "all": ()}.get(loss_on, (f"a text, of which every token is trained, {chosen}",))
+    of_ids = () if loss_on == "assistant" else (f"tokenized, trained by its own labels or mask, {chosen}",)
+    assert notes == [of_text, of_ids]
 
 
 def test_the_first_token_is_never_a_target():

@@ -94,6 +94,16 @@ def test_the_first_good_row_decides_whether_a_source_has_labels(tmp_path: Path) 
     assert not has_labels(Source(path=str(written(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "a"}]))))
 
 
+def test_a_row_without_its_label_is_named_if_it_comes_first(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", [row(0, label=None), row(1)])
+    assert has_labels(Source(path=str(path)))
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: no field is true or false \(label, kto_tag\)"):
+        read(path)
+    ledger = SourceLedger(path=str(path))
+    assert len(list(iter_labelled(Source(path=str(path)), "skip", ledger, lambda line: None))) == 1
+    assert ledger.bad_rows["no label"].documents == 1
+
+
 def test_the_format_is_reported_once_with_the_first_answer(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", [row(0, label=False), row(1)])
     lines: list[str] = []

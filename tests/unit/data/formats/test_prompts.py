@@ -61,6 +61,14 @@ def test_one_message_is_a_prompt(tokenizer: PreTrainedTokenizerFast, tmp_path: P
     assert prompt.messages == ({"role": "user", "content": "Why?"},)
 
 
+@pytest.mark.parametrize("label", [True, False])
+def test_what_is_asked_in_rows_with_labelled_answers_is_a_prompt(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, label: bool
+) -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    assert prompt_of({"messages": turns, "label": label}, tokenizer, tmp_path).messages == (turns[0],)
+
+
 @pytest.mark.parametrize(
     "row",
     [

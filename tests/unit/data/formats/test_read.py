@@ -229,6 +229,34 @@ def test_an_answer_labelled_as_bad_is_dropped_and_counted(tmp_path: Path):
     assert "rows whose label is false are dropped" in said[0]
 
 
+@pytest.mark.parametrize("key", ["label", "kto_tag"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TURNS},
+        {"prompt": "2 + 2?", "completion": "4"},
+        {"instruction": "2 + 2?", "output": "4"},
+        {"conversations": SHAREGPT},
+        {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]},
+    ],
+)
+def test_bad_answers_are_dropped_from_rows_of_any_format(tmp_path: Path, row: dict[str, Any], key: str) -> None:
+    for labels in ((True, False, 0), ("true", "False", "false")):
+        examples, ledger = read(write(tmp_path, *({**row, key: label} for label in labels)))
+        assert (len(examples), ledger.dropped[f"{key} is false"].documents) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "label"),
+    [({"messages": TURNS}, 0), ({"prompt": "a", "completion": "b"}, "negative"), ({"text": "some words"}, False)],
+)
+def test_a_label_that_may_be_a_class_is_not_read_and_said(tmp_path: Path, row: dict[str, Any], label: Any) -> None:
+    said: list[str] = []
+    examples, _ = read(write(tmp_path, {**row, "label": label}, row | {"label": 1}), said=said)
+    assert len(examples) == 2
+    assert f"the field label ({label!r}) is not read: if it says whether an answer is good, write true" in said[0]
+
+
 def test_blank_texts_are_dropped_and_counted(tmp_path: Path):
     ledger = read(write(tmp_path, {"text": " \n"}, {"text": "a"}, {"text": ""}))[1]
     assert ledger.dropped["empty"].documents == 2
