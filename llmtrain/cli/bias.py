@@ -209,6 +209,7 @@ def _about(result: TaskResult, read: Sequence[Reading]) -> list[str]:
 
 
 def _rows(read: Sequence[Reading]) -> list[str]:
-    rows = [("measure", "value", "95 % interval", "good", "it is", "items")]
-    rows += [(each.name, each.value, each.interval, each.good, each.verdict, each.items) for each in read]
-    return in_columns(rows)
+    from llmtrain.eval.bias.reading import rows_of
+
+    head, rows = rows_of(read)
+    return in_columns([head, *rows])

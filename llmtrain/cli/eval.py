@@ -29,7 +29,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's folder, a model's, an adapter's, or a GGUF file")
+    parser.add_argument(
+        "model", metavar="RUN_OR_MODEL", nargs="?", help="a run's folder, a model's, an adapter's, or a GGUF file"
+    )
     add_tasks(parser)
     add_training_data(parser)
     parser.add_argument("--output", metavar="FILE.jsonl", type=Path, help="results by item (default: beside the model)")
@@ -43,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.tasks == "list":
         print("\n".join(list_tasks()))
         return
+    if arguments.model is None:
+        raise ValueError("which model? Give a run's folder, a model's, an adapter's, or a GGUF file")
     if arguments.harness:
         from llmtrain.eval.tasks.harness import HarnessOptions, run_harness
 
@@ -203,12 +207,16 @@ def table(evaluation: Evaluation) -> list[str]:
     """The results in words: a line for each measure."""
     from llmtrain.eval.tasks.results import estimate
 
-    rows = [("task", "measure", "value", "95 % interval", "items")]
+    rows: list[tuple[str, ...]] = [("task", "measure", "value", "95 % interval", "items", "chance", "it is")]
     notes = []
     for name, result in evaluation.tasks.items():
         for measure in result.measures:
             found = estimate(result.items, measure)
             interval = f"{found.low:.4f} to {found.high:.4f}" if not math.isnan(found.low) else "needs two items"
-            rows.append((name, measure.name, f"{found.value:.4f}", interval, f"{found.num_items:,}"))
+            chance = "" if math.isnan(found.chance) else f"{found.chance:.4f}"
+            numbers = (f"{found.value:.4f}", interval, f"{found.num_items:,}", chance, found.against_chance)
+            rows.append((name, measure.name, *numbers))
         notes += [f"{name}: {note}" for note in result.notes]
+    if not any(row[-2] for row in rows[1:]):  # guessing gets nothing of any
+        rows = [row[:-2] for row in rows]
     return ["", *in_columns(rows), *notes]

@@ -63,7 +63,8 @@ def test_tasks_are_measured_at_every_evaluation_as_eval_measures_the_model(
     names = {"eval_task/choices/acc", "eval_task/choices/acc_norm", "eval_task/letters/share", "eval_task/letters/ends"}
     for row in rows:
         found = {name for name in row if name.startswith("eval_task/")}
-        assert found == names | {f"{name}_{end}" for name in names for end in ("low", "high")}
+        guessed = {f"{name}_chance" for name in names if "choices" in name}
+        assert found == names | {f"{name}_{end}" for name in names for end in ("low", "high")} | guessed
     assert "choices acc" in ended.out
     main(["eval", str(tmp_path / "run"), "--tasks", ",".join(own)])
     evaluation = read_evaluation(tmp_path / "run" / "evaluation.jsonl")
@@ -71,7 +72,20 @@ def test_tasks_are_measured_at_every_evaluation_as_eval_measures_the_model(
         for measure in result.measures:
             value = estimate(result.items, measure).value
             assert value == pytest.approx(rows[-1][f"eval_task/{task}/{measure.name}"], abs=1e-6)
-    assert "95 % interval" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "95 % interval" in out and "not distinguishable from chance" in out
+
+
+def test_tasks_of_a_run_are_asked_through_the_chat_template_if_it_says_so(inputs: Path, tmp_path: Path) -> None:
+    own = [str(inputs / "choices.jsonl"), str(inputs / "answers.jsonl")]
+    ran(sft_config(tmp_path, inputs, tasks=own, task_chat=True), SFT)
+    last = [row for row in metrics(tmp_path / "run") if "eval_loss" in row][-1]
+    main(["eval", str(tmp_path / "run"), "--tasks", ",".join(own), "--chat"])
+    for task, result in read_evaluation(tmp_path / "run" / "evaluation.jsonl").tasks.items():
+        assert result.facts["chat"] is True
+        for measure in result.measures:
+            value = estimate(result.items, measure).value
+            assert value == pytest.approx(last[f"eval_task/{task}/{measure.name}"], abs=1e-6)
 
 
 def test_pretraining_measures_tasks_too(inputs: Path, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ KIND = "llmtrain evaluation"
 
 
 ACC = Measure("acc", True, "share")
-ACC_NORM = Measure("acc_norm", True, "share")
+CHANCE = "chance"
+CHOICE_ACC = Measure("acc", True, "share", chance=CHANCE)
+ACC_NORM = Measure("acc_norm", True, "share", chance=CHANCE)
 BITS_PER_BYTE = Measure("bits_per_byte", False, "per weight", "bytes")
 NATS_PER_TOKEN = Measure("nats_per_token", False, "per weight", "tokens")
 NATS = Measure("nats", False, "mean")
@@ -60,6 +62,17 @@ class Estimate:
     low: float
     high: float
     num_items: int
+    num_units: int  # that the interval is over: clusters, or items that are each alone
+    chance: float = math.nan  # what guessing gets; NaN if that is not known
+
+    @property
+    def against_chance(self) -> str:
+        """Whether the interval leaves out what guessing gets; "" if that is not known."""
+        if math.isnan(self.chance) or math.isnan(self.low):
+            return ""
+        if self.low <= self.chance <= self.high:
+            return "not distinguishable from chance"
+        return "above chance" if self.value > self.chance else "below chance"
 
 
 @dataclass(frozen=True)
@@ -94,8 +107,15 @@ def clusters_of(items: Sequence[ItemResult], measure: Measure) -> list[str] | No
 
 def estimate(items: Sequence[ItemResult], measure: Measure) -> Estimate:
     """A measure over items, with its interval: Wilson's of a share, else by the spread between items or clusters."""
-    values = values_of(items, measure)
-    return Estimate(*_interval(values, weights_of(items, measure), clusters_of(items, measure), measure), len(values))
+    values, clusters = values_of(items, measure), clusters_of(items, measure)
+    chance = measure.chance
+    of_chance = [] if chance is None else [item.values[chance] for item in measured_items(items, measure)]
+    return Estimate(
+        *_interval(values, weights_of(items, measure), clusters, measure),
+        len(values),
+        len(values if clusters is None else set(clusters)),
+        math.fsum(of_chance) / len(of_chance) if of_chance else math.nan,
+    )
 
 
 def _interval(
@@ -161,7 +181,7 @@ def read_evaluation(path: Path) -> Evaluation:
                 for measure in evaluation.tasks[item.task].measures:
                     if measure.is_partial and measure.name not in item.values:
                         continue
-                    for name in (measure.name, measure.weight):
+                    for name in (measure.name, measure.weight, measure.chance):
                         if name is not None and not is_number(item.values[name]):
                             raise ValueError(f"{name} is no number")
             except (TypeError, KeyError, ValueError, AttributeError) as error:
