@@ -181,12 +181,32 @@ def test_bad_input_of_eval_is_one_line(
     assert message in refused(capsys, "eval", inputs / "chat", *(word.format(inputs=inputs) for word in argv))
 
 
-def test_results_that_are_replaced_are_named(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, choices, answers = (str(inputs / name) for name in ("chat", "choices.jsonl", "answers.jsonl"))
-    main(["eval", model, "--tasks", f"{choices},{answers}", "--max-new-tokens", "2"])
-    assert "replaces" not in capsys.readouterr().out
-    main(["eval", model, "--tasks", choices])
-    assert "evaluation.jsonl: replaces earlier results, which had answers too" in capsys.readouterr().out
+def test_results_of_other_tasks_stay_if_the_weights_are_the_same_and_are_named_if_not(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_chat.write_model(tmp_path / "model", spread=0.2)
+    choices, answers = (str(inputs / name) for name in ("choices.jsonl", "answers.jsonl"))
+    main(["eval", str(model), "--tasks", f"{choices},{answers}", "--max-new-tokens", "2"])
+    assert "earlier" not in capsys.readouterr().out
+    main(["eval", str(model), "--tasks", choices])
+    assert "evaluation.jsonl: keeps earlier results of the same weights: answers" in capsys.readouterr().out
+    assert read_evaluation(model / "evaluation.jsonl").tasks.keys() == {"choices", "answers"}
+    tiny_chat.write_model(model, spread=0.3)
+    main(["eval", str(model), "--tasks", choices])
+    out = capsys.readouterr().out
+    assert "evaluation.jsonl: replaces earlier results of other weights, which had answers too" in out
+    assert read_evaluation(model / "evaluation.jsonl").tasks.keys() == {"choices"}
+    assert not (model / "evaluation.jsonl.unfinished").exists()
+
+
+def test_a_second_file_of_rows_of_a_kind_goes_by_its_name(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in CHOICES[:4]))
+    model, output = str(inputs / "chat"), str(tmp_path / "out.jsonl")
+    main(["eval", model, "--tasks", f"{inputs / 'choices.jsonl'},{tmp_path / 'more.jsonl'}", "--output", output])
+    assert {name: len(result.items) for name, result in read_evaluation(Path(output)).tasks.items()} == {
+        "choices": len(CHOICES),
+        "more": 4,
+    }
 
 
 def test_a_model_without_a_tokenizer_is_refused(

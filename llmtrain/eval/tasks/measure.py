@@ -48,6 +48,7 @@ from llmtrain.tasks.task import (
 )
 
 AS_TEXT = "asked as plain text, not through the chat template: the model goes on with a text"
+ASKED = "asked"  # detail of an item: its own prompt, without examples
 CUT = "cut"  # detail of an item: contexts or prompts that lost their beginning; without it none
 
 Generate = Callable[[Sequence[Sequence[int]], Sampling], list[Generated] | None]
@@ -104,8 +105,7 @@ def result_of(task_rows: TaskRows, asking: Asking, items: Sequence[ItemResult]) 
     facts: dict[str, object] = {"source": task.source, "shots": len(task_rows.shots), "data": task_rows.path}
     match task:
         case ChoiceTask():
-            measures = [each for each in measures if all(each.name in item.values for item in items)]
-            facts |= {"chat": True} if _asks_by_template(task_rows, asking) else {}
+            facts |= {"chat": True} if asking.chat and any(_is_question(row.item) for row in task_rows.rows) else {}
         case BiasTask():
             found = bias_result(task, task_rows, items)
             return replace(found, notes=[*found.notes, AS_TEXT]) if asking.chat else found
@@ -125,8 +125,8 @@ def result_of(task_rows: TaskRows, asking: Asking, items: Sequence[ItemResult]) 
 def measures_of(task: Task) -> list[Measure]:
     """What is measured of a task; a score of answers is a mean until its values are known to be 0 and 1."""
     match task:
-        case ChoiceTask():
-            return [CHOICE_ACC, ACC_NORM]
+        case ChoiceTask(has_lengths=has_lengths):
+            return [CHOICE_ACC, ACC_NORM] if has_lengths else [CHOICE_ACC]
         case ContinuationTask():
             return [ACC, NATS]
         case TextTask():
@@ -140,13 +140,13 @@ def measures_of(task: Task) -> list[Measure]:
 def _choices(subject: Subject, task_rows: TaskRows, asking: Asking, watch: Watch) -> list[ItemResult] | None:
     """acc: the choice of the highest logprob; acc_norm: of the highest per character. Ties go to the first.
 
-    If all choices of an item are scored by one continuation, as of Winogrande, there is no length to divide by.
+    If one continuation scores all choices, as of Winogrande, there is no length to divide by.
     """
-    before = task_rows.example_text()
-    request = chat_request_of if _asks_by_template(task_rows, asking) else request_of
+    before, measures = task_rows.example_text(), measures_of(task_rows.task)
     groups = []
     for row in task_rows.rows:
         assert isinstance(row.item, ChoiceItem)
+        request = chat_request_of if asking.chat and _is_question(row.item) else request_of
         pairs = zip(row.item.contexts, row.item.continuations, strict=True)
         groups.append([request(subject, before + context, continuation) for context, continuation in pairs])
     found = likelihoods(subject, groups, watch.done, watch.should_stop)
@@ -158,18 +158,23 @@ def _choices(subject: Subject, task_rows: TaskRows, asking: Asking, watch: Watch
         logprobs = [each.logprob for each in of_choices]
         gold = row.item.gold
         values = {ACC.name: float(_best(logprobs) == gold), CHANCE: 1 / len(logprobs)}
-        if len(set(row.item.continuations)) > 1:
+        if ACC_NORM in measures:
             rates = [logprob / length for logprob, length in zip(logprobs, row.item.lengths, strict=True)]
             values[ACC_NORM.name] = float(_best(rates) == gold)
-        details = {"gold": gold, "logprobs": [round(each, 6) for each in logprobs], **_cut(of_choices)}
+        details = {
+            ASKED: row.item.contexts[0] if _is_question(row.item) else list(row.item.contexts),
+            "choices": [continuation.strip() for continuation in row.item.continuations],
+            "gold": gold,
+            "logprobs": [round(each, 6) for each in logprobs],
+            **_cut(of_choices),
+        }
         items.append(ItemResult(task_rows.task.name, row.key, row.where, values, details))
     return items
 
 
-def _asks_by_template(task_rows: TaskRows, asking: Asking) -> bool:
-    """Whether choices answer a question that the chat template asks: each item has one context for all of them."""
-    items = [row.item for row in task_rows.rows]
-    return asking.chat and all(isinstance(item, ChoiceItem) and len(set(item.contexts)) == 1 for item in items)
+def _is_question(item: object) -> bool:
+    """Whether choices answer a question, which a chat template can ask: one context for all of them."""
+    return isinstance(item, ChoiceItem) and len(set(item.contexts)) == 1
 
 
 def _continuations(subject: Subject, task_rows: TaskRows, watch: Watch) -> list[ItemResult] | None:
@@ -257,7 +262,7 @@ def _answers(
                 ENDS.name: float(stopped[i]),
                 "tokens": float(len(responses[i].response_ids)),
             },
-            {"response": texts[i]} | ({CUT: 1} if len(prompts[i]) > room else {}),
+            {ASKED: asked[i], "response": texts[i]} | ({CUT: 1} if len(prompts[i]) > room else {}),
         )
         for i, row in enumerate(task_rows.rows)
     ]

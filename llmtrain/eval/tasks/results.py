@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llmtrain.protocols import Report
 from llmtrain.statistics.intervals import clustered_mean, clustered_proportion, mean_interval, wilson_interval
 from llmtrain.statistics.measures import Measure as Measure
 from llmtrain.system.files import write_bytes
 from llmtrain.system.finite import is_number
 from llmtrain.system.json_lines import json_line, parsed
 
+FREE_RESULTS = "free some space, or have them written elsewhere"
 FORMAT = 1
 KIND = "llmtrain evaluation"
+WEIGHTS = "weights"
+OF_MODEL = (WEIGHTS, "tokenizer", "dtype")
+"""What says in a file of results which model they are of, wherever it was."""
 
 
 ACC = Measure("acc", True, "share")
@@ -160,7 +165,25 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
         },
     }
     lines = [head, *(asdict(item) for result in evaluation.tasks.values() for item in result.items)]
-    write_bytes(path, "".join(map(json_line, lines)).encode())
+    write_bytes(path, "".join(map(json_line, lines)).encode(), FREE_RESULTS)
+
+
+def with_earlier(evaluation: Evaluation, output: Path, report: Report) -> Evaluation:
+    """The results, and those of other tasks that a file has of the same model; `report` gets what becomes of these."""
+    try:
+        earlier = read_evaluation(output)
+    except (OSError, ValueError):  # nothing is there, or something else
+        return evaluation
+    others = {name: result for name, result in earlier.tasks.items() if name not in evaluation.tasks}
+    if not others:
+        return evaluation
+    named = ", ".join(sorted(others))
+    is_same = all(evaluation.model.get(fact) == earlier.model.get(fact) for fact in OF_MODEL)
+    if not is_same or WEIGHTS not in earlier.model:
+        report(f"{output}: replaces earlier results of other weights, which had {named} too")
+        return evaluation
+    report(f"{output}: keeps earlier results of the same weights: {named}")
+    return replace(evaluation, tasks={**others, **evaluation.tasks})
 
 
 def read_evaluation(path: Path) -> Evaluation:
