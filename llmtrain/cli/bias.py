@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from llmtrain.cli.columns import in_columns
 from llmtrain.cli.compare import table as compared_table
-from llmtrain.cli.eval import check_output, progress
+from llmtrain.cli.eval import check_output
 from llmtrain.statistics.measures import PART
 from llmtrain.system.paths import local_path
 from llmtrain.system.run_files import BIAS_FILE, bias_base_path
@@ -65,13 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
     check_output(output)
     tasks = read_measures(arguments.measures, arguments.data, arguments.limit)
     base = read_evaluation(_file(against)) if against is not None and against.endswith(".jsonl") else None
-    found = evaluate(arguments.model, tasks, arguments.prompt)
-    save_evaluation(output, found)
+    found = evaluate(arguments.model, tasks, arguments.prompt, output)
     for line in table(found):
         say(line)
     if against is not None:
-        base = base or evaluate(against, tasks, arguments.prompt)
-        save_evaluation(bias_base_path(output), base)
+        if base is None:
+            base = evaluate(against, tasks, arguments.prompt, bias_base_path(output))
+        else:
+            save_evaluation(bias_base_path(output), base)
         compared = compare(base, found, common=False)
         for line in (
             *("", f"A is {against}, B is {arguments.model}", ""),
@@ -122,32 +123,40 @@ def read_measures(names: str | None, data: str | None, limit: int | None) -> lis
     return tasks
 
 
-def evaluate(path: str, tasks: Sequence[TaskRows], prompt: str | None) -> Evaluation:
-    """The results of a language model or of a reward model. Raises ValueError for a model that cannot be measured."""
+def evaluate(path: str, tasks: Sequence[TaskRows], prompt: str | None, output: Path) -> Evaluation:
+    """The results of a language model or of a reward model, saved. Raises ValueError if it cannot be measured."""
     from llmtrain.eval.bias.scores import is_reward_model
+    from llmtrain.eval.tasks.results import save_evaluation
 
-    return _scored(path, tasks, prompt) if is_reward_model(path) else _asked(path, tasks, prompt)
+    if not is_reward_model(path):
+        return _asked(path, tasks, prompt, output)
+    evaluation = _scored(path, tasks, prompt)
+    save_evaluation(output, evaluation)
+    return evaluation
 
 
-def _asked(path: str, tasks: Sequence[TaskRows], prompt: str | None) -> Evaluation:
+def _asked(path: str, tasks: Sequence[TaskRows], prompt: str | None, output: Path) -> Evaluation:
     """The results of a language model."""
-    from llmtrain.eval.tasks.measure import Asking, Watch, measure
+    from llmtrain.eval.tasks.measure import Asking
     from llmtrain.eval.tasks.opened import generated, opened_subject
-    from llmtrain.eval.tasks.results import Evaluation
+    from llmtrain.eval.tasks.parts import Unfinished, measured_by_parts
+    from llmtrain.eval.tasks.results import Evaluation, save_evaluation
 
     if prompt is not None:
         raise ValueError(f"--prompt is for reward models, and {path} is none")
     say(f"loading {path}")
     subject, facts = opened_subject(path, say)
+    asking = Asking(generated(subject), facts.stop_ids)
+    unfinished = Unfinished(output, facts.record)
     results = {}
     for task_rows in tasks:
-        name, count = task_rows.task.name, len(task_rows.rows)
-        say(f"{name}: {count:,} items of {task_rows.path}")
-        asking = Asking(generated(subject), facts.stop_ids)
-        result = measure(subject, task_rows, asking, Watch(progress(name, count, say)))
-        assert result is not None, "nothing asks it to stop"
-        results[name] = result
-    return Evaluation(facts.record, results)
+        name = task_rows.task.name
+        say(f"{name}: {len(task_rows.rows):,} items of {task_rows.path}")
+        results[name] = measured_by_parts(subject, task_rows, asking, unfinished, say)
+    evaluation = Evaluation(facts.record, results)
+    save_evaluation(output, evaluation)
+    unfinished.remove()
+    return evaluation
 
 
 def _scored(path: str, tasks: Sequence[TaskRows], prompt: str | None) -> Evaluation:
@@ -212,6 +221,7 @@ def _about(result: TaskResult, read: Sequence[Reading]) -> list[str]:
 
 
 def _rows(read: Sequence[Reading]) -> list[str]:
-    rows = [("measure", "value", "95 % interval", "good", "it is", "items")]
-    rows += [(each.name, each.value, each.interval, each.good, each.verdict, each.items) for each in read]
-    return in_columns(rows)
+    from llmtrain.eval.bias.reading import rows_of
+
+    head, rows = rows_of(read)
+    return in_columns([head, *rows])

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def evaluation_of(name: str, tasks: list[TaskRows], arguments: argparse.Namespace) -> Evaluation:
     """The results of a file, of a model that is measured now, or those that its folder has. Raises ValueError."""
-    from llmtrain.eval.tasks.results import read_evaluation, save_evaluation
+    from llmtrain.eval.tasks.results import read_evaluation
 
     path = local_path(name)
     if name.endswith(SUFFIX):
@@ -64,10 +64,7 @@ def evaluation_of(name: str, tasks: list[TaskRows], arguments: argparse.Namespac
             raise ValueError(f"{name}: no such file")
         return read_evaluation(path)
     if tasks:
-        evaluation = evaluate(name, tasks, arguments, say)
-        if path.is_dir():
-            save_evaluation(default_output(name), evaluation)
-        return evaluation
+        return evaluate(name, tasks, arguments, default_output(name), is_kept=path.is_dir())
     kept = default_output(name)
     if not path.is_dir() or not kept.is_file():
         raise ValueError(f"{name}: it has no evaluation yet: name --tasks to measure it, or run `llmtrain eval` on it")

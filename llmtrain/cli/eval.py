@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
     from llmtrain.eval.tasks.results import Evaluation
     from llmtrain.tasks.rows import TaskRows
 
-SECONDS_BETWEEN_LINES = 10.0
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's folder, a model's, an adapter's, or a GGUF file")
+    parser.add_argument(
+        "model", metavar="RUN_OR_MODEL", nargs="?", help="a run's folder, a model's, an adapter's, or a GGUF file"
+    )
     add_tasks(parser)
     add_training_data(parser)
     parser.add_argument(
@@ -46,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.tasks == "list":
         print("\n".join(list_tasks()))
         return
+    if arguments.model is None:
+        raise ValueError("which model? Give a run's folder, a model's, an adapter's, or a GGUF file")
     if arguments.harness:
         from llmtrain.eval.tasks.harness import HarnessOptions, run_harness
 
@@ -56,12 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     tasks = read_tasks(arguments, [arguments.model])
     output = arguments.output or default_output(arguments.model)
     check_output(output)
-    evaluation = evaluate(arguments.model, tasks, arguments, say)
-    from llmtrain.eval.tasks.results import save_evaluation
-
-    if lost := earlier_tasks(output) - evaluation.tasks.keys():
-        say(f"{output}: replaces earlier results, which had {', '.join(sorted(lost))} too")
-    save_evaluation(output, evaluation)
+    evaluation = evaluate(arguments.model, tasks, arguments, output)
     for line in (*table(evaluation), "", f"by item in {output}"):
         say(line)
 
@@ -113,16 +109,6 @@ def default_output(model: str) -> Path:
     return (folder if folder.is_dir() else Path()) / EVALUATION_FILE
 
 
-def earlier_tasks(output: Path) -> set[str]:
-    """The tasks of the results that are in a file already."""
-    from llmtrain.eval.tasks.results import read_evaluation
-
-    try:
-        return set(read_evaluation(output).tasks)
-    except (OSError, ValueError):  # nothing is there, or something else
-        return set()
-
-
 def check_output(output: Path) -> None:
     """Raises ValueError for a place that cannot be written to, before anything is measured."""
     if not output.parent.is_dir():
@@ -132,14 +118,19 @@ def check_output(output: Path) -> None:
 
 
 def evaluate(
-    path: str, tasks: Sequence[TaskRows], arguments: argparse.Namespace, report: Callable[[str], None]
+    path: str, tasks: Sequence[TaskRows], arguments: argparse.Namespace, output: Path, *, is_kept: bool = True
 ) -> Evaluation:
-    """The results of a model on all tasks."""
-    from llmtrain.eval.tasks.contamination import find_matches, with_matches
-    from llmtrain.eval.tasks.measure import Asking, Watch, measure
-    from llmtrain.eval.tasks.opened import generated, opened_subject
-    from llmtrain.eval.tasks.results import Evaluation
+    """The results of a model on all tasks, saved with those that the file has of other tasks and the same weights.
 
+    Not `is_kept`: nothing is left of them on disk; only if they are interrupted.
+    """
+    from llmtrain.eval.tasks.contamination import find_matches, with_matches
+    from llmtrain.eval.tasks.measure import Asking
+    from llmtrain.eval.tasks.opened import generated, opened_subject
+    from llmtrain.eval.tasks.parts import Unfinished, measured_by_parts
+    from llmtrain.eval.tasks.results import Evaluation, save_evaluation, with_earlier
+
+    report = say
     sources = training_data(path, arguments.trained_on, report)
     if sources:
         report(f"looking for the items in {', '.join(source.path for source in sources)}")
@@ -147,6 +138,7 @@ def evaluate(
     report(f"loading {path}")
     subject, facts = opened_subject(path, report)
     asking = Asking(generated(subject), facts.stop_ids, arguments.max_new_tokens, arguments.chat)
+    unfinished = Unfinished(output, facts.record)
     results = {}
     for task_rows in tasks:
         name, count = task_rows.task.name, len(task_rows.rows)
@@ -154,10 +146,13 @@ def evaluate(
             f"{name}: {count:,} items of {task_rows.path}"
             + (f", {len(task_rows.shots)} examples before each" if task_rows.shots else "")
         )
-        result = measure(subject, task_rows, asking, Watch(progress(name, count, report)))
-        assert result is not None, "nothing asks it to stop"
+        result = measured_by_parts(subject, task_rows, asking, unfinished, report)
         results[name] = with_matches(result, matches) if sources else result
-    return Evaluation(facts.record, results)
+    evaluation = Evaluation(facts.record, results)
+    if is_kept:
+        save_evaluation(output, with_earlier(evaluation, output, report))
+    unfinished.remove()
+    return evaluation
 
 
 def training_data(path: str, given: Sequence[str] | None, report: Callable[[str], None]) -> list[Source]:
@@ -187,31 +182,20 @@ def training_data(path: str, given: Sequence[str] | None, report: Callable[[str]
     return found
 
 
-def progress(name: str, count: int, report: Callable[[str], None]) -> Callable[[int], None]:
-    """Reports now and then how many items are done."""
-    started = said = time.monotonic()
-    num_done = 0
-
-    def done(number: int) -> None:
-        nonlocal num_done, said
-        num_done += number
-        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            report(f"{name}: {num_done:,} of {count:,} items, {said - started:.0f} s")
-
-    return done
-
-
 def table(evaluation: Evaluation) -> list[str]:
     """The results in words: a line for each measure."""
     from llmtrain.eval.tasks.results import estimate
 
-    rows = [("task", "measure", "value", "95 % interval", "items")]
+    rows: list[tuple[str, ...]] = [("task", "measure", "value", "95 % interval", "items", "chance", "it is")]
     notes = []
     for name, result in evaluation.tasks.items():
         for measure in result.measures:
             found = estimate(result.items, measure)
             interval = f"{found.low:.4f} to {found.high:.4f}" if not math.isnan(found.low) else "needs two items"
-            rows.append((name, measure.name, f"{found.value:.4f}", interval, f"{found.num_items:,}"))
+            chance = "" if math.isnan(found.chance) else f"{found.chance:.4f}"
+            numbers = (f"{found.value:.4f}", interval, f"{found.num_items:,}", chance, found.against_chance)
+            rows.append((name, measure.name, *numbers))
         notes += [f"{name}: {note}" for note in result.notes]
+    if not any(row[-2] for row in rows[1:]):  # guessing gets nothing of any
+        rows = [row[:-2] for row in rows]
     return ["", *in_columns(rows), *notes]

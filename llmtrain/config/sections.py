@@ -200,6 +200,8 @@ class EvalConfig(Section):
     """A file, or a folder with a file per task, for tasks that name none; None: the hub."""
     task_items: Annotated[Positive, MAY_CHANGE, Needs("eval.tasks", lambda evaluation: bool(evaluation.tasks))] = 100
     """How many items of each task, the first ones."""
+    task_chat: Annotated[bool, MAY_CHANGE, Needs("eval.tasks", lambda evaluation: bool(evaluation.tasks))] = False
+    """Ask the questions of tasks through the chat template, as `llmtrain eval --chat` does; else as plain text."""
     before_after: Annotated[int, Field(ge=0), MAY_CHANGE] = 32
     """Answers to held-out prompts, and pieces of general text, measured before and after training for the model card,
     with the held-out loss and the items of `eval.tasks`; 0: off."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmtrain.config.recipes import RecipeConfig
+from llmtrain.data.rendering import sources_of
 from llmtrain.eval.tasks.during import WithTasks
 from llmtrain.eval.tasks.measure import Asking
 from llmtrain.eval.tasks.opened import generated
@@ -44,6 +45,8 @@ def with_tasks(
         runtime.say(f"eval.tasks: nothing is measured under {runtime.engine}: {reason}")
         return evaluate
     tasks = items_of(config.eval).tasks
+    if config.eval.task_chat and not sources_of(tokenizer.chat_template):
+        raise ValueError("eval.task_chat: the tokenizer has no chat template: leave it off, or name one")
     for each in tasks:
         runtime.say(f"eval.tasks: {each.task.name}: {len(each.rows):,} items of {each.path}")
     subject = trained_subject(model, tokenizer, module, config.data.max_seq_len)
@@ -66,4 +69,4 @@ def trained_subject(
 def asking_of(run: Run[RecipeConfig], subject: Subject, of_template: Sequence[int]) -> Asking:
     """How it answers: until a signal asks the run to stop."""
     answers = generated(subject, lambda: run.stop.requested is not None)
-    return Asking(answers, stop_ids(subject.model, of_template))
+    return Asking(answers, stop_ids(subject.model, of_template), chat=run.config.eval.task_chat)

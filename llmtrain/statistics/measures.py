@@ -22,6 +22,7 @@ class Measure:
     weight: str | None = None  # the field of `values` that the sum is divided by
     ideal: float | None = None  # the best value, where neither the highest nor the lowest is
     is_partial: bool = False  # items without a value are left out
+    chance: str | None = None  # the field of `values` that has what guessing gets
 
     def text(self) -> str:
         """Which values are good: `50 % is ideal`."""

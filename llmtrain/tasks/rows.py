@@ -22,7 +22,7 @@ from llmtrain.data.sources.text import Document
 from llmtrain.system.files import error_and_place
 from llmtrain.system.paths import local_path
 from llmtrain.tasks.beside import read_beside
-from llmtrain.tasks.load import is_rows, load_task, task_of_rows
+from llmtrain.tasks.load import TASKS, is_rows, load_task, task_of_rows
 from llmtrain.tasks.task import (
     AnswerItem,
     BiasItem,
@@ -91,7 +91,10 @@ def read_task(task: Task, source: Source, *, limit: int | None, shots: int | Non
 def read_tasks(
     words: Sequence[str], key: str, data: str | None, limit: int | None, shots: int | None = None
 ) -> list[TaskRows]:
-    """The items of tasks, each named as TASK, TASK=FILE or FILE of rows. Raises ValueError, naming the `key` or row."""
+    """The items of tasks, each named as TASK, TASK=FILE or FILE of rows.
+
+    A second file of rows of the same kind goes by the file's name. Raises ValueError, naming the `key` or row.
+    """
     found: list[TaskRows] = []
     for word in words:
         name, _, file = word.partition("=")
@@ -102,7 +105,10 @@ def read_tasks(
             if task.hub is None and not (file or data):
                 raise ValueError(f"{key}: {name} has no data on the hub: name its file, as {name}=FILE")
             source = task_source(task, file or data)
-        if task.name in {each.task.name for each in found}:
+        names = {each.task.name for each in found}
+        if is_rows(name) and task.name in names and (stem := Path(name).name.partition(".")[0]) not in {*names, *TASKS}:
+            task = replace(task, name=stem)
+        if task.name in names:
             raise ValueError(
                 f"{key}: {task.name} is there twice, the second time as {word}: measure one of them at a time, or give "
                 "one a name by a task of yours (FILE.py)"

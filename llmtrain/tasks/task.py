@@ -115,8 +115,11 @@ class TaskOf(Generic[Item]):
     shots: int = field(default=0, kw_only=True)
 
 
+@dataclass(frozen=True)
 class ChoiceTask(TaskOf[ChoiceItem]):
     """Multiple choice by log-likelihood."""
+
+    has_lengths: bool = field(default=True, kw_only=True)  # False: one continuation scores all choices of an item
 
 
 class ContinuationTask(TaskOf[ContinuationItem]):

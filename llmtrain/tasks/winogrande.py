@@ -31,4 +31,5 @@ WINOGRANDE = ChoiceTask(
     "Winogrande (Sakaguchi et al. 2020)",
     item,
     hub=Hub("allenai/winogrande", "validation", "winogrande_xl"),
+    has_lengths=False,
 )

@@ -63,7 +63,8 @@ def test_tasks_are_measured_at_every_evaluation_as_eval_measures_the_model(
     names = {"eval_task/choices/acc", "eval_task/choices/acc_norm", "eval_task/letters/share", "eval_task/letters/ends"}
     for row in rows:
         found = {name for name in row if name.startswith("eval_task/")}
-        assert found == names | {f"{name}_{end}" for name in names for end in ("low", "high")}
+        guessed = {f"{name}_chance" for name in names if "choices" in name}
+        assert found == names | {f"{name}_{end}" for name in names for end in ("low", "high")} | guessed
     assert "choices acc" in ended.out
     main(["eval", str(tmp_path / "run"), "--tasks", ",".join(own)])
     evaluation = read_evaluation(tmp_path / "run" / "evaluation.jsonl")
@@ -71,7 +72,20 @@ def test_tasks_are_measured_at_every_evaluation_as_eval_measures_the_model(
         for measure in result.measures:
             value = estimate(result.items, measure).value
             assert value == pytest.approx(rows[-1][f"eval_task/{task}/{measure.name}"], abs=1e-6)
-    assert "95 % interval" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "95 % interval" in out and "not distinguishable from chance" in out
+
+
+def test_tasks_of_a_run_are_asked_through_the_chat_template_if_it_says_so(inputs: Path, tmp_path: Path) -> None:
+    own = [str(inputs / "choices.jsonl"), str(inputs / "answers.jsonl")]
+    ran(sft_config(tmp_path, inputs, tasks=own, task_chat=True), SFT)
+    last = [row for row in metrics(tmp_path / "run") if "eval_loss" in row][-1]
+    main(["eval", str(tmp_path / "run"), "--tasks", ",".join(own), "--chat"])
+    for task, result in read_evaluation(tmp_path / "run" / "evaluation.jsonl").tasks.items():
+        assert result.facts["chat"] is True
+        for measure in result.measures:
+            value = estimate(result.items, measure).value
+            assert value == pytest.approx(last[f"eval_task/{task}/{measure.name}"], abs=1e-6)
 
 
 def test_pretraining_measures_tasks_too(inputs: Path, tmp_path: Path) -> None:
@@ -167,12 +181,32 @@ def test_bad_input_of_eval_is_one_line(
     assert message in refused(capsys, "eval", inputs / "chat", *(word.format(inputs=inputs) for word in argv))
 
 
-def test_results_that_are_replaced_are_named(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, choices, answers = (str(inputs / name) for name in ("chat", "choices.jsonl", "answers.jsonl"))
-    main(["eval", model, "--tasks", f"{choices},{answers}", "--max-new-tokens", "2"])
-    assert "replaces" not in capsys.readouterr().out
-    main(["eval", model, "--tasks", choices])
-    assert "evaluation.jsonl: replaces earlier results, which had answers too" in capsys.readouterr().out
+def test_results_of_other_tasks_stay_if_the_weights_are_the_same_and_are_named_if_not(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_chat.write_model(tmp_path / "model", spread=0.2)
+    choices, answers = (str(inputs / name) for name in ("choices.jsonl", "answers.jsonl"))
+    main(["eval", str(model), "--tasks", f"{choices},{answers}", "--max-new-tokens", "2"])
+    assert "earlier" not in capsys.readouterr().out
+    main(["eval", str(model), "--tasks", choices])
+    assert "evaluation.jsonl: keeps earlier results of the same weights: answers" in capsys.readouterr().out
+    assert read_evaluation(model / "evaluation.jsonl").tasks.keys() == {"choices", "answers"}
+    tiny_chat.write_model(model, spread=0.3)
+    main(["eval", str(model), "--tasks", choices])
+    out = capsys.readouterr().out
+    assert "evaluation.jsonl: replaces earlier results of other weights, which had answers too" in out
+    assert read_evaluation(model / "evaluation.jsonl").tasks.keys() == {"choices"}
+    assert not (model / "evaluation.jsonl.unfinished").exists()
+
+
+def test_a_second_file_of_rows_of_a_kind_goes_by_its_name(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in CHOICES[:4]))
+    model, output = str(inputs / "chat"), str(tmp_path / "out.jsonl")
+    main(["eval", model, "--tasks", f"{inputs / 'choices.jsonl'},{tmp_path / 'more.jsonl'}", "--output", output])
+    assert {name: len(result.items) for name, result in read_evaluation(Path(output)).tasks.items()} == {
+        "choices": len(CHOICES),
+        "more": 4,
+    }
 
 
 def test_a_model_without_a_tokenizer_is_refused(

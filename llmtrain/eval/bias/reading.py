@@ -24,6 +24,7 @@ class Reading:
     good: str
     verdict: str  # whether the interval leaves the ideal out; "" without one
     items: str
+    units: str  # that the interval is over
 
 
 def about_of(task: str) -> About:
@@ -33,7 +34,9 @@ def about_of(task: str) -> About:
 
 def intervals_of(result: TaskResult, read: Sequence[Reading]) -> str:
     """What the intervals of a task's readings are, and how many of them miss their ideal without any bias."""
-    words, count = f"95 %, over {about_of(result.task).unit}", sum(each.verdict != "" for each in read)
+    count = sum(each.verdict != "" for each in read)
+    named = " (column units)" if any(each.units != each.items for each in read) else ""
+    words = f"95 %, over {about_of(result.task).unit}{named}"
     if count < MANY:
         return words
     return (
@@ -58,7 +61,19 @@ def readings(result: TaskResult) -> Iterator[Reading]:
             measure.text(),
             _verdict(found, measure),
             f"{found.num_items:,}",
+            f"{found.num_units:,}",
         )
+
+
+def rows_of(read: Sequence[Reading]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The head and the rows of a table of readings; with the units of the intervals if these are not the items."""
+    head: tuple[str, ...] = ("measure", "value", "95 % interval", "good", "it is", "items", "units")
+    rows: list[tuple[str, ...]] = [
+        (each.name, each.value, each.interval, each.good, each.verdict, each.items, each.units) for each in read
+    ]
+    if all(each.units == each.items for each in read):
+        return head[:-1], [row[:-1] for row in rows]
+    return head, rows
 
 
 def _verdict(found: Estimate, measure: Measure) -> str:

@@ -1,6 +1,7 @@
 """An evaluation of a run that also measures tasks: each rank its share of the items.
 
-The numbers are `eval_task/TASK/MEASURE`, with `_low` and `_high`, their 95 % interval.
+The numbers are `eval_task/TASK/MEASURE`, with `_low` and `_high`, their 95 % interval, and `_chance`, what guessing
+gets.
 """
 
 from __future__ import annotations
@@ -64,18 +65,19 @@ class WithTasks:
         found = {each.name: estimate(items, each) for each in result_of(task_rows, self.asking, items).measures}
         names = [each.name for each in measures_of(task_rows.task)]
         mine = [_numbers(found.get(name)) if items else _NOTHING for name in names]  # only the main process has items
-        sums = ranks.sum_floats([number for three in mine for number in three])
+        sums = ranks.sum_floats([number for four in mine for number in four])
         numbers: dict[str, float] = {}
-        for name, value, low, high in zip(names, sums[::3], sums[1::3], sums[2::3], strict=True):
-            known = {name: value, f"{name}_low": low, f"{name}_high": high}
+        for place, name in enumerate(names):
+            fields = (name, f"{name}_low", f"{name}_high", f"{name}_chance")
+            known = dict(zip(fields, sums[4 * place : 4 * place + 4], strict=True))
             numbers |= {f"{PREFIX}/{task_rows.task.name}/{k}": v for k, v in known.items() if not math.isnan(v)}
         return numbers
 
 
-_NOTHING = (0.0, 0.0, 0.0)
-_UNKNOWN = (math.nan, math.nan, math.nan)
+_NOTHING = (0.0,) * 4
+_UNKNOWN = (math.nan,) * 4
 
 
-def _numbers(found: Estimate | None) -> tuple[float, float, float]:
-    """Value, low and high; NaN for what is not known."""
-    return _UNKNOWN if found is None else (found.value, found.low, found.high)
+def _numbers(found: Estimate | None) -> tuple[float, ...]:
+    """Value, low, high and what guessing gets; NaN for what is not known."""
+    return _UNKNOWN if found is None else (found.value, found.low, found.high, found.chance)

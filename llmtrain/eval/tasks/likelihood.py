@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llmtrain.data.rendering import prompt_ids
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.models.heads.head import output_head
 from llmtrain.models.trunk import Documents, pack_inputs, run_model, run_trunk
@@ -59,6 +60,20 @@ def request_of(subject: Subject, context: str, continuation: str) -> Request:
         return Request([subject.first_id], list(subject.tokenizer.encode(moved, add_special_tokens=False)))
     before = subject.encoded(stripped)
     return Request(before, subject.encoded(stripped + moved)[len(before) :])
+
+
+def chat_request_of(subject: Subject, question: str, answer: str) -> Request:
+    """The tokens of an answer, without the space before it, and of the question that the chat template asks.
+
+    Both are written and tokenized together; of a template that writes more before an answer that is there, the answer's
+    tokens are its own. Raises ValueError for a tokenizer without a template.
+    """
+    asked = [{"role": "user", "content": question}]
+    answered = [*asked, {"role": "assistant", "content": answer.strip()}]
+    prompt, whole = (prompt_ids(subject.tokenizer, messages) for messages in (asked, answered))
+    if whole[: len(prompt)] == prompt:
+        return Request(prompt, whole[len(prompt) :])
+    return Request(prompt, list(subject.tokenizer.encode(answer.strip(), add_special_tokens=False)))
 
 
 def likelihoods(

@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
+from llmtrain.data.rendering import prompt_ids
 from llmtrain.eval.tasks.bias import bias_result, bias_results
-from llmtrain.eval.tasks.likelihood import Likelihood, Request, likelihoods, request_of
+from llmtrain.eval.tasks.likelihood import Likelihood, Request, chat_request_of, likelihoods, request_of
 from llmtrain.eval.tasks.results import (
     ACC,
     ACC_NORM,
     BITS_PER_BYTE,
+    CHANCE,
+    CHOICE_ACC,
     ENDS,
     NATS,
     NATS_PER_TOKEN,
@@ -44,6 +47,8 @@ from llmtrain.tasks.task import (
     TextTask,
 )
 
+AS_TEXT = "asked as plain text, not through the chat template: the model goes on with a text"
+ASKED = "asked"  # detail of an item: its own prompt, without examples
 CUT = "cut"  # detail of an item: contexts or prompts that lost their beginning; without it none
 
 Generate = Callable[[Sequence[Sequence[int]], Sampling], list[Generated] | None]
@@ -59,7 +64,7 @@ class Asking:
     generate: Generate
     stop_ids: tuple[int, ...]
     max_new_tokens: int | None = None  # None: as many as the task has
-    chat: bool = False  # prompts go through the chat template
+    chat: bool = False  # questions go through the chat template
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def item_results(
     """What becomes of each row; None if asked to stop. Raises ValueError for one that the model cannot be given."""
     match task_rows.task:
         case ChoiceTask():
-            return _choices(subject, task_rows, watch)
+            return _choices(subject, task_rows, asking, watch)
         case ContinuationTask():
             return _continuations(subject, task_rows, watch)
         case TextTask():
@@ -99,8 +104,11 @@ def result_of(task_rows: TaskRows, asking: Asking, items: Sequence[ItemResult]) 
     measures, what = measures_of(task), "contexts"
     facts: dict[str, object] = {"source": task.source, "shots": len(task_rows.shots), "data": task_rows.path}
     match task:
+        case ChoiceTask():
+            facts |= {"chat": True} if asking.chat and any(_is_question(row.item) for row in task_rows.rows) else {}
         case BiasTask():
-            return bias_result(task, task_rows, items)
+            found = bias_result(task, task_rows, items)
+            return replace(found, notes=[*found.notes, AS_TEXT]) if asking.chat else found
         case AnswerTask():
             what = "prompts"
             facts |= {"max_new_tokens": asking.max_new_tokens or task.max_new_tokens, "chat": asking.chat}
@@ -110,14 +118,15 @@ def result_of(task_rows: TaskRows, asking: Asking, items: Sequence[ItemResult]) 
             ]
     cut = sum(item.details.get(CUT, 0) for item in items)
     notes = [f"{cut} {what} lost their beginning, as the model has too few positions"] if cut else []
+    notes += [AS_TEXT] if asking.chat and "chat" not in facts else []
     return TaskResult(task.name, measures, items, facts, notes)
 
 
 def measures_of(task: Task) -> list[Measure]:
     """What is measured of a task; a score of answers is a mean until its values are known to be 0 and 1."""
     match task:
-        case ChoiceTask():
-            return [ACC, ACC_NORM]
+        case ChoiceTask(has_lengths=has_lengths):
+            return [CHOICE_ACC, ACC_NORM] if has_lengths else [CHOICE_ACC]
         case ContinuationTask():
             return [ACC, NATS]
         case TextTask():
@@ -128,14 +137,18 @@ def measures_of(task: Task) -> list[Measure]:
             return [*(Measure(name, True, "mean") for name in task.scores), ENDS]
 
 
-def _choices(subject: Subject, task_rows: TaskRows, watch: Watch) -> list[ItemResult] | None:
-    """acc: the choice of the highest logprob; acc_norm: of the highest per character. Ties go to the first."""
-    before = task_rows.example_text()
+def _choices(subject: Subject, task_rows: TaskRows, asking: Asking, watch: Watch) -> list[ItemResult] | None:
+    """acc: the choice of the highest logprob; acc_norm: of the highest per character. Ties go to the first.
+
+    If one continuation scores all choices, as of Winogrande, there is no length to divide by.
+    """
+    before, measures = task_rows.example_text(), measures_of(task_rows.task)
     groups = []
     for row in task_rows.rows:
         assert isinstance(row.item, ChoiceItem)
+        request = chat_request_of if asking.chat and _is_question(row.item) else request_of
         pairs = zip(row.item.contexts, row.item.continuations, strict=True)
-        groups.append([request_of(subject, before + context, continuation) for context, continuation in pairs])
+        groups.append([request(subject, before + context, continuation) for context, continuation in pairs])
     found = likelihoods(subject, groups, watch.done, watch.should_stop)
     if found is None:
         return None
@@ -143,12 +156,25 @@ def _choices(subject: Subject, task_rows: TaskRows, watch: Watch) -> list[ItemRe
     for row, of_choices in zip(task_rows.rows, found, strict=True):
         assert isinstance(row.item, ChoiceItem)
         logprobs = [each.logprob for each in of_choices]
-        rates = [logprob / length for logprob, length in zip(logprobs, row.item.lengths, strict=True)]
         gold = row.item.gold
-        values = {ACC.name: float(_best(logprobs) == gold), ACC_NORM.name: float(_best(rates) == gold)}
-        details = {"gold": gold, "logprobs": [round(each, 6) for each in logprobs], **_cut(of_choices)}
+        values = {ACC.name: float(_best(logprobs) == gold), CHANCE: 1 / len(logprobs)}
+        if ACC_NORM in measures:
+            rates = [logprob / length for logprob, length in zip(logprobs, row.item.lengths, strict=True)]
+            values[ACC_NORM.name] = float(_best(rates) == gold)
+        details = {
+            ASKED: row.item.contexts[0] if _is_question(row.item) else list(row.item.contexts),
+            "choices": [continuation.strip() for continuation in row.item.continuations],
+            "gold": gold,
+            "logprobs": [round(each, 6) for each in logprobs],
+            **_cut(of_choices),
+        }
         items.append(ItemResult(task_rows.task.name, row.key, row.where, values, details))
     return items
+
+
+def _is_question(item: object) -> bool:
+    """Whether choices answer a question, which a chat template can ask: one context for all of them."""
+    return isinstance(item, ChoiceItem) and len(set(item.contexts)) == 1
 
 
 def _continuations(subject: Subject, task_rows: TaskRows, watch: Watch) -> list[ItemResult] | None:
@@ -236,7 +262,7 @@ def _answers(
                 ENDS.name: float(stopped[i]),
                 "tokens": float(len(responses[i].response_ids)),
             },
-            {"response": texts[i]} | ({CUT: 1} if len(prompts[i]) > room else {}),
+            {ASKED: asked[i], "response": texts[i]} | ({CUT: 1} if len(prompts[i]) > room else {}),
         )
         for i, row in enumerate(task_rows.rows)
     ]
@@ -262,8 +288,6 @@ def _prompt(subject: Subject, before: str, row: TaskRow[object], chat: bool) -> 
     assert isinstance(row.item, AnswerItem)
     if not chat:
         return subject.encoded(before + row.item.prompt)
-    from llmtrain.data.rendering import prompt_ids
-
     return prompt_ids(subject.tokenizer, [{"role": "user", "content": before + row.item.prompt}])
 
 

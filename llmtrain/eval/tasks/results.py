@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llmtrain.protocols import Report
 from llmtrain.statistics.intervals import clustered_mean, clustered_proportion, mean_interval, wilson_interval
 from llmtrain.statistics.measures import Measure as Measure
 from llmtrain.system.files import write_bytes
 from llmtrain.system.finite import is_number
 from llmtrain.system.json_lines import json_line, parsed
 
+FREE_RESULTS = "free some space, or have them written elsewhere"
 FORMAT = 1
 KIND = "llmtrain evaluation"
+WEIGHTS = "weights"
+OF_MODEL = (WEIGHTS, "tokenizer", "dtype")
+"""What says in a file of results which model they are of, wherever it was."""
 
 
 ACC = Measure("acc", True, "share")
-ACC_NORM = Measure("acc_norm", True, "share")
+CHANCE = "chance"
+CHOICE_ACC = Measure("acc", True, "share", chance=CHANCE)
+ACC_NORM = Measure("acc_norm", True, "share", chance=CHANCE)
 BITS_PER_BYTE = Measure("bits_per_byte", False, "per weight", "bytes")
 NATS_PER_TOKEN = Measure("nats_per_token", False, "per weight", "tokens")
 NATS = Measure("nats", False, "mean")
@@ -60,6 +67,17 @@ class Estimate:
     low: float
     high: float
     num_items: int
+    num_units: int  # that the interval is over: clusters, or items that are each alone
+    chance: float = math.nan  # what guessing gets; NaN if that is not known
+
+    @property
+    def against_chance(self) -> str:
+        """Whether the interval leaves out what guessing gets; "" if that is not known."""
+        if math.isnan(self.chance) or math.isnan(self.low):
+            return ""
+        if self.low <= self.chance <= self.high:
+            return "not distinguishable from chance"
+        return "above chance" if self.value > self.chance else "below chance"
 
 
 @dataclass(frozen=True)
@@ -94,8 +112,15 @@ def clusters_of(items: Sequence[ItemResult], measure: Measure) -> list[str] | No
 
 def estimate(items: Sequence[ItemResult], measure: Measure) -> Estimate:
     """A measure over items, with its interval: Wilson's of a share, else by the spread between items or clusters."""
-    values = values_of(items, measure)
-    return Estimate(*_interval(values, weights_of(items, measure), clusters_of(items, measure), measure), len(values))
+    values, clusters = values_of(items, measure), clusters_of(items, measure)
+    chance = measure.chance
+    of_chance = [] if chance is None else [item.values[chance] for item in measured_items(items, measure)]
+    return Estimate(
+        *_interval(values, weights_of(items, measure), clusters, measure),
+        len(values),
+        len(values if clusters is None else set(clusters)),
+        math.fsum(of_chance) / len(of_chance) if of_chance else math.nan,
+    )
 
 
 def _interval(
@@ -140,7 +165,25 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
         },
     }
     lines = [head, *(asdict(item) for result in evaluation.tasks.values() for item in result.items)]
-    write_bytes(path, "".join(map(json_line, lines)).encode())
+    write_bytes(path, "".join(map(json_line, lines)).encode(), FREE_RESULTS)
+
+
+def with_earlier(evaluation: Evaluation, output: Path, report: Report) -> Evaluation:
+    """The results, and those of other tasks that a file has of the same model; `report` gets what becomes of these."""
+    try:
+        earlier = read_evaluation(output)
+    except (OSError, ValueError):  # nothing is there, or something else
+        return evaluation
+    others = {name: result for name, result in earlier.tasks.items() if name not in evaluation.tasks}
+    if not others:
+        return evaluation
+    named = ", ".join(sorted(others))
+    is_same = all(evaluation.model.get(fact) == earlier.model.get(fact) for fact in OF_MODEL)
+    if not is_same or WEIGHTS not in earlier.model:
+        report(f"{output}: replaces earlier results of other weights, which had {named} too")
+        return evaluation
+    report(f"{output}: keeps earlier results of the same weights: {named}")
+    return replace(evaluation, tasks={**others, **evaluation.tasks})
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -161,7 +204,7 @@ def read_evaluation(path: Path) -> Evaluation:
                 for measure in evaluation.tasks[item.task].measures:
                     if measure.is_partial and measure.name not in item.values:
                         continue
-                    for name in (measure.name, measure.weight):
+                    for name in (measure.name, measure.weight, measure.chance):
                         if name is not None and not is_number(item.values[name]):
                             raise ValueError(f"{name} is no number")
             except (TypeError, KeyError, ValueError, AttributeError) as error:

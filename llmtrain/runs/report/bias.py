@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from llmtrain.eval.bias.reading import about_of, intervals_of, is_bias, readings
+from llmtrain.eval.bias.reading import about_of, intervals_of, is_bias, readings, rows_of
 from llmtrain.eval.tasks.compared import Compared, compare
 from llmtrain.eval.tasks.results import Evaluation, TaskResult, read_evaluation
 from llmtrain.runs.record import RunRecord
@@ -52,9 +52,8 @@ def _of_run(path: Path) -> Markup:
 
 def _task(result: TaskResult) -> Markup:
     about = about_of(result.task)
-    head = ("measure", "value", "95 % interval", "good", "it is", "items")
     read = list(readings(result))
-    rows = [(each.name, each.value, each.interval, each.good, each.verdict, each.items) for each in read]
+    head, rows = rows_of(read)
     whole = [row for row in rows if PART not in row[0]]
     parts = [row for row in rows if PART in row[0]]
     texts = (
@@ -65,8 +64,8 @@ def _task(result: TaskResult) -> Markup:
     )
     return join(
         subtitle(f"{result.task}: {result.facts.get('source', '')}"),
-        table(head, whole, numbers=(1, 2, 5)),
-        details(f"By part: {len(parts)} more", table(head, parts, numbers=(1, 2, 5))) if parts else "",
+        table(head, whole, numbers=(1, 2, 5, 6)),
+        details(f"By part: {len(parts)} more", table(head, parts, numbers=(1, 2, 5, 6))) if parts else "",
         *(paragraph(f"{word}: {text}.".replace("`", "'")) for word, text in texts),
         *(note(each) for each in result.notes),
     )

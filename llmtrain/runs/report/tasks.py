@@ -6,12 +6,14 @@ The comparison is that of `llmtrain compare`: of the first run with each other o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isnan
 
 from markupsafe import Markup
 
 from llmtrain.eval.tasks.compared import Compared, compare, left_out, sentences
 from llmtrain.eval.tasks.results import Evaluation, estimate, read_evaluation
 from llmtrain.runs.record import RunRecord
+from llmtrain.runs.report.curves import column
 from llmtrain.runs.report.html import figure, grid, join, note, source, subtitle, table, titled
 from llmtrain.runs.report.names import short_names
 from llmtrain.runs.report.over_time import measure_figure
@@ -21,6 +23,7 @@ from llmtrain.runs.report.verdict_words import verdict_cell
 from llmtrain.system.run_files import EVALUATION_FILE
 
 PREFIX = "eval_task/"
+ENDS_OF_FIELDS = ("_low", "_high", "_chance")
 SHARES = {"acc", "acc_norm", "ends", "strict", "flexible", "pass"}
 
 
@@ -41,10 +44,12 @@ def tasks(records: Sequence[RunRecord]) -> Section | None:
 def _over_time(records: Sequence[RunRecord]) -> Iterator[Markup]:
     fields = dict.fromkeys(name for record in records for name in record.eval_rows.names if name.startswith(PREFIX))
     for field in fields:
-        if field.removesuffix("_low").removesuffix("_high") in fields and field.endswith(("_low", "_high")):
+        if any(field.endswith(end) and field.removesuffix(end) in fields for end in ENDS_OF_FIELDS):
             continue
         task, _, measure = field.removeprefix(PREFIX).rpartition("/")
-        drawn = measure_figure(records, field, measure.replace("_", " "), is_share=measure in SHARES)
+        guessed = {value for record in records for value in column(record.eval_rows, f"{field}_chance").y.tolist()}
+        chance = min(guessed) if len(guessed) == 1 else None
+        drawn = measure_figure(records, field, measure.replace("_", " "), is_share=measure in SHARES, chance=chance)
         if drawn is not None:
             caption = "On the same items at each evaluation, the first ones of its data."
             yield figure(drawn, titled(f"{task}: {measure}", caption), f"metrics.jsonl: {field}")
@@ -64,9 +69,11 @@ def _one(name: str, evaluation: Evaluation) -> Iterator[Markup]:
     for task, result in evaluation.tasks.items():
         for measure in result.measures:
             found = estimate(result.items, measure)
-            interval = f"{number(found.low)} to {number(found.high)}"
-            rows.append((task, measure.name, number(found.value), interval, f"{found.num_items:,}"))
-    yield table(("task", "measure", "value", "95 % interval", "items"), rows, numbers=(2, 3, 4))
+            interval = "needs two items" if isnan(found.low) else f"{number(found.low)} to {number(found.high)}"
+            chance = "" if isnan(found.chance) else number(found.chance)
+            count = f"{found.num_items:,}"
+            rows.append((task, measure.name, number(found.value), interval, count, chance, found.against_chance))
+    yield table(("task", "measure", "value", "95 % interval", "items", "chance", "it is"), rows, numbers=(2, 3, 4, 5))
     yield source(EVALUATION_FILE)
 
 

@@ -51,6 +51,10 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_read(argv: list[str]
     [
         (["stf"], "error: unknown verb stf: the nearest is sft\n"),
         (["zzz"], "error: unknown verb zzz: `llmtrain --help` lists them\n"),
+        (
+            ["eval", "--tasks", "piqa"],
+            "error: which model? Give a run's folder, a model's, an adapter's, or a GGUF file\n",
+        ),
         (["sft"], "error: usage: llmtrain sft CONFIG [key=value ...]; `llmtrain sft --help` lists every key\n"),
         (["pretrain"], "error: usage: llmtrain pretrain CONFIG [key=value ...]; `llmtrain pretrain --help` lists"),
         (["rlhf"], "error: usage: llmtrain rlhf CONFIG [key=value ...]; `llmtrain rlhf --help` lists"),
@@ -137,3 +141,8 @@ def test_a_reader_that_closes_early_ends_the_command_without_a_word(argv: list[s
         done = subprocess.run(argv, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.stderr == ""
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_tasks_are_listed_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["eval", "--tasks", "list"])
+    assert "arc_easy" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import tiny_chat
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtrain.eval.bias.reading import intervals_of, readings
+from llmtrain.eval.bias.reading import intervals_of, readings, rows_of
 from llmtrain.eval.tasks.measure import Asking, measure
 from llmtrain.eval.tasks.opened import opened_subject
 from llmtrain.eval.tasks.results import Estimate, ItemResult, TaskResult, estimate
@@ -114,4 +114,16 @@ def test_many_intervals_say_that_one_may_leave_its_ideal_out_by_chance(sets: Pat
     result = measured(model, "bbq", sets)
     read = list(readings(result))
     assert "one in twenty leaves its ideal out by chance, and here are 6," in intervals_of(result, read)
-    assert intervals_of(result, read[:2]) == "95 %, over templates"
+    assert intervals_of(result, read[:2]) == "95 %, over templates (column units)"
+
+
+def test_the_units_of_the_intervals_are_counted_where_they_are_not_the_items(sets: Path, tmp_path: Path) -> None:
+    model = bias_sets.write_leaning_model(tmp_path / "model")
+    pairs = measured(model, "crows_pairs", sets)
+    head, _ = rows_of(list(readings(pairs)))
+    assert head[-1] == "items" and "column units" not in intervals_of(pairs, list(readings(pairs)))
+    result = measured(model, "winogender", sets)
+    head, rows = rows_of(list(readings(result)))
+    assert head[-2:] == ("items", "units")
+    occupations = {item.cluster for item in result.items}
+    assert rows[0][-2:] == (str(len(result.items)), str(len(occupations))) and len(occupations) < len(result.items)

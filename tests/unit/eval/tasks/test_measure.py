@@ -17,8 +17,10 @@ from llmtrain.eval.tasks import likelihood
 from llmtrain.eval.tasks.likelihood import Request, likelihoods, request_of
 from llmtrain.eval.tasks.measure import Asking, Watch, measure
 from llmtrain.eval.tasks.opened import generated, opened_subject
+from llmtrain.eval.tasks.results import estimate
 from llmtrain.eval.tasks.subject import Subject, subject_of
 from llmtrain.rollout.engine import Sampling
+from llmtrain.statistics.measures import Measure
 from llmtrain.tasks.load import TASKS
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import AnswerItem, AnswerTask, ChoiceItem, ContinuationItem
@@ -149,6 +151,51 @@ def test_choices_are_judged_by_logprob_and_by_logprob_per_character(subject: Sub
         right["acc_norm"].append(float(rates.index(max(rates)) == item.gold))
     assert {name: [item.values[name] for item in result.items] for name in right} == right
     assert right["acc"] != right["acc_norm"], "the items do not show the difference"
+
+
+def test_what_guessing_gets_is_beside_an_accuracy_and_whether_the_interval_leaves_it_out(subject: Subject) -> None:
+    choices = (" a", " b", " c", " d")
+    items = [ChoiceItem((f"q{n}",) * k, choices[:k], 0, (1,) * k) for n, k in enumerate((2, 4, 4, 2))]
+    result = measure(subject, rows("piqa", items), NOT_ASKED)
+    assert result is not None
+    acc, acc_norm = (estimate(result.items, each) for each in result.measures)
+    assert acc.chance == acc_norm.chance == pytest.approx((1 / 2 + 1 / 4 + 1 / 4 + 1 / 2) / 4)
+    right = [replace(item, values={**item.values, "acc": 1.0}) for item in result.items]
+    assert estimate(right, result.measures[0]).against_chance == "above chance"
+    wrong = [replace(item, values={**item.values, "acc": 0.0}) for item in result.items * 4]
+    assert estimate(wrong, result.measures[0]).against_chance == "below chance"
+    two = [replace(item, values={**item.values, "acc": n % 2}) for n, item in enumerate(result.items)]
+    assert estimate(two, result.measures[0]).against_chance == "not distinguishable from chance"
+    generated_measure = Measure("acc", True, "share")
+    assert estimate(right, generated_measure).against_chance == ""
+
+
+def test_choices_that_are_scored_by_one_continuation_have_no_length_to_divide_by(subject: Subject) -> None:
+    items = [ChoiceItem((f"x{n} a", f"x{n} bcdef"), (" g",) * 2, 0, (1, 5)) for n in range(3)]
+    result = measure(subject, rows("winogrande", items), NOT_ASKED)
+    assert result is not None
+    assert [each.name for each in result.measures] == ["acc"]
+    assert all("acc_norm" not in item.values for item in result.items)
+
+
+def test_choices_answer_through_the_chat_template_where_they_answer_a_question(subject: Subject, plain: Any) -> None:
+    tokenizer: Any = subject.tokenizer
+    asked = replace(NOT_ASKED, chat=True)
+    items = [ChoiceItem(("what is it",) * 2, (" ab", " cde"), 0, (2, 3))]
+    result = measure(subject, rows("piqa", items), asked)
+    assert result is not None and result.facts["chat"] is True and not result.notes
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "what is it"}], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    expected = [alone(plain, prompt, tokenizer.encode(text, add_special_tokens=False))[0] for text in ("ab", "cde")]
+    assert result.items[0].details["logprobs"] == pytest.approx(expected, abs=1e-4)
+    named = [ChoiceItem(("x a", "x b"), (" c",) * 2, 0, (1, 1))]
+    for task, given in (("winogrande", named), ("lambada", [ContinuationItem("abc", " d")]), ("text", ["abcd"])):
+        result = measure(subject, rows(task, given), asked)
+        without = measure(subject, rows(task, given), NOT_ASKED)
+        assert result is not None and without is not None
+        assert "asked as plain text" in " ".join(result.notes) and "chat" not in result.facts
+        assert result.items == without.items
 
 
 def test_the_loss_of_a_text_is_that_of_its_windows(subject: Subject, plain: Any) -> None:

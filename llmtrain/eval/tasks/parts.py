@@ -1,0 +1,118 @@
+"""A task that is measured part by part, so that an evaluation that is interrupted goes on where it stopped.
+
+The items of each part are added to a file as soon as they are measured, with the way in which they were asked. Its
+first line says of which model they are; a file of another is begun again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from llmtrain.eval.tasks.measure import Asking, Watch, item_results, result_of
+from llmtrain.eval.tasks.results import FREE_RESULTS, ItemResult, TaskResult
+from llmtrain.eval.tasks.subject import Subject
+from llmtrain.system.files import append_text, cut_torn_line, write_bytes
+from llmtrain.system.json_lines import json_line, parsed, whole_lines
+from llmtrain.tasks.rows import TaskRow, TaskRows
+from llmtrain.tasks.task import BiasItem
+
+KIND = "llmtrain evaluation, unfinished"
+FIRST_ROWS = 16
+PART_SECONDS = 30.0  # a part has twice as many rows as the last one until it takes so long
+SUFFIX = ".unfinished"
+
+
+class Unfinished:
+    """The items that are measured so far, in a file beside the results to come."""
+
+    def __init__(self, output: Path, model: Mapping[str, Any]) -> None:
+        """Reads the items of a file that is of the same `model`, as it is recorded; nothing is written yet."""
+        self.path = output.with_name(output.name + SUFFIX)
+        self._head = json_line({"kind": KIND, "model": dict(model)})
+        self._is_begun = False
+        self._items: dict[str, dict[str, ItemResult]] = {}  # way of asking -> key -> item
+        lines = whole_lines(self.path)
+        if next(lines, b"") == self._head.encode():
+            self._is_begun = True
+            cut_torn_line(self.path)
+            for line in lines:
+                if (row := parsed(line)) is not None:
+                    item = ItemResult(**row["item"])
+                    self._items.setdefault(row["way"], {})[item.item] = item
+
+    def items_of(self, way: str) -> dict[str, ItemResult]:
+        """The items that were asked in a way, by their keys."""
+        return dict(self._items.get(way, {}))
+
+    def add(self, items: Sequence[ItemResult], way: str) -> None:
+        """Write items down. Raises ValueError if the disk is full."""
+        if not self._is_begun:
+            write_bytes(self.path, self._head.encode(), FREE_RESULTS)
+            self._is_begun = True
+        append_text(self.path, "".join(json_line({"way": way, "item": asdict(item)}) for item in items), FREE_RESULTS)
+
+    def remove(self) -> None:
+        """The results are saved: nothing is unfinished any more."""
+        self.path.unlink(missing_ok=True)
+
+
+def measured_by_parts(
+    subject: Subject, task_rows: TaskRows, asking: Asking, unfinished: Unfinished, report: Callable[[str], None]
+) -> TaskResult:
+    """The results of a task, of which items that were measured before are not measured again.
+
+    Raises ValueError as `item_results` does.
+    """
+    name, started, way = task_rows.task.name, time.monotonic(), way_of_asking(task_rows, asking)
+    known = unfinished.items_of(way)
+    missing = [row for row in task_rows.rows if row.key not in known]
+    if num_known := len(task_rows.rows) - len(missing):
+        report(f"{name}: {num_known:,} items were measured before, and are in {unfinished.path}")
+    size, num_done = FIRST_ROWS, 0
+    waiting = blocks(missing)
+    while part := taken(waiting, size):
+        begun = time.monotonic()
+        items = item_results(subject, replace(task_rows, rows=part), asking, Watch())
+        assert items is not None, "nothing asks it to stop"
+        unfinished.add(items, way)
+        known |= {item.item: item for item in items}
+        num_done += len(part)
+        now = time.monotonic()
+        if num_done < len(missing):
+            per_item = (now - started) / num_done
+            rest = per_item * (len(missing) - num_done)
+            report(f"{name}: {num_known + num_done:,} of {len(task_rows.rows):,} items, {rest:.0f} s to go")
+        if now - begun < PART_SECONDS:
+            size *= 2
+    return result_of(task_rows, asking, [known[row.key] for row in task_rows.rows])
+
+
+def blocks(rows: Sequence[TaskRow[object]]) -> Iterator[list[TaskRow[object]]]:
+    """Rows that only make sense together, in the order in which they begin; each other row alone."""
+    found: dict[str, list[TaskRow[object]]] = {}
+    for number, row in enumerate(rows):
+        block = (row.item.block if isinstance(row.item, BiasItem) else "") or f"row {number}"
+        found.setdefault(block, []).append(row)
+    return iter(found.values())
+
+
+def taken(waiting: Iterator[list[TaskRow[object]]], size: int) -> list[TaskRow[object]]:
+    """The next blocks, `size` rows or a few more; none if none is left."""
+    part: list[TaskRow[object]] = []
+    while len(part) < size and (block := next(waiting, None)) is not None:
+        part += block
+    return part
+
+
+def way_of_asking(task_rows: TaskRows, asking: Asking) -> str:
+    """16 digits of what decides an item's result besides model and item: the code of the task's file, examples, ..."""
+    task = task_rows.task
+    code = Path(inspect.getfile(task.item)).read_bytes()
+    decides = (task.name, code, task_rows.example_text(), asking.chat, asking.max_new_tokens)
+    return blake2b(repr(decides).encode(errors="surrogatepass"), digest_size=8).hexdigest()
