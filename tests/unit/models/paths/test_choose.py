@@ -97,6 +97,23 @@ class TrainingLeak(Mixing):
         return found
 
 
+class BlockLeak(Mixing):
+    """One that leaks where a block of 64 tokens ends, as a kernel that computes in such blocks may."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        before = nn.functional.pad(hidden, (0, 0, 1, 0))[:, :-1]
+        is_first = torch.arange(hidden.shape[1])[:, None] % 64 == 0
+        found: Tensor = self.inner(hidden + before * is_first)
+        return found
+
+
+class BlockLeakLlama(LlamaForCausalLM):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = BlockLeak(layer.mlp)
+
+
 class TrainingLeakLlama(LlamaForCausalLM):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -147,6 +164,12 @@ def test_a_mixer_that_leaks_runs_per_document() -> None:
 def test_a_mixer_that_leaks_in_training_only_runs_per_document() -> None:
     model = TrainingLeakLlama._from_config(AutoConfig.for_model("llama", **LARGE), attn_implementation=ATTENTION)
     assert first(model).by_groups == {TrainingLeak: "padded"}
+
+
+def test_a_mixer_that_leaks_between_blocks_only_is_found() -> None:
+    model = BlockLeakLlama._from_config(AutoConfig.for_model("llama", **LARGE), attn_implementation=ATTENTION)
+    assert "outputs differ" in str(Trial(model, 2048, run_model).fault(Path("segments")))
+    assert first(model).kernel == "padded"
 
 
 def test_noise_in_training_is_no_fault_and_leaves_the_generator() -> None:
