@@ -268,6 +268,8 @@ def _source_name(path: str) -> str:
 def _results(facts: CardFacts) -> Iterator[str]:
     """Held-out values before and after training."""
     shown = {name: what for name, what in SHOWN_VALUES.items() if name in facts.after}
+    if "eval_score" in shown:
+        shown.pop("eval_loss", None)  # of rollouts: minus the score
     if not shown:
         yield "Nothing was held out, so nothing is known of how it came out."
         return
