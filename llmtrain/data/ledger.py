@@ -191,7 +191,7 @@ def text_summary(ledger: SourceLedger) -> str:
         parts.append(f"{ledger.row_format} rows")
     if ledger.text_field is not None:
         parts.append(f"text from field {ledger.text_field!r}")
-    parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
+    parts += [f"{counted(tally.documents, 'bad row')} skipped: {why}" for why, tally in ledger.bad_rows.items()]
     parts += [f"{tally.documents:,} dropped: {step}" for step, tally in ledger.dropped.items()]
     parts += files_not_read(ledger)
     unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
