@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Read a line, answer it, until there is none."""
     import torch
 
+    from llmtrain.data.chat.asked import left_out
     from llmtrain.replies.reply import ReplyOptions, Speaker
     from llmtrain.replies.stream import stream_to
 
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     options = ReplyOptions(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     start: list[dict[str, Any]] = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    if start and left_out(speaker.tokenizer, [*start, {"role": "user", "content": "hi"}], (), given):
+        raise ValueError("--system: the chat template leaves system messages out: the model would never read it")
     messages = list(start)
     while line := _read("> " if is_terminal else ""):
         if line == "/new":

@@ -114,10 +114,16 @@ def _answered(row: PromptRow, reply: Reply) -> dict[str, Any]:
 
 
 def _prompt_ids(speaker: Speaker, row: PromptRow, system: str | None) -> list[int]:
+    from llmtrain.data.chat.asked import left_out
+
+    messages = row.messages(system)
     try:
-        return speaker.prompt_ids(row.messages(system), row.tools)
+        ids = speaker.prompt_ids(messages, row.tools)
     except ValueError as error:
         raise ValueError(f"{row.where}: {error}") from None
+    if (part := left_out(speaker.tokenizer, messages, row.tools, speaker.template_kwargs)) is not None:
+        raise ValueError(f"{row.where}: the chat template leaves out {part}, which the model would never read")
+    return ids
 
 
 def _batches(
@@ -207,8 +213,11 @@ def _row(fields: dict[str, Any], where: str) -> PromptRow:
     """A row's prompt. Raises ValueError saying what is wrong with it."""
     if not ({"prompt", "messages"} & fields.keys()):
         raise ValueError("holds neither `prompt` nor `messages`")
+    if {"prompt", "messages"} <= fields.keys():
+        raise ValueError("holds both `prompt` and `messages`: leave one of them out")
     name = "messages" if "messages" in fields else "prompt"
     tools = tool_list(fields.get("tools"), "tools")
     if name == "prompt" and isinstance(fields[name], str):
         return PromptRow(fields, [text_message("user", fields[name], name)], tools, is_text=True, where=where)
-    return PromptRow(fields, turn_messages(fields[name], name), tools, is_text=False, where=where)
+    given = [fields[name]] if isinstance(fields[name], Mapping) else fields[name]
+    return PromptRow(fields, turn_messages(given, name), tools, is_text=False, where=where)

@@ -191,7 +191,7 @@ def text_summary(ledger: SourceLedger) -> str:
         parts.append(f"{ledger.row_format} rows")
     if ledger.text_field is not None:
         parts.append(f"text from field {ledger.text_field!r}")
-    parts += [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
+    parts += [f"{counted(tally.documents, 'bad row')} skipped: {why}" for why, tally in ledger.bad_rows.items()]
     parts += [f"{tally.documents:,} dropped: {step}" for step, tally in ledger.dropped.items()]
     parts += files_not_read(ledger)
     unknown = sum(tally.unknown_tokens for tally in ledger.tokens.values())
@@ -246,8 +246,9 @@ def answer_summary(ledger: SourceLedger, units: str, cut: str) -> str:
 
 def _left_out(ledger: SourceLedger, units: str) -> list[str]:
     """What is reported of rows that are not in a store, by reason."""
-    parts = [f"{tally.documents:,} bad rows skipped: {reason}" for reason, tally in ledger.bad_rows.items()]
-    parts += [f"{tally.documents:,} {units} dropped: {reason}" for reason, tally in ledger.dropped.items()]
+    unit = units.removesuffix("s")
+    parts = [f"{counted(tally.documents, 'bad row')} skipped: {why}" for why, tally in ledger.bad_rows.items()]
+    parts += [f"{counted(tally.documents, unit)} dropped: {why}" for why, tally in ledger.dropped.items()]
     return parts + noted(ledger, units) + files_not_read(ledger)
 
 

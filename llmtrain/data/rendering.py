@@ -196,25 +196,32 @@ def prompt_ids(
     the template refuses the messages or never reads an argument, and for a spelt token that is an error;
     UnicodeEncodeError for half a surrogate pair.
     """
-    source = source_for(tokenizer.chat_template, has_tools=bool(tools))
-    is_for_tools = bool(tools) and TOOL_USE in sources_of(tokenizer.chat_template)
     if arguments:
+        source = source_for(tokenizer.chat_template, has_tools=bool(tools))
         require_read([source], arguments, "template argument ")
     control = control_tokens(tokenizer)
     messages = control.as_asked(messages, spelt_tokens)
     tools = control.tools_as_asked(tools, spelt_tokens)
-    variables = json.dumps({**tokenizer.special_tokens_map, **(arguments or {})}, default=str)
+    renderer = renderer_of(tokenizer, arguments, has_tools=bool(tools))
     try:
         is_begun = bool(messages) and messages[-1]["role"] == "assistant"
-        text, _ = _renderer(source, variables, is_for_tools).text(
-            messages, tools, is_prompt=not is_begun, is_begun=is_begun
-        )
+        text, _ = renderer.text(messages, tools, is_prompt=not is_begun, is_begun=is_begun)
     except FAULTS as error:
         raise ValueError(f"the chat template refuses the row: {one_line(error)}") from None
     text.encode()  # the tokenizer names no fault of half a surrogate pair
     if spelt_tokens == "encode_as_text":
         return control.encoded(text, control.backend)[0]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def renderer_of(
+    tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None = None, *, has_tools: bool
+) -> Renderer:
+    """A tokenizer's template for chats with or without tools. Raises ValueError where there is none."""
+    source = source_for(tokenizer.chat_template, has_tools=has_tools)
+    is_for_tools = has_tools and TOOL_USE in sources_of(tokenizer.chat_template)
+    variables = json.dumps({**tokenizer.special_tokens_map, **(arguments or {})}, default=str)
+    return _renderer(source, variables, is_for_tools)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmtrain.config.data import Source
-from llmtrain.data.formats.asked import asked_reader
+from llmtrain.data.formats.asked import Asked, asked_reader
 from llmtrain.data.formats.faults import UnfitRow, UnknownFormat, masked_quote
 from llmtrain.data.formats.instructions import chat_reader
 from llmtrain.data.formats.labelled import Labelled, label_reader
+from llmtrain.data.formats.messages import Conversation, Message, asks_nothing
 from llmtrain.data.formats.preferences import Preference, pair_reader
 from llmtrain.data.formats.read import Dropped, FormatReader, ReadRow, read_rows
 from llmtrain.data.formats.token_rows import IDS, TokenRow, is_ids_alone, token_row
@@ -176,6 +177,11 @@ def _enter(fit: Fit, read: ReadRow[Any], seen: set[bytes]) -> None:
             fit.first_fault = fit.first_fault or f"{read.row.where}: {read.fault}"
         return
     assert isinstance(read.row, Row) and read.reader is not None
+    if any(asks_nothing(messages) for messages in map(_messages, read.examples) if messages):
+        fit.faults["no prompt"] += 1
+        fit.num_bad += 1
+        fit.first_fault = fit.first_fault or f"{read.row.where}: no message has text but answers: nothing is asked"
+        return
     fit.num_fit += 1
     size = sum(example.num_bytes for example in read.examples)
     _measure(fit, size, read.row.where, b"".join(map(_identity, read.examples)), seen)
@@ -189,6 +195,20 @@ def _measure(fit: Fit, size: int, where: str, identity: bytes, seen: set[bytes])
     if identity in seen:
         fit.copies[where] += 1
     seen.add(identity)
+
+
+def _messages(example: Any) -> Sequence[Message]:
+    """The messages of an example; (): it is none of a chat."""
+    match example:
+        case Conversation():
+            return example.messages
+        case Preference():
+            return example.chosen.messages
+        case Labelled():
+            return example.conversation.messages
+        case Asked():
+            return example.dialogue.messages
+    return ()
 
 
 def _identity(example: Any) -> bytes:

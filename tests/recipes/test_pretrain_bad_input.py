@@ -105,7 +105,7 @@ def test_bad_rows_are_skipped_and_counted_where_asked(config: Path, tmp_path: Pa
     assert ended.code == 0, ended.err
     (source,) = json.loads((config.parent / "run" / "ledger.json").read_text())["train"]
     assert sum(tally["documents"] for tally in source["bad_rows"].values()) == 2
-    assert "1 bad rows skipped: malformed JSON" in ended.out
+    assert "1 bad row skipped: malformed JSON" in ended.out
 
 
 # Overrides that are refused, and what the message must say.

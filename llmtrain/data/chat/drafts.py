@@ -114,10 +114,8 @@ class Drafting:
         weights = conversation.weights or (1.0,) * len(conversation.messages)
         weighted = {i: weights[i] * conversation.weight for i in answers if weights[i]}
         if not weighted:
-            untrained = ", since their weight is 0" if answers else ""
-            raise BadExample(
-                "no trained token", f"{where}: no answer to train, with data.loss_on={self.loss_on}{untrained}"
-            )
+            why = "each has the weight 0" if answers else f"data.loss_on={self.loss_on}"
+            raise BadExample("no trained token", f"{where}: no answer to train ({why})")
         return weighted
 
     def _completion(self, conversation: Conversation) -> Draft:

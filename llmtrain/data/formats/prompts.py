@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from llmtrain.config.data import Source, SpeltTokens
 from llmtrain.config.rl import PromptDataConfig
 from llmtrain.data import rendering
+from llmtrain.data.chat.asked import left_out
 from llmtrain.data.formats.asked import asks
 from llmtrain.data.formats.faults import UnfitRow, UnwantedRow, masked_quote
 from llmtrain.data.formats.instructions import check_canonical
@@ -202,10 +203,16 @@ def prompt_ids(
     if tokenizer.chat_template is None:
         return _text_ids(tokenizer, _only_text(Dialogue(messages, tools=tuple(tools))))
     try:
+        if (part := left_out(tokenizer, messages, tools)) is not None:
+            raise UnfitRow(
+                f"template leaves out {part}",
+                f"the chat template leaves out {part}; take them out of the row, or set data.chat_template to a Jinja "
+                "file that writes them",
+            )
         return tuple(rendering.prompt_ids(tokenizer, messages, tools, spelt_tokens=spelt_tokens))
     except SpeltTokenError as error:
         raise UnfitRow("control token in text", str(error)) from None
-    except UnicodeEncodeError:
+    except (UnfitRow, UnicodeEncodeError):
         raise
     except ValueError as error:
         raise UnfitRow("template refuses the row", str(error)) from None

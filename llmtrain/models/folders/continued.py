@@ -84,7 +84,8 @@ def continued(plan: AdapterPlan, folder: Path) -> AdapterPlan:
         if _means(config, name) != _means(found, name) and (
             name == "kind" or given != type(config).model_fields[name].default
         ):
-            raise ValueError(f"adapter.{name}={given}: {folder} has {own}, which it keeps: give that or leave it out")
+            has = "all layers" if name == "layers" and own is None else own
+            raise ValueError(f"adapter.{name}={given}: {folder} has {has}, which it keeps: give that or leave it out")
     rows = {id_ for ids in token_ids(settings).values() for id_ in ids}
     return replace(plan, config=found, new_token_ids=tuple(sorted(rows | set(plan.new_token_ids))), start=folder)
 

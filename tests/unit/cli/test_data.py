@@ -120,6 +120,15 @@ def test_rows_that_do_not_fit_are_counted_with_the_first(capsys: pytest.CaptureF
     assert command.endswith(" data.on_bad_row=skip")
 
 
+def test_rows_that_ask_nothing_fit_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows: list[dict[str, Any]] = [{"prompt": " ", "completion": "b"}, {"prompt": "a", "completion": "b"}]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    text = said(capsys, str(path))
+    assert "instructions and chats, for sft: 1 of 2 rows" in text and "prompts, for PPO and its family: 1 of 2" in text
+    assert "1 left out: 1 no prompt; the first: rows.jsonl:1: no message has text but answers: nothing is asked" in text
+
+
 def test_most_rows_of_another_kind_are_partly_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     chat = {"prompt": "Hi", "completion": "Hello"}
     text = said(capsys, str(write(tmp_path, CHOICE, chat, chat)))

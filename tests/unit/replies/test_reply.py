@@ -247,6 +247,44 @@ def test_a_response_that_a_row_has_is_replaced_and_said(tmp_path: Path, capsys: 
     assert "2 rows with a field message or response, which OUTPUT has from the model alone" in capsys.readouterr().out
 
 
+NO_SYSTEM = CHATML.replace("{{ '<|im_start|>'", "{% if m['role'] != 'system' %}{{ '<|im_start|>'").replace(
+    "{% endfor %}", "{% endif %}{% endfor %}", 1
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "2 + 2?", "tools": [TOOL]}, "leaves out tools, which the model would never read"),
+        ({"messages": [{"role": "system", "content": "x"}, *QUESTION]}, "leaves out system messages"),
+        ({"prompt": "2 + 2?", "messages": QUESTION}, "holds both `prompt` and `messages`: leave one of them out"),
+    ],
+)
+def test_what_a_model_would_never_read_of_a_prompt_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any], message: str
+) -> None:
+    speaker_of(tmp_path / "model", "4<|im_end|>", template=NO_SYSTEM)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
+    with pytest.raises(SystemExit):
+        main(["generate", *(str(tmp_path / name) for name in ("model", "prompts.jsonl", "out.jsonl"))])
+    error = capsys.readouterr().err
+    assert "prompts.jsonl:1: " in error and message in error and error.count("\n") == 1
+
+
+def test_a_system_prompt_that_a_chat_leaves_out_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    speaker_of(tmp_path / "model", "4<|im_end|>", template=NO_SYSTEM)
+    with pytest.raises(SystemExit):
+        main(["chat", str(tmp_path / "model"), "--system", "Be kind."])
+    assert "error: --system: the chat template leaves system messages out" in capsys.readouterr().err
+
+
+def test_one_message_is_a_prompt(tmp_path: Path) -> None:
+    from llmtrain.cli.generate import read_prompts
+
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": QUESTION[0]}))
+    assert read_prompts(tmp_path / "prompts.jsonl")[0].given == QUESTION
+
+
 THINKING = CHATML.replace("assistant\n'", "assistant\n' + ('<think>\n' if enable_thinking else '')")
 
 

@@ -36,7 +36,7 @@ def test_a_row_with_an_image_is_refused_by_the_name_of_its_field(case: str, tmp_
 def test_where_bad_rows_are_skipped_it_is_counted(case: str, tmp_path: Path) -> None:
     lines: list[str] = []
     STORES["chats"](data(tmp_path / "rows.jsonl", [PLAIN, WITH_IMAGES[case]], on_bad_row="skip"), lines.append)
-    assert any("1 bad rows skipped: image" in line for line in lines)
+    assert any("1 bad row skipped: image" in line for line in lines)
 
 
 @pytest.mark.parametrize("beside", [{"images": []}, {"image": None}, {"image": "https://example.org/cat.png"}])

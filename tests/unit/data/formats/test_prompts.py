@@ -61,6 +61,46 @@ def test_one_message_is_a_prompt(tokenizer: PreTrainedTokenizerFast, tmp_path: P
     assert prompt.messages == ({"role": "user", "content": "Why?"},)
 
 
+FIRST_SYSTEM = CHATML.replace(
+    "{{ '<|im_start|>'", "{% if loop.first or m['role'] != 'system' %}{{ '<|im_start|>'"
+).replace("{% endfor %}", "{% endif %}{% endfor %}", 1)
+ASKED = {"role": "user", "content": "Why?"}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+SYSTEM = {"role": "system", "content": "Be short."}
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "part"),
+    [
+        (CHATML, {"prompt": "Why?", "tools": TOOLS}, "tools"),
+        (CHATML, {"prompt": [ASKED, CALLING, {"role": "tool", "content": "3"}]}, "tool calls"),
+        (FIRST_SYSTEM, {"prompt": [ASKED, SYSTEM, ASKED]}, "system messages"),
+        (
+            FIRST_SYSTEM,
+            {"messages": [SYSTEM, SYSTEM, ASKED, {"role": "assistant", "content": "So."}]},
+            "system messages",
+        ),
+    ],
+)
+def test_a_prompt_of_which_the_template_leaves_something_out_is_refused(
+    tmp_path: Path, template: str, row: dict[str, Any], part: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "model"))
+    tokenizer.chat_template = template
+    with pytest.raises(
+        ValueError, match=f"rows.jsonl:1: the chat template leaves out {part}; take them out of the row"
+    ):
+        prompt_of(row, tokenizer, tmp_path)
+    kept = loaded(write(tmp_path / "rows.jsonl", row, {"prompt": [SYSTEM, ASKED]}), tokenizer, "skip")
+    assert kept.ledger.train[0].bad_rows[f"template leaves out {part}"].documents == 1
+
+
+def test_thoughts_of_earlier_answers_may_be_left_out_of_a_prompt(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "model"))
+    thought = {"role": "assistant", "content": "So.", "reasoning_content": "Hm."}
+    assert prompt_of({"prompt": [ASKED, thought, ASKED]}, tokenizer, tmp_path)
+
+
 @pytest.mark.parametrize("label", [True, False])
 def test_what_is_asked_in_rows_with_labelled_answers_is_a_prompt(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, label: bool
