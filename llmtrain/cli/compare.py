@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read or make both evaluations, and print what differs."""
-    from llmtrain.eval.tasks.compared import compare, left_out, seeds_together, sentences
+    from llmtrain.eval.tasks.compared import compare, left_out, sentences
+    from llmtrain.eval.tasks.seeds import seed_sentences, seeds_together
     from llmtrain.statistics.paired import require_scipy
 
     require_scipy()
@@ -48,9 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
     is_file = [name.endswith(SUFFIX) for side in sides for name in side]
     if not all(is_file) and arguments.tasks:
         tasks = read_tasks(arguments, [name for side in sides for name in side])  # before a model is loaded
-    first, second = (seeds_together([evaluation_of(name, tasks, arguments) for name in side]) for side in sides)
+    runs = [[evaluation_of(name, tasks, arguments) for name in side] for side in sides]
+    first, second = map(seeds_together, runs)
     found = compare(first, second, common=arguments.common)
-    for line in (*table(found), *left_out(first, second), "", *sentences(found, arguments.second)):
+    about_seeds = seed_sentences(found, *runs, name=arguments.second)
+    for line in (*table(found), *left_out(first, second), "", *sentences(found, arguments.second), *about_seeds):
         say(line)
 
 

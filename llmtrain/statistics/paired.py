@@ -90,13 +90,13 @@ def paired(
     is_share: bool,
     clusters: Sequence[str] | None = None,
     ideal: float | None = None,
-    seed: int = 0,
+    level: float = LEVEL,
 ) -> Paired:
     """The difference of two models on the same items, at least one; `is_share`: each item's value is 0 or 1.
 
     With weights, values are sums, such as the bits of a text, and weights what they are divided by, such as bytes.
     `clusters`: items of one are not independent, so they are drawn, and change sides, together. With an `ideal` the
-    p-value is that of being as far from it.
+    p-value is that of being as far from it. `level`: at which a difference has to be found, for the items needed.
     """
     require_scipy()
     num_items = len(first.values)
@@ -104,13 +104,13 @@ def paired(
         first, second = first.by_cluster(clusters), second.by_cluster(clusters)
     residuals = _residuals(first, second)
     difference = _difference(first, second)
-    low, high = bootstrap_interval(first, second, seed)
+    low, high = bootstrap_interval(first, second)
     exact = is_share and clusters is None
-    p_value = equality(first, second, exact=exact, ideal=ideal, seed=seed)
+    p_value = equality(first, second, exact=exact, ideal=ideal)
     # The linearised difference, whose spread is the estimate's. By cluster a unit is one, and `items_needed` in items.
     units = len(residuals)
     spread = float(residuals.std(ddof=1)) if units > 1 else math.nan
-    needed = items_needed(difference, spread, is_share=exact)
+    needed = items_needed(difference, spread, is_share=exact, level=level)
     return Paired(
         difference,
         low,
@@ -118,7 +118,7 @@ def paired(
         p_value,
         num_items,
         None if needed is None else math.ceil(needed * num_items / units),
-        smallest_found(spread, units),
+        smallest_found(spread, units, level),
     )
 
 
@@ -223,15 +223,15 @@ def bootstrap_interval(first: Sums, second: Sums, seed: int = 0, resamples: int 
     return float(found.low), float(found.high)
 
 
-def items_needed(difference: float, spread: float, *, is_share: bool) -> int | None:
-    """Items at which a difference of this size is found with a power of 80 % at a level of 5 %.
+def items_needed(difference: float, spread: float, *, is_share: bool, level: float = LEVEL) -> int | None:
+    """Items at which a difference of this size is found with a power of 80 % at a `level`.
 
     Connor's (1987) for McNemar's test, with 1 / difference more, as the exact test counts whole items; else by the
     normal approximation. `spread`: the standard deviation of an item's difference. None if there is no difference.
     """
     if not difference or math.isnan(spread):
         return None
-    for_level, for_power = _normal_quantiles()
+    for_level, for_power = _normal_quantiles(level)
     size = abs(difference)
     if not is_share:
         return max(2, math.ceil(((for_level + for_power) * spread / size) ** 2))
@@ -240,9 +240,9 @@ def items_needed(difference: float, spread: float, *, is_share: bool) -> int | N
     return max(2, math.ceil((root / size) ** 2 + 1 / size))
 
 
-def smallest_found(spread: float, num_items: int) -> float:
-    """The difference that this many items find with a power of 80 %; NaN for one item."""
-    return sum(_normal_quantiles()) * spread / math.sqrt(num_items)
+def smallest_found(spread: float, num_items: int, level: float = LEVEL) -> float:
+    """The difference that this many items find with a power of 80 % at a `level`; NaN for one item."""
+    return sum(_normal_quantiles(level)) * spread / math.sqrt(num_items)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -264,7 +264,7 @@ def verdict(difference: float, p_value: float, *, higher_is_better: bool | None)
     return "better" if (difference > 0) == higher_is_better else "worse"
 
 
-def _normal_quantiles() -> tuple[float, float]:
+def _normal_quantiles(level: float) -> tuple[float, float]:
     from scipy.stats import norm
 
-    return float(norm.ppf(1 - LEVEL / 2)), float(norm.ppf(POWER))
+    return float(norm.ppf(1 - level / 2)), float(norm.ppf(POWER))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmtrain.eval.tasks.results import (
     Estimate,
@@ -17,7 +17,7 @@ from llmtrain.eval.tasks.results import (
     values_of,
     weights_of,
 )
-from llmtrain.statistics.paired import Paired, Sums, Verdict, holm, paired, verdict
+from llmtrain.statistics.paired import LEVEL, Paired, Sums, Verdict, holm, paired, verdict
 
 PER_TOKEN = "tokens"
 """Weight of measures that another tokenizer changes without the model being another."""
@@ -44,28 +44,34 @@ def compare(first: Evaluation, second: Evaluation, *, common: bool) -> list[Comp
     """
     if not (shared := [name for name in first.tasks if name in second.tasks]):
         raise ValueError(f"no task is in both: {_listed(first.tasks)} and {_listed(second.tasks)}")
-    found: list[tuple[str, Measure, Estimate, Estimate, Paired]] = []
+    asked: list[tuple[str, Measure, list[ItemResult], list[ItemResult]]] = []
     for name in shared:
         one, other = first.tasks[name], second.tasks[name]
         _require_same_settings(one, other)
         pairs = _paired_items(one, other, common=common)
         of_first, of_second = ([pair[i] for pair in pairs] for i in (0, 1))
-        for measure in _comparable(first, second, one, other):
-            sums = [Sums.of(values_of(of, measure), weights_of(of, measure)) for of in (of_first, of_second)]
-            if not len(sums[0].values):
-                continue  # none of the items in common is of this part
-            difference = paired(
-                *sums,
-                is_share=measure.unit == "share",
-                clusters=clusters_of(of_first, measure),
-                ideal=measure.ideal,
-            )
-            found.append((name, measure, estimate(of_first, measure), estimate(of_second, measure), difference))
-    corrected = holm([difference.p_value for *_, difference in found])
-    return [
-        Compared(*each, p_value, _verdict(each[1], each[2].value, each[3].value, p_value))
-        for each, p_value in zip(found, corrected, strict=True)
+        asked += [
+            (name, measure, of_first, of_second)
+            for measure in _comparable(first, second, one, other)
+            if values_of(of_first, measure)  # else none of the items in common is of this part
+        ]
+    differences = [
+        paired(
+            *(Sums.of(values_of(of, measure), weights_of(of, measure)) for of in sides),
+            is_share=measure.unit == "share",
+            clusters=clusters_of(sides[0], measure),
+            ideal=measure.ideal,
+            level=LEVEL / len(asked),  # the strictest that Holm's correction asks of any
+        )
+        for _, measure, *sides in asked
     ]
+    corrected = holm([difference.p_value for difference in differences])
+    found = []
+    for (name, measure, *sides), difference, p_value in zip(asked, differences, corrected, strict=True):
+        one_value, other_value = (estimate(of, measure) for of in sides)
+        said = _verdict(measure, one_value.value, other_value.value, p_value)
+        found.append(Compared(name, measure, one_value, other_value, difference, p_value, said))
+    return found
 
 
 def _verdict(measure: Measure, first: float, second: float, p_value: float) -> Verdict:
@@ -94,17 +100,26 @@ def sentences(found: Sequence[Compared], name: str) -> list[str]:
             continue
         if each.verdict != "not distinguishable":
             lines.append(f"{what}: {name} is {each.verdict} by {abs(pair.difference):.4f}")
-        elif pair.num_needed is None or math.isnan(pair.smallest):
-            lines.append(f"{what}: not distinguishable: no difference on {pair.num_items:,} items")
         else:
-            lines.append(
-                f"{what}: not distinguishable on {pair.num_items:,} items, which find a difference of "
-                f"{pair.smallest:.4f} four times in five; one of {abs(pair.difference):.4f} needs about "
-                f"{pair.num_needed:,} items"
-            )
+            lines.append(f"{what}: not distinguishable{_power(pair)}")
     if len(found) > 1:
-        lines.append(f"p-values are corrected for {len(found)} comparisons (Holm)")
+        lines.append(
+            f"p-values are corrected for {len(found)} comparisons (Holm), and so are the items needed; intervals are "
+            "of each measure by itself"
+        )
     return lines
+
+
+def _power(pair: Paired) -> str:
+    """What the items of a comparison can find, and how many it would need."""
+    if math.isnan(pair.smallest):
+        return f": {pair.num_items:,} item shows no difference"
+    if not pair.smallest:
+        return f": no difference on any of {pair.num_items:,} items"
+    finds = f" on {pair.num_items:,} items, which find a difference of {pair.smallest:.4f} four times in five"
+    if pair.num_needed is None:
+        return f"{finds}; the two come out equal"
+    return f"{finds}; one of {abs(pair.difference):.4f} needs about {pair.num_needed:,} items"
 
 
 def _against_ideal(each: Compared, ideal: float, name: str) -> str:
@@ -157,28 +172,3 @@ def _require_same_settings(one: TaskResult, other: TaskResult) -> None:
 
 def _listed(tasks: Mapping[str, TaskResult]) -> str:
     return ", ".join(tasks) or "none"
-
-
-def seeds_together(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Runs that differ in their seed as one: each item's values are the means over the runs.
-
-    Raises ValueError if they were not measured on the same items.
-    """
-    first, *others = evaluations
-    if not others:
-        return first
-    tasks = {}
-    for name, result in first.tasks.items():
-        same = [other.tasks[name] for other in others if name in other.tasks]
-        by_item = [{item.item: item for item in other.items} for other in same]
-        keys = {item.item for item in result.items}
-        if len(same) < len(others) or any(set(items) != keys for items in by_item):
-            raise ValueError(f"{name}: the runs of one side were not measured on the same items")
-        items = []
-        for item in result.items:
-            all_values = [item.values, *(items_of[item.item].values for items_of in by_item)]
-            means = {key: sum(values[key] for values in all_values) / len(all_values) for key in item.values}
-            items.append(ItemResult(name, item.item, item.where, means, cluster=item.cluster))
-        measures = [replace(each, unit="mean") if each.unit == "share" else each for each in result.measures]
-        tasks[name] = replace(result, measures=measures, items=items)
-    return Evaluation(first.model, tasks)

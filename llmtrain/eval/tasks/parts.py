@@ -78,7 +78,12 @@ def measured_by_parts(
     waiting = blocks(missing)
     while part := taken(waiting, size):
         begun = time.monotonic()
-        items = item_results(subject, replace(task_rows, rows=part), asking, Watch())
+        try:
+            items = item_results(subject, replace(task_rows, rows=part), asking, Watch())
+        except KeyboardInterrupt:
+            if known:
+                report(f"{name}: {len(known):,} items are in {unfinished.path}; the same command goes on from there")
+            raise
         assert items is not None, "nothing asks it to stop"
         unfinished.add(items, way)
         known |= {item.item: item for item in items}

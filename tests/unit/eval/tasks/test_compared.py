@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmtrain.cli.main import main
-from llmtrain.eval.tasks.compared import compare, left_out, seeds_together
+from llmtrain.eval.tasks.compared import compare, left_out, sentences
 from llmtrain.eval.tasks.results import (
     ACC,
     BITS_PER_BYTE,
@@ -23,6 +23,7 @@ from llmtrain.eval.tasks.results import (
     read_evaluation,
     save_evaluation,
 )
+from llmtrain.eval.tasks.seeds import seed_sentences, seeds_together
 
 
 def shares(values: list[int], *, task: str = "piqa", first: int = 0, tokenizer: str = "t", **facts: Any) -> Evaluation:
@@ -208,3 +209,41 @@ def test_a_measure_of_a_part_is_of_the_items_that_have_it_alone(tmp_path: Path) 
 def test_items_of_a_template_widen_the_interval() -> None:
     alone, together = (estimate(leaning(0.5, cluster=size).tasks["crows_pairs"].items, STEREOTYPE) for size in (0, 20))
     assert together.high - together.low > 3 * (alone.high - alone.low)
+
+
+def test_items_needed_are_those_of_the_corrected_level() -> None:
+    one, other = [1, 0, 0, 1, 0, 0, 1, 0] * 5, [0, 0, 1, 1, 0, 1, 1, 0] * 5
+    alone = compare(shares(one), shares(other), common=False)[0].paired
+    names = ("piqa", "copa", "arc_easy", "boolq")
+    both = [
+        Evaluation({"path": "m", "tokenizer": "t"}, {name: shares(values, task=name).tasks[name] for name in names})
+        for values in (one, other)
+    ]
+    among_four = compare(*both, common=False)[0].paired
+    assert alone.num_needed is not None and among_four.num_needed is not None
+    ratio = ((2.4977 + 0.8416) / (1.96 + 0.8416)) ** 2  # of the quantiles at 5 % / 4 and at 5 %
+    assert among_four.num_needed / alone.num_needed == pytest.approx(ratio, rel=0.1)
+    assert among_four.smallest / alone.smallest == pytest.approx(ratio**0.5, rel=1e-3)
+
+
+def test_equal_numbers_of_right_answers_are_not_called_equal_models() -> None:
+    (line,) = sentences(compare(shares([1, 0] * 10), shares([0, 1] * 10), common=False), "b")
+    assert "which find a difference of" in line and line.endswith("the two come out equal")
+    (line,) = sentences(compare(shares([1, 0] * 10), shares([1, 0] * 10), common=False), "b")
+    assert line.endswith("no difference on any of 20 items")
+
+
+def test_of_seeds_it_is_said_what_other_seeds_would_show() -> None:
+    def run(right: int) -> Evaluation:
+        return shares([1] * right + [0] * (1000 - right))
+
+    near, far = [run(500), run(560), run(530)], [run(540), run(590), run(610)]
+    found = compare(seeds_together(near), seeds_together(far), common=False)
+    assert found[0].verdict == "better"  # of these very runs
+    (line,) = seed_sentences(found, near, far, name="B")
+    assert "by seed: 0.5000, 0.5600, 0.5300 against 0.5400, 0.5900, 0.6100" in line
+    assert "of other seeds B is not distinguishable" in line
+    apart = [run(700), run(710), run(690)]
+    (line,) = seed_sentences(compare(seeds_together(near), seeds_together(apart), common=False), near, apart, name="B")
+    assert "of other seeds B is higher" in line
+    assert not seed_sentences(found, near[:1], far[:1], name="B")

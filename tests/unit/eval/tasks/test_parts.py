@@ -58,7 +58,7 @@ def test_items_that_were_measured_before_an_interruption_are_not_measured_again(
     before = asked(monkeypatch, most_parts=1)
     with pytest.raises(KeyboardInterrupt):
         measured_by_parts(subject, rows, ASKING, Unfinished(output, MODEL), lines.append)
-    assert len(before) == 16
+    assert len(before) == 16 and "16 items are in" in lines[-1]
     with (tmp_path / "out.jsonl.unfinished").open("a") as file:
         file.write('{"way": "torn')
     after = asked(monkeypatch)
