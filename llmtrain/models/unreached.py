@@ -187,7 +187,7 @@ def _look(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Comput
         for name, module in model.named_modules()
     ]
     try:  # nothing runs backward, so activations are not kept
-        with torch.enable_grad(), saved_tensors_hooks(_dropped, _dropped):
+        with torch.enable_grad(), saved_tensors_hooks(_forget, _forgotten):
             nodes = _nodes(compute(lengths).grad_fn)
     finally:
         for hook in hooks:
@@ -196,8 +196,12 @@ def _look(model: nn.Module, trained: Mapping[str, nn.Parameter], compute: Comput
     return _Look(reached, {name for name, node in entries.items() if node in nodes})
 
 
-def _dropped(_: Any) -> Any:
-    """What is kept of a tensor that backward would read: nothing."""
+def _forget(_: Tensor) -> None:
+    """Keep nothing of what backward would take."""
+
+
+def _forgotten(_: None) -> Tensor:
+    raise AssertionError("no look runs backward")
 
 
 def _nodes(last: Any) -> set[Any]:
