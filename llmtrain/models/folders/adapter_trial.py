@@ -43,9 +43,7 @@ def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
     trial = tried(lambda: _loaded_again(model, config))
     if isinstance(trial, Fault):
         return
-    base, saved, loaded = trial
-    ids = pseudo_random(base, TRIED_SEQ_LEN)
-    is_tried = bool(config.target_parameters) and not isinstance(tried(lambda: _computed(base, ids)), Fault)
+    saved, loaded, ids = trial
     stacks = {name for name, module in saved.named_modules() if isinstance(module, ParamWrapper)}
     if lost := _lost(saved, loaded):
         where = "adapter.target_parameters" if lost <= stacks else "adapter.target"
@@ -53,7 +51,7 @@ def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
             f"{where}: peft loses an adapter of {shown(last_parts(lost))} on {model.config.model_type} when it loads "
             "it, so nobody could use it: name other layers"
         )
-    if is_tried and (fault := tried(lambda: _fault(saved, loaded, stacks, ids))) is not None:
+    if ids is not None and (fault := tried(lambda: _fault(saved, loaded, stacks, ids))) is not None:
         raise ValueError(
             f"adapter.target_parameters={','.join(config.target_parameters)}: peft does not train them rightly on "
             f"{model.config.model_type} ({fault}): leave them out"
@@ -61,13 +59,17 @@ def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
     _RIGHT.add(key)
 
 
-def _loaded_again(model: PreTrainedModel, config: AdapterConfig) -> tuple[PreTrainedModel, PeftModel, PeftModel]:
-    """A small copy of a model, one with an adapter that is saved, and one with what is loaded of it."""
+def _loaded_again(
+    model: PreTrainedModel, config: AdapterConfig
+) -> tuple[PeftModel, PeftModel, Int[Tensor, " tokens"] | None]:
+    """A small copy of a model with an adapter, what is loaded of it, and text if experts are to be tried on it."""
     base = small_copy(model, TRIED_SEQ_LEN, "eager").cpu()
+    ids = pseudo_random(base, TRIED_SEQ_LEN)
+    is_tried = bool(config.target_parameters) and not isinstance(tried(lambda: _computed(base, ids)), Fault)
     saved = _adapted(base, config)
     with TemporaryDirectory(prefix="llmtrain-adapter-") as place, expected_warnings(), torch.random.fork_rng([]):
         saved.save_pretrained(place, save_embedding_layers=False)
-        return base, saved, PeftModel.from_pretrained(base, place)
+        return saved, PeftModel.from_pretrained(base, place), ids if is_tried else None  # which changes the base
 
 
 def _adapted(base: PreTrainedModel, config: AdapterConfig) -> PeftModel:
