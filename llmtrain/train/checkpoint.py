@@ -184,7 +184,7 @@ class Checkpoints:
 
 
 class Checkpoint:
-    """One saved step, read lazily: tensors by kind (`model`, `optimizer`, `ema`) and name, and `state`."""
+    """One saved step, read lazily: `kinds` of named tensors, and `state`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -211,6 +211,10 @@ class Checkpoint:
             raise ValueError(f"checkpoint {path} has no good {MANIFEST} ({error})") from None
 
     @property
+    def kinds(self) -> list[str]:
+        return [kind for kind in self._tensors if kind != "state"]
+
+    @property
     def state(self) -> dict[str, Any]:
         """The state that was saved, with its tensors back in their places."""
         with self._read_errors_named():
@@ -218,6 +222,9 @@ class Checkpoint:
         restored = join_tensors(plain, lambda name: self.read("state", name))
         assert isinstance(restored, dict)
         return restored
+
+    def names(self, kind: str) -> list[str]:
+        return list(self._tensors[kind])
 
     def read(self, kind: str, name: str) -> Tensor:
         """One tensor, on the CPU. Raises ValueError if the checkpoint has none of that name, or it cannot be read."""

@@ -172,9 +172,9 @@ def test_further_kinds_are_read_by_name(checkpoints, runtime, model, optimizer) 
 
     latest = checkpoints.latest(runtime)
 
-    read = latest.read_all("ema")
-    assert list(read) == list(ema)
-    assert all(torch.equal(tensor, ema[name]) for name, tensor in read.items())
+    assert latest.kinds == ["model", "optimizer", "ema"]
+    assert all(torch.equal(tensor, ema[name]) for name, tensor in latest.read_all("ema").items())
+    assert latest.names("ema") == list(ema)
 
 
 def test_large_states_are_written_in_pieces(checkpoints, runtime, model, optimizer, monkeypatch) -> None:
