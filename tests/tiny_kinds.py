@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from llmtrain.config.data import ChatDataConfig, DataConfig
 from llmtrain.config.rl import PreferenceDataConfig, PromptDataConfig
 from llmtrain.data.chat.encode import ChatEncoder
-from llmtrain.data.formats.prompts import load_prompts
+from llmtrain.data.prompts import load_prompts
 from llmtrain.data.store.build import find_or_build
 from llmtrain.data.store.kinds import answer_specs, chat_specs, pair_specs
 from llmtrain.data.store.spec import StoreSpecs

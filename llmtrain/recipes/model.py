@@ -19,8 +19,8 @@ from llmtrain.data.chat.encode import LossOn
 from llmtrain.data.chat.system_prompt import own_system_prompt
 from llmtrain.data.chat.tokenizer import ChatTokenizer, open_chat_tokenizer
 from llmtrain.data.formats.faults import masked_quote
-from llmtrain.data.formats.prompts import Prompts
 from llmtrain.data.loader.order import ORDER_VERSION
+from llmtrain.data.prompts import Prompts
 from llmtrain.data.sources.files import fingerprint, resolve
 from llmtrain.data.store.build import Stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 
 from llmtrain.config.recipes import PolicyStageConfig
 from llmtrain.data.chat.tokenizer import ChatTokenizer
-from llmtrain.data.formats.prompts import Prompt, Prompts, load_prompts
 from llmtrain.data.loader.order import SampleOrder
+from llmtrain.data.prompts import Prompt, Prompts, load_prompts
 from llmtrain.eval.before_after.answers import ANSWERS, Answers
 from llmtrain.eval.before_after.measure import Measurement
 from llmtrain.eval.generation import EVAL_ROLLOUT, HeldOutScore

@@ -25,7 +25,7 @@ from llmtrain.config.recipes import (
     RewardStageConfig,
     SftConfig,
 )
-from llmtrain.data.formats.prompts import load_prompts
+from llmtrain.data.prompts import load_prompts
 from llmtrain.data.sources.files import Files
 from llmtrain.data.store.build import check_sources, find_or_build, help_build
 from llmtrain.data.store.kinds import answer_specs, chat_specs, pair_specs

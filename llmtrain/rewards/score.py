@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, TrainerState
 
-from llmtrain.data.formats.prompts import Prompt as PromptRow
+from llmtrain.data.prompts import Prompt as PromptRow
 from llmtrain.data.thoughts import OPENED_LAST
 from llmtrain.rewards.batch import ScoreBatch, Scores, WeightedReward
 from llmtrain.rewards.calls import Failed, OutOfTime, Patience, gathered, in_thread, with_retries

@@ -20,8 +20,8 @@ from llmtrain.data.formats.instructions import Example, iter_examples
 from llmtrain.data.formats.labelled import Labelled, has_labels, iter_labelled
 from llmtrain.data.formats.messages import Conversation, Message
 from llmtrain.data.formats.preferences import Preference, iter_preferences
-from llmtrain.data.formats.prompts import prompt_ids
 from llmtrain.data.ledger import SourceLedger
+from llmtrain.data.prompts import prompt_ids
 from llmtrain.data.split import split_of
 from llmtrain.protocols import Report
 

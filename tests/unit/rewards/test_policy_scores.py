@@ -9,7 +9,7 @@ import pytest
 from tiny_chat import write_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llmtrain.data.formats.prompts import Prompt
+from llmtrain.data.prompts import Prompt
 from llmtrain.rewards.batch import WeightedReward, of_rows
 from llmtrain.rewards.score import score_responses
 from llmtrain.rollout.engine import Generated

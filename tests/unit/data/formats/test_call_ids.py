@@ -11,7 +11,7 @@ from chat_templates import QWEN25, family_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from llmtrain.data.formats.call_ids import lacks_ids, with_call_ids
-from llmtrain.data.formats.prompts import prompt_ids
+from llmtrain.data.prompts import prompt_ids
 
 NEEDS_IDS = """\
 {%- for m in messages %}

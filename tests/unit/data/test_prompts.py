@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.config.rl import PromptDataConfig
 from llmtrain.data.chat.encode import BadExample, ChatEncoder
-from llmtrain.data.formats.prompts import Prompt, Prompts, load_prompts
+from llmtrain.data.prompts import Prompt, Prompts, load_prompts
 from llmtrain.rewards.row import RowError, row_field
 
 TOOLS = [{"type": "function", "function": {"name": "search", "description": "Looks up."}}]
