@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 from fuzz_configs import KEYS, config_tree, set_a_key, variants, yaml_bytes
-from fuzz_rows import ROWS, SUFFIXES, content_of
+from fuzz_rows import ROWS, SUFFIXES, content_of, write_rows
 from fuzz_values import as_json, bytes_of, damaged, misspelt, mutated, other_thing, spoil, value, word
 from fuzz_world import Ended, World, run
 from recipe_schemas import SCHEMAS
@@ -77,6 +77,8 @@ class Case:
                 mutated(row, drawn, drawn.choice((1, 1, 2, 4))) if i == at or self.chance(0.2) else row
                 for i, row in enumerate(rows)
             ]
+        if self.focus not in ("rows", "files"):  # so that the command comes as far as what is wrong
+            return write_rows(self.folder / "rows.jsonl", rows)
         suffix = drawn.choice(SUFFIXES)
         path = self.folder / f"rows.{suffix}"
         content = content_of(rows, suffix, drawn)

@@ -24,6 +24,7 @@ MARKED = re.compile(r"####[ \t]*([^\n]*)")
 BOXED = re.compile(r"\\f?boxed\s*\{")
 ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}(\s*\^\s*(?:\{\d\}|\d))?")
+JOINED = re.compile(r"[:-]\d")  # a ratio, a time, a range
 MARKUP = "*_`$ \t"
 BRACKETS = re.compile(r"\\?[()\[\]]|\\[{}]")
 CURRENCY = r"(?:\\?\$|\u20ac|\u00a3|\u00a5|US\$|USD)"
@@ -113,7 +114,7 @@ def _plain_text(text: str) -> str:
 def _after_mark(rest: str) -> str | None:
     """The answer after a ####; None if it heads a section: "Step 2", "3. Then".
 
-    A number ends where it ends: "18" of "**18** (3 more)".
+    A number ends where it ends: "18" of "**18** (3 more)"; that of a ratio, time or range is part of it: "12:30".
     """
     rest = re.sub(r"^(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*[:=]?\s*", "", rest.lstrip(MARKUP), flags=re.IGNORECASE)
     boxed = _last_box(rest)
@@ -122,6 +123,8 @@ def _after_mark(rest: str) -> str | None:
     bare = re.sub(rf"^(?:\\\(|\\\[)?\s*([-+]?)\s*{CURRENCY}?\s*", r"\1", rest.lstrip(MARKUP))
     found = SPACED.match(bare) or QUANTITY.match(bare)
     if found is not None:
+        if JOINED.match(bare, found.end()):
+            return bare.split()[0]
         heads = re.match(r"[.)][*_]*\s+\S", bare[found.end() :])
         return None if heads else found[0]
     return rest.strip(MARKUP) if re.match(r"[\\(]", rest) else None

@@ -72,7 +72,14 @@ def _tokenized(row: Fields) -> Iterator[RowFormat]:
     masks = mask_fields(row)
     used = {name: name for name in (IDS, *masks, ATTENTION) if row.get(name) is not None}
     note = "" if masks else "no labels or mask, so every token is trained"
-    yield RowFormat(TOKENIZED, used, lambda row: token_row(row, ""), note)
+    yield RowFormat(TOKENIZED, used, partial(_convert_tokenized, bool(masks)), note)
+
+
+def _convert_tokenized(are_masked: bool, row: Fields) -> TokenRow:
+    """A row's ids; `are_masked`: the first row of its source says which are trained, so that each has to."""
+    if are_masked and not mask_fields(row):
+        raise UnfitRow("no mask", "no labels or mask, as the source's first row has, so every token would be trained")
+    return token_row(row, "")
 
 
 def _listed(row: Fields) -> Iterator[RowFormat]:

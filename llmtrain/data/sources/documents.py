@@ -166,4 +166,7 @@ def _names(fields: Mapping[str, Any]) -> str:
 def _what_was_read(ledger: SourceLedger) -> str:
     """The account of a source without documents, for the message."""
     bad = sum(tally.documents for tally in ledger.bad_rows.values())
-    return f"{ledger.read.documents} read, of which {bad} bad and {ledger.read.documents - bad} empty"
+    untrained = ledger.dropped[NOT_TRAINED].documents if NOT_TRAINED in ledger.dropped else 0
+    empty = ledger.read.documents - bad - untrained
+    what = [f"{bad} bad", *([f"{untrained} left out, as their {NOT_TRAINED}"] if untrained else []), f"{empty} empty"]
+    return f"{ledger.read.documents} read, of which {', '.join(what[:-1])} and {what[-1]}"

@@ -99,6 +99,15 @@ def test_ids_that_the_tokenizer_does_not_have_name_it(encoder: ChatEncoder, tmp_
         built(encoder, tmp_path, [{"input_ids": [5, 6]}, {"input_ids": [5, 260]}], [])
 
 
+@pytest.mark.parametrize("mask", [{"labels": [-100, 6]}, {"loss_mask": [0, 1]}])
+def test_a_row_without_the_mask_that_others_have_is_refused(tmp_path: Path, mask: dict[str, Any]) -> None:
+    for missing in ({}, dict.fromkeys(mask)):
+        found = fault(tmp_path, {"input_ids": [5, 6], **mask}, {"input_ids": [5, 6], **missing})
+        assert found.startswith("rows.jsonl:2: no labels or mask, as the source's first row has")
+    examples, _ = read_source(tmp_path, {"input_ids": [5, 6]}, {"input_ids": [5, 6], **mask})
+    assert [example.weights for example in examples] == [None, (0.0, 1.0)]
+
+
 def test_a_row_that_trains_no_token_is_refused(encoder: ChatEncoder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: no token of the row would be trained"):
         built(encoder, tmp_path, [{"input_ids": [5, 6], "labels": [5, -100]}], [])

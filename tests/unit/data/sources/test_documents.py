@@ -222,6 +222,7 @@ def test_a_text_field_that_cannot_be_recognised_is_an_error_that_names_the_field
         ("folder", "holds no file that is read"),
         ("empty.txt", r"no document with text \(1 read, of which 0 bad and 1 empty\)"),
         ("empty.jsonl", r"no document with text \(0 read"),
+        ("unused.jsonl", r"\(3 read, of which 0 bad, 2 left out, as their weight is 0 and 1 empty\)"),
         ("broken.parquet", "not a readable Parquet file"),
         ("broken.arrow", "not a readable Arrow file"),
         ("broken.jsonl.gz", "cannot be read"),
@@ -231,6 +232,7 @@ def test_a_source_without_text_is_one_clear_line(tmp_path: Path, name: str, mess
     (tmp_path / "folder").mkdir()
     for file in ("picture.png", "empty.jsonl", "empty.txt"):
         (tmp_path / file).touch()
+    (tmp_path / "unused.jsonl").write_text('{"text": "a", "train": false}\n{"text": "b", "weight": 0}\n{"text": " "}')
     for file in ("broken.parquet", "broken.arrow", "broken.jsonl.gz"):
         (tmp_path / file).write_bytes(b"nonsense" * 9)
     with pytest.raises(ValueError, match=message) as raised:
