@@ -83,8 +83,8 @@ def duplicates(quality: Quality) -> Section:
         parts.append(
             note(
                 f"Similarity is the shared part of two texts' sets of 5 words in a row (Jaccard); {NEAR:g} or more is "
-                f"looked for by MinHash, which misses some pairs near the limit. "
-                f"{count(near.num_short)} with fewer than "
+                f"looked for by MinHash, which misses some pairs near the limit; those that it finds are compared word "
+                f"by word. {count(near.num_short)} with fewer than "
                 "5 words are not compared. `data.clean.exact_dedup` and `near_dedup` drop both kinds in pretraining."
             )
         )
