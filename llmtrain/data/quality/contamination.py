@@ -53,6 +53,7 @@ class Contamination:
 
     files: Sequence[str]
     num_rows: Sequence[int]  # of each file
+    num_looked_for: Sequence[int]  # of these, rows with words enough
     num_hit: Sequence[int]  # rows of each file of which an item has text
     num_items: int  # of the sample, with text of any file
     by_source: Sequence[int]
@@ -64,6 +65,12 @@ def contamination(items: Sequence[Item], sources: Sequence[Source], num_sources:
     words = WordHashes()
     texts = [text for number, source in enumerate(sources) for text in evaluation_texts(source, number)]
     wanted = _wanted(texts, words)
+    looked_for = {
+        (texts[place].file, texts[place].row)
+        for of_hash in wanted.values()
+        for places in of_hash.values()
+        for place in places
+    }
     hit_rows: set[tuple[int, int]] = set()
     by_source: Counter[int] = Counter()
     best: list[tuple[int, float, int, int]] = []  # words of a run, share, item, evaluation text
@@ -77,6 +84,7 @@ def contamination(items: Sequence[Item], sources: Sequence[Source], num_sources:
     return Contamination(
         files=[source.path for source in sources],
         num_rows=[len({text.row for text in texts if text.file == i}) for i in range(len(sources))],
+        num_looked_for=[sum(file == i for file, _ in looked_for) for i in range(len(sources))],
         num_hit=[sum(file == i for file, _ in hit_rows) for i in range(len(sources))],
         num_items=sum(by_source.values()),
         by_source=[by_source[number] for number in range(num_sources)],

@@ -96,7 +96,10 @@ def _located(wanted: dict[int, int], readings: Sequence[Reading]) -> list[Repeat
 
 
 def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = None) -> NearDuplicatesFound:
-    """What is nearly repeated. Raises ValueError if `rensa` is missing."""
+    """What is nearly repeated: MinHash finds candidates by an estimate, and their texts are compared.
+
+    Raises ValueError if `rensa` is missing.
+    """
     index = NearDuplicates(threshold, cache_dir)
     entered: list[Item] = []
     seen: set[int] = set()
@@ -108,7 +111,9 @@ def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = No
             continue
         seen.add(item.digest)
         number = index.earlier(Document(item.text, item.where, item.num_bytes))
-        if number is not None and _has_the_prompt_of(entered[number], item):
+        if number is not None and (
+            _has_the_prompt_of(entered[number], item) or jaccard(entered[number].text, item.text) < threshold
+        ):
             continue
         if number is not None:
             found.append((entered[number], item))

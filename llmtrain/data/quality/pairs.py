@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmtrain.data.quality.items import CHOSEN, PROMPT, REJECTED, Item
-from llmtrain.statistics.intervals import wilson_interval
+from llmtrain.statistics.intervals import clustered_proportion, wilson_interval
 
 MOST_SHOWN = 3
 
@@ -23,6 +23,23 @@ class Share:
 
     count: int
     of: int
+    bounds: tuple[float, float] | None = None  # of the interval, if the comparisons are not independent
+
+    @classmethod
+    def of_groups(cls, outcomes: Sequence[tuple[bool, str]]) -> Share:
+        """Of comparisons of which those of one group, such as a prompt, are not independent."""
+        values, groups = [float(each) for each, _ in outcomes], [group for _, group in outcomes]
+        found = cls(int(sum(values)), len(values))
+        if len(set(groups)) in (0, 1, len(groups)):
+            return found
+        _, low, high = clustered_proportion(values, [1.0] * len(values), groups)
+        return cls(found.count, found.of, (low, high))
+
+    @property
+    def rest(self) -> Share:
+        """The other part."""
+        bounds = None if self.bounds is None else (1 - self.bounds[1], 1 - self.bounds[0])
+        return Share(self.of - self.count, self.of, bounds)
 
     @property
     def value(self) -> float:
@@ -30,6 +47,8 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
+        if self.bounds is not None:
+            return self.bounds
         return wilson_interval(self.value, self.of) if self.of else (float("nan"), float("nan"))
 
 
@@ -62,7 +81,9 @@ class Labels:
 
 def pairs(items: Sequence[Item], num_identical: int) -> Pairs:
     """The balance of pairs."""
-    longer = comparable = first = listed = num_blank = num_contradictions = 0
+    num_blank = num_contradictions = 0
+    longer: list[tuple[bool, str]] = []
+    first: list[tuple[bool, str]] = []
     differences: list[float] = []
     prompts: Counter[str] = Counter()
     seen: dict[tuple[str, str, str], Item] = {}
@@ -71,21 +92,19 @@ def pairs(items: Sequence[Item], num_identical: int) -> Pairs:
         prompt, chosen, rejected = (item.part(name) for name in (PROMPT, CHOSEN, REJECTED))
         prompts[prompt] += 1
         sizes = len(chosen), len(rejected)
-        comparable += sizes[0] != sizes[1]
-        longer += sizes[0] > sizes[1]
+        longer += [(sizes[0] > sizes[1], prompt)] if sizes[0] != sizes[1] else []
         num_blank += not (chosen.strip() and rejected.strip())
         differences.append(float(np.log2(max(1, sizes[0]) / max(1, sizes[1]))))
         if item.first_is_better is not None:
-            listed += 1
-            first += item.first_is_better
+            first.append((item.first_is_better, prompt))
         seen[(prompt, chosen, rejected)] = item
         if (other := seen.get((prompt, rejected, chosen))) is not None and chosen != rejected:
             num_contradictions += 1
             contradictions += [(other, item)] if len(contradictions) < MOST_SHOWN else []
     return Pairs(
         num_pairs=len(items),
-        longer=Share(longer, comparable),
-        first=Share(first, listed),
+        longer=Share.of_groups(longer),
+        first=Share.of_groups(first),
         differences=differences,
         num_prompts=len(prompts),
         most_repeated=_repeated(prompts),

@@ -36,11 +36,14 @@ class Compared:
     verdict: Verdict  # of the second model
 
 
-def compare(first: Evaluation, second: Evaluation, *, common: bool) -> list[Compared]:
+def compare(first: Evaluation, second: Evaluation, *, common: bool, num_pairs: int = 1) -> list[Compared]:
     """The measures that both evaluations have, on the same items.
 
-    `common`: if their items differ, those that both have. Raises ValueError, saying what differs, if there is no task,
-    measure or item that both have, or if items differ otherwise.
+    `common`: if their items differ, those that both have. `num_pairs`: how many pairs of models are looked at, of
+    which this is one; each gets its share of the level (Bonferroni), which Holm's correction splits.
+
+    Raises ValueError, saying what differs, if there is no task, measure or item that both have, or if items differ
+    otherwise.
     """
     if not (shared := [name for name in first.tasks if name in second.tasks]):
         raise ValueError(f"no task is in both: {_listed(first.tasks)} and {_listed(second.tasks)}")
@@ -61,11 +64,11 @@ def compare(first: Evaluation, second: Evaluation, *, common: bool) -> list[Comp
             is_share=measure.unit == "share",
             clusters=clusters_of(sides[0], measure),
             ideal=measure.ideal,
-            level=LEVEL / len(asked),  # the strictest that Holm's correction asks of any
+            level=LEVEL / len(asked) / num_pairs,  # the strictest that Holm's correction asks of any
         )
         for _, measure, *sides in asked
     ]
-    corrected = holm([difference.p_value for difference in differences])
+    corrected = [min(1.0, num_pairs * p) for p in holm([difference.p_value for difference in differences])]
     found = []
     for (name, measure, *sides), difference, p_value in zip(asked, differences, corrected, strict=True):
         one_value, other_value = (estimate(of, measure) for of in sides)
@@ -90,7 +93,7 @@ def left_out(first: Evaluation, second: Evaluation) -> list[str]:
     return lines
 
 
-def sentences(found: Sequence[Compared], name: str) -> list[str]:
+def sentences(found: Sequence[Compared], name: str, num_pairs: int = 1) -> list[str]:
     """What follows, in words; `name`: of the second of the two."""
     lines = []
     for each in found:
@@ -102,9 +105,9 @@ def sentences(found: Sequence[Compared], name: str) -> list[str]:
             lines.append(f"{what}: {name} is {each.verdict} by {abs(pair.difference):.4f}")
         else:
             lines.append(f"{what}: not distinguishable{_power(pair)}")
-    if len(found) > 1:
+    if (num_compared := len(found) * num_pairs) > 1:
         lines.append(
-            f"p-values are corrected for {len(found)} comparisons (Holm), and so are the items needed; intervals are "
+            f"p-values are corrected for {num_compared} comparisons (Holm), and so are the items needed; intervals are "
             "of each measure by itself"
         )
     return lines

@@ -34,8 +34,16 @@ class Match:
     text: str  # around the first n-gram in common
 
 
-def find_matches(tasks: Sequence[TaskRows], sources: Sequence[Source]) -> dict[tuple[str, str], Match]:
-    """(task, key of an item) -> the first text of the training data that has an n-gram of it.
+@dataclass(frozen=True)
+class Matches:
+    """What was found of the items, each by its task and key."""
+
+    found: Mapping[tuple[str, str], Match]  # the first text of the training data that has an n-gram of it
+    looked_for: frozenset[tuple[str, str]]  # items with words enough
+
+
+def find_matches(tasks: Sequence[TaskRows], sources: Sequence[Source]) -> Matches:
+    """The items that have an n-gram in common with the training data.
 
     Raises ValueError for data that cannot be read.
     """
@@ -56,19 +64,25 @@ def find_matches(tasks: Sequence[TaskRows], sources: Sequence[Source]) -> dict[t
                 for item in wanted[size][int(hashes[place])]:
                     if item not in found:
                         found[item] = Match(where, _excerpt(text, place, size))
-    return found
+    looked_for_items = {item for of_hash in wanted.values() for items in of_hash.values() for item in items}
+    return Matches(found, frozenset(looked_for_items))
 
 
-def with_matches(result: TaskResult, found: Mapping[tuple[str, str], Match]) -> TaskResult:
+def with_matches(result: TaskResult, matches: Matches) -> TaskResult:
     """The results with the text beside each item that is contaminated, and a note that counts them."""
     items = [
         item
-        if (match := found.get((item.task, item.item))) is None
+        if (match := matches.found.get((item.task, item.item))) is None
         else replace(item, details={**item.details, "trained_on": asdict(match)})
         for item in result.items
     ]
     hit = [item for item in items if "trained_on" in item.details]
-    note = f"{len(hit):,} of {len(items):,} items share {NGRAM_WORDS} words in a row with the training data"
+    num_looked_for = sum((item.task, item.item) in matches.looked_for for item in items)
+    note = f"{len(hit):,} of {num_looked_for:,} items share {NGRAM_WORDS} words in a row with the training data"
+    if num_short := len(items) - num_looked_for:
+        note += (
+            f"; {num_short:,} others have no text of {FEWEST_WORDS} words that is their own, and cannot be looked for"
+        )
     if hit:
         match = hit[0].details["trained_on"]
         note += f"; the first, {hit[0].where}, with {match['where']}: {match['text']!r}"

@@ -7,6 +7,7 @@ first line says of which model they are; a file of another is begun again.
 from __future__ import annotations
 
 import inspect
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.eval.tasks.measure import Asking, Watch, item_results, result_of
-from llmtrain.eval.tasks.results import FREE_RESULTS, ItemResult, TaskResult
+from llmtrain.eval.tasks.results import FREE_RESULTS, OF_MODEL, ItemResult, TaskResult
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.system.files import append_text, cut_torn_line, write_bytes
 from llmtrain.system.json_lines import json_line, parsed, whole_lines
@@ -32,9 +33,9 @@ class Unfinished:
     """The items that are measured so far, in a file beside the results to come."""
 
     def __init__(self, output: Path, model: Mapping[str, Any]) -> None:
-        """Reads the items of a file that is of the same `model`, as it is recorded; nothing is written yet."""
+        """Reads the items of a file that is of the same `model`, wherever it was; nothing is written yet."""
         self.path = output.with_name(output.name + SUFFIX)
-        self._head = json_line({"kind": KIND, "model": dict(model)})
+        self._head = json_line({"kind": KIND, "model": {fact: model.get(fact) for fact in OF_MODEL}})
         self._is_begun = False
         self._items: dict[str, dict[str, ItemResult]] = {}  # way of asking -> key -> item
         lines = whole_lines(self.path)
@@ -118,6 +119,9 @@ def taken(waiting: Iterator[list[TaskRow[object]]], size: int) -> list[TaskRow[o
 def way_of_asking(task_rows: TaskRows, asking: Asking) -> str:
     """16 digits of what decides an item's result besides model and item: the code of the task's file, examples, ..."""
     task = task_rows.task
-    code = Path(inspect.getfile(task.item)).read_bytes()
+    try:
+        code = Path(inspect.getfile(task.item)).read_bytes()
+    except (TypeError, OSError):  # no function of a file: its code is not known to be the same at another time
+        code = os.urandom(8)
     decides = (task.name, code, task_rows.example_text(), asking.chat, asking.max_new_tokens)
     return blake2b(repr(decides).encode(errors="surrogatepass"), digest_size=8).hexdigest()

@@ -52,6 +52,8 @@ def measure_figure(
             has_interval = len(low.x) == len(high.x) == len(curve.x)
             if has_interval:
                 axes.fill_between(curve.x[kept], low.y[kept], high.y[kept], color=color, alpha=0.15, linewidth=0)
+                if len(kept) == 1:  # a band over one step has no width
+                    axes.vlines(curve.x, low.y, high.y, color=color, linewidth=1.5, alpha=0.5)
             shown = f"held out{', with 95 % interval' if has_interval else ''}" if len(found) == 1 else plain(name, 32)
             style = "o-" if len(kept) <= MOST_DOTS else "-"
             axes.plot(curve.x[kept], curve.y[kept], style, markersize=4, color=color, label=shown)
@@ -60,6 +62,9 @@ def measure_figure(
         axes.set_xlabel("step")
         axes.set_ylabel(plain(label))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        steps = {step for _, _, curve in found for step in curve.x.tolist()}
+        if len(steps) == 1:
+            axes.set_xticks(sorted(steps))
         if is_share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(visible=False, axis="x")

@@ -37,7 +37,7 @@ def tasks(records: Sequence[RunRecord]) -> Section | None:
     if len(evaluated) == 1:
         parts += _one(*evaluated[0])
     for name, evaluation in evaluated[1:]:
-        parts += _compared(*evaluated[0], name, evaluation)
+        parts += _compared(evaluated[0], (name, evaluation), len(evaluated) - 1)
     return Section("Tasks", "tasks", join(*parts), "What can the model do, and is one better than the other?")
 
 
@@ -77,16 +77,17 @@ def _one(name: str, evaluation: Evaluation) -> Iterator[Markup]:
     yield source(EVALUATION_FILE)
 
 
-def _compared(first_name: str, first: Evaluation, name: str, second: Evaluation) -> Iterator[Markup]:
+def _compared(one: tuple[str, Evaluation], other: tuple[str, Evaluation], num_pairs: int) -> Iterator[Markup]:
+    (first_name, first), (name, second) = one, other
     yield subtitle(f"{name} compared with {first_name}")
     try:
-        found = compare(first, second, common=True)
+        found = compare(first, second, common=True, num_pairs=num_pairs)
     except ValueError as error:
         yield note(f"Not compared: {error}.")
         return
     head = ("task", "measure", first_name, name, "difference, 95 % interval", "p", "items", f"{name} is")
     yield table(head, [_row(each) for each in found], numbers=range(2, 7))
-    for line in (*sentences(found, name), *left_out(first, second)):
+    for line in (*sentences(found, name, num_pairs), *left_out(first, second)):
         yield note(line)
     yield source(EVALUATION_FILE)
 

@@ -58,6 +58,31 @@ def test_a_path_is_measured_and_its_findings_are_printed(capsys: pytest.CaptureF
     assert SECRET not in output and SECRET not in page.read_text()
 
 
+def test_evaluation_rows_that_are_too_short_are_not_said_to_be_absent(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "2 + 2?", "completion": text} for text in texts(40)])
+    against = write(tmp_path / "eval.jsonl", [{"question": "2 + 2?"}, {"question": "3 + 3?"}])
+    main(["data", str(path), "--report", str(tmp_path / "data.html"), "--against", str(against)])
+    output = capsys.readouterr().out
+    assert "look  2 of 2 evaluation rows cannot be looked for: no text of theirs has 8 words" in output
+    assert "No text of the evaluation files" not in output
+
+
+def test_few_pairs_are_not_called_balanced(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def balance(count: int) -> str:
+        rows = [
+            {"prompt": text, "chosen": "a b" if number % 2 else "a", "rejected": "c" if number % 2 else "c d"}
+            for number, text in enumerate(texts(count))
+        ]
+        path = write(tmp_path / "rows.jsonl", rows)
+        main(["data", str(path), "--report", str(tmp_path / "data.html")])
+        return next(line for line in capsys.readouterr().out.splitlines() if "the chosen answer is" in line)
+
+    assert "note  In 50.0 % of pairs" in balance(10) and "too few to know" in balance(10)
+    assert "fine  In 50.0 % of pairs" in balance(120) and balance(120).endswith("balanced.")
+
+
 def test_nothing_personal_is_printed_without_a_report_either(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from llmtrain.data.quality.contamination import FEWEST_WORDS
 from llmtrain.data.quality.duplicates import NEAR
 from llmtrain.data.quality.languages import SHORT, UNCLEAR
 from llmtrain.data.quality.measure import Quality
@@ -25,6 +26,7 @@ FEW_SURE = 0.05
 UNEVEN_TOKENS = 1.5
 SECOND_LANGUAGE = 0.01
 FEWEST_FOR_A_LANGUAGE = 5
+BALANCED = 0.2  # width of an interval around one half from which on a share is called balanced
 HALF_IN = 0.05
 TOPIC_TERMS = 4
 CLEAR = 0.1
@@ -68,15 +70,23 @@ def findings(quality: Quality) -> list[Finding]:
 def _contaminated(quality: Quality) -> Iterator[Finding]:
     if quality.contamination is None or (found := quality.contamination.value) is None:
         return
-    hit, rows = sum(found.num_hit), sum(found.num_rows)
+    hit, rows, looked_for = sum(found.num_hit), sum(found.num_rows), sum(found.num_looked_for)
+    if looked_for < rows:
+        text = (
+            f"{count(rows - looked_for)} of {counted(rows, 'evaluation row')} cannot be looked for: no text of theirs "
+            f"has {FEWEST_WORDS} words that are not the wording of many rows."
+        )
+        yield Finding(Level.LOOK if looked_for < rows / 2 else Level.INFO, text, "contamination")
     if not hit:
-        text = f"No text of the evaluation files ({counted(rows, 'row')}) was found in {basis(quality.sample)}."
-        yield Finding(Level.FINE, text, "contamination")
+        text = f"No text of the evaluation files ({counted(looked_for, 'row')}) was found in {basis(quality.sample)}."
+        if looked_for:
+            yield Finding(Level.FINE, text, "contamination")
         return
     longest = found.matches[0].num_words if found.matches else 0
     text = (
-        f"{_in_sample(found.num_items, quality.sample)} {_have(found.num_items)} text of {count(hit)} of {count(rows)} "
-        f"evaluation rows, up to {longest:,} words in a row: judge them, or a score measures memory."
+        f"{_in_sample(found.num_items, quality.sample)} {_have(found.num_items)} text of {count(hit)} of "
+        f"{count(looked_for)} evaluation rows, up to {longest:,} words in a row: judge them, or a score measures "
+        "memory."
     )
     yield Finding(Level.ACT, text, "contamination")
 
@@ -150,14 +160,16 @@ def _preferences(quality: Quality) -> Iterator[Finding]:
 def _leaning(found: Share, what: str, other: str, of: str) -> Finding:
     """Whether a share differs from one half, in the words of the side that is more frequent."""
     if found.value < 0.5:
-        found, what = Share(found.of - found.count, found.of), other
+        found, what = found.rest, other
     low, high = found.interval
     text = (
         f"In {percent(found.value)} of pairs {what} (95 % interval {percent(low)} to {percent(high)}, "
         f"{count(found.of)} pairs)"
     )
     if low <= 0.5 <= high:
-        return Finding(Level.FINE, f"{text}: balanced.", "preferences")
+        if high - low <= BALANCED:
+            return Finding(Level.FINE, f"{text}: balanced.", "preferences")
+        return Finding(Level.INFO, f"{text}: too few to know whether {of} is balanced.", "preferences")
     return Finding(Level.LOOK, f"{text}: a model may learn {of} in place of quality.", "preferences")
 
 

@@ -83,8 +83,8 @@ def duplicates(quality: Quality) -> Section:
         parts.append(
             note(
                 f"Similarity is the shared part of two texts' sets of 5 words in a row (Jaccard); {NEAR:g} or more is "
-                f"looked for by MinHash, which misses some pairs near the limit. "
-                f"{count(near.num_short)} with fewer than "
+                f"looked for by MinHash, which misses some pairs near the limit; those that it finds are compared word "
+                f"by word. {count(near.num_short)} with fewer than "
                 "5 words are not compared. `data.clean.exact_dedup` and `near_dedup` drop both kinds in pretraining."
             )
         )
@@ -94,10 +94,17 @@ def duplicates(quality: Quality) -> Section:
 def contamination(quality: Quality, found: Contamination) -> Section:
     """What the data and the evaluation files share, side by side."""
     rows = [
-        (name_of(path), count(found.num_rows[i]), count(found.num_hit[i]), share(found.num_hit[i], found.num_rows[i]))
+        (
+            name_of(path),
+            count(found.num_rows[i]),
+            count(found.num_looked_for[i]),
+            count(found.num_hit[i]),
+            share(found.num_hit[i], found.num_looked_for[i]),
+        )
         for i, path in enumerate(found.files)
     ]
-    parts: list[Cell] = [table(("evaluation file", "rows", "found in the data", "share"), rows, numbers=(1, 2, 3))]
+    head = ("evaluation file", "rows", "looked for", "found in the data", "share of these")
+    parts: list[Cell] = [table(head, rows, numbers=(1, 2, 3, 4))]
     for match in found.matches:
         title = f"data · {match.num_words:,} words in a row"
         second = f"evaluation · {percent(match.share)} of it is in the data"
@@ -118,7 +125,8 @@ def contamination(quality: Quality, found: Contamination) -> Section:
     parts.append(
         note(
             f"Looked for in {basis(quality.sample)}: {NGRAM_WORDS} words in a row of any text of an evaluation row "
-            f"(Brown et al. 2020, appendix C), or all of it if it has {FEWEST_WORDS} to {NGRAM_WORDS - 1}. Words that "
+            f"(Brown et al. 2020, appendix C), or all of it if it has {FEWEST_WORDS} to {NGRAM_WORDS - 1}; rows "
+            f"whose texts are all shorter cannot be looked for. Words that "
             f"more than one row in ten shares are its wording, and do not count.{least} A quotation or a phrase of "
             "law is no leak; a question with its answer is. Paraphrases and translations are not found."
         )

@@ -37,6 +37,22 @@ def test_pairs_are_counted_by_length_position_prompt_and_contradiction() -> None
     assert found.differences[3] == 0.0 and found.differences[4] == 2.0
 
 
+def test_pairs_of_one_prompt_are_not_counted_as_independent() -> None:
+    def of(pairs_per_prompt: int) -> list[Item]:
+        """Of every other prompt, all chosen answers are longer."""
+        return [
+            pair(f"p{number}", f"{'long ' * 3}{k}" if number % 2 else str(k), f"medium{k}")
+            for number in range(20)
+            for k in range(pairs_per_prompt)
+        ]
+
+    once, five_times = pairs(of(1), 0).longer, pairs(of(5), 0).longer
+    assert (five_times.count, five_times.of) == (5 * once.count, 5 * once.of)
+    assert five_times.interval == pytest.approx(once.interval, abs=0.02)
+    low, high = five_times.interval
+    assert five_times.rest.interval == pytest.approx((1 - high, 1 - low)) and five_times.rest.count == 50
+
+
 def test_labels_are_counted_and_answers_of_both_kinds_found() -> None:
     def answer(prompt: str, text: str, desirable: bool) -> Item:
         return item_of([Part("user", prompt), Part("assistant", text)], "rows.jsonl:1", desirable=desirable)

@@ -50,6 +50,7 @@ def test_a_short_text_is_found_as_a_whole_and_a_shorter_one_never(tmp_path: Path
     found = contamination(
         [item(f"{sentence(draw, 20)} {short}", 0), item(f"{shorter} {sentence(draw, 20)}", 1)], [source], 1
     )
+    assert (found.num_rows, found.num_looked_for) == ([2], [1])
     assert found.num_hit == [1] and found.matches[0].num_words == 8 and found.matches[0].share == 1.0
 
 

@@ -59,6 +59,16 @@ def test_planted_near_duplicates_are_found_and_others_are_not() -> None:
         assert second == first + NUM_TEXTS and pair.similarity > 0.84
 
 
+def test_none_that_is_counted_is_less_similar_than_the_limit() -> None:
+    draw = random.Random(2)
+    texts = [sentence(draw, 80) for _ in range(200)]
+    near = [changed(draw, text, 2) for text in texts]
+    assert 0.75 < max(jaccard(one, other) for one, other in zip(texts, near, strict=True)) < 0.8
+    items = [item(text, number) for number, text in enumerate([*texts, *near])]
+    assert near_duplicates(sample_of(items), 0.8).num_similar == 0
+    assert near_duplicates(sample_of(items), 0.7).num_similar > 150
+
+
 def test_equal_and_short_texts_are_not_near_duplicates() -> None:
     text = sentence(random.Random(2), 30)
     found = near_duplicates(sample_of([item(text, 1), item(text, 2), item("too short", 3)]), 0.8)

@@ -34,7 +34,8 @@ def found(tmp_path: Path, questions: list[str], train: list[dict[str, Any]] | st
     path.write_text(train if isinstance(train, str) else "".join(f"{json.dumps(row)}\n" for row in train))
     task_rows = rows(tmp_path / "items.jsonl", questions)
     names = {row.key: str(row.fields["prompt"]) for row in task_rows.rows}
-    return {names[key]: match.text for (_, key), match in find_matches([task_rows], [Source(path=str(path))]).items()}
+    matches = find_matches([task_rows], [Source(path=str(path))])
+    return {names[key]: match.text for (_, key), match in matches.found.items()}
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,12 @@ def test_the_text_is_beside_the_item(tmp_path: Path) -> None:
     assert result.items[0].details["trained_on"]["text"].startswith("Anna has forty")
     assert result.items[0].details["response"] == "r" and "trained_on" not in result.items[1].details
     assert "1 of 2 items share 13 words" in result.notes[0] and "train.txt" in result.notes[0]
+
+
+def test_items_that_are_too_short_to_be_looked_for_are_not_counted_as_clean(tmp_path: Path) -> None:
+    task_rows = rows(tmp_path / "items.jsonl", [LONG, OTHER, "Is it so"])
+    (tmp_path / "train.txt").write_text("Is it so? x")
+    matches = find_matches([task_rows], [Source(path=str(tmp_path / "train.txt"))])
+    items = [ItemResult("answers", row.key, row.where, {"acc": 1.0}) for row in task_rows.rows]
+    (note,) = with_matches(TaskResult("answers", [ACC], items, {}), matches).notes
+    assert note.startswith("0 of 2 items share 13 words") and "1 others have no text of 8 words" in note

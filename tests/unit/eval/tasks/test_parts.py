@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,23 @@ def test_items_of_another_model_or_way_of_asking_are_measured_again(
 ) -> None:
     rows, output = choices(5), tmp_path / "out.jsonl"
     measured_by_parts(subject, rows, ASKING, Unfinished(output, MODEL), lambda line: None)
-    model = {**MODEL, "weights": "v"} if other == "model" else MODEL
+    model = {**MODEL, "weights": "v"} if other == "model" else {**MODEL, "path": "moved"}
     asking = replace(ASKING, chat=True) if other == "chat" else ASKING
     again = replace(rows, shots=rows.rows[:1]) if other == "examples" else rows
     keys = asked(monkeypatch)
     measured_by_parts(subject, again, asking, Unfinished(output, model), lambda line: None)
     assert len(keys) == 5
+
+
+def test_a_task_whose_code_is_in_no_file_is_measured_again(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = choices(5)
+    rows = replace(rows, task=replace(rows.task, item=partial(rows.task.item)))
+    for _ in range(2):
+        keys = asked(monkeypatch)
+        measured_by_parts(subject, rows, ASKING, Unfinished(tmp_path / "out.jsonl", MODEL), lambda line: None)
+        assert len(keys) == 5
 
 
 def test_rows_that_belong_together_are_measured_together(

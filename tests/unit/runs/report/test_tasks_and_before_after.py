@@ -21,6 +21,7 @@ from llmtrain.eval.tasks.results import (
 from llmtrain.runs import before_after
 from llmtrain.runs.record import read_run
 from llmtrain.runs.report.before_after import before_and_after
+from llmtrain.runs.report.over_time import measure_figure
 from llmtrain.runs.report.report import write_report
 from llmtrain.runs.report.tasks import tasks
 from llmtrain.system.run_files import EVALUATION_FILE, after_path, before_path
@@ -98,7 +99,22 @@ def test_tasks_are_drawn_over_steps(tmp_path: Path) -> None:
     write_run(tmp_path / "run", rows)
     page = write_report([tmp_path / "run"], warn=refuse).read_text()
     assert "arc_easy: acc" in page and "metrics.jsonl: eval_task/arc_easy/acc<" in page
-    assert "arc_easy: acc_low" not in page
+    assert "arc_easy: acc_low" not in page and "guessing" not in page
+    write_run(tmp_path / "guessed", [{**row, "eval_task/arc_easy/acc_chance": 0.25} for row in rows])
+    page = write_report([tmp_path / "guessed"], warn=refuse).read_text()
+    assert "guessing" in page and "arc_easy: acc_chance" not in page
+
+
+def test_one_evaluation_has_its_step_on_the_axis_and_its_interval_as_a_line(tmp_path: Path) -> None:
+    def drawn(**ends: float) -> str:
+        row = {"step": 40, "eval_task/piqa/acc": 0.4, **{f"eval_task/piqa/acc_{end}": at for end, at in ends.items()}}
+        folder = write_run(tmp_path / f"run{len(ends)}", [{**row, "eval_loss": 1.0}])
+        return str(measure_figure([read_run(folder)], "eval_task/piqa/acc", "acc", is_share=True))
+
+    with_interval, without = drawn(low=0.3, high=0.5), drawn()
+    assert ">40<" in with_interval and ">40.02<" not in with_interval
+    lines = [svg.count("stroke-opacity") for svg in (with_interval, without)]
+    assert lines == [1, 0]
 
 
 def test_runs_that_were_evaluated_are_compared(tmp_path: Path) -> None:
@@ -113,6 +129,9 @@ def test_runs_that_were_evaluated_are_compared(tmp_path: Path) -> None:
     assert section is not None
     assert "b compared with a" in section.body and "b is better by 0.8000" in section.body
     assert "c compared with a" in section.body and "not distinguishable on 20 items" in section.body
+    assert section.body.count("corrected for 2 comparisons") == 2
+    two = tasks(records[:2])
+    assert two is not None and "corrected for" not in two.body
     alone = tasks(records[:1])
     assert alone is not None and "Measured after training" in alone.body and "compared" not in alone.body
     save(tmp_path / "b" / EVALUATION_FILE, result("copa", [ACC], [{"acc": 1.0}]))
