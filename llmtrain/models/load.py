@@ -29,6 +29,7 @@ from llmtrain.models.folders.files import is_other_shapes, load_fault, require_r
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.known_base import require_base
+from llmtrain.models.folders.left_behind import left_behind
 from llmtrain.models.folders.packed_weights import (
     FOUR_BITS,
     as_stored,
@@ -165,6 +166,8 @@ def load_pretrained(
         )
     else:
         model = _loaded(config, shape)
+        if (lost := left_behind(model, config.path)) is not None:
+            report(lost)
     if (difference := differing_dtype(config.path, config.revision, config.trust_remote_code)) is not None:
         report(difference)
     if adapter is not None:

@@ -1,0 +1,35 @@
+"""Weights of a folder that the class of its model passes over: heads that predict several tokens at once.
+
+GLM-4.5, DeepSeek V3, Qwen3.5 and others come with such a head (`mtp`), for servers that draft with it. `transformers`
+has no module for it and drops it without a word, so it is neither trained nor in what a run exports.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+MATRIX_DIMS = (2, 3)  # a stored table of frequencies or a mask has others
+
+
+def left_behind(model: PreTrainedModel, path: str) -> str | None:
+    """One line on the matrices of a model's local folder that the model has no place for; None: there are none."""
+    passed_over = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    folder, own = Path(path).expanduser(), set(model.state_dict())
+    matrices: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")) if passed_over and folder.is_dir() else ():
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                shape = tensors.get_slice(name).get_shape()
+                if len(shape) in MATRIX_DIMS and name not in own and any(each.search(name) for each in passed_over):
+                    matrices[name] = math.prod(shape)
+    if not matrices:
+        return None
+    return (
+        f"model.path={path}: transformers has no place for {len(matrices)} of its matrices, such as {min(matrices)} "
+        f"({sum(matrices.values()):,} weights): they are not trained, and not in what this run exports"
+    )
