@@ -106,7 +106,7 @@ def test_what_may_change_is_marked_in_the_schemas() -> None:
     changed = {f"train.{name}" for name in ("steps", "epochs", "microbatch_tokens", "compile", "spike_factor")}
     changed |= {"train.activation_checkpointing", "train.max_nonfinite_steps", "eval.every", "eval.patience"}
     changed |= {f"eval.{name}" for name in ("samples", "sample_tokens", "tasks", "task_data", "task_items")}
-    changed |= {"eval.before_after", "eval.general_text"}
+    changed |= {"eval.task_chat", "eval.before_after", "eval.general_text"}
     assert set(immaterial(PolicyStageConfig)) == of_finished
     by_content = {f"{key}.{name}" for key in ("model", "tokenizer") for name in ("path", "revision")}
     by_content |= {f"data.{split}[].{name}" for split in ("train", "eval") for name in ("path", "revision")}
