@@ -196,22 +196,33 @@ def prompt_ids(
     the template refuses the messages or never reads an argument, and for a spelt token that is an error;
     UnicodeEncodeError for half a surrogate pair.
     """
-    if arguments:
-        source = source_for(tokenizer.chat_template, has_tools=bool(tools))
-        require_read([source], arguments, "template argument ")
     control = control_tokens(tokenizer)
     messages = control.as_asked(messages, spelt_tokens)
     tools = control.tools_as_asked(tools, spelt_tokens)
-    renderer = renderer_of(tokenizer, arguments, has_tools=bool(tools))
-    try:
-        is_begun = bool(messages) and messages[-1]["role"] == "assistant"
-        text, _ = renderer.text(messages, tools, is_prompt=not is_begun, is_begun=is_begun)
-    except FAULTS as error:
-        raise ValueError(f"the chat template refuses the row: {one_line(error)}") from None
+    text = prompt_text(tokenizer, messages, tools, arguments=arguments)
     text.encode()  # the tokenizer names no fault of half a surrogate pair
     if spelt_tokens == "encode_as_text":
         return control.encoded(text, control.backend)[0]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    arguments: Mapping[str, Any] | None = None,
+) -> str:
+    """The text that `prompt_ids` makes ids of. Raises ValueError as it does, but not for spelt tokens."""
+    if arguments:
+        source = source_for(tokenizer.chat_template, has_tools=bool(tools))
+        require_read([source], arguments, "template argument ")
+    renderer = renderer_of(tokenizer, arguments, has_tools=bool(tools))
+    try:
+        is_begun = bool(messages) and messages[-1]["role"] == "assistant"
+        return renderer.text(messages, tools, is_prompt=not is_begun, is_begun=is_begun)[0]
+    except FAULTS as error:
+        raise ValueError(f"the chat template refuses the row: {one_line(error)}") from None
 
 
 def renderer_of(

@@ -84,5 +84,7 @@ def _size(measurement: Measurement) -> str:
             return counted(measurement.num_documents, "document")
         case partial():
             rows: TaskRows = measurement.args[0]
-            return f"{counted(len(rows.rows), 'item')} of {rows.path}"
+            asking: Asking = measurement.args[2]
+            through = " through the chat template" if asking.chat else ""
+            return f"{counted(len(rows.rows), 'item')} of {rows.path}{through}"
     raise AssertionError(measurement)

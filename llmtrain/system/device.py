@@ -87,8 +87,9 @@ def _measured(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
         torch.mm(left, right)
         _synchronize(device)
         best = min(best, time.perf_counter() - started)
-        if device.type == "cpu":
-            best = min(best, (time.process_time() - computed) / torch.get_num_threads())
+        of_process = time.process_time() - computed  # 0 where the system counts in ticks longer than this
+        if device.type == "cpu" and of_process > 0:
+            best = min(best, of_process / torch.get_num_threads())
     return 2 * size**3 / best, f"measured {size}x{size} matmul, {str(dtype).removeprefix('torch.')}"
 
 

@@ -44,6 +44,7 @@ class PlainText:
 Example = Conversation | PlainText | TokenRow
 SHOWN_IDS = 8
 OF_THE_ROW = {"weight"}
+TEXT = {"text": "text"}  # the fields of a row that is a text alone
 """Names that a source's `fields` may map in every format."""
 
 
@@ -103,25 +104,31 @@ def _examples(row_format: RowFormat, names: Naming, row: Row) -> list[Example | 
 def without_bad_answers(row_format: RowFormat, first: Fields) -> RowFormat:
     """A format of a source whose answers may be labelled, as KTO takes them: those that are bad are not trained.
 
-    That is what true and false say of an answer, in the source's first row too, and whatever is in `kto_tag`. Other
-    labels (0, "positive", those of a text) may be a class: a note says that they are not read.
+    That is what true and false say of an answer, and whatever is in `kto_tag`; of a source whose first row says it so,
+    any other word for it too. Other labels (0, "positive", those of a text) may be a class: a note says that they are
+    not read.
     """
-    name = next((name for name in LABELS if first.get(name) is not None), None)
+    name, is_text = next((name for name in LABELS if first.get(name) is not None), None), row_format.chosen_by == TEXT
     value = None if name is None else first[name]
-    if name is None or label_of(value) is None or first.keys() >= CHOICE:
+    if first.keys() >= CHOICE or (name is None and is_text) or (name is not None and label_of(value) is None):
         return row_format
-    says_so = isinstance(value, bool) or str(value).strip().lower() in ("true", "false") or name != LABELS[0]
-    if row_format.chosen_by == {"text": "text"} or not says_so:
+    if name is not None and (is_text or not _says_so(name, value)):
         note = f"the field {name} ({value!r}) is not read: if it says whether an answer is good, write true and false"
         return replace(row_format, note="; ".join(filter(None, [row_format.note, note])))
 
     def convert(row: Fields) -> Dialogue | TokenRow | str:
-        if label_of(row.get(name)) is False:
-            raise UnwantedRow(f"{name} is false")
+        for each in LABELS:
+            if label_of(row.get(each)) is False and (each == name or _says_so(each, row[each])):
+                raise UnwantedRow(f"{each} is false")
         return row_format.convert(row)
 
-    note = f"rows whose {name} is false are dropped"
-    return replace(row_format, convert=convert, note="; ".join(filter(None, [row_format.note, note])))
+    notes = [row_format.note, *([] if name is None else [f"rows whose {name} is false are dropped"])]
+    return replace(row_format, convert=convert, note="; ".join(filter(None, notes)))
+
+
+def _says_so(name: str, value: Any) -> bool:
+    """Whether a label says if an answer is good, and cannot be a class."""
+    return name != LABELS[0] or isinstance(value, bool) or str(value).strip().lower() in ("true", "false")
 
 
 def _num_bytes(tree: Any) -> int:

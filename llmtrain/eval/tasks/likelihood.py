@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmtrain.data.rendering import prompt_ids
+from llmtrain.data.rendering import prompt_ids, prompt_text
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.models.heads.head import output_head
 from llmtrain.models.trunk import Documents, pack_inputs, run_model, run_trunk
@@ -63,17 +63,20 @@ def request_of(subject: Subject, context: str, continuation: str) -> Request:
 
 
 def chat_request_of(subject: Subject, question: str, answer: str) -> Request:
-    """The tokens of an answer, without the space before it, and of the question that the chat template asks.
+    """The tokens of an answer, without the space before it, and of all that the chat template writes before it.
 
-    Both are written and tokenized together; of a template that writes more before an answer that is there, the answer's
-    tokens are its own. Raises ValueError for a tokenizer without a template.
+    So nothing is scored of what it writes before an answer that is there, such as an empty thought (Qwen3) or a channel
+    (gpt-oss). Both are tokenized together. Raises ValueError for a tokenizer without a template.
     """
+    said, tokenizer = answer.strip(), subject.tokenizer
     asked = [{"role": "user", "content": question}]
-    answered = [*asked, {"role": "assistant", "content": answer.strip()}]
-    prompt, whole = (prompt_ids(subject.tokenizer, messages) for messages in (asked, answered))
-    if whole[: len(prompt)] == prompt:
-        return Request(prompt, whole[len(prompt) :])
-    return Request(prompt, list(subject.tokenizer.encode(answer.strip(), add_special_tokens=False)))
+    text = prompt_text(tokenizer, [*asked, {"role": "assistant", "content": said}])
+    if not text.endswith(said):  # the template changes it
+        return Request(prompt_ids(tokenizer, asked), list(tokenizer.encode(said, add_special_tokens=False)))
+    before, whole = (list(tokenizer.encode(each, add_special_tokens=False)) for each in (text.removesuffix(said), text))
+    is_shared = [one == other for one, other in zip(before, whole, strict=False)]
+    num_shared = is_shared.index(False) if False in is_shared else len(is_shared)  # a space may join the answer
+    return Request(whole[:num_shared], whole[num_shared:])
 
 
 def likelihoods(

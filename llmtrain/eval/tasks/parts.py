@@ -9,14 +9,14 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from llmtrain.eval.tasks.measure import Asking, Watch, item_results, result_of
-from llmtrain.eval.tasks.results import FREE_RESULTS, OF_MODEL, ItemResult, TaskResult
+from llmtrain.eval.tasks.results import FORMAT, FREE_RESULTS, OF_MODEL, ItemResult, TaskResult
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.system.files import append_text, cut_torn_line, write_bytes
 from llmtrain.system.json_lines import json_line, parsed, whole_lines
@@ -35,7 +35,8 @@ class Unfinished:
     def __init__(self, output: Path, model: Mapping[str, Any]) -> None:
         """Reads the items of a file that is of the same `model`, wherever it was; nothing is written yet."""
         self.path = output.with_name(output.name + SUFFIX)
-        self._head = json_line({"kind": KIND, "model": {fact: model.get(fact) for fact in OF_MODEL}})
+        self.model = {fact: model.get(fact) for fact in OF_MODEL}
+        self._head = json_line({"kind": KIND, "format": FORMAT, "model": self.model})
         self._is_begun = False
         self._items: dict[str, dict[str, ItemResult]] = {}  # way of asking -> key -> item
         lines = whole_lines(self.path)
@@ -70,13 +71,16 @@ def measured_by_parts(
 
     Raises ValueError as `item_results` does.
     """
-    name, started, way = task_rows.task.name, time.monotonic(), way_of_asking(task_rows, asking)
+    name, started = task_rows.task.name, time.monotonic()
+    way = way_of_asking(task_rows, asking, unfinished.model, subject.tokenizer.chat_template)
     known = unfinished.items_of(way)
-    missing = [row for row in task_rows.rows if row.key not in known]
-    if num_known := len(task_rows.rows) - len(missing):
+    # A kill may have left a part of a block, whose items would not be measured without the others.
+    missing = [block for block in blocks(task_rows.rows) if any(row.key not in known for row in block)]
+    num_missing = sum(map(len, missing))
+    if num_known := len(task_rows.rows) - num_missing:
         report(f"{name}: {num_known:,} items were measured before, and are in {unfinished.path}")
     size, num_done = FIRST_ROWS, 0
-    waiting = blocks(missing)
+    waiting = iter(missing)
     while part := taken(waiting, size):
         begun = time.monotonic()
         try:
@@ -90,22 +94,22 @@ def measured_by_parts(
         known |= {item.item: item for item in items}
         num_done += len(part)
         now = time.monotonic()
-        if num_done < len(missing):
+        if num_done < num_missing:
             per_item = (now - started) / num_done
-            rest = per_item * (len(missing) - num_done)
+            rest = per_item * (num_missing - num_done)
             report(f"{name}: {num_known + num_done:,} of {len(task_rows.rows):,} items, {rest:.0f} s to go")
         if now - begun < PART_SECONDS:
             size *= 2
     return result_of(task_rows, asking, [known[row.key] for row in task_rows.rows])
 
 
-def blocks(rows: Sequence[TaskRow[object]]) -> Iterator[list[TaskRow[object]]]:
+def blocks(rows: Sequence[TaskRow[object]]) -> Iterable[list[TaskRow[object]]]:
     """Rows that only make sense together, in the order in which they begin; each other row alone."""
     found: dict[str, list[TaskRow[object]]] = {}
     for number, row in enumerate(rows):
         block = (row.item.block if isinstance(row.item, BiasItem) else "") or f"row {number}"
         found.setdefault(block, []).append(row)
-    return iter(found.values())
+    return found.values()
 
 
 def taken(waiting: Iterator[list[TaskRow[object]]], size: int) -> list[TaskRow[object]]:
@@ -116,12 +120,16 @@ def taken(waiting: Iterator[list[TaskRow[object]]], size: int) -> list[TaskRow[o
     return part
 
 
-def way_of_asking(task_rows: TaskRows, asking: Asking) -> str:
-    """16 digits of what decides an item's result besides model and item: the code of the task's file, examples, ..."""
+def way_of_asking(task_rows: TaskRows, asking: Asking, model: Mapping[str, Any], template: object) -> str:
+    """16 digits of what decides an item's result besides the item: the code of its task's file, examples, the model
+
+    The model too, although the file's first line has it: two processes may write into one file.
+    """
     task = task_rows.task
     try:
         code = Path(inspect.getfile(task.item)).read_bytes()
     except (TypeError, OSError):  # no function of a file: its code is not known to be the same at another time
         code = os.urandom(8)
-    decides = (task.name, code, task_rows.example_text(), asking.chat, asking.max_new_tokens)
+    how = (asking.chat and template, asking.max_new_tokens, asking.stop_ids)
+    decides = (task.name, code, task_rows.example_text(), *how, sorted(model.items()))
     return blake2b(repr(decides).encode(errors="surrogatepass"), digest_size=8).hexdigest()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 
 from safetensors import safe_open
 from transformers import PreTrainedModel
+
+from llmtrain.system.paths import local_path
 
 MATRIX_DIMS = (2, 3)  # a stored table of frequencies or a mask has others
 
@@ -19,7 +20,7 @@ MATRIX_DIMS = (2, 3)  # a stored table of frequencies or a mask has others
 def left_behind(model: PreTrainedModel, path: str) -> str | None:
     """One line on the matrices of a model's local folder that the model has no place for; None: there are none."""
     passed_over = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
-    folder, own = Path(path).expanduser(), set(model.state_dict())
+    folder, own = local_path(path), set(model.state_dict())
     matrices: dict[str, int] = {}
     for file in sorted(folder.glob("*.safetensors")) if passed_over and folder.is_dir() else ():
         with safe_open(file, framework="pt") as tensors:

@@ -29,6 +29,8 @@ OTHER_DEPTHS = (DEPTH, "depth")
 OF_EACH = "per_layer_config"  # number of a layer -> its own fields
 COUNTS = re.compile(r"(num_\w+|max_\w+)_layers|first_k_\w+")
 """Fields that count layers of one kind, from the first on or up to the last."""
+PLACE = re.compile(r".*idx.*|layer_(id|index|num|number)|training")
+"""What modules have of their place among the layers, and of the mode: nothing that makes a kind."""
 
 
 @dataclass(frozen=True)
@@ -137,4 +139,4 @@ def _modules(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def _counts(key: str, value: Any) -> bool:
-    return not key.startswith("_") and "idx" not in key and type(value) in (bool, int, str) and key != "training"
+    return not key.startswith("_") and not PLACE.fullmatch(key) and type(value) in (bool, int, str)

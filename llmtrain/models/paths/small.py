@@ -144,6 +144,8 @@ def _few_words(shape: PreTrainedConfig) -> None:
 def _narrow(shape: PreTrainedConfig) -> None:
     for part in parts(shape):
         for name, value in part.items():
+            if name in INNER_SIZES and isinstance(value, (list, tuple)):  # a size for each layer (Gemma 3n)
+                part[name] = type(value)(min(size, INNER) for size in value)
             if type(value) is not int:
                 continue
             if name in EXPERT_COUNTS:

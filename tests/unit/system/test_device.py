@@ -18,3 +18,8 @@ def test_jobs_beside_this_one_do_not_make_the_peak_look_low(monkeypatch: pytest.
     peak, source = peak_flops(torch.device("cpu"), torch.float32)
     assert source == "measured 1024x1024 matmul, float32"
     assert peak > 10 * 2 * 1024**3 / 10.0, "10 s on the wall passed at each product"
+
+
+def test_a_clock_that_counts_in_long_ticks_leaves_the_time_on_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    assert 0 < peak_flops(torch.device("cpu"), torch.float32)[0] < float("inf")

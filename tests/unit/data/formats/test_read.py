@@ -246,6 +246,13 @@ def test_bad_answers_are_dropped_from_rows_of_any_format(tmp_path: Path, row: di
         assert (len(examples), ledger.dropped[f"{key} is false"].documents) == (1, 2)
 
 
+@pytest.mark.parametrize("first", [{}, {"label": None}])
+def test_bad_answers_are_dropped_whatever_label_the_first_row_lacks(tmp_path: Path, first: dict[str, Any]) -> None:
+    rows = [first, {"label": False}, {"label": 0}]  # which, alone, may be a class
+    examples, ledger = read(write(tmp_path, *({"messages": TURNS, **each} for each in rows)))
+    assert (len(examples), ledger.dropped["label is false"].documents) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("row", "label"),
     [({"messages": TURNS}, 0), ({"prompt": "a", "completion": "b"}, "negative"), ({"text": "some words"}, False)],

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from chat_templates import FAMILIES, family_tokenizer
 from tiny_chat import write_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.eval.tasks import likelihood
-from llmtrain.eval.tasks.likelihood import Request, likelihoods, request_of
+from llmtrain.eval.tasks.likelihood import Request, chat_request_of, likelihoods, request_of
 from llmtrain.eval.tasks.measure import Asking, Watch, measure
 from llmtrain.eval.tasks.opened import generated, opened_subject
 from llmtrain.eval.tasks.results import estimate
@@ -196,6 +197,14 @@ def test_choices_answer_through_the_chat_template_where_they_answer_a_question(s
         assert result is not None and without is not None
         assert "asked as plain text" in " ".join(result.notes) and "chat" not in result.facts
         assert result.items == without.items
+
+
+@pytest.mark.parametrize(("family", "before"), [("Qwen3", "<think>\n\n</think>\n\n"), ("DeepSeek-R1", "<|Assistant|>")])
+def test_what_a_template_writes_before_an_answer_is_not_scored(subject: Subject, family: str, before: str) -> None:
+    tokenizer = family_tokenizer(FAMILIES[family])
+    request = chat_request_of(replace(subject, tokenizer=tokenizer), "Hi there", " Hello you")
+    assert tokenizer.decode(request.context).endswith(before)
+    assert tokenizer.decode(request.continuation) == "Hello you"
 
 
 def test_the_loss_of_a_text_is_that_of_its_windows(subject: Subject, plain: Any) -> None:

@@ -79,18 +79,35 @@ def test_items_that_were_measured_before_an_interruption_are_not_measured_again(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("other", ["model", "chat", "examples"])
+@pytest.mark.parametrize("other", ["model", "chat", "examples", "stops"])
 def test_items_of_another_model_or_way_of_asking_are_measured_again(
     other: str, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, output = choices(5), tmp_path / "out.jsonl"
     measured_by_parts(subject, rows, ASKING, Unfinished(output, MODEL), lambda line: None)
     model = {**MODEL, "weights": "v"} if other == "model" else {**MODEL, "path": "moved"}
-    asking = replace(ASKING, chat=True) if other == "chat" else ASKING
+    asking = replace(ASKING, chat=other == "chat", stop_ids=(1,) if other == "stops" else ())
     again = replace(rows, shots=rows.rows[:1]) if other == "examples" else rows
     keys = asked(monkeypatch)
     measured_by_parts(subject, again, asking, Unfinished(output, model), lambda line: None)
     assert len(keys) == 5
+
+
+def test_items_that_another_process_writes_of_another_model_are_not_taken(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, output, other = choices(5), tmp_path / "out.jsonl", {**MODEL, "weights": "v"}
+    first, second = Unfinished(output, MODEL), Unfinished(output, other)
+    monkeypatch.setattr(parts, "FIRST_ROWS", 2)
+    for each in (first, second):
+        asked(monkeypatch, most_parts=1)
+        with pytest.raises(KeyboardInterrupt):
+            measured_by_parts(subject, rows, ASKING, each, lambda line: None)
+    asked(monkeypatch)
+    measured_by_parts(subject, rows, ASKING, first, lambda line: None)  # into the file that is the second's now
+    keys = asked(monkeypatch)
+    measured_by_parts(subject, rows, ASKING, Unfinished(output, other), lambda line: None)
+    assert keys == ["2", "3", "4"]
 
 
 def test_a_task_whose_code_is_in_no_file_is_measured_again(
@@ -121,6 +138,12 @@ def test_rows_that_belong_together_are_measured_together(
     whole = measure(subject, rows, ASKING)
     assert keys == ["0", "3", "6", "1", "4", "7", "2", "5", "8"]
     assert whole is not None and [item.values for item in found.items] == [item.values for item in whole.items]
+    lines = (tmp_path / "o.unfinished").read_text().splitlines(keepends=True)
+    (tmp_path / "o.unfinished").write_text("".join(lines[:2]))  # killed within the first block
+    keys = asked(monkeypatch)
+    again = measured_by_parts(subject, rows, ASKING, Unfinished(tmp_path / "o", MODEL), lambda line: None)
+    assert keys == ["0", "3", "6", "1", "4", "7", "2", "5", "8"]
+    assert [item.values for item in again.items] == [item.values for item in whole.items]
 
 
 def test_the_digest_of_weights_is_that_of_their_values(subject: Subject, tmp_path: Path) -> None:

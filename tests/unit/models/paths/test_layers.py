@@ -72,6 +72,31 @@ def test_the_first_layers_do_where_they_are_of_all_kinds() -> None:
     assert few_layers(deep("qwen3_next", num_hidden_layers=24, layer_types=types, **EXPERTS)) == Layers((0, 1, 2))
 
 
+def test_a_layer_that_knows_its_place_is_no_kind_of_its_own() -> None:
+    """Those of GPT-Neo have it as layer_id: twelve were copied, with all their widths."""
+    fields = WIDTHS | {"num_hidden_layers": 24, "attention_types": [[["global", "local"], 12]]}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gpt_neo"](**fields))
+    assert few_layers(model) == Layers((0, 1))
+    small = small_copy(model, 2048, "eager")
+    assert small.config.attention_layers == ["global", "local"]
+
+
+def test_feed_forward_layers_with_a_size_each_are_narrow_in_a_copy() -> None:
+    """Those of Gemma 3n, 16,384 wide, were most of what the check takes of a GPU's memory."""
+    model = deep(
+        "gemma3n_text",
+        num_hidden_layers=2,
+        layer_types=PERIOD[-2:],
+        num_kv_shared_layers=0,
+        intermediate_size=[256, 512],
+        activation_sparsity_pattern=[0.95, 0.0],
+        laurel_rank=8,
+        altup_num_inputs=2,
+        **SHARED,
+    )
+    assert set(small_copy(model, 64, "eager").config.intermediate_size) == {128}
+
+
 def test_a_window_of_late_layers_that_packs_ignore_is_found() -> None:
     """Qwen2-MoE has its windows in the mask alone, here from the 21st of 24 layers on."""
     types = ["full_attention"] * 20 + ["sliding_attention"] * 4
