@@ -7,21 +7,17 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtrain.eval.tasks.measure import Generate
 from llmtrain.eval.tasks.results import WEIGHTS
 from llmtrain.eval.tasks.subject import Subject, subject_of
+from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.folders.open import open_model
 from llmtrain.protocols import Report
 from llmtrain.replies.stops import answer_stops
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.rollout.local.generate import generate
-
-WEIGHTS_READ = 1024
-"""Numbers of a tensor that the digest of a model is of, about."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ def opened_subject(path: str, report: Report) -> tuple[Subject, Opened]:
         "path": path,
         "tokenizer": tokenizer_digest(tokenizer),
         "dtype": str(subject.model.dtype),
-        WEIGHTS: weights_digest(subject.model),
+        WEIGHTS: model_digest(subject.model),
     }
     return subject, Opened(record, answer_stops(model, tokenizer))
 
@@ -54,15 +50,9 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return blake2b(repr(vocabulary).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
-def weights_digest(model: nn.Module) -> str:
-    """16 digits that differ for models of which a weight tensor was trained: of some numbers of each, evenly spaced."""
-    digest = blake2b(digest_size=8)
-    for name, weights in model.named_parameters():
-        flat = weights.detach().flatten()
-        some = flat[:: max(1, flat.numel() // WEIGHTS_READ)]
-        digest.update(f"{name} {tuple(weights.shape)}".encode())
-        digest.update(some.contiguous().view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()
+def model_digest(model: PreTrainedModel) -> str:
+    """16 digits that any changed weight, and any field of the configuration that changes the forward, changes."""
+    return blake2b(repr(base_facts(model, whole=True)).encode(), digest_size=8).hexdigest()
 
 
 def generated(subject: Subject, should_stop: Callable[[], bool] = lambda: False) -> Generate:

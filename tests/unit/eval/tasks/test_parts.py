@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_chat import write_model
 
 from llmtrain.eval.tasks import parts
 from llmtrain.eval.tasks.measure import Asking, item_results, measure
-from llmtrain.eval.tasks.opened import opened_subject, weights_digest
+from llmtrain.eval.tasks.opened import model_digest, opened_subject
 from llmtrain.eval.tasks.parts import Unfinished, measured_by_parts
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.tasks.load import TASKS
@@ -146,9 +147,13 @@ def test_rows_that_belong_together_are_measured_together(
     assert [item.values for item in again.items] == [item.values for item in whole.items]
 
 
-def test_the_digest_of_weights_is_that_of_their_values(subject: Subject, tmp_path: Path) -> None:
-    same, other = (
-        opened_subject(str(write_model(tmp_path / name, spread=spread)), lambda line: None)[0]
-        for name, spread in (("same", 0.3), ("other", 0.31))
-    )
-    assert weights_digest(subject.model) == weights_digest(same.model) != weights_digest(other.model)
+def test_the_digest_of_a_model_is_that_of_what_it_computes(tmp_path: Path) -> None:
+    model, same = (opened_subject(str(write_model(tmp_path / name)), lambda line: None)[0].model for name in "ab")
+    digest = model_digest(model)
+    assert digest == model_digest(same)
+    with torch.no_grad():
+        same.get_input_embeddings().weight[3, 5] += 1e-3
+    assert digest != model_digest(same)
+    assert model.config.rope_parameters["rope_theta"] != 5.0
+    model.config.rope_parameters["rope_theta"] = 5.0  # such as a configuration edited by hand
+    assert digest != model_digest(model)
