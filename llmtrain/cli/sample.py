@@ -22,6 +22,7 @@ def sample(path: str, prompt: str, seed: int = 0) -> str:
     import torch
 
     from llmtrain.data.tokenize import TextEncoder
+    from llmtrain.models.text_part import require_rows
     from llmtrain.replies.reply import Speaker
 
     speaker = Speaker.opened(path)
@@ -33,6 +34,7 @@ def sample(path: str, prompt: str, seed: int = 0) -> str:
     ids = ids or [id_ for id_ in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id_ is not None][:1]
     if not ids:
         raise ValueError("the prompt has no tokens, and the tokenizer no token to begin with: give a text")
+    require_rows(speaker.model, ids, tokenizer)
     room = speaker.room(ids)
     if room == 0:
         raise ValueError(

@@ -27,6 +27,7 @@ from llmtrain.data.sources.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
 from llmtrain.system.cores import encoding_threads
 from llmtrain.system.files import one_line
 from llmtrain.system.paths import is_local, local_path
+from llmtrain.system.tokenizer import require_reading
 
 Ids = np.ndarray[Any, Any]
 
@@ -60,6 +61,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             str(local) if local.is_dir() else path, revision=revision, trust_remote_code=trust_remote_code
         )
+        require_reading(tokenizer)
     except Exception as error:  # transformers raises its own and its libraries' errors, of many classes
         if "instantiate the backend tokenizer" in str(error):
             raise ValueError(f"{key}={path}: holds no tokenizer.json: name a tokenizer in tokenizer.path") from None

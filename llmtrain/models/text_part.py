@@ -9,10 +9,10 @@ A model of text alone is its own text model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKEN_FIELDS = ("_token_id", "_token_index", "_token_ids")
 
@@ -31,9 +31,19 @@ def text_field(shape: PreTrainedConfig, name: str, default: int | None = None) -
 
 
 def num_embeddings(model: PreTrainedModel) -> int:
-    """How many tokens a model has embeddings for."""
+    """How many tokens a model has embeddings for, those on other ranks too."""
     weight: Tensor = model.get_input_embeddings().get_parameter("weight")
-    return weight.shape[0]
+    return int(getattr(weight, "ds_shape", weight.shape)[0])  # DeepSpeed's, where a rank has a part
+
+
+def require_rows(model: PreTrainedModel, ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError for ids that a whole model has no embedding of, as a tokenizer with more tokens gives."""
+    rows = num_embeddings(model)
+    if (last := max(ids, default=0)) >= rows:
+        raise ValueError(
+            f"the token {tokenizer.convert_ids_to_tokens(last)!r} has the id {last:,} and the model only {rows:,} "
+            "embeddings: give the tokenizer that the model was trained with"
+        )
 
 
 def require_trunk(model: PreTrainedModel) -> None:

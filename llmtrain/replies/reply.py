@@ -23,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 from llmtrain.data.rendering import prompt_ids
 from llmtrain.models.context import num_positions
 from llmtrain.models.folders.open import open_model
+from llmtrain.models.text_part import num_embeddings, require_rows
 from llmtrain.replies.stops import answer_stops
 from llmtrain.replies.written_form import WrittenForm, written_form
 from llmtrain.rewards.score import answer_text
@@ -107,6 +108,7 @@ class Speaker:
             )
         require_unicode(json.dumps([list(messages), list(tools)], ensure_ascii=False, default=str), "a message")
         ids = prompt_ids(self.tokenizer, messages, tools, arguments=self.template_kwargs)
+        require_rows(self.model, ids, self.tokenizer)
         if self.room(ids) == 0:
             raise ValueError(
                 f"a prompt of {len(ids):,} tokens leaves no room for an answer: the model has {self.positions:,} "
@@ -141,7 +143,7 @@ class Speaker:
         """
         width = max(len(prompt) for prompt in prompts)
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        pad = next((id_ for id_ in known if id_ is not None), 0)
+        pad = next((id_ for id_ in known if id_ is not None and id_ < num_embeddings(self.model)), 0)
         device = self.model.device
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from llmtrain.data.rendering import prompt_ids, prompt_text
 from llmtrain.eval.tasks.subject import Subject
 from llmtrain.models.heads.head import output_head
+from llmtrain.models.text_part import require_rows
 from llmtrain.models.trunk import Documents, pack_inputs, run_model, run_trunk
 
 CPU_PACK_TOKENS, PACK_TOKENS = 2048, 16384  # of a forward; an item that is longer has one of its own
@@ -91,6 +93,8 @@ def likelihoods(
     than the model has positions.
     """
     sequences = [[_sequence(request, subject.max_tokens) for request in group] for group in groups]
+    for sequence in chain.from_iterable(sequences):
+        require_rows(subject.model, (*sequence.ids, *sequence.labels), subject.tokenizer)
     found: list[list[Likelihood]] = [[] for _ in groups]
     for pack in _packs(sequences, subject):
         if should_stop():

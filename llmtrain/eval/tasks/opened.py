@@ -14,6 +14,7 @@ from llmtrain.eval.tasks.results import WEIGHTS
 from llmtrain.eval.tasks.subject import Subject, subject_of
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.folders.open import open_model
+from llmtrain.models.text_part import require_rows
 from llmtrain.protocols import Report
 from llmtrain.replies.stops import answer_stops
 from llmtrain.rollout.engine import Generated, Sampling
@@ -59,6 +60,8 @@ def generated(subject: Subject, should_stop: Callable[[], bool] = lambda: False)
     """Answers by our generator."""
 
     def answers(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated] | None:
+        for prompt in prompts:
+            require_rows(subject.model, prompt, subject.tokenizer)
         return generate(subject.model, prompts, range(len(prompts)), sampling, should_stop)
 
     return answers

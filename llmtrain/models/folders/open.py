@@ -22,6 +22,7 @@ from llmtrain.models.folders.packed_weights import require_opener, unpacking
 from llmtrain.models.folders.saved_dtype import differing_dtype, saved_dtype
 from llmtrain.system.paths import local_path
 from llmtrain.system.terminal import say
+from llmtrain.system.tokenizer import require_reading
 
 
 def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -36,6 +37,7 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         require_readable(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else place)
+        require_reading(tokenizer)
         if is_adapter(folder):
             from llmtrain.models.folders.adapter import adapter_kind, open_adapter
 

@@ -38,6 +38,7 @@ from llmtrain.system.files import one_line
 from llmtrain.system.memory import is_out_of_memory
 from llmtrain.system.paths import is_local, local_path
 from llmtrain.system.terminal import say
+from llmtrain.system.tokenizer import require_reading
 from llmtrain.system.typing import Report
 
 FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")  # of a model of the hub
@@ -100,6 +101,7 @@ def open_classifier(folder: Path, report: Report = say) -> Classifier:
         if is_adapter(folder) and adapter_kind(folder) is not REWARD:
             raise ValueError("this is the adapter of a language model")
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        require_reading(tokenizer)
         if is_adapter(folder):
             model: Any = open_adapter(folder, tokenizer, report=report).get_base_model()
         else:

@@ -1,0 +1,38 @@
+"""Values of a tokenizer's files that are read with the first text only."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_chat import write_model
+
+from llmtrain.data.tokenize import load_tokenizer
+from llmtrain.models.folders.open import open_model
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model_max_length": {}}, "tokenizer_config.json: model_max_length={}: give a number"),
+        ({"model_max_length": "many"}, "tokenizer_config.json: model_max_length='many': give a number"),
+        ({"model_max_length": True}, "tokenizer_config.json: model_max_length=True: give a number"),
+        ({"model_input_names": ["input_ids", 3]}, None),
+    ],
+)
+def test_a_tokenizer_that_reads_no_text_is_refused_as_it_is_opened(
+    fields: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    write_model(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    if said is None:
+        load_tokenizer(str(tmp_path))
+        return
+    for opened in (load_tokenizer, open_model):
+        with pytest.raises(ValueError, match=re.escape(said)) as caught:
+            opened(str(tmp_path))
+        assert "\n" not in str(caught.value)
