@@ -15,7 +15,7 @@ help:
 	@echo
 	@echo "make test-all    all tests but the long ones"
 	@echo "make test-again  those that failed in the last run, one at a time"
-	@echo "make test-quantize  those of bases in 4 bits, with bitsandbytes installed beside .venv's packages"
+	@echo "make test-quantize  those of 4 and 8 bits, with bitsandbytes installed beside .venv's packages"
 	@echo "make soak        the long tests and the benchmarks"
 	@echo "make demo-quick  the demo with a third of its training, under three minutes"
 	@echo "make golden BEFORE=REVISION  tiny runs of every recipe: does this tree give what REVISION gave, to the bit?"
@@ -52,7 +52,7 @@ $(QUANTIZE): $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps --target $@ bitsandbytes
 
 test-quantize: $(QUANTIZE)
-	PYTHONPATH="$(CURDIR)/$(QUANTIZE)" $(BIN)/python -m pytest -q tests/recipes/test_four_bits.py
+	PYTHONPATH="$(CURDIR)/$(QUANTIZE)" $(BIN)/python -m pytest -q tests/recipes/test_four_bits.py tests/unit/train/test_optim.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ def test_l1_shrinks_decayed_weights_to_zero_and_leaves_others() -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon", "adamw8bit"])
 def test_state_that_is_made_beforehand_changes_no_step(name: str) -> None:
     if name == "adamw8bit":
-        pytest.importorskip("bitsandbytes", reason="optimizers in 8 bits need bitsandbytes")
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: make test-quantize")
     ends = []
     for beforehand in (False, True):
         torch.manual_seed(0)
