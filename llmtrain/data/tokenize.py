@@ -26,7 +26,7 @@ from llmtrain.data.ledger import Split
 from llmtrain.data.sources.text import LINE_CUT, PIECE_CHARS, SPACE_CUT
 from llmtrain.system.cores import encoding_threads
 from llmtrain.system.files import one_line
-from llmtrain.system.paths import is_local, local_path
+from llmtrain.system.paths import is_local, local_path, no_folder
 from llmtrain.system.tokenizer import require_reading
 
 Ids = np.ndarray[Any, Any]
@@ -56,7 +56,7 @@ def load_tokenizer(
     """
     local = local_path(path)
     if is_local(path) and not local.is_dir():
-        raise ValueError(f"{key}={path}: no such folder")
+        raise ValueError(f"{key}={path}: {no_folder(path)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(local) if local.is_dir() else path, revision=revision, trust_remote_code=trust_remote_code

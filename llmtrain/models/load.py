@@ -45,7 +45,7 @@ from llmtrain.models.presets import preset_fields, preset_size
 from llmtrain.models.text_part import freeze_other_parts, num_embeddings
 from llmtrain.protocols import Report
 from llmtrain.system.files import one_line
-from llmtrain.system.paths import is_local, local_path
+from llmtrain.system.paths import is_local, local_path, no_folder
 from llmtrain.system.terminal import say
 
 AnyModel = TypeVar("AnyModel", bound=PretrainedModelConfig)
@@ -285,7 +285,7 @@ def _pretrained_config(config: PretrainedModelConfig) -> PreTrainedConfig:
 def _saved_config(config: PretrainedModelConfig) -> PreTrainedConfig:
     """The configuration that is saved with a model, or with the base of an adapter."""
     if is_local(config.path) and not local_path(config.path).is_dir():
-        raise ValueError(f"model.path={config.path}: no such folder")
+        raise ValueError(f"model.path={config.path}: {no_folder(config.path)}")
     path, revision = innermost(config.path, config.revision)
     try:
         shape = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)

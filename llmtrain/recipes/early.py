@@ -17,7 +17,7 @@ from llmtrain.config.sections import Section
 from llmtrain.config.which import STAGE_SUFFIX
 from llmtrain.runs.folder import check_folder, is_finished
 from llmtrain.system.files import cache_root
-from llmtrain.system.paths import checkpoint_hint, is_local, local_path, package_of
+from llmtrain.system.paths import checkpoint_hint, is_local, local_path, no_folder, package_of
 from llmtrain.train.tracking import check_trackers
 
 FILE_SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
@@ -107,14 +107,14 @@ def _check_model(path: str | None, key: str) -> None:
             why = checkpoint_hint(folder) or f"holds no model: there is no {MODEL_FILES[0]} in it"
             raise ValueError(f"{key}={path}: {why}")
     elif is_local(path):
-        raise ValueError(f"{key}={path}: no such folder")
+        raise ValueError(f"{key}={path}: {no_folder(path)}")
 
 
 def _check_tokenizer(config: RecipeConfig) -> None:
     path = config.tokenizer.path
     if path is not None and not local_path(path).is_dir() and is_local(path):
         hint = "; `llmtrain tokenizer CONFIG` trains one" if isinstance(config, PretrainConfig) else ""
-        raise ValueError(f"tokenizer.path={path}: no such folder{hint}")
+        raise ValueError(f"tokenizer.path={path}: {no_folder(path)}{hint}")
 
 
 def _check_template(template: str) -> None:

@@ -22,6 +22,7 @@ from llmtrain.system.counted import counted
 from llmtrain.system.files import one_line
 from llmtrain.system.json_lines import parsed, whole_lines
 from llmtrain.system.lease import Verdict, Watch, contents
+from llmtrain.system.paths import no_folder
 from llmtrain.system.run_files import EVALUATIONS, EVENTS_FILE, METRICS_FILE, SAMPLES_FILE
 
 SCHEMAS: dict[type[Section], str] = {
@@ -55,7 +56,7 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read the folder of a run. Raises ValueError if it is not a run's, or its configuration cannot be read."""
     if not folder.exists():
-        raise ValueError(f"{folder}: no such folder")
+        raise ValueError(f"{folder}: {no_folder(folder)}")
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} has no {CONFIG}: it is not the folder of a run")
     config = read_yaml(folder / CONFIG)

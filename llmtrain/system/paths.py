@@ -31,6 +31,11 @@ def is_local(name: str) -> bool:
     )
 
 
+def no_folder(name: str | Path) -> str:
+    """What to say of a name that is to be a folder's and is not."""
+    return "a file: give the folder that it is in" if local_path(name).is_file() else "no such folder"
+
+
 def package_of(path: str) -> str | None:
     """The Python package that `PACKAGE:FILE.gguf` names; None: it is the path of a file."""
     package, colon, _ = path.partition(":")

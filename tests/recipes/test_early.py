@@ -44,6 +44,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a glob": (["data.train=texts/*.csv"], "data.train[0]=texts/*.csv: no file matches"),
     "a held-out file": (["data.eval=held.csv"], "data.eval[0]=held.csv: no such file or folder"),
     "a model": (["model.path=./modle"], "model.path=./modle: no such folder"),
+    "a model's file": (
+        ["model.path=./model/config.json"],
+        "model.path=./model/config.json: a file: give the folder that",
+    ),
     "a model in runs": (["model.path=runs/modle"], "model.path=runs/modle: no such folder"),
     "a folder without a model": (
         ["model.path=texts"],
