@@ -108,6 +108,8 @@ class Speaker:
             )
         require_unicode(json.dumps([list(messages), list(tools)], ensure_ascii=False, default=str), "a message")
         ids = prompt_ids(self.tokenizer, messages, tools, arguments=self.template_kwargs)
+        if not ids:
+            raise ValueError("the chat template writes nothing of these messages: there is nothing to answer")
         require_rows(self.model, ids, self.tokenizer)
         if self.room(ids) == 0:
             raise ValueError(

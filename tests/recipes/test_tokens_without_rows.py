@@ -39,5 +39,15 @@ def test_a_text_with_such_a_token_is_refused_by_its_name(
         assert "the token 'hello' has the id 260 and the model only 260 embeddings" in refused(capsys, *argv), argv
 
 
+def test_a_template_that_writes_nothing_asks_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (model / "chat_template.jinja").write_text("{# nothing #}")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "you"}) + "\n")
+    line = refused(capsys, "generate", model, "prompts.jsonl", "out.jsonl")
+    assert "the chat template writes nothing of these messages" in line, line
+
+
 def test_other_texts_go_on(model: Path) -> None:
     assert sample(str(model), "you").startswith("you")
