@@ -5,10 +5,12 @@ LLMTRAIN_EVAL_DATA=FOLDER pytest -m soak tests/parity/test_lm_eval_bias.py
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -67,11 +69,30 @@ def test_of_whole_sets_the_scores_of_drawn_log_likelihoods_are_those_of_the_harn
     assert found == pytest.approx(RECORDED[task]["of_random_logprobs"], abs=1e-9)
 
 
+def drawn(lines: list[str], size: int) -> list[str]:
+    """The rows that were recorded: whole blocks of a size, drawn as `record_lm_eval_bias.py` draws them."""
+    blocks = [lines[start : start + size] for start in range(0, len(lines), size)]
+    wanted = -(-NUM_ITEMS * len(blocks) // len(lines))
+    return [line for number in sorted(Random(0).sample(range(len(blocks)), wanted)) for line in blocks[number]]
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskResult]:
-    output = tmp_path_factory.mktemp("bias") / "bias.jsonl"
-    options = ["--data", f"{DATA}/bias", "--measures", ",".join(NAMES), "--limit", str(NUM_ITEMS)]
-    main(["bias", SMOLLM2, *options, "--output", str(output)])
+    folder = tmp_path_factory.mktemp("bias")
+    output = folder / "bias.jsonl"
+    (folder / "bbq").mkdir()
+    files = sorted(Path(DATA, "bias/bbq/data").glob("*.jsonl"))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    for line in drawn(lines, 4):
+        with (folder / "bbq" / f"{json.loads(line)['category']}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    pairs = Path(DATA, "bias/crows_pairs/data/crows_pairs_anonymized.csv")
+    with pairs.open(encoding="utf-8", newline="") as file:
+        names, *rows = csv.reader(file)
+    (folder / "crows_pairs").mkdir()
+    with (folder / "crows_pairs" / pairs.name).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([names, *(json.loads(line) for line in drawn([*map(json.dumps, rows)], 1))])
+    main(["bias", SMOLLM2, "--data", str(folder), "--measures", ",".join(NAMES), "--output", str(output)])
     return dict(read_evaluation(output).tasks)
 
 
