@@ -11,19 +11,27 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from llmtrain.models.folders.kind import ModelKind
+from llmtrain.models.paths.tried import FAULTS
+from llmtrain.system.files import one_line
 
 
 def skeleton(
     shape: PreTrainedConfig, kind: ModelKind, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A model without weights, on the meta device, as others are to load it: with a cache, not quantized."""
+    """A model without weights, on the meta device, as others are to load it: with a cache, not quantized.
+
+    It takes no memory, so whatever fails is in the configuration, such as a size below zero: ValueError.
+    """
     shape = copy.deepcopy(shape)
     shape.use_cache = True
     vars(shape).pop("quantization_config", None)
-    with torch.device("meta"):
-        model: PreTrainedModel = kind.auto_class(shape).from_config(
-            shape, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
-        )
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = kind.auto_class(shape).from_config(
+                shape, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
+            )
+    except (*FAULTS, ArithmeticError) as error:
+        raise ValueError(f"its configuration makes no model: {one_line(error)}") from None
     return model
 
 

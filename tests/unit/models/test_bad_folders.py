@@ -43,7 +43,13 @@ def become_an_encoder_decoder(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def have_a_size_below_zero(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": -2}))
+
+
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a size below zero": (have_a_size_below_zero, r"its configuration makes no model: .*negative dimension -2"),
     "a missing shard": (lose_a_shard, r"No such file or directory: .*model-00002-of-\d+.safetensors$"),
     "a missing weight": (
         lose_a_weight,
