@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trl_settings import ON_A_CPU
+
 
 def train(setting: dict[str, Any], inputs: Path, has_adapter: bool, folder: str) -> dict[str, Any]:
     """A run of PPOTrainer."""
@@ -60,15 +62,8 @@ def train(setting: dict[str, Any], inputs: Path, has_adapter: bool, folder: str)
             temperature=1.0,
             kl_coef=setting["kl_coef"],
             learning_rate=setting["lr"],
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
             num_sample_generations=0,
-            activation_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
+            **ON_A_CPU,
             logging_steps=1,
         ),
         processing_class=tokenizer,

@@ -19,6 +19,8 @@ import tempfile
 import time
 from typing import Any
 
+from trl_settings import ON_A_CPU
+
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import RewardStageConfig
 from llmtrain.data.chat.tokenizer import ChatTokenizer, open_chat_tokenizer
@@ -97,15 +99,8 @@ def train(config: RewardStageConfig, batch: int, folder: str) -> dict[str, Any]:
             max_steps=config.train.steps,
             max_length=config.data.max_seq_len,
             learning_rate=config.optim.lr,
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            activation_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
             logging_steps=1,
-            disable_tqdm=True,
+            **ON_A_CPU,
             dataloader_num_workers=0,
             dataloader_pin_memory=False,
         ),

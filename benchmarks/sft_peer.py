@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_settings import ON_A_CPU
+
 from llmtrain.config.load import load_config
 from llmtrain.config.recipes import SftConfig
 
@@ -51,14 +53,7 @@ def trl_arguments(folder: str | Path, **settings: Any) -> SFTConfig:
 
     return SFTConfig(
         output_dir=str(folder),
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        activation_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **ON_A_CPU,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         **settings,

@@ -139,7 +139,7 @@ def _asked(path: str, tasks: Sequence[TaskRows], prompt: str | None, output: Pat
     """The results of a language model."""
     from llmtrain.eval.tasks.measure import Asking
     from llmtrain.eval.tasks.opened import generated, opened_subject
-    from llmtrain.eval.tasks.parts import Unfinished, measured_by_parts
+    from llmtrain.eval.tasks.parts import Unfinished, measured_tasks
     from llmtrain.eval.tasks.results import Evaluation, save_evaluation
 
     if prompt is not None:
@@ -148,12 +148,7 @@ def _asked(path: str, tasks: Sequence[TaskRows], prompt: str | None, output: Pat
     subject, facts = opened_subject(path, say)
     asking = Asking(generated(subject), facts.stop_ids)
     unfinished = Unfinished(output, facts.record)
-    results = {}
-    for task_rows in tasks:
-        name = task_rows.task.name
-        say(f"{name}: {len(task_rows.rows):,} items of {task_rows.path}")
-        results[name] = measured_by_parts(subject, task_rows, asking, unfinished, say)
-    evaluation = Evaluation(facts.record, results)
+    evaluation = Evaluation(facts.record, measured_tasks(subject, tasks, asking, unfinished, say))
     save_evaluation(output, evaluation)
     unfinished.remove()
     return evaluation

@@ -127,7 +127,7 @@ def evaluate(
     from llmtrain.eval.tasks.contamination import find_matches, with_matches
     from llmtrain.eval.tasks.measure import Asking
     from llmtrain.eval.tasks.opened import generated, opened_subject
-    from llmtrain.eval.tasks.parts import Unfinished, measured_by_parts
+    from llmtrain.eval.tasks.parts import Unfinished, measured_tasks
     from llmtrain.eval.tasks.results import Evaluation, save_evaluation, with_earlier
 
     report = say
@@ -139,15 +139,9 @@ def evaluate(
     subject, facts = opened_subject(path, report)
     asking = Asking(generated(subject), facts.stop_ids, arguments.max_new_tokens, arguments.chat)
     unfinished = Unfinished(output, facts.record)
-    results = {}
-    for task_rows in tasks:
-        name, count = task_rows.task.name, len(task_rows.rows)
-        report(
-            f"{name}: {count:,} items of {task_rows.path}"
-            + (f", {len(task_rows.shots)} examples before each" if task_rows.shots else "")
-        )
-        result = measured_by_parts(subject, task_rows, asking, unfinished, report)
-        results[name] = with_matches(result, matches) if sources else result
+    results = measured_tasks(subject, tasks, asking, unfinished, report)
+    if sources:
+        results = {name: with_matches(result, matches) for name, result in results.items()}
     evaluation = Evaluation(facts.record, results)
     if is_kept:
         save_evaluation(output, with_earlier(evaluation, output, report))

@@ -71,7 +71,8 @@ def run_policy(config: PolicyStageConfig, stop: StopSignal, *, last: bool = True
 def _train(run: Run[PolicyStageConfig]) -> None:
     config, runtime, rollout = run.config, run.runtime, run.config.rollout
 
-    rewards = computed_rewards(config, runtime.say)  # first: a wrong name should fail before a model loads
+    # First: a wrong name should fail before a model loads.
+    rewards = load_rewards(rollout.rewards, sandbox=rollout.sandbox, report=runtime.say, task_reward=reward_of)
     base = given_model(config)
     chat = open_chat(config, base, report=runtime.say)
     prompts = load_prompts(config.data, chat.tokenizer, max_new_tokens=rollout.max_new_tokens, report=runtime.say)
@@ -204,13 +205,6 @@ def on_held_out(
     asked, sampling = held_out[: config.eval.before_after], replace(sampler.sampling, rollout=EVAL_ROLLOUT)
     answers = Answers(asked, generator, sampling, tokenizer, runtime, score)
     return at_evaluations, {ANSWERS: answers} if asked else {}
-
-
-def computed_rewards(config: PolicyStageConfig, report: Report = lambda line: None) -> list[WeightedReward]:
-    """The rewards that are functions. Raises ValueError for one that cannot be used, or if there is no reward."""
-    if not config.rollout.rewards:
-        raise ValueError("rollout.rewards names no reward")
-    return load_rewards(config.rollout.rewards, sandbox=config.rollout.sandbox, report=report, task_reward=reward_of)
 
 
 def reward_models(

@@ -93,8 +93,8 @@ def likelihoods(
     than the model has positions.
     """
     sequences = [[_sequence(request, subject.max_tokens) for request in group] for group in groups]
-    for sequence in chain.from_iterable(sequences):
-        require_rows(subject.model, (*sequence.ids, *sequence.labels), subject.tokenizer)
+    ids = (id_ for each in chain.from_iterable(sequences) for id_ in (*each.ids, *each.labels))
+    require_rows(subject.model, ids, subject.tokenizer)
     found: list[list[Likelihood]] = [[] for _ in groups]
     for pack in _packs(sequences, subject):
         if should_stop():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,8 +61,7 @@ def generated(subject: Subject, should_stop: Callable[[], bool] = lambda: False)
     """Answers by our generator."""
 
     def answers(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated] | None:
-        for prompt in prompts:
-            require_rows(subject.model, prompt, subject.tokenizer)
+        require_rows(subject.model, chain.from_iterable(prompts), subject.tokenizer)
         return generate(subject.model, prompts, range(len(prompts)), sampling, should_stop)
 
     return answers

@@ -64,6 +64,18 @@ class Unfinished:
         self.path.unlink(missing_ok=True)
 
 
+def measured_tasks(
+    subject: Subject, tasks: Sequence[TaskRows], asking: Asking, unfinished: Unfinished, report: Callable[[str], None]
+) -> dict[str, TaskResult]:
+    """The results of each task by its name, measured by parts. Raises ValueError as `item_results` does."""
+    results = {}
+    for task_rows in tasks:
+        examples = f", {len(task_rows.shots)} examples before each" if task_rows.shots else ""
+        report(f"{task_rows.task.name}: {len(task_rows.rows):,} items of {task_rows.path}{examples}")
+        results[task_rows.task.name] = measured_by_parts(subject, task_rows, asking, unfinished, report)
+    return results
+
+
 def measured_by_parts(
     subject: Subject, task_rows: TaskRows, asking: Asking, unfinished: Unfinished, report: Callable[[str], None]
 ) -> TaskResult:
@@ -121,7 +133,7 @@ def taken(waiting: Iterator[list[TaskRow[object]]], size: int) -> list[TaskRow[o
 
 
 def way_of_asking(task_rows: TaskRows, asking: Asking, model: Mapping[str, Any], template: object) -> str:
-    """16 digits of what decides an item's result besides the item: the code of its task's file, examples, the model
+    """16 digits of what decides a result besides its item: the task's file and examples, how it is asked, the model.
 
     The model too, although the file's first line has it: two processes may write into one file.
     """

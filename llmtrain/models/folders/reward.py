@@ -32,6 +32,7 @@ from llmtrain.models.folders.kind import REWARD
 from llmtrain.models.folders.skeleton import no_progress_bar
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.paths.choose import UNLIMITED_POSITIONS
+from llmtrain.models.text_part import num_embeddings
 from llmtrain.models.wrappers.checks import wrap_reward_model
 from llmtrain.models.wrappers.reward_model import RewardModel
 from llmtrain.system.files import one_line
@@ -141,9 +142,7 @@ def require_one_score(found: Classifier, path: str) -> PreTrainedModel:
 
 
 def _require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    embedding: Any = model.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    if len(tokenizer) > rows:
+    if len(tokenizer) > (rows := num_embeddings(model)):
         raise ValueError(f"its tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings")
 
 
