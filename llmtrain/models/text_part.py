@@ -10,8 +10,9 @@ A model of text alone is its own text model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKEN_FIELDS = ("_token_id", "_token_index", "_token_ids")
@@ -32,7 +33,7 @@ def text_field(shape: PreTrainedConfig, name: str, default: int | None = None) -
 
 def num_embeddings(model: PreTrainedModel) -> int:
     """How many tokens a model has embeddings for, those on other ranks too."""
-    weight: Tensor = model.get_input_embeddings().get_parameter("weight")
+    weight: Any = model.get_input_embeddings().weight  # peft's wrapper of an embedding hands on its attribute
     return int(getattr(weight, "ds_shape", weight.shape)[0])  # DeepSpeed's, where a rank has a part
 
 
