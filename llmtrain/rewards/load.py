@@ -129,7 +129,9 @@ def _loaded(name: str, settings: dict[str, Any], place: str) -> tuple[Scorer, Ma
             f"{place}: {name} takes neither (prompts, responses, rows) nor, as TRL's, (prompts, completions, ...)"
         )
     wanted = None if takes_any else frozenset(names)
-    needed = {each.name for each in parameters if each.default is each.empty and each.kind in NAMED}
+    # Of the function itself: a decorator that wraps another may give it arguments that no row has.
+    own = inspect.signature(function, follow_wrapped=False).parameters.values()
+    needed = {each.name for each in own if each.default is each.empty and each.kind in NAMED}
     return of_trl(function, settings, wanted, needed, texts=not name.startswith(TRL)), code, is_async
 
 

@@ -88,6 +88,22 @@ def test_a_column_that_no_row_has_is_named_with_those_that_they_have(tmp_path: P
     assert scored([term], [*rows[1:], {"solution": "6"}]).total == [1.0, 1.0, 1.0]
 
 
+def test_what_a_decorator_gives_to_a_function_need_not_be_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "rewards.py"
+    path.write_text(
+        "import functools\n"
+        "def scaled(function):\n"
+        "    @functools.wraps(function)\n"
+        "    def inner(*args, **kwargs):\n"
+        "        return function(*args, scale=2, **kwargs)\n"
+        "    return inner\n"
+        "@scaled\n"
+        "def reward(completions, scale):\n"
+        "    return [scale * len(text) for text in completions]\n"
+    )
+    assert scored(load_rewards([f"{path}:reward"])).total == [16.0, 30.0, 2.0]
+
+
 def test_completions_of_chats_are_messages(tmp_path: Path) -> None:
     body = "return [float(c == [{'role': 'assistant', 'content': 'Hi.'}]) for c in completions]"
     term = user_reward(tmp_path, body, "prompts, completions")

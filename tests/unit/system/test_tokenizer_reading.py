@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 from tiny_chat import write_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from llmtrain.data.tokenize import load_tokenizer
 from llmtrain.models.folders.open import open_model
@@ -36,3 +40,10 @@ def test_a_tokenizer_that_reads_no_text_is_refused_as_it_is_opened(
         with pytest.raises(ValueError, match=re.escape(said)) as caught:
             opened(str(tmp_path))
         assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_a_few_letters_need_not_know_others(tmp_path: Path) -> None:
+    backend = Tokenizer(WordLevel({"A": 0, "C": 1, "G": 2, "T": 3, "<eos>": 4}))
+    backend.pre_tokenizer = Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path))("GATTACA")["input_ids"] == [2, 0, 3, 3, 0, 1, 0]
