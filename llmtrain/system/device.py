@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 
+from llmtrain.system.cores import usable_cores
+
 AttentionKernel = Literal["segments", "varlen", "mask", "padded", "equal", "fixed"]
 """How documents are kept separate: in one pack, by one of three kernels; or as rows (`models/paths/rows.py`)."""
 
@@ -89,7 +91,7 @@ def _measured(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
         best = min(best, time.perf_counter() - started)
         of_process = time.process_time() - computed  # 0 where the system counts in ticks longer than this
         if device.type == "cpu" and of_process > 0:
-            best = min(best, of_process / torch.get_num_threads())
+            best = min(best, of_process / min(torch.get_num_threads(), usable_cores()))
     return 2 * size**3 / best, f"measured {size}x{size} matmul, {str(dtype).removeprefix('torch.')}"
 
 
