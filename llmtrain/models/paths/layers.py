@@ -22,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmtrain.models.paths.tried import Fault, tried
+from llmtrain.models.text_part import text_modules
 
 MAX_LAYERS = 12
 DEPTH = "num_hidden_layers"
@@ -97,7 +98,8 @@ def parts(shape: PreTrainedConfig) -> Iterator[dict[str, Any]]:
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
     """The layers of the text model; of several lists as long, the first."""
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    parts = (module for part in text_modules(model) for module in part.modules())
+    lists = [module for module in parts if isinstance(module, nn.ModuleList)]
     given = model.config.get_text_config().num_hidden_layers
     return next((each for each in lists if len(each) == given), None)
 

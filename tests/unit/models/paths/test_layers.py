@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from families.tiny import tiny_config
 from one_by_one import SMALL
 from tiny_paths import EXPERTS
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.paths.choose import paths
@@ -105,3 +106,12 @@ def test_a_window_of_late_layers_that_packs_ignore_is_found() -> None:
     found = few_layers(model)
     assert found is not None and found.numbers == (0, 20)
     assert next(paths(model, "segments", 2048, run_model)).kernel == "padded"
+
+
+def test_a_vision_tower_of_as_many_layers_is_not_taken_for_the_text_model() -> None:
+    shape = tiny_config("glm4v_moe", vocab_size=96)
+    shape.text_config.num_hidden_layers = shape.vision_config.depth = 4
+    shape.text_config.first_k_dense_replace = 2
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(shape)
+    assert few_layers(model) == Layers((0, 1, 2)), "the third is the first with experts"
