@@ -44,8 +44,9 @@ class PlainText:
 Example = Conversation | PlainText | TokenRow
 SHOWN_IDS = 8
 OF_THE_ROW = {"weight"}
-TEXT = {"text": "text"}  # the fields of a row that is a text alone
 """Names that a source's `fields` may map in every format."""
+TEXT = {"text": "text"}
+"""The fields of a row that is a text alone."""
 
 
 def iter_examples(source: Source, on_bad_row: OnBadRow, ledger: SourceLedger, report: Report) -> Iterator[Example]:

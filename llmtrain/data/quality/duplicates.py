@@ -133,8 +133,8 @@ def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = No
 
 
 def _has_the_prompt_of(earlier: Item, later: Item) -> bool:
-    """Whether two pairs compare answers to one prompt, which are alike for that: repeated prompts are "
-    "counted as such."""
+    """Whether two pairs compare answers to one prompt, which are alike for that: repeated prompts are counted as
+    such."""
     prompt = later.part(PROMPT)
     return bool(prompt) and prompt == earlier.part(PROMPT)
 

@@ -113,8 +113,9 @@ def clusters_of(items: Sequence[ItemResult], measure: Measure) -> list[str] | No
 def estimate(items: Sequence[ItemResult], measure: Measure) -> Estimate:
     """A measure over items, with its interval: Wilson's of a share, else by the spread between items or clusters."""
     values, clusters = values_of(items, measure), clusters_of(items, measure)
-    chance = measure.chance
-    of_chance = [] if chance is None else [item.values[chance] for item in measured_items(items, measure)]
+    chance = measure.chance or ""
+    # Files of earlier versions hold none.
+    of_chance = [item.values[chance] for item in measured_items(items, measure) if chance in item.values]
     return Estimate(
         *_interval(values, weights_of(items, measure), clusters, measure),
         len(values),

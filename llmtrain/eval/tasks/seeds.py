@@ -33,7 +33,8 @@ def seeds_together(evaluations: Sequence[Evaluation]) -> Evaluation:
         items = []
         for item in result.items:
             all_values = [item.values, *(items_of[item.item].values for items_of in by_item)]
-            means = {key: sum(values[key] for values in all_values) / len(all_values) for key in item.values}
+            shared = [key for key in item.values if all(key in values for values in all_values)]
+            means = {key: sum(values[key] for values in all_values) / len(all_values) for key in shared}
             items.append(ItemResult(name, item.item, item.where, means, cluster=item.cluster))
         measures = [replace(each, unit="mean") if each.unit == "share" else each for each in result.measures]
         tasks[name] = replace(result, measures=measures, items=items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from llmtrain.eval.tasks.compared import compare, left_out, sentences
 from llmtrain.eval.tasks.results import (
     ACC,
     BITS_PER_BYTE,
+    CHANCE,
+    CHOICE_ACC,
     NATS_PER_TOKEN,
     Evaluation,
     ItemResult,
@@ -247,3 +250,15 @@ def test_of_seeds_it_is_said_what_other_seeds_would_show() -> None:
     (line,) = seed_sentences(compare(seeds_together(near), seeds_together(apart), common=False), near, apart, name="B")
     assert "of other seeds B is higher" in line
     assert not seed_sentences(found, near[:1], far[:1], name="B")
+
+
+def test_a_file_of_before_chance_was_measured_compares_with_one_of_today() -> None:
+    old = shares([1, 0, 1])
+    items = [replace(item, values={**item.values, CHANCE: 0.25}) for item in old.tasks["piqa"].items]
+    new = replace(old, tasks={"piqa": replace(old.tasks["piqa"], measures=[CHOICE_ACC], items=items)})
+    for first, second in ((old, new), (new, old)):
+        (found,) = compare(first, second, common=False)
+        assert found.paired.difference == 0
+        (item, *_) = seeds_together([first, second]).tasks["piqa"].items
+        assert item.values == {"acc": 1.0}
+    assert estimate(items, CHOICE_ACC).chance == 0.25
