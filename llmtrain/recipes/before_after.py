@@ -1,4 +1,4 @@
-"""What a tuning run measures before and after training (`eval.before_after`): the pair of its model card."""
+"""What a tuning run measures before and after training (`eval.before_after`): for its model card."""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ def _prepared(run: Run[Config], module: TrainedModule, critic_lr: float | None) 
 def _measure_exported(
     run: Run[Config], training: Training[BatchType], loop: Loop[BatchType], checkpoint: Checkpoint
 ) -> None:
-    """Measure the weights that are exported, for the pair of before and after."""
+    """Measure the weights that are exported, for before and after."""
     if training.before_after is None:
         return
     last, ema = loop.progress.step, loop.ema
@@ -314,7 +314,7 @@ def _measure_exported(
 
 
 def _measure(run: Run[Config], training: Training[BatchType], prepared: nn.Module, path: Path, *, step: int) -> None:
-    """Measure the weights that the module has, for the pair of before and after, if the run asks for it."""
+    """Measure the weights that the module has, for before and after, if the run asks for it."""
     if training.before_after is not None:
 
         def should_stop() -> bool:

@@ -1,4 +1,4 @@
-"""The pair of a run's model before and after training, read from its folder: for the model card and the report."""
+"""What training changed of a run's model, read from its folder: for the model card and the report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from llmtrain.eval.before_after.measure import NOT_MEASURED
 from llmtrain.eval.before_after.words import MEANINGS, label_of
 from llmtrain.eval.tasks.compared import compare
 from llmtrain.eval.tasks.results import Evaluation, estimate, read_evaluation
-from llmtrain.models.folders.card_before_after import Pair, PairRow
+from llmtrain.models.folders.card_before_after import Change, Changes
 from llmtrain.statistics.paired import has_scipy
 from llmtrain.system.run_files import after_path, before_path
 
 
-def pair_of(folder: Path, step: int | None = None) -> Pair | None:
+def changes_of(folder: Path, step: int | None = None) -> Changes | None:
     """What a run measured before and after training; None if it did not, or not at this step, if one is given.
 
     Without SciPy there are no intervals, and a note says so. Raises ValueError for files that cannot be read.
@@ -39,19 +39,19 @@ def pair_of(folder: Path, step: int | None = None) -> Pair | None:
             f"paired tests, corrected for {len(rows)} comparisons (Holm). One run: another seed may differ by more."
         )
     measured = {each.name for task in after.tasks.values() for each in task.measures}
-    return Pair(rows, [words for name, words in MEANINGS.items() if name in measured], notes)
+    return Changes(rows, [words for name, words in MEANINGS.items() if name in measured], notes)
 
 
-def _compared(before: Evaluation, after: Evaluation) -> Iterator[PairRow]:
+def _compared(before: Evaluation, after: Evaluation) -> Iterator[Change]:
     shared = [name for name in before.tasks if name in after.tasks]
     first, second = (Evaluation(each.model, {name: each.tasks[name] for name in shared}) for each in (before, after))
     for each in compare(first, second, common=True) if shared else ():
         pair, what = each.paired, label_of(each.task, each.measure.name)
         values = (each.first.value, each.second.value, pair.difference, pair.low, pair.high)
-        yield PairRow(what, *values, pair.num_items, each.verdict)
+        yield Change(what, *values, pair.num_items, each.verdict)
 
 
-def _values(before: Evaluation, after: Evaluation) -> Iterator[PairRow]:
+def _values(before: Evaluation, after: Evaluation) -> Iterator[Change]:
     """Both values, without what needs SciPy."""
     for name, result in before.tasks.items():
         other = after.tasks.get(name)
@@ -60,4 +60,4 @@ def _values(before: Evaluation, after: Evaluation) -> Iterator[PairRow]:
             if other is not None and measure.name in names:
                 first, second = (estimate(each.items, measure).value for each in (result, other))
                 what, unknown = label_of(name, measure.name), math.nan
-                yield PairRow(what, first, second, unknown, unknown, unknown, len(result.items), "")
+                yield Change(what, first, second, unknown, unknown, unknown, len(result.items), "")

@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from llmtrain.config.recipes import RecipeConfig, TuningConfig
 from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.card import CardFacts, model_card
-from llmtrain.models.folders.card_before_after import Pair
+from llmtrain.models.folders.card_before_after import Changes
 from llmtrain.models.folders.files import TRAINING
 from llmtrain.models.folders.kind import as_described
 from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model, push_model
-from llmtrain.runs.before_after import pair_of
+from llmtrain.runs.before_after import changes_of
 from llmtrain.runs.folder import LEDGER, package_versions, read_json
 from llmtrain.system.files import FREE_RUN, one_line, write_json
 from llmtrain.system.precision import DTYPES, name_of
@@ -76,7 +76,7 @@ def export_checkpoint(
             is_adapter=spec.adapter is not None,
             kind=as_described(spec.kind, spec.shape),
             origin=spec.origin,
-            pair=_pair(folder, checkpoint.step),
+            changes=_changes(folder, checkpoint.step),
         )
     )
     training = {
@@ -101,10 +101,10 @@ def export_checkpoint(
     partial.rename(output)
 
 
-def _pair(folder: Path, step: int) -> Pair | None:
-    """The pair of before and after, if it can be read; a line of the log says why not."""
+def _changes(folder: Path, step: int) -> Changes | None:
+    """What training changed, if it can be read; a line of the log says why not."""
     try:
-        return pair_of(folder, step)
+        return changes_of(folder, step)
     except Exception as error:  # whatever it is, the model is well
         say(f"warning: the model card has no comparison of before and after: {one_line(error)}")
         return None

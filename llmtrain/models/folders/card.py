@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from llmtrain.config.load import parsed_yaml
-from llmtrain.models.folders.card_before_after import Pair, pair_lines
+from llmtrain.models.folders.card_before_after import Changes, change_lines
 from llmtrain.models.folders.files import CARD, TRAINING
 from llmtrain.models.folders.kind import LANGUAGE, ModelKind
 from llmtrain.models.folders.markdown import HUB_ID, cell, code, hub_link, plain, python_text
@@ -79,7 +79,7 @@ class CardFacts:
     is_adapter: bool = False  # the folder holds an adapter, no whole model
     origin: Origin | None = None  # where the base comes from; None: the model was new
     kind: ModelKind = LANGUAGE
-    pair: Pair | None = None  # both models on the same things; None: not measured
+    changes: Changes | None = None  # both models on the same things; None: not measured
 
 
 def model_card(facts: CardFacts) -> str:
@@ -135,7 +135,7 @@ def model_card(facts: CardFacts) -> str:
             "",
             *_results(facts),
             "",
-            *([*pair_lines(facts.pair), ""] if facts.pair is not None else []),
+            *([*change_lines(facts.changes), ""] if facts.changes is not None else []),
             "## Limits",
             "",
             "*To be written by whoever publishes this model: what it is for, what it gets wrong, on whose text it was "

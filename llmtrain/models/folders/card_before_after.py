@@ -11,7 +11,7 @@ from llmtrain.system.visible import visible_line
 
 
 @dataclass(frozen=True)
-class PairRow:
+class Change:
     """One measure of both models; NaN and "" where their difference is not known."""
 
     what: str
@@ -35,22 +35,22 @@ class PairRow:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Changes:
     """What was measured before and after training on the same things."""
 
-    rows: Sequence[PairRow]
+    rows: Sequence[Change]
     meanings: Sequence[str]  # what each of the measures is, and what it cannot show
     notes: Sequence[str]  # what is missing, and why
 
 
-def pair_lines(pair: Pair) -> Iterator[str]:
+def change_lines(changes: Changes) -> Iterator[str]:
     """The part as Markdown."""
     yield "### Before and after training"
     yield ""
-    if pair.rows:
+    if changes.rows:
         yield "| measured | before | after | difference, 95 % interval | items | after training it is |"
         yield "| --- | --- | --- | --- | --- | --- |"
-        for row in pair.rows:
+        for row in changes.rows:
             cells = (
                 cell(plain(row.what)),
                 f"{row.before:.4g}",
@@ -61,5 +61,5 @@ def pair_lines(pair: Pair) -> Iterator[str]:
             )
             yield f"| {' | '.join(cells)} |"
         yield ""
-    for line in (*pair.meanings, *pair.notes):
+    for line in (*changes.meanings, *changes.notes):
         yield f"- {visible_line(line)}"

@@ -29,7 +29,7 @@ from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
 from llmtrain.models.folders.bases import origin_of
 from llmtrain.models.folders.card import CardFacts, as_model_card, model_card
-from llmtrain.models.folders.card_before_after import Pair, PairRow
+from llmtrain.models.folders.card_before_after import Change, Changes
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.model import ExportSpec, export_model, save_tokenizer
 from llmtrain.models.load import load_model
@@ -259,10 +259,10 @@ def test_names_of_others_are_shown_in_a_card_and_make_no_markdown(tmp_path: Path
     origin = origin_of(str(base))
     assert origin is not None
     config = {"run": {"dir": f"runs/{evil}"}, "model": {}, "data": {"train": [{"path": f"x/{evil}.csv"}]}}
-    pair = Pair([PairRow(f"{evil}: acc", 0, 1, 1, math.nan, math.nan, 5, "better")], [], [f"Not measured: {evil}"])
+    changes = Changes([Change(f"{evil}: acc", 0, 1, 1, math.nan, math.nan, 5, "better")], [], [f"Not measured: {evil}"])
     for hub_id in (None, "x](http://evil) <b>\n# H"):
         card = model_card(
-            CardFacts(config, {}, {}, {}, 1, is_adapter=True, origin=replace(origin, hub_id=hub_id), pair=pair)
+            CardFacts(config, {}, {}, {}, 1, is_adapter=True, origin=replace(origin, hub_id=hub_id), changes=changes)
         )
         headings = [line for line in card.splitlines() if line.startswith("#")]
         assert headings[0].startswith("# a\\`b") and "\\<script\\>" in headings[0] and len(headings) == 6

@@ -60,7 +60,7 @@ def test_the_pair_has_the_difference_its_interval_and_a_verdict(tmp_path: Path) 
     write_run(tmp_path / "run")
     assert before_and_after([read_run(tmp_path / "run")]) is None
     write_pair(tmp_path / "run")
-    found = before_after.pair_of(tmp_path / "run", step=10)
+    found = before_after.changes_of(tmp_path / "run", step=10)
     assert found is not None
     loss, tokens, refuses = found.rows
     assert (loss.what, loss.verdict, loss.num_items) == ("held-out loss, nats per token", "better", 40)
@@ -73,9 +73,9 @@ def test_the_pair_has_the_difference_its_interval_and_a_verdict(tmp_path: Path) 
 
 def test_a_pair_of_another_step_or_of_other_things_is_none(tmp_path: Path) -> None:
     write_pair(tmp_path / "run")
-    assert before_after.pair_of(tmp_path / "run", step=9) is None
+    assert before_after.changes_of(tmp_path / "run", step=9) is None
     save(before_path(tmp_path / "run"), step=0, asked="other")
-    assert before_after.pair_of(tmp_path / "run") is None
+    assert before_after.changes_of(tmp_path / "run") is None
 
 
 def test_without_scipy_the_values_are_there_and_a_note_says_what_is_missing(
@@ -83,7 +83,7 @@ def test_without_scipy_the_values_are_there_and_a_note_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr(before_after, "has_scipy", lambda: False)
     write_pair(tmp_path / "run")
-    found = before_after.pair_of(tmp_path / "run")
+    found = before_after.changes_of(tmp_path / "run")
     assert found is not None and "need SciPy" in found.notes[-1]
     row = found.rows[0]
     assert (row.interval, row.verdict) == ("", "")
