@@ -166,7 +166,7 @@ def load_pretrained(
         )
     else:
         model = _loaded(config, shape)
-        if (lost := left_behind(model, config.path)) is not None:
+        if (lost := left_behind(model, config.path, config.revision)) is not None:
             report(lost)
     if (difference := differing_dtype(config.path, config.revision, config.trust_remote_code)) is not None:
         report(difference)

@@ -1,4 +1,4 @@
-"""Weights of a folder that the class of its model passes over: heads that predict several tokens at once.
+"""Weights in a model's files that its class passes over: heads that predict several tokens at once.
 
 GLM-4.5, DeepSeek V3, Qwen3.5 and others come with such a head (`mtp`), for servers that draft with it. `transformers`
 has no module for it and drops it without a word, so it is neither trained nor in what a run exports.
@@ -15,18 +15,19 @@ import re
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from llmtrain.system.paths import local_path
+from llmtrain.models.folders.bases import Base
+from llmtrain.models.folders.saved_dtype import weight_files
 
 MATRIX_DIMS = (2, 3)  # a stored table of frequencies or a mask has others
 LAYER = re.compile(r".*?\.\d+(?=\.)")
 
 
-def left_behind(model: PreTrainedModel, path: str) -> str | None:
-    """One line on the matrices of a model's local folder that the model has no place for; None: there are none."""
+def left_behind(model: PreTrainedModel, path: str, revision: str | None = None) -> str | None:
+    """One line on the matrices in a model's files that the model has no place for; None: there are none."""
     passed_over = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
-    folder, own = local_path(path), set(map(_layer, model.state_dict()))
+    own = set(map(_layer, model.state_dict()))
     matrices: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")) if passed_over and folder.is_dir() else ():
+    for file in weight_files(Base(path, revision)) if passed_over else ():
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 shape = tensors.get_slice(name).get_shape()

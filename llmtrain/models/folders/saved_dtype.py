@@ -46,7 +46,7 @@ def differing_dtype(path: str, revision: str | None = None, trust_remote_code: b
 def stored_dtype(base: Base) -> torch.dtype | None:
     """The type of most values in the safetensors files of a model; None: it has none here, or is quantized."""
     counts: Counter[str] = Counter()
-    for file in _weight_files(base):
+    for file in weight_files(base):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is not a mapping
                 part = tensors.get_slice(name)
@@ -63,7 +63,7 @@ def _named_dtype(base: Base, trust_remote_code: bool) -> torch.dtype | None:
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else None
 
 
-def _weight_files(base: Base) -> list[str]:
+def weight_files(base: Base) -> list[str]:
     """The files that `transformers` takes the weights from, loaded from the hub if they are not here."""
     if (whole := _file(base, SAFE_WEIGHTS_NAME)) is not None:
         return [whole]

@@ -50,6 +50,7 @@ def test_a_head_that_predicts_several_tokens_is_left_out_and_named(tmp_path: Pat
 
 
 def test_nothing_is_said_of_a_folder_without_one(tmp_path: Path) -> None:
+    (tmp_path / "consolidated.safetensors").write_text("version https://git-lfs.github.com/spec/v1")  # not loaded
     assert reported(tmp_path, deepseek(), model__layers__61__rotary__inv_freq=torch.zeros(4)) == []
 
 
