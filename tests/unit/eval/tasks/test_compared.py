@@ -262,3 +262,17 @@ def test_a_file_of_before_chance_was_measured_compares_with_one_of_today() -> No
         (item, *_) = seeds_together([first, second]).tasks["piqa"].items
         assert item.values == {"acc": 1.0}
     assert estimate(items, CHOICE_ACC).chance == 0.25
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ([0, 0, 0], [1, 1, 1], "each of 3 items differs by 1.0000, but they are too few"),
+        ([0, 1, 1], [0, 1, 1], "no difference on any of 3 items"),
+        ([0], [1], "one item, or items of one group alone, cannot show a difference"),
+        ([0, 1], [1, 0], "the two come out equal"),
+    ],
+)
+def test_what_few_items_cannot_show_is_said_as_it_is(first: list[int], second: list[int], said: str) -> None:
+    (line,) = sentences(compare(shares(first), shares(second), common=False), "B")
+    assert line.startswith("piqa acc: not distinguishable") and said in line
