@@ -17,6 +17,7 @@ from rich.text import Text
 
 from llmtrain.data.ledger import SPLITS, Ledger
 from llmtrain.system.console import open_console, print_line
+from llmtrain.system.counted import counted
 from llmtrain.system.visible import visible, visible_line
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     targets = sum(packing.num_targets for packing in packed)
     console.print(
         f"{targets:,} tokens are trained in an epoch over all sources, of "
-        f"{sum(packing.num_packs for packing in packed):,} packs"
+        f"{counted(sum(packing.num_packs for packing in packed), 'pack')}"
     )
     for said in plan.report():
         report(said)
