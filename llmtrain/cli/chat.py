@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.cli.options import add_sampling, add_template_kwargs, check_sampling, template_kwargs
@@ -41,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         say(f"loading {arguments.model}")
+        with suppress(ImportError):  # not every Python has it; where it is, a line can be edited and had back
+            import_module("readline")
     speaker = Speaker.opened(arguments.model, given)
     if is_terminal:
         say("an empty line ends the chat, /new starts over")

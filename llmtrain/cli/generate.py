@@ -39,9 +39,9 @@ ALL_FIELDS = Wanted(lambda row: True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's folder, a model's or an adapter's")
-    parser.add_argument("prompts", metavar="PROMPTS", type=local_path)
-    parser.add_argument("output", metavar="OUTPUT.jsonl", type=local_path)
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's folder, a model's, an adapter's, or a GGUF file")
+    parser.add_argument("prompts", metavar="PROMPTS", type=local_path, help="file of prompts")
+    parser.add_argument("output", metavar="OUTPUT.jsonl", type=local_path, help="file to write")
     parser.add_argument("--system", help="a system message before each prompt that is text")
     parser.add_argument("--batch-size", type=int, default=8, help="prompts answered at once (default: 8)")
     add_template_kwargs(parser)

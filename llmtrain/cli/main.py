@@ -10,6 +10,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Protocol
 
 from llmtrain.cli import train
@@ -74,6 +75,8 @@ def run_verb(verb: str, rest: Sequence[str]) -> None:
     match verb:
         case "-h" | "--help":
             print_text(usage())
+        case "--version":
+            print(f"llmtrain {version('llmtrain')}")
         case "pretrain":
             train.pretrain(rest)
         case "sft":
@@ -100,7 +103,9 @@ def usage() -> str:
     lines += [f"  {verb:10} {meaning}" for verb, meaning in LAUNCH.items()]
     lines += ["", "Tools:"]
     lines += [f"  {verb:10} {meaning}" for verb, meaning in TOOLS.items()]
-    return "\n".join([*lines, "", "`llmtrain VERB --help` lists what a verb takes."])
+    return "\n".join(
+        [*lines, "", "`llmtrain VERB --help` lists what a verb takes, `llmtrain --version` prints the version."]
+    )
 
 
 def run_tool(verb: str, argv: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ from llmtrain.system.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="RUN_OR_ADAPTER")
-    parser.add_argument("output", metavar="OUTPUT", type=local_path)
+    parser.add_argument("adapter", metavar="RUN_OR_ADAPTER", help="a run's folder, or an adapter's")
+    parser.add_argument("output", metavar="OUTPUT", type=local_path, help="folder to write")
     parser.add_argument("--base", metavar="PATH", help="where the base is (default: as the adapter's folder tells)")
     add_dtype(parser, "the base's own")
 

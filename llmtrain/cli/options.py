@@ -8,9 +8,16 @@ from typing import Any
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How answers are drawn."""
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (default: 512)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default: 0.7)")
+    add_drawing(parser, 512, 0.7)
     parser.add_argument("--top-p", type=float, default=0.95, help="share of the likeliest tokens (default: 0.95)")
+
+
+def add_drawing(parser: argparse.ArgumentParser, longest: int, temperature: float) -> None:
+    """How many tokens are drawn, and how; with the defaults."""
+    parser.add_argument("--max-new-tokens", type=int, default=longest, help=f"longest answer (default: {longest})")
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, help=f"0 takes the likeliest token (default: {temperature})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
 
 
@@ -71,9 +78,12 @@ def check_sampling(arguments: argparse.Namespace) -> None:
     ranges = {
         "--max-new-tokens": (arguments.max_new_tokens, arguments.max_new_tokens >= 1, "at least 1"),
         "--temperature": (arguments.temperature, arguments.temperature >= 0, "0 or more"),
-        "--top-p": (arguments.top_p, 0 < arguments.top_p <= 1, "above 0 and at most 1"),
         "--seed": (arguments.seed, abs(arguments.seed) < 2**63, "of at most 63 bits"),
     }
+    if "top_p" in arguments:
+        ranges["--top-p"] = (arguments.top_p, 0 < arguments.top_p <= 1, "above 0 and at most 1")
+    if "top_k" in arguments:
+        ranges["--top-k"] = (arguments.top_k, arguments.top_k >= 0, "0 or more")
     for name, (value, holds, allowed) in ranges.items():
         if not holds:
             raise ValueError(f"{name}={value}: must be {allowed}")

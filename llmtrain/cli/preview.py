@@ -1,4 +1,4 @@
-"""Show what a tuning run will train on: `llmtrain preview CONFIG.yaml [key=value ...]`.
+"""Show what a tuning run will train on: `llmtrain preview CONFIG [key=value ...]`.
 
 Trained tokens are bright, the others dim; special tokens have their own colour; a line separates the documents of a
 pack. The ledger's totals come last. Nothing is trained, and the run's folder is not made.
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from llmtrain.data.ledger import SPLITS, Ledger
 from llmtrain.system.console import open_console, print_line
+from llmtrain.system.counted import counted
 from llmtrain.system.visible import visible, visible_line
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ TRAINED, MASKED, SPECIAL, TRAINED_SPECIAL = "green", "bright_black", "yellow dim
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG.yaml")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[])
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a shipped configuration")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="as for the recipe")
     parser.add_argument("--packs", type=int, default=2, help="packs to show, the first of the run (default: 2)")
 
 
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     targets = sum(packing.num_targets for packing in packed)
     console.print(
         f"{targets:,} tokens are trained in an epoch over all sources, of "
-        f"{sum(packing.num_packs for packing in packed):,} packs"
+        f"{counted(sum(packing.num_packs for packing in packed), 'pack')}"
     )
     for said in plan.report():
         report(said)
@@ -115,7 +116,9 @@ def shown(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
 def totals(ledger: Ledger) -> Table:
     """What became of every row and token, by source; of rows that were left out, why."""
     table = Table("source", "what", "rows", "tokens", "trained", "masked", "cut off")
-    for source in (*ledger.train, *ledger.eval):
+    for column in table.columns:
+        column.overflow = "fold"  # a path is whole, over several lines if need be
+    for source in (*ledger.train, *(each.held_out() for each in ledger.eval)):
         path = Text(visible_line(source.path))
         for split in SPLITS:
             tally = source.tokens[split]

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
+from llmtrain.cli.options import add_drawing, check_sampling
 from llmtrain.system.terminal import say_error
 from llmtrain.system.visible import require_unicode
 
-NUM_TOKENS = 160
-TEMPERATURE = 0.7
-TOP_K = 40
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a continuation is drawn."""
+
+    max_new_tokens: int = 160
+    temperature: float = 0.7  # 0: the likeliest token each time
+    top_k: int = 40  # likeliest tokens that one is drawn from; 0: all
+    seed: int = 0
 
 
-def sample(path: str, prompt: str, seed: int = 0) -> str:
-    """The prompt and its continuation by the model of a path, up to NUM_TOKENS tokens, or to its last position.
+def sample(path: str, prompt: str, drawing: Drawing = Drawing()) -> str:
+    """The prompt and its continuation by the model of a path, at most to the model's last position.
 
     Special tokens of the continuation are shown, but not the one that ended it. Raises ValueError for a prompt that
     leaves no room in the model's positions.
@@ -40,23 +48,24 @@ def sample(path: str, prompt: str, seed: int = 0) -> str:
         raise ValueError(
             f"the prompt has {len(ids):,} tokens and the model {speaker.positions:,} positions: shorten it"
         )
-    num_tokens = NUM_TOKENS if room is None else min(NUM_TOKENS, room)
-    torch.manual_seed(seed)
+    num_tokens = drawing.max_new_tokens if room is None else min(drawing.max_new_tokens, room)
+    torch.manual_seed(drawing.seed)
+    settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if drawing.temperature > 0:
+        settings = {"do_sample": True, "temperature": drawing.temperature, "top_k": drawing.top_k}
     generate: Any = speaker.model.generate
     with torch.inference_mode():
         output = generate(
             input_ids=torch.tensor([ids], device=speaker.model.device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=speaker.model.device),
-            do_sample=True,
-            temperature=TEMPERATURE,
-            top_k=TOP_K,
+            **settings,
             max_new_tokens=num_tokens,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=list(speaker.stop_ids) or None,
         )
     written = output[0, len(ids) :].tolist()
     is_cut = not written or written[-1] not in speaker.stop_ids
-    if is_cut and num_tokens < NUM_TOKENS:
+    if is_cut and num_tokens < drawing.max_new_tokens:
         say_error(f"(cut at the model's {speaker.positions:,} positions)")
     before, whole = (
         str(tokenizer.decode(part, skip_special_tokens=False))
@@ -66,10 +75,17 @@ def sample(path: str, prompt: str, seed: int = 0) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN_OR_MODEL")
-    parser.add_argument("prompt", metavar="PROMPT")
+    usual = Drawing()
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run's folder, a model's, an adapter's, or a GGUF file")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    add_drawing(parser, usual.max_new_tokens, usual.temperature)
+    parser.add_argument(
+        "--top-k", type=int, default=usual.top_k, help=f"likeliest tokens to draw from, 0: all (default: {usual.top_k})"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print one continuation."""
-    print(sample(arguments.model, arguments.prompt))
+    check_sampling(arguments)
+    drawing = Drawing(arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.seed)
+    print(sample(arguments.model, arguments.prompt, drawing))

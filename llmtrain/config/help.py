@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from textwrap import indent, wrap
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -10,26 +12,44 @@ from pydantic.fields import FieldInfo
 
 from llmtrain.config.data import Source
 from llmtrain.config.sections import Section, iter_keys
+from llmtrain.config.which import verb_of
 
 
-def help_text(schema: type[Section]) -> str:
-    """Every key with its type, default and meaning."""
+def help_text(schema: type[Section], *others: type[Section]) -> str:
+    """Every key with its type, default and meaning; of other schemas of the same verb, the keys that differ."""
     usage = (
-        "Arguments: CONFIG [key=value ...]. CONFIG is a YAML file, or a name that `llmtrain configs` lists; a key has "
-        "dots,\nas in optim.lr=1e-4; a value is YAML. The keys:"
+        "CONFIG is a YAML file, or a name that `llmtrain configs` lists; a key has dots, as in optim.lr=1e-4; a value\n"
+        "is YAML. The keys:"
     )
-    lines = [schema.__doc__ or "", "", usage, ""]
-    for key, field in iter_keys(schema):
-        lines += _help_lines(key, field)
+    lines = [f"usage: llmtrain {verb_of(schema)} CONFIG [key=value ...]", "", schema.__doc__ or "", "", usage, ""]
+    described = _keys(schema)
+    lines += [line for each in described.values() for line in each]
+    for other in others:
+        keys = _keys(other)
+        lines += ["", other.__doc__ or "", "", *_difference(described, keys)]
+        changed = {key for key in described.keys() & keys.keys() if described[key] != keys[key]}
+        described = keys | described | {key: [] for key in changed}  # two meanings above: the next one is shown anyway
     lines += ["", "A source is a path, or a mapping of these keys:", ""]
     for name, field in Source.model_fields.items():
         lines += _help_lines(name, field)
     return "\n".join(lines)
 
 
+def _keys(schema: type[Section]) -> dict[str, list[str]]:
+    return {key: _help_lines(key, field) for key, field in iter_keys(schema)}
+
+
+def _difference(described: Mapping[str, list[str]], keys: Mapping[str, list[str]]) -> list[str]:
+    """What a schema has besides the keys above, or otherwise than there, and what it lacks of them."""
+    lines = ["The keys above, but for these, which are new or not the same:", ""]
+    lines += [line for key, each in keys.items() if described.get(key) != each for line in each]
+    missing = ", ".join(key for key in described if key not in keys)
+    return [*lines, "", *wrap(f"and without: {missing}", 120)] if missing else lines
+
+
 def _help_lines(key: str, field: FieldInfo) -> list[str]:
     default = "required" if field.is_required() else f"default {yaml_scalar(field.default)}"
-    return [f"{key}  ({type_name(field)}; {default})", f"    {field.description or ''}"]
+    return [f"{key}  ({type_name(field)}; {default})", indent(field.description or "", "    ")]
 
 
 def yaml_scalar(value: Any) -> str:

@@ -61,7 +61,10 @@ class RecipeConfig(Section):
     def _consistent(self) -> RecipeConfig:
         data, train = self.data, self.train
         if (train.steps is None) == (train.epochs is None):
-            raise ValueError("give exactly one of train.steps and train.epochs")
+            which = (
+                "neither is set" if train.steps is None else "both are set: add train.epochs=null or train.steps=null"
+            )
+            raise ValueError(f"give exactly one of train.steps and train.epochs: {which}")
         if train.epochs is not None and any(source.weight is not None for source in data.train):
             raise ValueError("train.epochs is ambiguous with weighted sources, each ends its own: give train.steps")
         if data.order == "given" and any(source.weight is not None for source in data.train):
@@ -232,7 +235,7 @@ class RewardOptimConfig(TuningOptimConfig):
 
 
 class RewardStageConfig(TuningConfig):
-    """`recipes/rlhf.py`, reward model: preference pairs to a model that scores answers."""
+    """`recipes/rlhf.py` with a section `reward`: preference pairs to a model that scores answers."""
 
     data: PreferenceDataConfig
     reward: RewardConfig
@@ -257,7 +260,7 @@ class PreferenceOptimConfig(TuningOptimConfig):
 
 
 class PreferenceStageConfig(TuningConfig):
-    """`recipes/rlhf.py`, offline: preference pairs to a policy, by DPO and its variants, without rollouts."""
+    """`recipes/rlhf.py` with a section `preference`: preference pairs to a policy, by DPO and its variants."""
 
     data: PreferenceDataConfig
     preference: PreferenceConfig
@@ -288,7 +291,7 @@ class PolicyOptimConfig(TuningOptimConfig):
 
 
 class PolicyStageConfig(TuningConfig):
-    """`recipes/rlhf.py`, policy: prompts and a reward to a policy, by PPO and its family."""
+    """`recipes/rlhf.py` with a section `policy`: prompts and a reward to a policy, by PPO and its family."""
 
     data: PromptDataConfig
     policy: PolicyConfig

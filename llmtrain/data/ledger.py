@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from llmtrain.system.counted import counted
@@ -127,6 +127,20 @@ class SourceLedger:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
+
+    def held_out(self) -> SourceLedger:
+        """The account of a source of `data.eval`, as its summary shows it.
+
+        All that is kept of such a source is stored as one split, `train`, and counted here as `eval`. A store that
+        was built with a held-out split of its own keeps its account.
+        """
+        if self.kept["eval"].documents:
+            return self
+        return replace(
+            self,
+            kept={"train": self.kept["eval"], "eval": self.kept["train"]},
+            tokens={"train": self.tokens["eval"], "eval": self.tokens["train"]},
+        )
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> SourceLedger:

@@ -92,13 +92,15 @@ def load_prompts(
             f"{data.max_seq_len}"
         )
 
-    def loaded(key: str, source: Source, eval_fraction: float) -> tuple[dict[Split, list[Prompt]], SourceLedger]:
+    def loaded(
+        key: str, source: Source, eval_fraction: float = 0.0, *, is_held_out: bool = False
+    ) -> tuple[dict[Split, list[Prompt]], SourceLedger]:
         ledger = SourceLedger(path=source.path)
         prompts = iter_prompts(source, data, tokenizer, ledger, report)
         kept = _kept(prompts, max_tokens, eval_fraction, ledger)
         if not kept["train"]:
             raise ValueError(f"{key}={source.path}: no prompt is left ({_account(ledger)})")
-        report(f"{key} ({source.path}): {_account(ledger)}")
+        report(f"{key} ({source.path}): {_account(ledger.held_out() if is_held_out else ledger)}")
         return kept, ledger
 
     def read(key: str, source: Source) -> Read:
@@ -111,7 +113,7 @@ def load_prompts(
         )
     fraction = data.eval_fraction if data.eval is None else 0.0
     train = [loaded(f"data.train[{i}]", source, fraction) for i, source in enumerate(data.train)]
-    held_out = [loaded(f"data.eval[{i}]", source, 0.0) for i, source in enumerate(data.eval or ())]
+    held_out = [loaded(f"data.eval[{i}]", source, is_held_out=True) for i, source in enumerate(data.eval or ())]
     return Prompts(
         train=[kept["train"] for kept, _ in train],
         eval=[prompt for kept, _ in train for prompt in kept["eval"]]

@@ -179,6 +179,11 @@ def print_text(text: str) -> None:
 
 def prepare_process() -> None:
     """Prepare a process for a CPU, and hide what libraries say to their developers; before a recipe is imported."""
+    has_bars = sys.stderr.isatty()
+    if not has_bars:
+        os.environ.setdefault(
+            "TQDM_DISABLE", "1"
+        )  # which tqdm reads once: transformers reads GGUF under a bar of its own
     import torch
 
     from llmtrain.system.memory import tune_for_training
@@ -191,7 +196,7 @@ def prepare_process() -> None:
     for library in ("accelerate", "deepspeed", "torch", "transformers"):
         # What a library will change in its next version is for us to fix, not for the user to read.
         warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}\b")
-    if not sys.stderr.isatty():
+    if not has_bars:
         disable_progress_bar()
 
 

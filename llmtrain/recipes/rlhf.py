@@ -20,7 +20,7 @@ from llmtrain.config import stages
 from llmtrain.config.help import help_text
 from llmtrain.config.load import load_tree
 from llmtrain.config.stages import Stages, load_stages, schema_of
-from llmtrain.config.which import STAGE_SUFFIX
+from llmtrain.config.which import STAGE_SUFFIX, STAGES
 from llmtrain.recipes.command import asks_for_help, prepare_process, print_text, resumable_command, say_once
 from llmtrain.recipes.early import check_stages
 from llmtrain.system.stop_signal import StopSignal
@@ -59,13 +59,15 @@ def main(asked: Stages, stop: StopSignal) -> None:
 
 
 def usage(argv: Sequence[str]) -> str:
-    """What `--help` prints: the keys of the stage that the rest of the command line asks for."""
+    """What `--help` prints: the keys of the stage that the rest of the command line asks for, of none those of all."""
     try:
         tree = load_tree(argv, "rlhf")
     except ValueError:  # no configuration yet, or one that the run will refuse
         tree = {}
     if any(name.endswith(STAGE_SUFFIX) for name in tree):
         return str(stages.__doc__)
+    if not any(name in tree for name in STAGES):
+        return help_text(*STAGES.values())
     return help_text(schema_of(tree))
 
 

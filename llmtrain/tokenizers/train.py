@@ -187,12 +187,12 @@ def _measure(source: SourceText, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _summary(source: dict[str, Any]) -> str:
-    read = f"{source['path']}: {source['documents']:,} documents, {_megabytes(source['bytes'])}"
+    read = f"{source['path']}: {counted(source['documents'], 'document')}, {_megabytes(source['bytes'])}"
     if source["bytes_per_token"] is None:
         return f"{read}; no document held out, so its bytes per token are not known"
     return (
-        f"{read}; {source['bytes_per_token']:.2f} bytes per token on {source['held_out_documents']:,} "
-        f"held-out documents, {_megabytes(source['held_out_bytes'])}"
+        f"{read}; {source['bytes_per_token']:.2f} bytes per token on "
+        f"{counted(source['held_out_documents'], 'held-out document')}, {_megabytes(source['held_out_bytes'])}"
     )
 
 

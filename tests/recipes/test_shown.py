@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -212,6 +213,15 @@ def test_answers_at_an_evaluation_are_kept_exactly_and_shown(
     assert not obeyed(log)
     written = (tmp_path / "run" / "samples.jsonl").read_text(encoding="utf-8")
     assert json.loads(written.splitlines()[0])["response"] == ANSWER and not obeyed(written)
+
+
+def test_a_file_of_errors_gets_no_progress_bars() -> None:
+    code = (
+        "from llmtrain.recipes.command import prepare_process; prepare_process()\n"
+        "from tqdm.auto import tqdm; print(sum(tqdm([1, 2])))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert (done.stdout, done.stderr) == ("3\n", "")
 
 
 @pytest.mark.slow

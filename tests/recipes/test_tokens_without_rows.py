@@ -10,6 +10,7 @@ from refusals import refused
 from tiny_chat import write_model
 from transformers import AutoTokenizer
 
+from llmtrain.cli.main import main
 from llmtrain.cli.sample import sample
 
 
@@ -51,3 +52,16 @@ def test_a_template_that_writes_nothing_asks_nothing(
 
 def test_other_texts_go_on(model: Path) -> None:
     assert sample(str(model), "you").startswith("you")
+
+
+def test_a_continuation_is_drawn_as_the_options_say(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(*options: str) -> str:
+        main(["sample", str(model), "you", *options])
+        return capsys.readouterr().out
+
+    likeliest = drawn("--temperature", "0", "--max-new-tokens", "6")
+    assert likeliest == drawn("--top-k", "1", "--max-new-tokens", "6", "--seed", "3")
+    assert len(likeliest) < len(drawn("--temperature", "0", "--max-new-tokens", "12"))
+    assert len({drawn("--seed", str(seed), "--temperature", "2", "--top-k", "0") for seed in range(3)}) > 1

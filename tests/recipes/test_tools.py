@@ -64,6 +64,19 @@ def test_chat_answers_each_line_and_starts_over(
     assert len(answers) == 2 and answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_lines_can_be_edited_in_a_terminal(tuned: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
+    class Stdin(io.StringIO):
+        def isatty(self) -> bool:
+            return is_terminal
+
+    imported: list[str] = []
+    monkeypatch.setattr("llmtrain.cli.chat.import_module", imported.append)
+    monkeypatch.setattr("sys.stdin", Stdin("\n"))
+    main(["chat", str(tuned / "run"), *GREEDY])
+    assert imported == ["readline"] * is_terminal
+
+
 def test_generate_answers_each_prompt_as_alone(
     tuned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from llmtrain.data.loader.batches import Collate, PacksOfRun, Process, StoredBat
 from llmtrain.data.loader.order import SampleOrder, permuted_index
 from llmtrain.data.packing.documents import Pack, Packing
 from llmtrain.protocols import BatchType
+from llmtrain.system.counted import counted
 
 EVAL_KEY = 0  # the held-out sample is the same for every run and seed
 FEW_STEPS = 10  # of a run whose length follows from its data: it was hardly meant
@@ -81,9 +82,9 @@ class DataPlan:
     def report(self) -> Iterator[str]:
         """What the run reads, in lines for the user: its epochs, or how often it repeats each weighted source."""
         epochs = self.num_packs / self.order.epoch_size
-        steps = f"{self.num_steps:,} step{'s' * (self.num_steps != 1)} of {self.packs_per_step:,}"
+        steps = f"{counted(self.num_steps, 'step')} of {counted(self.packs_per_step, 'pack')}"
         last = self.num_packs - (self.num_steps - 1) * self.packs_per_step
-        steps += f" packs, the last of {last:,}" if last < self.packs_per_step else " packs"
+        steps += f", the last of {last:,}" if last < self.packs_per_step else ""
         if self.order.is_weighted:
             yield f"training: {steps}; each source by its weight:"
             taken = self._tokens_taken(self.num_packs)
@@ -95,11 +96,11 @@ class DataPlan:
                 )
             return
         plural = "" if epochs == 1 else "s"
-        yield f"training: {epochs:.4g} epoch{plural} of {self.order.epoch_size:,} packs, in {steps}"
+        yield f"training: {epochs:.4g} epoch{plural} of {counted(self.order.epoch_size, 'pack')}, in {steps}"
         if self.num_packs < self.packs_per_step:
             yield (
-                f"warning: train.epochs={self.config.train.epochs} is {self.num_packs:,} packs, less than one step: "
-                f"lower train.global_batch_tokens={self.config.train.global_batch_tokens}, or raise train.epochs"
+                f"warning: train.epochs={self.config.train.epochs} is {counted(self.num_packs, 'pack')}, less than one "
+                f"step: lower train.global_batch_tokens={self.config.train.global_batch_tokens}, or raise train.epochs"
             )
         elif self.config.train.epochs is not None and self.num_steps < FEW_STEPS:
             few = "1 step teaches" if self.num_steps == 1 else f"{self.num_steps} steps teach"

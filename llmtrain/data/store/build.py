@@ -60,7 +60,9 @@ def find_or_build(specs: StoreSpecs, report: Report) -> Stores:
             with exclusive(spec.folder, report):
                 if not is_store(spec.folder):
                     _build(spec, report)
-        report(f"{spec.named}: {spec.kind.summary(_ledger(spec))}")
+        source = _ledger(spec)
+        account = spec.kind.summary(source.held_out() if spec in specs.eval else source)
+        report(f"{spec.named}: {account}")
     train_stores = [_opened(spec, "train") for spec in specs.train]
     if data.eval is None:
         eval_stores = [open_store(spec.folder, "eval") for spec in specs.train] if data.eval_fraction else []

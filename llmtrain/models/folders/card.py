@@ -210,8 +210,11 @@ def method(config: Mapping[str, Any]) -> str:
     length = f"{train['steps']:,} steps" if train.get("steps") else f"{epochs:g} epoch{'s' * (epochs != 1)}"
     if not optim:
         return f"{what}; {how}."
+    peak = f"{optim['lr']:g}"
+    if optim["name"] == "muon":
+        peak = f"{optim['muon_lr']:g} (AdamW for what is no hidden matrix: {peak})"
     return (
-        f"{what}; {how}; {length}, {optim['name']} at a peak learning rate of {optim['lr']:g} ({optim['schedule']}), "
+        f"{what}; {how}; {length}, {optim['name']} at a peak learning rate of {peak} ({optim['schedule']}), "
         f"{train['precision']}."
     )
 

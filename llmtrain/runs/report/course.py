@@ -66,6 +66,7 @@ class Course:
     interval: float  # half the 95 % interval of a held-out score; 0: a loss over the same rows each time
     epochs: float  # how many times the data has been seen; NaN: undefined
     last_is_finite: bool  # of the evaluations
+    lr_keys: str = "`optim.lr`"  # what to change for other learning rates
 
     @property
     def is_policy(self) -> bool:
@@ -160,6 +161,7 @@ class Course:
 def course_of(record: RunRecord) -> Course:
     """The curves in a run's rows."""
     is_policy = record.recipe == "policy"
+    is_muon = (record.config.get("optim") or {}).get("name") == "muon"
     train = (TRAIN_SCORE if is_policy else TRAIN_LOSS).of(record.train_rows)
     held_out = (HELD_OUT_SCORE if is_policy else HELD_OUT_LOSS).of(record.eval_rows)
     is_finite = np.isfinite(held_out)
@@ -176,4 +178,5 @@ def course_of(record: RunRecord) -> Course:
         interval=float(np.median(halves)) if is_policy and len(halves) else 0.0,
         epochs=float(epochs[-1]) if len(epochs) else math.nan,
         last_is_finite=not len(is_finite) or bool(is_finite[-1]),
+        lr_keys="`optim.muon_lr` and `optim.lr`" if is_muon else "`optim.lr`",
     )

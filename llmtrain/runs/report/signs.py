@@ -63,7 +63,7 @@ def divergence(course: Course, events: Sequence[Row]) -> Finding | None:
     if not evidence:
         return None
     advice = [
-        "lower `optim.lr`, to a third at first, or lengthen the warm-up (`optim.warmup_steps`)",
+        f"lower {course.lr_keys}, to a third at first, or lengthen the warm-up (`optim.warmup_steps`)",
         "keep gradient clipping on (`optim.max_grad_norm=1`)",
     ]
     return Finding("diverged", evidence, advice)
@@ -156,7 +156,7 @@ def overfitting(course: Course) -> Finding | None:
     else:
         advice = [
             "stop earlier: `eval.patience=3 checkpoint.best=true` ends the run there and exports the best checkpoint",
-            "or use more data, fewer `train.epochs`, a lower `optim.lr`, more `optim.weight_decay` or dropout",
+            f"or use more data, fewer `train.epochs`, lower {course.lr_keys}, more `optim.weight_decay` or dropout",
         ]
     return Finding("overfitting", evidence, advice, stop_step=step)
 
@@ -207,10 +207,10 @@ def spiking(course: Course, events: Sequence[Row]) -> Finding | None:
         return None
     advice = [
         "look at the rows of those steps: damaged or foreign text does this (`data.clean`, `llmtrain preview`)",
-        "or lower `optim.lr` or `optim.max_grad_norm`; `train.spike_factor=2` goes back and leaves such rows out",
+        f"or lower {course.lr_keys} or `optim.max_grad_norm`; `train.spike_factor=2` goes back and skips such rows",
     ]
     if course.is_policy:
-        advice = ["lower `optim.lr` or `optim.max_grad_norm`"]
+        advice = [f"lower {course.lr_keys} or `optim.max_grad_norm`"]
     return Finding("spiking", evidence, advice)
 
 
@@ -237,7 +237,7 @@ def ending(course: Course, is_over: bool) -> Finding:
         return _exhausted(course, curve) or _converged(course, curve)
     if not _is_steep(course, late, gain, last, noise):
         return _healthy(course, [curve])
-    return _steep(curve) if is_over else _healthy(course, [curve, "it still falls, and steps are left"])
+    return _steep(course, curve) if is_over else _healthy(course, [curve, "it still falls, and steps are left"])
 
 
 def _is_flat(course: Course, late: float, gain: float, last: float, noise: float) -> bool:
@@ -260,7 +260,7 @@ def _nothing_learned(course: Course, measure: Measure, first: float, last: float
         f"the {measure.name} was {measure.show(first)} at the start and {measure.show(last)} at step "
         f"{course.last_step}: no gain beyond its noise {measure.source}"
     ]
-    advice = ["raise `optim.lr`: try three times its value", "look at what is trained: `llmtrain preview`"]
+    advice = [f"raise {course.lr_keys}: try three times as much", "look at what is trained: `llmtrain preview`"]
     if course.is_policy:
         advice[1] = (
             "look whether the responses of a prompt differ in score (samples.jsonl): without that nothing is learned"
@@ -268,10 +268,10 @@ def _nothing_learned(course: Course, measure: Measure, first: float, last: float
     return Finding("underfitting", evidence, advice)
 
 
-def _steep(curve: str) -> Finding:
+def _steep(course: Course, curve: str) -> Finding:
     advice = [
         "train longer: more `train.steps` or `train.epochs`",
-        "if the curve was slow from the start, raise `optim.lr`: try three times its value",
+        f"if the curve was slow from the start, raise {course.lr_keys}: try three times as much",
     ]
     return Finding("underfitting", [curve], advice)
 

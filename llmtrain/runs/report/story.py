@@ -165,10 +165,12 @@ def _optimizer(record: RunRecord) -> str:
     }
     end = setting(record, "optim.min_lr_ratio")
     to = f" to {given(end * 100)} % of it" if schedule in ("cosine", "linear", "wsd") and is_finite(end) else ""
-    return (
-        f"{names.get(name, name)} at a peak learning rate of {given(setting(record, 'optim.lr'))}, "
-        f"{shapes.get(schedule, schedule)}{to}"
-    )
+    lr = given(setting(record, "optim.lr"))
+    if name == "muon":
+        peak = f"{given(setting(record, 'optim.muon_lr'))} (AdamW for what is no hidden matrix: {lr})"
+    else:
+        peak = lr
+    return f"{names.get(name, name)} at a peak learning rate of {peak}, {shapes.get(schedule, schedule)}{to}"
 
 
 def _machine(record: RunRecord) -> Iterator[Sentence]:

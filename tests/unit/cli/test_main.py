@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ finally:
         (["--help"], 0, "pretrain"),
         (["sft", "--help"], 0, "adapter.rank"),
         (["rlhf", "--help"], 0, "reward.margin"),
+        *(
+            (["rlhf", "--help"], 0, key)
+            for key in ("usage: llmtrain rlhf CONFIG", "preference.beta  (", "rollout.rewards  (")
+        ),
+        (["--version"], 0, f"llmtrain {version('llmtrain')}\n"),
         (["configs"], 0, "sft_smollm2_lora"),
         *(([verb, "--help"], 0, f"usage: llmtrain {verb}") for verb in TOOLS),
         (["stf"], 2, "the nearest is sft"),

@@ -98,8 +98,11 @@ def test_the_last_override_of_a_key_counts(least: str) -> None:
         (["optim.beta1=1"], "optim.beta1=1: input should be less than 1"),
         (["train.precision=fp8"], "train.precision='fp8': input should be 'fp32', 'bf16' or 'fp16'"),
         (["data.eval_fraction=1.5"], "data.eval_fraction=1.5: input should be less than 1"),
-        (["train.epochs=2"], "give exactly one of train.steps and train.epochs"),
-        (["train.steps=null"], "give exactly one of train.steps and train.epochs"),
+        (
+            ["train.epochs=2"],
+            "give exactly one of train.steps and train.epochs: both are set: add train.epochs=null or",
+        ),
+        (["train.steps=null"], "give exactly one of train.steps and train.epochs: neither is set"),
         (["data.max_seq_len=1000"], "train.global_batch_tokens=65536 is not a multiple of data.max_seq_len=1000"),
         (["train.microbatch_tokens=512"], "train.microbatch_tokens=512 is smaller than one pack"),
         (["tokenizer.path=null"], "a new model needs tokenizer.path"),
@@ -206,6 +209,28 @@ def test_help_lists_every_key_with_its_meaning(schema: type[PretrainConfig] | ty
     for name, field in Source.model_fields.items():
         assert f"{name}  (" in text, f"a source's {name}"
         assert field.description
+
+
+def test_help_indents_every_line_of_a_meaning() -> None:
+    text = help_text(SftConfig)
+    assert "bits and nothing else reads them" in text  # the second line of `model.dtype`
+    odd = [
+        line
+        for line in text.split("The keys:\n")[1].splitlines()
+        if not re.match(r"    |[a-z_\d.]+  \(|$|A source is", line)
+    ]
+    assert odd == []
+
+
+def test_help_on_several_schemas_names_what_each_adds_changes_and_lacks() -> None:
+    first, *others = STAGES.values()
+    parts = help_text(first, *others).split("The keys above, but for these")
+    for schema, part in zip((first, *others), parts, strict=True):
+        keys, lacking = dict(iter_keys(schema)), part.partition("and without: ")[2]
+        assert all(f"\n{key}  (" in "".join(parts) for key in keys)
+        assert not [key for key in keys if re.search(rf"\b{re.escape(key)}[,\n]", lacking)], "named as lacking"
+    assert "policy.critic  (" in parts[2] and "preference.beta, " in parts[2].partition("and without: ")[2]
+    assert "default 3.0e-06" in parts[2]  # its own learning rate
 
 
 def test_there_are_at_most_120_keys() -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llmtrain.data.ledger import Ledger, SourceLedger, TokenTally
+from llmtrain.data.ledger import Ledger, SourceLedger, TokenTally, text_summary
 
 
 def a_closed_account() -> SourceLedger:
@@ -51,6 +51,16 @@ def test_a_token_from_nowhere_is_noticed():
 def test_an_account_survives_json():
     ledger = a_closed_account()
     assert SourceLedger.from_dict(json.loads(json.dumps(ledger.to_dict()))) == ledger
+
+
+def test_what_is_kept_of_a_held_out_source_is_not_called_training_data():
+    ledger = SourceLedger(path="held_out")
+    ledger.kept["train"].add(10)  # all of such a source is one split of its store
+    ledger.tokens["train"] = TokenTally(tokens=3, text_tokens=3)
+    assert text_summary(ledger) == "1 train document, 3 tokens"
+    assert text_summary(ledger.held_out()) == "1 eval document, 3 tokens"
+    split = a_closed_account()  # a store that holds documents out itself: the others are training data
+    assert split.held_out() == split
 
 
 def test_a_runs_ledger_holds_every_source_and_checks_each():

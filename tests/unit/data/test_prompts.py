@@ -217,6 +217,17 @@ def test_the_format_is_reported_once_with_the_first_prompt(tokenizer: PreTrained
     ]
 
 
+def test_prompts_of_a_held_out_source_are_reported_as_held_out(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    train, held_out = (write(tmp_path / f"{name}.jsonl", {"prompt": f"{name}?"}) for name in ("a", "b"))
+    data = PromptDataConfig.model_validate({"train": str(train), "eval": str(held_out)})
+    lines: list[str] = []
+    load_prompts(data, tokenizer, max_new_tokens=8, report=lines.append)
+    accounts = [line for line in lines if line.startswith("data.")]
+    assert accounts == [f"data.train[0] ({train}): 1 train prompt", f"data.eval[0] ({held_out}): 1 eval prompt"]
+
+
 def test_a_prompt_with_marked_turns_is_read_as_in_tuning(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     marked = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Really?\n\nAssistant:"
     prompt = prompt_of({"prompt": marked}, tokenizer, tmp_path)

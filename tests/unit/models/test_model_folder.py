@@ -28,7 +28,7 @@ from transformers import (
 from llmtrain.batch import PackedTokens
 from llmtrain.config.sections import ModelConfig
 from llmtrain.models.folders.bases import origin_of
-from llmtrain.models.folders.card import CardFacts, as_model_card, model_card
+from llmtrain.models.folders.card import CardFacts, as_model_card, method, model_card
 from llmtrain.models.folders.card_before_after import Change, Changes
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.model import ExportSpec, export_model, save_tokenizer
@@ -208,6 +208,14 @@ def test_the_card_is_what_a_person_would_publish() -> None:
     assert "| loss (`eval_loss`) | 2.5 | 1.25 |" in body
     assert "## Limits" in body and "Licence:** unknown" in body
     assert "/secret" not in body and len(body.splitlines()) < 70
+
+
+def test_the_card_of_a_muon_run_has_muons_learning_rate() -> None:
+    optim = {"lr": 1e-3, "muon_lr": 5e-3, "schedule": "linear"}
+    train = {"steps": 9, "precision": "fp32"}
+    said = {name: method({"train": train, "optim": {**optim, "name": name}}) for name in ("adamw", "muon")}
+    assert "adamw at a peak learning rate of 0.001 (linear)" in said["adamw"]
+    assert "muon at a peak learning rate of 0.005 (AdamW for what is no hidden matrix: 0.001) (linear)" in said["muon"]
 
 
 def test_the_card_names_the_licence_that_its_bases_card_names(tmp_path: Path) -> None:

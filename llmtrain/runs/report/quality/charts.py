@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from llmtrain.system.typing import Array
 
 BINS = 40
+SHORT_DECADES = 3
+"""Of an axis that spans less, 2 and 5 are labelled too: powers of ten alone may be one label, or none."""
 
 
 def log_histogram(
@@ -35,8 +37,13 @@ def log_histogram(
             axes.hist(each, edges, label=plain(name) if len(values) > 1 else "_", color=color, alpha=0.25)
             axes.hist(each, edges, color=color, histtype="step", linewidth=1.5)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=7))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else f"{value:g}"))
+        decades = np.log10(edges[-1] / edges[0])
+        axes.xaxis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0) if decades < SHORT_DECADES else (1.0,), numticks=7)
+        )
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:g} M")
+        )
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"{plain(label)} (log scale)")
         axes.set_ylabel(plain(what))

@@ -306,8 +306,11 @@ def test_held_out_sources_are_read_whole_and_nothing_is_held_out_of_training(tmp
     data = DataConfig(
         train=str(train), eval=str(held_out), cache_dir=str(tmp_path), clean=CleanConfig(exact_dedup=True)
     )
-    stores = build_text_stores(data, byte_level_bpe(), report=silent)
+    lines: list[str] = []
+    stores = build_text_stores(data, byte_level_bpe(), report=lines.append)
     assert (stores.train[0].num_documents, stores.eval[0].num_documents) == (200, 3)
+    assert any(line.startswith(f"data.train[0] ({train}): 200 train documents") for line in lines)
+    assert any(line.startswith(f"data.eval[0] ({held_out}): 3 eval documents") for line in lines)
     assert [source.path for source in stores.ledger.eval] == [str(held_out)]
 
 

@@ -240,6 +240,13 @@ def test_a_model_is_named_also_if_its_path_ends_with_a_slash(tmp_path: Path) -> 
     assert "of <code>base</code>" in story(replace(found, config={**found.config, **path}))
 
 
+def test_the_peak_learning_rate_of_muon_is_muons(tmp_path: Path) -> None:
+    adamw = read_run(write_run(tmp_path / "adamw", optim={"lr": 3e-4}))
+    assert "with AdamW at a peak learning rate of 0.0003, " in story(adamw)
+    muon = read_run(write_run(tmp_path / "muon", optim={"name": "muon", "lr": 3e-4, "muon_lr": 0.05}))
+    assert "with Muon at a peak learning rate of 0.05 (AdamW for what is no hidden matrix: 0.0003), " in story(muon)
+
+
 def test_changed_keys_are_those_that_are_not_the_defaults(tmp_path: Path) -> None:
     changed = changed_keys(read_run(write_run(tmp_path / "run", optim={"beta2": 0.5})))
     assert changed["optim.beta2"] == 0.5

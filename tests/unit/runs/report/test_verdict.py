@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +268,16 @@ def test_nothing_learned_is_underfitting() -> None:
     for noise in (0.0, 0.05):
         verdict = verdict_of(record(lambda share: 5.0, lambda share: 5.0, noise=noise))
         assert words(verdict) == ["underfitting"] and "no gain" in verdict.evidence[0]
+
+
+@pytest.mark.parametrize("word", ["underfitting", "overfitting"])
+def test_the_keys_to_change_are_those_of_the_runs_optimizer(word: str) -> None:
+    found = planted(word)
+    muon = replace(found, config={**found.config, "optim": {"name": "muon"}})
+    for each, keys in ((found, "`optim.lr`"), (muon, "`optim.muon_lr` and `optim.lr`")):
+        assert re.findall(r"(?:lower|raise) (`optim.*?lr`(?: and `optim.*?`)?)", " ".join(verdict_of(each).advice)) == [
+            keys
+        ]
 
 
 def test_a_curve_that_is_flat_only_because_the_learning_rate_ended_has_not_converged() -> None:

@@ -18,6 +18,7 @@ from llmtrain.data.quality.measure import Asked, Quality, measured
 from llmtrain.data.quality.sample import Reading, Sample, read_sample
 from llmtrain.data.quality.typical import ItemLoss, Losses
 from llmtrain.data.survey import Use
+from llmtrain.runs.report.quality.charts import log_histogram
 from llmtrain.runs.report.quality.findings import Level, findings
 from llmtrain.runs.report.quality.report import write_page
 
@@ -53,6 +54,16 @@ def planted(draw: random.Random) -> tuple[list[str], list[str], list[str]]:
     broken = [f"{secret()} {ACCENTED[1].encode().decode('cp1252')} {secret()}\x07" for _ in range(3)]
     near = [changed(draw, text, 1) for text in plain[:5]]
     return [*plain, *loops, *broken, *near, *plain[5:8], "é" * 30 + secret()], plain[20:25], secrets
+
+
+@pytest.mark.parametrize(("low", "high", "least"), [(95, 6500, 4), (40, 80, 3), (1, 900_000, 5)])
+def test_sizes_have_an_axis_that_can_be_read(low: float, high: float, least: int) -> None:
+    sizes = [low * (high / low) ** (i / 99) for i in range(100)]
+    drawn = str(log_histogram({"all": sizes}, "bytes", "rows", title="Sizes"))
+    named = {
+        word for word in re.findall(r"<text[^>]*>([\d,]+)</text>", drawn) if low <= float(word.replace(",", "")) <= high
+    }
+    assert len(named) >= least, named
 
 
 def test_no_personal_data_is_shown_in_full_in_any_section(tmp_path: Path) -> None:
