@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmtrain.config.adapter import AdapterConfig
-from llmtrain.models.text_part import text_prefix
+from llmtrain.models.text_part import text_names
 
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
@@ -30,21 +30,21 @@ SHOWN_NAMES = 20
 
 def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> str | list[str]:
     """What peft is to take as `target_modules`. Raises ValueError for what matches no linear layer, or the head."""
-    prefix = text_prefix(model)
-    layers = {name: module for name, module in linear_layers(model).items() if name.startswith(prefix)}
+    beginning = text_names(model)
+    layers = {name: module for name, module in linear_layers(model).items() if re.match(beginning, name)}
     inner = {name: module for name, module in layers.items() if module is not head}
     _check_layers(inner, config)
     if not config.target:
         return []
     if config.target == ALL_LINEAR:
         names = {name for name in last_parts(inner) if _refusal(model, name) is None}
-        if prefix:
-            return _inside(prefix, inner, names, model, config)
+        if beginning:
+            return _inside(beginning, inner, names, model, config)
         is_all = names == last_parts(inner) and _keeps(model, ALL_LINEAR)
         is_all &= not any(_has_own_forward(each) for each in model.modules() if isinstance(each, LINEAR))
         return ALL_LINEAR if config.layers is None and is_all else sorted(names)
     if isinstance(config.target, str):
-        _check_expression(dict(model.named_modules()), config.target, head, prefix)
+        _check_expression(dict(model.named_modules()), config.target, head, beginning)
         matched = sorted(name for name in inner if re.fullmatch(config.target, name))
         for name in sorted(last_parts(matched)):
             if (refusal := _refusal(model, name)) is not None:
@@ -61,18 +61,22 @@ def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Modul
             raise ValueError(f"adapter.target={target}: {refusal}")
         if any(module is head for module in found):
             raise ValueError(f"adapter.target={target} is the output head, which takes no adapter: leave it out")
-    return _inside(prefix, inner, config.target, model, config) if prefix else config.target
+    return _inside(beginning, inner, config.target, model, config) if beginning else config.target
 
 
 def _inside(
-    prefix: str, inner: Mapping[str, nn.Module], targets: Iterable[str], model: PreTrainedModel, config: AdapterConfig
+    beginning: str,
+    inner: Mapping[str, nn.Module],
+    targets: Iterable[str],
+    model: PreTrainedModel,
+    config: AdapterConfig,
 ) -> str | list[str]:
     """Layers of these names inside the text model only: other parts, such as a vision tower, may have such names too.
 
     As one expression, or as whole names where an adapter is for some layers, which peft chooses by names alone.
     """
     endings = "|".join(re.escape(target) for target in sorted(targets))
-    expression = rf"{re.escape(prefix)}(.*\.)?({endings})"
+    expression = rf"{beginning}(.*\.)?({endings})"
     if config.layers is None and _keeps(model, expression):
         return expression
     return sorted(name for name in inner if re.search(rf"\.({endings})$", name))
@@ -209,7 +213,9 @@ def _check_layers(linear: Mapping[str, nn.Module], config: AdapterConfig) -> Non
         raise ValueError(f"adapter.layers={missing[0]}: this model has the layers {there[0]} to {there[-1]}")
 
 
-def _check_expression(modules: Mapping[str, nn.Module], expression: str, head: nn.Module | None, prefix: str) -> None:
+def _check_expression(
+    modules: Mapping[str, nn.Module], expression: str, head: nn.Module | None, beginning: str
+) -> None:
     """Raise ValueError for an expression that covers no linear layer, the head, or anything else."""
     matched = {name: module for name, module in modules.items() if re.fullmatch(expression, name)}
     layers = linear_layers(modules[""])
@@ -222,10 +228,10 @@ def _check_expression(modules: Mapping[str, nn.Module], expression: str, head: n
         )
     if any(module is head for module in found):
         raise ValueError(f"adapter.target={expression} matches the output head, which takes no adapter: leave it out")
-    if outside := next((name for name in matched if not name.startswith(prefix)), None):
+    if outside := next((name for name in matched if not re.match(beginning, name)), None):
         raise ValueError(
             f"adapter.target={expression} matches {outside}, which is no part of the text model: begin it with "
-            f"{re.escape(prefix)}"
+            f"{beginning}"
         )
     if other := next((name for name in matched if name not in layers), None):
         raise ValueError(f"adapter.target={expression} matches {other}, which is not a linear layer: narrow it")
