@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmtrain.config.adapter import AdapterConfig
+from llmtrain.models.experts import routers
 from llmtrain.models.text_part import text_names
 
 ALL_LINEAR = "all-linear"
@@ -36,6 +37,7 @@ def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Modul
     _check_layers(inner, config)
     if not config.target:
         return []
+    by_its_weight = {*renamed_layers(model)} if by_weight(config) else set[str]()
     if config.target == ALL_LINEAR:
         names = {name for name in last_parts(inner) if _refusal(model, name) is None}
         if beginning:
@@ -46,22 +48,29 @@ def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Modul
     if isinstance(config.target, str):
         _check_expression(dict(model.named_modules()), config.target, head, beginning)
         matched = sorted(name for name in inner if re.fullmatch(config.target, name))
-        for name in sorted(last_parts(matched)):
+        for name in sorted(last_parts(set(matched) - by_its_weight)):
             if (refusal := _refusal(model, name)) is not None:
                 raise ValueError(f"adapter.target={config.target} matches {name}: {refusal}")
-        return config.target if _keeps(model, config.target) else matched
+        return (
+            config.target if _keeps(model, config.target) else [name for name in matched if name not in by_its_weight]
+        )
+    targets = []
     for target in config.target:
-        found = [module for name, module in layers.items() if f".{name}".endswith(f".{target}")]
+        named = [name for name in layers if f".{name}".endswith(f".{target}")]
+        found = [layers[name] for name in named]
         if not found:
             raise ValueError(
                 f"adapter.target={target}: this model has no linear layer of that name; it has "
                 f"{shown(last_parts(inner))}{_of_parameter(model, target)}"
             )
-        if (refusal := _refusal(model, target)) is not None:
-            raise ValueError(f"adapter.target={target}: {refusal}")
         if any(module is head for module in found):
             raise ValueError(f"adapter.target={target} is the output head, which takes no adapter: leave it out")
-    return _inside(beginning, inner, config.target, model, config) if beginning else config.target
+        if by_its_weight.issuperset(named):
+            continue
+        if (refusal := _refusal(model, target)) is not None:
+            raise ValueError(f"adapter.target={target}: {refusal}")
+        targets.append(target)
+    return _inside(beginning, inner, targets, model, config) if beginning and targets else targets
 
 
 def _inside(
@@ -93,8 +102,8 @@ def _refusal(model: PreTrainedModel, name: str) -> str | None:
         )
     if not _keeps(model, [name]):
         return (
-            f"peft takes this name for one of {model.config.model_type}'s experts, and would not adapt the layer: "
-            "leave it out; adapter.target_parameters names experts"
+            f"peft takes this name for one of {model.config.model_type}'s experts, and adapts the layer only without "
+            "dropout and DoRA: leave it out; adapter.target_parameters names experts"
         )
     return None
 
@@ -121,12 +130,26 @@ def _of_parameter(model: PreTrainedModel, target: str) -> str:
     return "; experts are named by adapter.target_parameters"
 
 
-def left_out(model: PreTrainedModel, config: AdapterConfig) -> set[str]:
-    """The names of linear layers that `all-linear` does without, as peft would take them for experts."""
-    if config.target != ALL_LINEAR:
-        return set()
-    layers = linear_layers(model)
-    return {name for name in last_parts(layers) if not _keeps(model, [name])}
+def by_weight(config: AdapterConfig) -> bool:
+    """Whether an adapter may be of a parameter, for which peft has neither dropout nor DoRA."""
+    return config.kind == "lora" and config.dropout == 0
+
+
+def renamed_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Name -> linear layer of the text model that peft would take for experts by any target that names it."""
+    layers, routing, beginning = linear_layers(model), router_layers(model), text_names(model)
+    renamed = {last for last in last_parts(layers) if not _keeps(model, [last])}
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if name.rpartition(".")[2] in renamed and name not in routing and re.match(beginning, name)
+    }
+
+
+def router_layers(model: PreTrainedModel) -> set[str]:
+    """The linear layers of a mixture's routers, which take no adapter: it would change which experts are trained."""
+    inside = {id(part) for router in routers(model) for part in router.modules()}
+    return {name for name, layer in linear_layers(model).items() if id(layer) in inside}
 
 
 def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
