@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmtrain.models.adapters.quantized import num_weights
-from llmtrain.models.text_part import text_field, text_modules
+from llmtrain.models.text_part import parts_beside, text_field, text_modules
 from llmtrain.protocols import Counts
 
 
@@ -38,7 +38,8 @@ def training_flops(model: PreTrainedModel) -> TrainingFlops:
     """
     head = model.get_output_embeddings()
     parts = [module for part in text_modules(model) for module in part.modules()]
-    multiplying = [module for module in parts if not isinstance(module, nn.Embedding)]
+    beside = {module for part in parts_beside(model).values() for module in part.modules()}
+    multiplying = [module for module in parts if not isinstance(module, nn.Embedding) and module not in beside]
     weights = {id(weight): weight for module in multiplying for weight in module.parameters(recurse=False)}
     flops = {
         identity: float((6 if weight.requires_grad else 4) * num_weights(weight))

@@ -4,11 +4,16 @@
       model.vision_tower, model.multi_modal_projector     frozen, and exported as they were
       model.language_model, lm_head                       trained
 
+    Phi4MultimodalForCausalLM, whose configuration is that of its text model too
+      model.embed_tokens_extend                           frozen: it holds the sub-models that take images and sound
+      all else                                            trained
+
 A model of text alone is its own text model.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -58,16 +63,46 @@ def require_trunk(model: PreTrainedModel) -> None:
 
 
 def text_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder, its embedding and its head; of a model of text alone the model itself."""
+    """The modules of the text model, each with all that is inside it and not in `parts_beside`."""
     if not is_multimodal(model.config):
         return [model]
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
+def parts_beside(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Name -> module that text never enters, in a model whose text model has no configuration inside the whole one.
+
+    A sub-model that takes no text, such as a vision tower, with the modules around it that hold no sub-model of text
+    and not the embedding: its projection.
+    """
+    modules = dict(model.named_modules())
+    towers = [name for name, module in modules.items() if _takes_text(module) is False]
+    if not towers or is_multimodal(model.config):
+        return {}
+    embedding, found = model.get_input_embeddings(), set[str]()
+    for name in towers:
+        parts = name.split(".")
+        around = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+        outside = [path for path in around if not _holds_text(modules[path], embedding)]
+        found.update(outside[:1])  # the outermost
+    return {name: modules[name] for name in sorted(found)}
+
+
+def _holds_text(part: nn.Module, embedding: nn.Module) -> bool:
+    return any(_takes_text(each) or each is embedding for each in part.modules())
+
+
+def _takes_text(module: nn.Module) -> bool | None:
+    """Whether a model takes text beside whatever else; None: the module is no model."""
+    return "text" in module.input_modalities if isinstance(module, PreTrainedModel) else None
+
+
 def text_parameters(model: PreTrainedModel) -> Iterator[nn.Parameter]:
     """The parameters of the text model, each once."""
-    return iter({id(each): each for part in text_modules(model) for each in part.parameters()}.values())
+    beside = {id(each) for part in parts_beside(model).values() for each in part.parameters()}
+    found = {id(each): each for part in text_modules(model) for each in part.parameters()}
+    return (parameter for key, parameter in found.items() if key not in beside)
 
 
 def parameters_beside(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -84,13 +119,18 @@ def freeze_other_parts(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in frozen)
 
 
-def text_prefix(model: nn.Module) -> str:
-    """The name of the text model's decoder in a multimodal model, with a dot; empty for any other model."""
-    if not isinstance(model, PreTrainedModel) or not is_multimodal(model.config):
+def text_names(model: nn.Module) -> str:
+    """A regular expression that the names of a text model's modules begin with, and of no other part of the model.
+
+    Empty if the model has no other part: `model\\.language_model\\.`, or `(?!model\\.embed_tokens_extend\\.)`.
+    """
+    if not isinstance(model, PreTrainedModel):
         return ""
+    if not is_multimodal(model.config):
+        return "".join(rf"(?!{re.escape(name)}\.)" for name in sorted(parts_beside(model)))
     decoder = model.get_decoder()
     name = next((name for name, module in model.named_modules() if module is decoder), "")
-    return f"{name}." if name else ""
+    return re.escape(f"{name}.") if name else ""
 
 
 def special_token_ids(shape: PreTrainedConfig) -> frozenset[int]:

@@ -26,8 +26,10 @@ from llmtrain.data.store.build import Stores
 from llmtrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.adapters.lora import adapter_report
+from llmtrain.models.adapters.parameters import target_parameters
 from llmtrain.models.adapters.quantized import hold_linear_layers, in_4_bits
-from llmtrain.models.adapters.targets import left_out, shown
+from llmtrain.models.adapters.renamed import left_out
+from llmtrain.models.adapters.targets import shown
 from llmtrain.models.folders.adapter_trial import require_loading
 from llmtrain.models.folders.bases import find_base, origin_of, origin_of_base
 from llmtrain.models.folders.continued import AdapterPlan, continued
@@ -85,6 +87,9 @@ def open_chat(
     return replace(chat, new_token_ids=new_ids)
 
 
+NOT_COMPILED = "train.compile: peft's adapters on experts (adapter.target_parameters) do not compile: set false"
+
+
 def adapter_plan(config: TuningConfig, base: TunedModelConfig, new_ids: Sequence[int]) -> AdapterPlan | None:
     """The adapter that the run trains; None: it trains every weight.
 
@@ -101,10 +106,8 @@ def adapter_plan(config: TuningConfig, base: TunedModelConfig, new_ids: Sequence
                 "of the run that trained it, or leave the key out"
             )
         plan = continued(plan, local_path(base.path))
-    if plan.config.target_parameters and config.train.compile:
-        raise ValueError(
-            "train.compile: peft's adapters on experts (adapter.target_parameters) do not compile: set false"
-        )
+    if config.train.compile and any(not name.endswith(".weight") for name in plan.config.target_parameters):
+        raise ValueError(NOT_COMPILED)
     return plan
 
 
@@ -141,13 +144,15 @@ def load_base(
     if in_4_bits(model) and (reason := run.runtime.refusal("quantize")) is not None:
         raise ValueError(f"model.path={run.config.model.path}: weights in 4 bits under {run.runtime.engine}: {reason}")
     if plan is not None:
-        on_experts = bool(plan.config.target_parameters)  # of an adapter that goes on, only its folder says so
+        on_experts = bool(target_parameters(model, plan.config))  # not of the weights of linear layers
+        if on_experts and run.config.train.compile:
+            raise ValueError(NOT_COMPILED)
         if on_experts and (reason := run.runtime.refusal("adapter on experts")) is not None:
             raise ValueError(f"adapter.target_parameters under {run.runtime.engine}: {reason}")
         if names := left_out(model, plan.config):
             run.runtime.say(
-                f"adapter.target=all-linear is without {shown(names)}, which peft takes for names of experts: "
-                "adapter.target_parameters has adapters on experts"
+                f"adapter.target=all-linear is without {shown(names)}, which peft takes for names of experts: it "
+                "adapts them without dropout and DoRA, on a base that is not in 4 bits"
             )
         if run.runtime.is_main:  # on others transformers saves nothing
             require_loading(model, plan.config)

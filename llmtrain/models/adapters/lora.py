@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
@@ -24,9 +24,9 @@ from transformers.pytorch_utils import Conv1D
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.parameters import target_parameters
 from llmtrain.models.adapters.quantized import num_weights
-from llmtrain.models.adapters.targets import ALL_LINEAR, linear_layers, saved_modules, target_modules
+from llmtrain.models.adapters.renamed import put_adapter, weights_to_name
+from llmtrain.models.adapters.targets import ALL_LINEAR, linear_layers, router_layers, saved_modules, target_modules
 from llmtrain.models.adapters.token_rows import train_rows
-from llmtrain.models.experts import routers
 
 
 def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Sequence[int], seed: int) -> PeftModel:
@@ -39,9 +39,9 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
     lora = lora_config(model, config, model.get_output_embeddings())
     lora.modules_to_save = None  # peft would hold them twice
     if lora.target_modules:
-        lora.exclude_modules = sorted({*_layers_in_full(model, config), *_router_layers(model)}) or None
+        lora.exclude_modules = sorted({*_layers_in_full(model, config), *router_layers(model)}) or None
     with expected_warnings():
-        adapted = get_peft_model(model, lora)
+        adapted = put_adapter(model, lora)
     train_in_full(model, config.modules_to_save)
     if new_token_ids:
         train_rows(model, new_token_ids)
@@ -51,7 +51,9 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, new_token_ids: Se
 def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> LoraConfig:
     """peft's configuration of an adapter for a model; `head` takes none. Raises ValueError as `add_adapter` does."""
     targets, parameters = target_modules(model, config, head), target_parameters(model, config)
-    in_full, kept = _layers_in_full(model, config), _router_layers(model)
+    in_full, kept = _layers_in_full(model, config), router_layers(model)
+    weights = [name for name in weights_to_name(model, config, head) if name.removesuffix(".weight") not in in_full]
+    parameters = [*parameters, *weights]
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
@@ -93,12 +95,6 @@ def _layers_in_full(model: PreTrainedModel, config: AdapterConfig) -> set[str]:
         last = twice.rsplit(".", 1)[-1]
         raise ValueError(f"adapter.modules_to_save: {last} is named by a part of its name: write it out")
     return inside
-
-
-def _router_layers(model: PreTrainedModel) -> set[str]:
-    """The linear layers of a mixture's routers, which take no adapter: it would change which experts are trained."""
-    inside = {id(part) for router in routers(model) for part in router.modules()}
-    return {name for name, layer in linear_layers(model).items() if id(layer) in inside}
 
 
 def _covers(lora: LoraConfig, name: str) -> bool:

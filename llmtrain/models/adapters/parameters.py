@@ -8,42 +8,48 @@ forward, so a router and all that is no stack of matrices is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.config.adapter import AdapterConfig
-from llmtrain.models.adapters.targets import LAYER, saved_modules, shown
-from llmtrain.models.text_part import text_prefix
+from llmtrain.models.adapters.targets import LAYER, by_weight, renamed_layers, saved_modules, shown
+from llmtrain.models.text_part import text_names
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def stacks(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> parameter of the text model that is a stack of matrices."""
-    prefix = text_prefix(model)
+    beginning = text_names(model)
     return {
         f"{path}.{name}": parameter
         for path, module in model.named_modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3 and path.startswith(prefix) and not isinstance(module, CONVOLUTIONS)
+        if parameter.ndim == 3 and re.match(beginning, f"{path}.{name}") and not isinstance(module, CONVOLUTIONS)
     }
 
 
 def target_parameters(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
     """What peft is to take as `target_parameters`. Raises ValueError for a name of no stack of matrices."""
-    known, chosen, prefix = stacks(model), config.chosen_layers(), text_prefix(model)
+    known, chosen, beginning = stacks(model), config.chosen_layers(), text_names(model)
     names = [name for name, _ in model.named_parameters()]
+    of_layers = {f"{name}.weight" for name in renamed_layers(model)} if config.target_parameters else set[str]()
     whole: list[str] = []
+    targets: list[str] = []
     for target in config.target_parameters:
         found = [name for name in names if f".{name}".endswith(f".{target}")]
+        if found and by_weight(config) and of_layers.issuperset(found):
+            continue  # `weights_to_name` has them
+        targets.append(target)
         if not found:
             raise ValueError(
                 f"adapter.target_parameters={target}: this model has no parameter of that name; "
                 f"{_there_is(last_two_parts(known))}"
             )
-        if other := next((name for name in found if name.startswith(prefix) and name not in known), None):
+        if other := next((name for name in found if re.match(beginning, name) and name not in known), None):
             raise ValueError(
                 f"adapter.target_parameters={target}: {other} is no stack of matrices; "
                 f"{_there_is(last_two_parts(known))}"
@@ -54,7 +60,7 @@ def target_parameters(model: PreTrainedModel, config: AdapterConfig) -> list[str
         whole += inside
     _require_not_in_full(whole, saved_modules(model, config.modules_to_save))
     # peft knows neither layers nor a part of a model here, but whole names.
-    return sorted(whole) if chosen is not None or prefix else config.target_parameters
+    return sorted(whole) if chosen is not None or beginning else targets
 
 
 def last_two_parts(names: Iterable[str]) -> set[str]:

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmtrain.config.adapter import AdapterConfig
-from llmtrain.models.text_part import text_prefix
+from llmtrain.models.experts import routers
+from llmtrain.models.text_part import text_names
 
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
@@ -30,49 +31,61 @@ SHOWN_NAMES = 20
 
 def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> str | list[str]:
     """What peft is to take as `target_modules`. Raises ValueError for what matches no linear layer, or the head."""
-    prefix = text_prefix(model)
-    layers = {name: module for name, module in linear_layers(model).items() if name.startswith(prefix)}
+    beginning = text_names(model)
+    layers = {name: module for name, module in linear_layers(model).items() if re.match(beginning, name)}
     inner = {name: module for name, module in layers.items() if module is not head}
     _check_layers(inner, config)
     if not config.target:
         return []
+    by_its_weight = {*renamed_layers(model)} if by_weight(config) else set[str]()
     if config.target == ALL_LINEAR:
         names = {name for name in last_parts(inner) if _refusal(model, name) is None}
-        if prefix:
-            return _inside(prefix, inner, names, model, config)
+        if beginning:
+            return _inside(beginning, inner, names, model, config)
         is_all = names == last_parts(inner) and _keeps(model, ALL_LINEAR)
         is_all &= not any(_has_own_forward(each) for each in model.modules() if isinstance(each, LINEAR))
         return ALL_LINEAR if config.layers is None and is_all else sorted(names)
     if isinstance(config.target, str):
-        _check_expression(dict(model.named_modules()), config.target, head, prefix)
+        _check_expression(dict(model.named_modules()), config.target, head, beginning)
         matched = sorted(name for name in inner if re.fullmatch(config.target, name))
-        for name in sorted(last_parts(matched)):
+        for name in sorted(last_parts(set(matched) - by_its_weight)):
             if (refusal := _refusal(model, name)) is not None:
                 raise ValueError(f"adapter.target={config.target} matches {name}: {refusal}")
-        return config.target if _keeps(model, config.target) else matched
+        return (
+            config.target if _keeps(model, config.target) else [name for name in matched if name not in by_its_weight]
+        )
+    targets = []
     for target in config.target:
-        found = [module for name, module in layers.items() if f".{name}".endswith(f".{target}")]
+        named = [name for name in layers if f".{name}".endswith(f".{target}")]
+        found = [layers[name] for name in named]
         if not found:
             raise ValueError(
                 f"adapter.target={target}: this model has no linear layer of that name; it has "
                 f"{shown(last_parts(inner))}{_of_parameter(model, target)}"
             )
-        if (refusal := _refusal(model, target)) is not None:
-            raise ValueError(f"adapter.target={target}: {refusal}")
         if any(module is head for module in found):
             raise ValueError(f"adapter.target={target} is the output head, which takes no adapter: leave it out")
-    return _inside(prefix, inner, config.target, model, config) if prefix else config.target
+        if by_its_weight.issuperset(named):
+            continue
+        if (refusal := _refusal(model, target)) is not None:
+            raise ValueError(f"adapter.target={target}: {refusal}")
+        targets.append(target)
+    return _inside(beginning, inner, targets, model, config) if beginning and targets else targets
 
 
 def _inside(
-    prefix: str, inner: Mapping[str, nn.Module], targets: Iterable[str], model: PreTrainedModel, config: AdapterConfig
+    beginning: str,
+    inner: Mapping[str, nn.Module],
+    targets: Iterable[str],
+    model: PreTrainedModel,
+    config: AdapterConfig,
 ) -> str | list[str]:
     """Layers of these names inside the text model only: other parts, such as a vision tower, may have such names too.
 
     As one expression, or as whole names where an adapter is for some layers, which peft chooses by names alone.
     """
     endings = "|".join(re.escape(target) for target in sorted(targets))
-    expression = rf"{re.escape(prefix)}(.*\.)?({endings})"
+    expression = rf"{beginning}(.*\.)?({endings})"
     if config.layers is None and _keeps(model, expression):
         return expression
     return sorted(name for name in inner if re.search(rf"\.({endings})$", name))
@@ -89,8 +102,8 @@ def _refusal(model: PreTrainedModel, name: str) -> str | None:
         )
     if not _keeps(model, [name]):
         return (
-            f"peft takes this name for one of {model.config.model_type}'s experts, and would not adapt the layer: "
-            "leave it out; adapter.target_parameters names experts"
+            f"peft takes this name for one of {model.config.model_type}'s experts, and adapts the layer only without "
+            "dropout and DoRA: leave it out; adapter.target_parameters names experts"
         )
     return None
 
@@ -117,12 +130,26 @@ def _of_parameter(model: PreTrainedModel, target: str) -> str:
     return "; experts are named by adapter.target_parameters"
 
 
-def left_out(model: PreTrainedModel, config: AdapterConfig) -> set[str]:
-    """The names of linear layers that `all-linear` does without, as peft would take them for experts."""
-    if config.target != ALL_LINEAR:
-        return set()
-    layers = linear_layers(model)
-    return {name for name in last_parts(layers) if not _keeps(model, [name])}
+def by_weight(config: AdapterConfig) -> bool:
+    """Whether an adapter may be of a parameter, for which peft has neither dropout nor DoRA."""
+    return config.kind == "lora" and config.dropout == 0
+
+
+def renamed_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Name -> linear layer of the text model that peft would take for experts by any target that names it."""
+    layers, routing, beginning = linear_layers(model), router_layers(model), text_names(model)
+    renamed = {last for last in last_parts(layers) if not _keeps(model, [last])}
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if name.rpartition(".")[2] in renamed and name not in routing and re.match(beginning, name)
+    }
+
+
+def router_layers(model: PreTrainedModel) -> set[str]:
+    """The linear layers of a mixture's routers, which take no adapter: it would change which experts are trained."""
+    inside = {id(part) for router in routers(model) for part in router.modules()}
+    return {name for name, layer in linear_layers(model).items() if id(layer) in inside}
 
 
 def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
@@ -209,7 +236,9 @@ def _check_layers(linear: Mapping[str, nn.Module], config: AdapterConfig) -> Non
         raise ValueError(f"adapter.layers={missing[0]}: this model has the layers {there[0]} to {there[-1]}")
 
 
-def _check_expression(modules: Mapping[str, nn.Module], expression: str, head: nn.Module | None, prefix: str) -> None:
+def _check_expression(
+    modules: Mapping[str, nn.Module], expression: str, head: nn.Module | None, beginning: str
+) -> None:
     """Raise ValueError for an expression that covers no linear layer, the head, or anything else."""
     matched = {name: module for name, module in modules.items() if re.fullmatch(expression, name)}
     layers = linear_layers(modules[""])
@@ -222,10 +251,10 @@ def _check_expression(modules: Mapping[str, nn.Module], expression: str, head: n
         )
     if any(module is head for module in found):
         raise ValueError(f"adapter.target={expression} matches the output head, which takes no adapter: leave it out")
-    if outside := next((name for name in matched if not name.startswith(prefix)), None):
+    if outside := next((name for name in matched if not re.match(beginning, name)), None):
         raise ValueError(
             f"adapter.target={expression} matches {outside}, which is no part of the text model: begin it with "
-            f"{re.escape(prefix)}"
+            f"{beginning}"
         )
     if other := next((name for name in matched if name not in layers), None):
         raise ValueError(f"adapter.target={expression} matches {other}, which is not a linear layer: narrow it")

@@ -25,7 +25,8 @@ from transformers.utils import logging
 
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
 from llmtrain.models.adapters.quantized import dequantized, in_4_bits, keep_layout
-from llmtrain.models.adapters.targets import saved_modules
+from llmtrain.models.adapters.renamed import without_untrained
+from llmtrain.models.adapters.targets import renamed_layers, saved_modules
 from llmtrain.models.folders.bases import Base, find_base, origin_of
 from llmtrain.models.folders.card import as_model_card
 from llmtrain.models.folders.compatible import save_tokenizer_files
@@ -68,6 +69,7 @@ def export_adapter(folder: Path, weights: Mapping[str, Tensor], card: str, spec:
     model.name_or_path = origin.peft_path or UNKNOWN_BASE
     head = None if spec.kind.head is None else model.get_submodule(spec.kind.head)
     config = lora_config(model, adapter, head or model.get_output_embeddings())
+    without_untrained(config, renamed_layers(model), named)
     config.task_type = spec.kind.task_type
     # A tied head has the embedding's rows, and peft ties them by itself.
     config.trainable_token_indices = {name: ids for name, ids in row_ids.items() if f"{name}.rows" in named} or None

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import expected_warnings, lora_config
+from llmtrain.models.adapters.renamed import put_adapter
 from llmtrain.models.adapters.targets import last_parts, shown
 from llmtrain.models.paths.choose import OUTPUT_TOLERANCE, pseudo_random
 from llmtrain.models.paths.small import made_from, small_copy
@@ -52,9 +53,10 @@ def require_loading(model: PreTrainedModel, config: AdapterConfig) -> None:
             "it, so nobody could use it: name other layers"
         )
     if ids is not None and (fault := tried(lambda: _fault(saved, loaded, stacks, ids))) is not None:
+        names = ",".join(config.target_parameters)
         raise ValueError(
-            f"adapter.target_parameters={','.join(config.target_parameters)}: peft does not train them rightly on "
-            f"{model.config.model_type} ({fault}): leave them out"
+            f"{f'adapter.target_parameters={names}' if names else 'adapter.target'}: peft does not train them rightly "
+            f"on {model.config.model_type} ({fault}): leave them out"
         )
     _RIGHT.add(key)
 
@@ -65,8 +67,9 @@ def _loaded_again(
     """A small copy of a model with an adapter, what is loaded of it, and text if experts are to be tried on it."""
     base = small_copy(model, TRIED_SEQ_LEN, "eager").cpu()
     ids = pseudo_random(base, TRIED_SEQ_LEN)
-    is_tried = bool(config.target_parameters) and not isinstance(tried(lambda: _computed(base, ids)), Fault)
     saved = _adapted(base, config)
+    settings: Any = saved.peft_config["default"]
+    is_tried = bool(settings.target_parameters) and not isinstance(tried(lambda: _computed(base, ids)), Fault)
     with TemporaryDirectory(prefix="llmtrain-adapter-") as place, expected_warnings(), torch.random.fork_rng([]):
         saved.save_pretrained(place, save_embedding_layers=False)
         return saved, PeftModel.from_pretrained(base, place), ids if is_tried else None  # which changes the base
@@ -76,7 +79,7 @@ def _adapted(base: PreTrainedModel, config: AdapterConfig) -> PeftModel:
     """A copy of a model with an adapter that is away from its start."""
     twin = copy.deepcopy(base)
     with expected_warnings(), torch.random.fork_rng([]):
-        adapted = get_peft_model(twin, lora_config(twin, config, twin.get_output_embeddings()))
+        adapted = put_adapter(twin, lora_config(twin, config, twin.get_output_embeddings()))
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:  # which is zero, as it would be if it were not loaded
                 nn.init.normal_(parameter, std=B_STD)

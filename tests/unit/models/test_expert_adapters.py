@@ -18,7 +18,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import adapter_report, add_adapter
-from llmtrain.models.adapters.targets import left_out
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.cpu.prepare import prepare_layers
 from llmtrain.models.folders import adapter_trial
@@ -157,19 +156,6 @@ def test_all_linear_of_a_mixture_is_its_linear_layers_without_router_and_experts
     assert {name.split(".", 3)[-1] for name in adapted_layers(model)} == {
         f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")
     }
-
-
-def test_names_that_peft_takes_for_experts_are_left_out_and_refused() -> None:
-    model = make_model("deepseek_v3")
-    assert left_out(model, AdapterConfig(kind="lora")) == {"gate_proj", "up_proj", "down_proj"}
-    with pytest.raises(
-        ValueError, match=r"^adapter\.target=up_proj: peft takes this name for one of deepseek_v3's exp"
-    ):
-        add_adapter(model, AdapterConfig(kind="lora", target=["o_proj", "up_proj"]), (), 0)
-    with pytest.raises(ValueError, match=r"matches up_proj: peft takes this name"):
-        add_adapter(model, AdapterConfig(kind="lora", target=r".*(o|up)_proj"), (), 0)
-    add_adapter(model, AdapterConfig(kind="lora"), (), 0)
-    assert {name.split(".", 3)[-1].split(".")[0] for name in adapted_layers(model)} == {"self_attn"}
 
 
 def test_an_expression_keeps_to_its_layers() -> None:

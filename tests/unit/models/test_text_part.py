@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from families.steps import write_base
+from families.table import read
+from families.tiny import tiny_config
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.sections import TunedModelConfig
@@ -22,9 +26,16 @@ from llmtrain.models.folders.bases import origin_of
 from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model
 from llmtrain.models.folders.open import open_model
 from llmtrain.models.load import load_pretrained
-from llmtrain.models.text_part import text_prefix
+from llmtrain.models.text_part import freeze_other_parts, parts_beside, text_names
 
 VISION = ("vision_tower", "multi_modal_projector")
+TUNED = ("gemma3", "gemma4", "lfm2_vl", "llama4", "mllama", "phi4_multimodal", "qwen2_5_vl", "qwen3_vl", "smolvlm")
+
+
+def multimodal_families() -> list[str]:
+    """The families of the table with a part that takes no text: those of images, and with sound."""
+    built = [name for name, steps in read()["families"].items() if "built" not in steps]
+    return [name for name in built if name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or name == "phi4_multimodal"]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +148,7 @@ def test_an_adapter_covers_the_text_model_only_and_loads_in_plain_peft(
     config = AdapterConfig.model_validate({"kind": "lora", "rank": 2, **settings})
     add_adapter(model, config, (), 0)
     adapted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert adapted and all(name.startswith(text_prefix(model)) for name in adapted)
+    assert adapted and all(re.match(text_names(model), name) for name in adapted)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
@@ -167,3 +178,63 @@ def test_the_chat_template_of_an_older_processor_is_read(base: Path, tmp_path: P
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
     assert load_tokenizer(str(tmp_path)).chat_template == "{{ messages }}"
+
+
+def all_in_one(base: Path) -> PreTrainedModel:
+    """A model for images and sound whose configuration is that of its text model too."""
+    if not (base / "config.json").is_file():
+        write_base(base, "phi4_multimodal")
+    return load_pretrained(TunedModelConfig(path=str(base)), AutoTokenizer.from_pretrained(base), max_seq_len=32)
+
+
+def test_an_adapter_of_a_model_with_one_configuration_is_in_its_text_model_and_all_of_it_trains(tmp_path: Path) -> None:
+    model = all_in_one(tmp_path)
+    assert list(parts_beside(model)) == ["model.embed_tokens_extend"]
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {
+        name for name, _ in model.named_parameters() if "embed_tokens_extend" in name
+    }
+    config = AdapterConfig(kind="lora", rank=2)
+    add_adapter(model, config, (), 0)
+    adapted = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, parameter in adapted.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    ids = torch.arange(40, 52)[None]
+    model.set_attn_implementation("eager")
+    expected = model(input_ids=ids, use_cache=False).logits
+    expected.sum().backward()
+    assert len(adapted) == 2 * 4 * 2 and all(each.grad is not None and each.grad.any() for each in adapted.values())
+    weights = {f"{WRAPPER_PREFIX}{name}": parameter.detach() for name, parameter in adapted.items()}
+    export_adapter(tmp_path / "adapter", weights, "", spec_of(model, tmp_path, config))
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path), str(tmp_path / "adapter"))
+    torch.testing.assert_close(plain(input_ids=ids, use_cache=False).logits, expected)
+    assert not any("lora" in name and "embed_tokens_extend" in name for name, _ in plain.named_parameters())
+
+
+def test_an_expression_that_matches_sound_says_how_to_begin(tmp_path: Path) -> None:
+    model = all_in_one(tmp_path)
+    with pytest.raises(ValueError, match=r"no part of the text model: begin it with \(\?!model\\\.embed_tokens_extend"):
+        add_adapter(model, AdapterConfig(kind="lora", target=r".*\.(gate_up_proj|down_proj)"), (), 0)
+    inside = r"(?!model\.embed_tokens_extend\.).*\.(gate_up_proj|down_proj)"
+    add_adapter(model, AdapterConfig(kind="lora", target=inside), (), 0)
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 4
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name if name in TUNED else pytest.param(name, marks=pytest.mark.soak) for name in multimodal_families()],
+)
+def test_no_adapter_is_in_a_part_that_text_never_enters(family: str) -> None:
+    of_images = family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    with torch.device("meta"):
+        auto = AutoModelForImageTextToText if of_images else AutoModelForCausalLM
+        model = auto.from_config(tiny_config(family, 272))
+    towers = [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, PreTrainedModel) and "text" not in part.input_modalities
+    ]
+    freeze_other_parts(model)
+    add_adapter(model, AdapterConfig(kind="lora", rank=2), (), 0)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained and not [name for name in trained if name.startswith(tuple(f"{each}." for each in towers))]
