@@ -13,6 +13,15 @@ from llmtrain.models.folders.files import GENERATION_CONFIG
 from llmtrain.models.stops import as_ids
 
 PRIVATE = ("_from_model_config", "transformers_version")
+ONE_ANSWER: Mapping[str, Any] = {
+    "num_return_sequences": 1,
+    "num_beams": 1,
+    "return_dict_in_generate": False,
+    "max_time": None,
+    "stop_strings": None,
+}
+"""What `generate` is told where a base's settings may ask for more: one answer, token by token. Its stop texts are
+ours to look for: `transformers` would want the tokenizer."""
 
 
 def given_generation(model: PreTrainedModel) -> dict[str, Any]:
