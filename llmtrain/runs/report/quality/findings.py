@@ -125,7 +125,7 @@ def _duplicated(quality: Quality) -> Iterator[Finding]:
             f"{_are(near.num_similar)} nearly the same as an earlier one (similarity {NEAR:g} or more)"
         )
         if near.num_like_one >= max(TEMPLATE * near.num_similar, 20):
-            text += f", {count(near.num_like_one)} of them as one and the same, as texts of a template are."
+            text += f", {count(near.num_like_one)} of them in one group, as texts of a template are."
             yield Finding(Level.LOOK, text, "duplicates")
         else:
             level = Level.ACT if part >= MANY else Level.LOOK if part >= SOME else Level.INFO
