@@ -17,12 +17,16 @@ from llmtrain.data.sources.text import Document
 
 NEAR = 0.8
 """Similarity from which two texts are nearly the same; what `data.clean.near_dedup` is usually set to."""
+ONE_WORD_OF = 49
+"""Of so many words one in the middle that differs leaves a similarity of `NEAR`: 40 of 50 runs of 5 words."""
 ESTIMATE_ERROR = 0.1
 """Three standard errors of an estimate of 0.8 from 128 hashes."""
 MOST_COMPARED = 16
 """Candidates of an item whose texts are compared, those of the highest estimates."""
 MOST_ENTERED = 16
 """Items like the same one that are entered, to be found by later ones."""
+ONE_WORD_OF = 49
+"""Of so many words one in the middle that differs leaves a similarity of `NEAR`: 40 of 50 runs of 5 words."""
 ESTIMATE_ERROR = 0.1
 """Three standard errors of an estimate of 0.8 from 128 hashes."""
 MOST_COMPARED = 16

@@ -279,9 +279,8 @@ def personal(quality: Quality, found: PersonalData) -> Section:
         note(
             f"From {basis(sample)}. Every text on this page is masked like this: letters and digits become dots, the "
             "last two digits of a number stay. Patterns cannot find names, streets, dates of birth, "
-            "health or opinions, "
-            "nor who a text is about; finding nothing is no proof that there is nothing. Made-up numbers and addresses "
-            "(555-0100, example.org) are found too."
+            "health or opinions, nor who a text is about; finding nothing is no proof that there is nothing. Made-up "
+            "numbers such as 555-0100 are found too."
         )
     )
     return Section("Personal data by pattern", "personal", join(*parts), "What may identify a person and has a form.")

@@ -10,7 +10,7 @@ import pytest
 from planted_texts import changed, item, sentence
 
 from llmtrain.config.data import Source
-from llmtrain.data.quality.duplicates import MOST_ENTERED, exact_duplicates, jaccard, near_duplicates
+from llmtrain.data.quality.duplicates import MOST_ENTERED, NEAR, ONE_WORD_OF, exact_duplicates, jaccard, near_duplicates
 from llmtrain.data.quality.items import Item
 from llmtrain.data.quality.sample import Reading, Sample, SourceTotals, read_sample
 from llmtrain.data.sources.near_duplicates import NearDuplicates, Signature
@@ -112,3 +112,5 @@ def test_equal_and_short_texts_are_not_near_duplicates() -> None:
 def test_similarity_is_the_shared_part_of_five_words_in_a_row() -> None:
     assert jaccard("a b c d e f", "a b c d e g") == pytest.approx(1 / 3)
     assert jaccard("A, b c d; e!", "a b c d e") == 1.0
+    words = [f"word{number}" for number in range(ONE_WORD_OF)]
+    assert jaccard(" ".join(words), " ".join([*words[:24], "other", *words[25:]])) == NEAR
