@@ -3,7 +3,7 @@
 A name, a street, a diagnosis has no pattern: what is not found here is not absent. `masked` keeps a text's length, so
 that places in it stay the same:
 
-    mail jane.doe@example.org, 4111 1111 1111 1111      mail j•••.•••@e••••••.•••, •••• •••• •••• ••11
+    mail jane.doe@smith.org, 4111 1111 1111 1111      mail j•••.•••@s••••.•••, •••• •••• •••• ••11
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ CARDS = re.compile(
 """Numbers of payment cards: Visa, Mastercard, American Express, Diners; JCB and Discover."""
 PHONE_DIGITS, BARE_PHONE_DIGITS = 15, 13
 """Digits of a phone number at most (ITU-T E.164); of one without spaces, where sums look the same, fewer."""
+NOBODYS = re.compile(r"(?:.*\.)?(?:example(?:\.(?:com|net|org))?|test|invalid|localhost)", re.I)
+"""Domains that nobody can have (RFC 2606, sections 2 and 3)."""
 CALLING_CODES = (
     r"(?:1|7|2[07]|3[0-4]|36|39|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]"
     r"|2[1-689]\d|3[578]\d|42\d|5[09]\d|6[789]\d|8[058]\d|9[679]\d)"
@@ -117,7 +119,13 @@ def _of_social(found: re.Match[str]) -> int:
 
 
 def _of_email(found: re.Match[str]) -> int:
-    return len(found[0]) if ".." not in found[0] and len(found[0].partition("@")[0]) <= 64 else 0
+    local, _, domain = found[0].partition("@")
+    is_one = ".." not in found[0] and len(local) <= 64 and not NOBODYS.fullmatch(domain)
+    return len(found[0]) if is_one else 0
+
+
+def _of_secret(found: re.Match[str]) -> int:
+    return 0 if NOBODYS.fullmatch(found["host"] or "") else len(found[0])
 
 
 PATTERNS = (
@@ -125,15 +133,16 @@ PATTERNS = (
         "keys and passwords",
         re.compile(
             r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b"
-            r"|\bhf_[A-Za-z0-9]{34}\b|\bxox[abpr]-[A-Za-z0-9-]{10,}|\bsk-[A-Za-z0-9_-]{20,}|(?<=://)[^\s:/@]+:[^\s:/@]{3,}@[^\s/:]+"
+            r"|\bhf_[A-Za-z0-9]{34}\b|\bxox[abpr]-[A-Za-z0-9-]{10,}|\bsk-[A-Za-z0-9_-]{20,}|(?<=://)[^\s:/@]+:[^\s:/@]{3,}@(?P<host>[^\s/:]+)"
         ),
+        _of_secret,
         says="private keys, tokens of well-known services, passwords within addresses; not passwords in sentences",
     ),
     Pattern(
         "e-mail addresses",
         re.compile(r"(?<![\w.+-])[\w](?:[\w.%+'-]*[\w])?@(?:[^\W_](?:[\w-]*[^\W_])?\.)+[^\W\d_]{2,24}(?![\w@])"),
         _of_email,
-        "name@domain.tld; not `name (at) domain`",
+        "name@domain.tld; not `name (at) domain`, nor example.org and other domains that nobody can have",
         needs="@",
     ),
     Pattern(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,19 @@ import numpy as np
 from llmtrain.data.quality.items import PROMPT, Item
 from llmtrain.data.quality.sample import Reading, Sample, iter_all
 from llmtrain.data.sources.near_duplicates import SHINGLE_WORDS, NearDuplicates
-from llmtrain.data.sources.ngrams import WORD
+from llmtrain.data.sources.ngrams import Hashes, WordHashes, join_hashes, word_hashes
 from llmtrain.data.sources.text import Document
 
 NEAR = 0.8
 """Similarity from which two texts are nearly the same; what `data.clean.near_dedup` is usually set to."""
+ONE_WORD_OF = 49
+"""Of so many words one in the middle that differs leaves a similarity of `NEAR`: 40 of 50 runs of 5 words."""
+ESTIMATE_ERROR = 0.1
+"""Three standard errors of an estimate of 0.8 from 128 hashes."""
+MOST_COMPARED = 16
+"""Candidates of an item whose texts are compared: those of the highest estimates."""
+MOST_ENTERED = 16
+"""Of items that are like each other, those that later ones are compared with."""
 MOST_SHOWN = 5
 MOST_PLACES = 4
 
@@ -51,12 +60,11 @@ class Similar:
 
 @dataclass(frozen=True)
 class NearDuplicatesFound:
-    """Items of the sample that are nearly the same as an earlier one; not those equal to one, nor pairs "
-    "of one prompt."""
+    """Items of the sample that are nearly the same as an earlier one, nor equal to it; not pairs of one prompt."""
 
     num_items: int
     num_similar: int
-    num_like_one: int  # of these, those that are like the same one: texts of a template are
+    num_like_one: int  # of these, those of the largest group of items like each other: texts of a template are
     num_short: int  # items with too few words to be compared
     by_source: Sequence[int]
     most: Sequence[Similar]
@@ -95,53 +103,77 @@ def _located(wanted: dict[int, int], readings: Sequence[Reading]) -> list[Repeat
     return [Repeated(texts[digest], count, places[digest]) for digest, count in wanted.items() if digest in texts]
 
 
+@dataclass
+class _Compared:
+    """An item that others are compared with."""
+
+    item: Item
+    shingles: Hashes
+    first: Item  # of those that are like each other
+
+
 def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = None) -> NearDuplicatesFound:
     """What is nearly repeated: MinHash finds candidates by an estimate, and their texts are compared.
 
+    The estimate of a similar pair may be too low, so candidates are those from `ESTIMATE_ERROR` below the threshold on.
+    Of items that are like each other only some are entered, so that copies of a template cost no more than others.
     Raises ValueError if `rensa` is missing.
     """
-    index = NearDuplicates(threshold, cache_dir)
-    entered: list[Item] = []
+    index, words = NearDuplicates(max(0.0, threshold - ESTIMATE_ERROR), cache_dir), WordHashes()
+    entered: list[_Compared] = []
     seen: set[int] = set()
-    found: list[tuple[Item, Item]] = []
+    found: list[Similar] = []
+    num_entered = Counter[int]()
     by_source = Counter[int]()
     num_short = 0
     for item in sample.items:
         if item.digest in seen:
             continue
         seen.add(item.digest)
-        number = index.earlier(Document(item.text, item.where, item.num_bytes))
-        if number is not None and (
-            _has_the_prompt_of(entered[number], item) or jaccard(entered[number].text, item.text) < threshold
-        ):
-            continue
-        if number is not None:
-            found.append((entered[number], item))
-            by_source[item.source] += 1
-        elif index.num_entered > len(entered):
-            entered.append(item)
-        else:
+        signature = index.signature(Document(item.text, item.where, item.num_bytes))
+        if signature is None:
             num_short += 1
+            continue
+        new = _Compared(item, _shingles(item.text, words), first=item)
+        if (similar := _most_similar(new, entered, index.similar(signature), threshold)) is not None:
+            earlier, similarity = similar
+            new.first = earlier.first
+            found.append(Similar(earlier.item, item, similarity))
+            by_source[item.source] += 1
+        num_entered[new.first.digest] += 1
+        if num_entered[new.first.digest] <= MOST_ENTERED:
+            index.enter(signature)
+            entered.append(new)
     return NearDuplicatesFound(
         num_items=len(sample.items),
         num_similar=len(found),
-        num_like_one=max(Counter(id(earlier) for earlier, _ in found).values(), default=0),
+        num_like_one=max(num_entered.values(), default=1) - 1,
         num_short=num_short,
         by_source=[by_source[number] for number in range(len(sample.sources))],
-        most=[Similar(earlier, later, jaccard(earlier.text, later.text)) for earlier, later in _spread(found)],
+        most=_spread(found),
     )
 
 
+def _most_similar(
+    new: _Compared, entered: Sequence[_Compared], candidates: Iterable[tuple[int, float]], threshold: float
+) -> tuple[_Compared, float] | None:
+    """Of the candidates with the highest estimates the most similar one, if it reaches the threshold."""
+    others = ((share, number) for number, share in candidates if not _has_the_prompt_of(entered[number].item, new.item))
+    compared = (entered[number] for _, number in heapq.nlargest(MOST_COMPARED, others))
+    measured = [(_shared(each.shingles, new.shingles), each) for each in compared]
+    similarity, earlier = max(measured, key=lambda each: each[0], default=(-1.0, new))
+    return (earlier, similarity) if similarity >= threshold else None
+
+
 def _has_the_prompt_of(earlier: Item, later: Item) -> bool:
-    """Whether two pairs compare answers to one prompt, which are alike for that: repeated prompts are counted as
-    such."""
+    """Whether two pairs compare answers to one prompt, which makes them alike: repeated prompts are counted as such."""
     prompt = later.part(PROMPT)
     return bool(prompt) and prompt == earlier.part(PROMPT)
 
 
-def _spread(found: Sequence[tuple[Item, Item]]) -> list[tuple[Item, Item]]:
+def _spread(found: Sequence[Similar]) -> list[Similar]:
     """A few of the pairs, each with another earlier item as long as there are some, evenly over the data."""
-    distinct = list({id(earlier): (earlier, later) for earlier, later in reversed(found)}.values())[::-1]
+    distinct = list({pair.earlier.digest: pair for pair in reversed(found)}.values())[::-1]
     chosen = distinct if len(distinct) >= MOST_SHOWN else list(found)
     places = np.linspace(0, len(chosen) - 1, min(MOST_SHOWN, len(chosen))).round().astype(int)
     return [chosen[place] for place in dict.fromkeys(places.tolist())]
@@ -149,10 +181,16 @@ def _spread(found: Sequence[tuple[Item, Item]]) -> list[tuple[Item, Item]]:
 
 def jaccard(one: str, other: str) -> float:
     """The shared share of two texts' sets of word 5-grams."""
-    first, second = (_shingles(text) for text in (one, other))
-    return len(first & second) / max(1, len(first | second))
+    words = WordHashes()
+    return _shared(_shingles(one, words), _shingles(other, words))
 
 
-def _shingles(text: str) -> set[tuple[str, ...]]:
-    words = WORD.findall(text.lower())
-    return {tuple(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}
+def _shingles(text: str, words: WordHashes) -> Hashes:
+    """The set of a text's word 5-grams."""
+    return np.unique(join_hashes(word_hashes(text, words), SHINGLE_WORDS))
+
+
+def _shared(one: Hashes, other: Hashes) -> float:
+    """The Jaccard similarity of two sets."""
+    num_shared = len(np.intersect1d(one, other, assume_unique=True))
+    return num_shared / max(1, len(one) + len(other) - num_shared)

@@ -60,7 +60,7 @@ class Item:
     parts: tuple[Part, ...]
     num_bytes: int  # of the whole texts, as UTF-8
     num_chars: int
-    digest: int  # 64 bits that depend on the whole texts
+    digest: int  # 64 bits that depend on the whole texts, the tools and the label
     desirable: bool | None = None  # of a labelled answer
     first_is_better: bool | None = None  # of two answers of a list, whether the one listed first is preferred
 
@@ -122,14 +122,17 @@ def _item(example: Any, row: Row, number: int) -> Item:
         case PlainText():
             return item_of([Part(TEXT, example.text)], example.where, number)
         case Conversation():
-            return item_of(_spoken(example.messages), example.where, number)
+            return item_of(_spoken(example.messages), example.where, number, tools=example.tools)
         case Labelled():
-            parts = _spoken(example.conversation.messages)
-            return item_of(parts, example.where, number, desirable=example.desirable)
+            talk = example.conversation
+            return item_of(_spoken(talk.messages), example.where, number, tools=talk.tools, desirable=example.desirable)
         case Asked():
-            return item_of(_spoken(example.dialogue.messages), example.where, number)
+            asked = example.dialogue
+            return item_of(_spoken(asked.messages), example.where, number, tools=asked.tools)
         case Preference():
-            return item_of(_pair(example), example.where, number, first_is_better=_first_is_better(example, row))
+            is_better = _first_is_better(example, row)
+            tools = example.chosen.tools
+            return item_of(_pair(example), example.where, number, tools=tools, first_is_better=is_better)
     raise AssertionError(type(example))
 
 
@@ -138,11 +141,14 @@ def item_of(
     where: str,
     source: int = 0,
     *,
+    tools: Sequence[Any] = (),
     desirable: bool | None = None,
     first_is_better: bool | None = None,
 ) -> Item:
-    """An item of texts that are in memory; long ones are cut."""
+    """An item of texts that are in memory; long ones are cut. Other tools or another label make it another item."""
     hasher = xxhash.xxh3_64()
+    if tools or desirable is not None:
+        hasher.update(json.dumps([tools, desirable], sort_keys=True, default=str).encode())
     num_bytes = num_chars = 0
     kept: list[Part] = []
     for part in parts:

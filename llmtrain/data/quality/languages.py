@@ -1,9 +1,14 @@
-"""The language of each item, by py3langid: a naive Bayes classifier of bytes (Lui and Baldwin 2012)."""
+"""The language of each item, by py3langid: a naive Bayes classifier of bytes (Lui and Baldwin 2012).
+
+What half of a source's texts begin with, such as a system prompt, is not looked at: it may be in another language.
+
+A chat between a curious human and an assistant. ### Human: Hola, soy nueva aquí        looked at: Hola, soy nueva aquí
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmtrain.data.quality.items import Item
@@ -95,6 +100,7 @@ NAMES = {
     "uz": "Uzbek",
     "vi": "Vietnamese",
     "xh": "Xhosa",
+    "yue": "Cantonese",
     "zh": "Chinese",
     "zu": "Zulu",
 }
@@ -134,8 +140,9 @@ def languages(items: Sequence[Item], num_sources: int) -> Languages:
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     of_items: list[str] = []
     confidences: defaultdict[str, float] = defaultdict(float)
+    beginnings = [_shared_beginning({i.text for i in items if i.source == n}) for n in range(num_sources)]
     for item in items:
-        name, confidence = _language(item.text[:LOOKED_AT_CHARS], identifier.classify)
+        name, confidence = _language(_own(item.text, beginnings[item.source]), identifier.classify)
         of_items.append(name)
         confidences[name] += confidence
     members: defaultdict[str, list[Item]] = defaultdict(list)
@@ -145,8 +152,31 @@ def languages(items: Sequence[Item], num_sources: int) -> Languages:
     return Languages({name: _share(members[name], confidences[name], num_sources) for name in ordered}, of_items)
 
 
+def _shared_beginning(texts: Collection[str]) -> str:
+    """The most that more than half of some texts begin with, in whole words."""
+    ordered = sorted(text[:LOOKED_AT_CHARS] for text in texts)
+    half = len(ordered) // 2
+    shared = max((_both_begin_with(*pair) for pair in zip(ordered, ordered[half:], strict=False)), key=len, default="")
+    return shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1] if half else ""
+
+
+def _both_begin_with(one: str, other: str) -> str:
+    differs = (place for place, (char, another) in enumerate(zip(one, other, strict=False)) if char != another)
+    return one[: next(differs, min(len(one), len(other)))]
+
+
+def _own(text: str, beginning: str) -> str:
+    """The beginning of a text, without what others begin with too if enough is left."""
+    rest = text.removeprefix(beginning)
+    return (rest if _num_letters(rest) >= FEWEST_LETTERS else text)[:LOOKED_AT_CHARS]
+
+
+def _num_letters(text: str) -> int:
+    return sum(map(str.isalpha, text[:LOOKED_AT_CHARS]))
+
+
 def _language(text: str, classify: object) -> tuple[str, float]:
-    if sum(map(str.isalpha, text)) < FEWEST_LETTERS:
+    if _num_letters(text) < FEWEST_LETTERS:
         return SHORT, 0.0
     code, confidence = classify(text)  # type: ignore[operator]
     if confidence < SURE or code == NO_LANGUAGE:

@@ -112,7 +112,7 @@ def measured(sample: Sample, readings: Sequence[Reading], asked: Asked, report: 
         repetition=step("repetition", lambda: repetition(items, num_sources)),
         personal=step("personal data", lambda: personal_data(items, num_sources)),
         characters=step("characters", lambda: characters(items, num_sources)),
-        topics=step("topics", lambda: topics(items, num_sources, sample.seed)),
+        topics=step("topics", lambda: topics(items, num_sources, sample.seed, of_items)),
         cleaning=step(
             "cleaning", lambda: cleaning(items, asked.clean, [each.path for each in asked.against], asked.cache_dir)
         ),

@@ -2,10 +2,15 @@
 
 A text is the weighted counts of its words (Spärck Jones 1972), reduced to the directions in which texts differ most
 (Deerwester et al. 1990); k-means groups these. The number of groups is that of the best silhouette (Rousseeuw 1987).
+
+Words are of three letters at least; in scripts without spaces, two letters in a row. Words that any text may have are
+left out: of English those of scikit-learn's list, of another language those of many of its texts.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +20,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from llmtrain.data.quality.items import Item
+from llmtrain.data.sources.ngrams import NO_SPACES
 from llmtrain.system.counted import counted
 
 READ_CHARS = 5_000
@@ -26,15 +32,20 @@ COUNTS = (3, 4, 6, 8, 10, 12, 15)
 SILHOUETTE_ITEMS = 1_500
 MAP_ITEMS = 600
 TOP_TERMS, MOST_SHOWN = 10, 3
-WORD = r"(?u)\b[^\W\d_]{3,}\b"
-"""A term: letters, three at least."""
+WORD = re.compile(rf"[{NO_SPACES}]{{2,}}|(?:(?![{NO_SPACES}])[^\W\d_])+")
+WITHOUT_SPACES = re.compile(f"[{NO_SPACES}]")
+FEWEST_LETTERS = 3
+COMMON, FEWEST_COMMON = 0.2, 3
+"""A word in so large a part of a language's texts, and in so many, is one that any text may have."""
+NAMING = 0.15
+"""A word names a group if so large a part of its texts have it."""
 
 
 @dataclass(frozen=True)
 class Topic:
     """A group of texts."""
 
-    terms: Sequence[str]  # those that are more frequent in it than elsewhere
+    terms: Sequence[str]  # more frequent in it than elsewhere, and in many of its texts; may be none
     num_items: int
     by_source: Sequence[int]
     examples: Sequence[Item]  # nearest its centre
@@ -52,22 +63,27 @@ class Topics:
     place_topics: Int[ndarray, " shown"]
 
 
-def topics(items: Sequence[Item], num_sources: int, seed: int) -> Topics:
-    """Group the items, or a part of them if they are many. Raises ValueError for too few, and without scikit-learn."""
+def topics(items: Sequence[Item], num_sources: int, seed: int, spoken: Sequence[str] | None = None) -> Topics:
+    """Group the items, or a part of them if they are many. `spoken`: the language of each item, if it is known.
+
+    Raises ValueError for too few, and without scikit-learn.
+    """
     try:
         from sklearn.cluster import KMeans
         from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
         from sklearn.metrics import silhouette_score
         from sklearn.preprocessing import normalize
     except ImportError:
         raise ValueError("the topic map needs scikit-learn: pip install 'llmtrain[data]'") from None
-    chosen = [items[place] for place in _evenly(len(items), MOST_ITEMS)]
+    places = _evenly(len(items), MOST_ITEMS)
+    chosen = [items[place] for place in places]
     if len(chosen) < FEWEST_ITEMS:
         raise ValueError(f"{counted(len(chosen), 'text')} cannot be grouped: at least {FEWEST_ITEMS} are needed")
+    terms = [_terms(item.text[:READ_CHARS]) for item in chosen]
+    left_out = _common_terms(terms, None if spoken is None else [spoken[place] for place in places])
     vectorizer = TfidfVectorizer(
-        token_pattern=WORD,
-        stop_words="english",
+        analyzer=lambda each: [term for term in each if term not in ENGLISH_STOP_WORDS and term not in left_out],
         min_df=2,
         max_df=0.5,
         max_features=MOST_TERMS,
@@ -75,7 +91,7 @@ def topics(items: Sequence[Item], num_sources: int, seed: int) -> Topics:
         dtype=np.float32,
     )
     try:
-        weights = vectorizer.fit_transform(item.text[:READ_CHARS] for item in chosen)
+        weights = vectorizer.fit_transform(terms)
     except ValueError:  # no term is in two texts
         raise ValueError("the texts share no words that could group them") from None
     dimensions = min(DIMENSIONS, weights.shape[1] - 1, len(chosen) - 1)
@@ -101,10 +117,11 @@ def topics(items: Sequence[Item], num_sources: int, seed: int) -> Topics:
     for label in order:
         members = np.flatnonzero(labels == label)
         own = np.asarray(weights[members].mean(axis=0))[0] - mean
+        own[weights[members].getnnz(axis=0) < max(2, NAMING * len(members))] = 0
         near = members[np.argsort(np.linalg.norm(points[members] - best[1].cluster_centers_[label], axis=1))]
         counts = np.bincount([chosen[i].source for i in members], minlength=num_sources)
-        terms = [str(names[i]) for i in np.argsort(-own)[:TOP_TERMS] if own[i] > 0]
-        made.append(Topic(terms, len(members), counts.tolist(), [chosen[i] for i in near[:MOST_SHOWN]]))
+        naming = [str(names[i]) for i in np.argsort(-own)[:TOP_TERMS] if own[i] > 0]
+        made.append(Topic(naming, len(members), counts.tolist(), [chosen[i] for i in near[:MOST_SHOWN]]))
     shown = np.array(_evenly(len(chosen), MAP_ITEMS))
     ranks = {label: rank for rank, label in enumerate(order)}
     return Topics(
@@ -115,6 +132,30 @@ def topics(items: Sequence[Item], num_sources: int, seed: int) -> Topics:
         places=_map(points[shown], seed),
         place_topics=np.array([ranks[int(label)] for label in labels[shown]]),
     )
+
+
+def _terms(text: str) -> list[str]:
+    """The words of a text in lower case; of a run in a script without spaces, each two letters in a row."""
+    found: list[str] = []
+    for run in WORD.findall(text.lower()):
+        if WITHOUT_SPACES.match(run):
+            found += [run[i : i + 2] for i in range(len(run) - 1)]
+        elif len(run) >= FEWEST_LETTERS:
+            found.append(run)
+    return found
+
+
+def _common_terms(terms: Sequence[Sequence[str]], spoken: Sequence[str] | None) -> set[str]:
+    """The words that many texts of a language have, but for English, whose words are known."""
+    of_language: defaultdict[str, list[Sequence[str]]] = defaultdict(list)
+    for each, language in zip(terms, spoken or [], strict=spoken is not None):
+        of_language[language].append(each)
+    found: set[str] = set()
+    for language, texts in of_language.items():
+        counts = Counter(term for each in texts for term in set(each) if language != "English")
+        least = max(FEWEST_COMMON, COMMON * len(texts))
+        found |= {term for term, amount in counts.items() if amount >= least}
+    return found
 
 
 def _map(points: Float[ndarray, "shown dimensions"], seed: int) -> Float[ndarray, "shown 2"]:

@@ -28,6 +28,8 @@ SHINGLE_WORDS = 5
 """Words of a shingle, of which documents are compared as sets (GPT-3, appendix A, and most since use 5)."""
 BAND_RECALL = 0.95
 """Share of the pairs at the threshold that are to have a band in common; of more similar pairs, more have."""
+FETCHED = 64
+"""Documents that are compared at once."""
 CACHE_BYTES = 64 << 20
 """Memory of the index; the rest of it is on the disk, and in memory only as the system's cache of files."""
 
@@ -48,7 +50,7 @@ class NearDuplicates:
             raise ValueError("data.clean.near_dedup needs rensa: pip install 'llmtrain[clean]'") from None
         self._digests = RMinHash.digest_matrix_from_flat_token_hashes
         self._threshold = threshold
-        self.num_entered = 0
+        self._num_entered = 0
         self._rows = band_rows(threshold)
         self._words = WordHashes()
         self._place = cache_root(cache_dir)
@@ -65,23 +67,36 @@ class NearDuplicates:
 
         A document too short to have shingles is neither compared nor entered: `exact_dedup` is for those.
         """
-        signature = self._signature(document)
+        signature = self.signature(document)
         if signature is None:
             return None
-        bands = self._bands(signature)
+        for number, _ in self.similar(signature):
+            return number
+        self.enter(signature)
+        return None
+
+    def similar(self, signature: Signature) -> Iterator[tuple[int, float]]:
+        """The documents entered before whose estimated similarity reaches the threshold, and the estimate."""
         with self._full_disk():
-            for number, earlier in self._index.execute(self._similar, bands):
-                equal = np.count_nonzero(signature == np.frombuffer(earlier, dtype=np.uint32))
-                if equal >= self._threshold * NUM_PERMUTATIONS:
-                    return int(number) - 1
+            candidates = self._index.execute(self._similar, self._bands(signature))
+            while found := candidates.fetchmany(FETCHED):
+                signatures = np.frombuffer(b"".join(each for _, each in found), dtype=np.uint32)
+                shares = (signatures.reshape(len(found), NUM_PERMUTATIONS) == signature).mean(axis=1)
+                for place in np.flatnonzero(shares >= self._threshold).tolist():
+                    yield int(found[place][0]) - 1, float(shares[place])
+
+    def enter(self, signature: Signature) -> int:
+        """Enter a document, and return its number, from 0."""
+        with self._full_disk():
             number = self._index.execute(
                 "INSERT INTO documents (signature) VALUES (?)", [signature.tobytes()]
             ).lastrowid
-            self._index.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(band, number) for band in bands])
-        self.num_entered += 1
-        return None
+            bands = [(band, number) for band in self._bands(signature)]
+            self._index.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", bands)
+        self._num_entered += 1
+        return self._num_entered - 1
 
-    def _signature(self, document: Document) -> Signature | None:
+    def signature(self, document: Document) -> Signature | None:
         """The signature of all shingles; None if the document has none."""
         least: Signature | None = None
         for shingles in ngram_hashes(document.pieces(), SHINGLE_WORDS, self._words):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from llmtrain.data.quality.contamination import FEWEST_WORDS
-from llmtrain.data.quality.duplicates import NEAR
+from llmtrain.data.quality.duplicates import NEAR, ONE_WORD_OF
+from llmtrain.data.quality.items import CUT_CHARS
 from llmtrain.data.quality.languages import SHORT, UNCLEAR
 from llmtrain.data.quality.measure import Quality
 from llmtrain.data.quality.pairs import Share
@@ -62,7 +63,7 @@ class Finding:
 def findings(quality: Quality) -> list[Finding]:
     """All findings."""
     parts = (_contaminated, _personal, _duplicated, _preferences, _labels, _lost, _odd, _repetitive)
-    others = (_languages, _tokens, _sizes, _cleaned, _topics, _losses)
+    others = (_cut, _languages, _tokens, _sizes, _cleaned, _topics, _losses)
     found = [finding for part in (*parts, *others) for finding in part(quality)]
     return sorted(found, key=lambda finding: finding.level.value[1])
 
@@ -116,7 +117,7 @@ def _duplicated(quality: Quality) -> Iterator[Finding]:
             f"{'repeats an earlier one' if exact.num_repeats == 1 else 'repeat earlier ones'} word for word."
         )
         yield Finding(Level.ACT if part >= MANY else Level.LOOK, text, "duplicates")
-    elif exact is not None:
+    elif exact is not None and exact.num_items > 1:
         yield Finding(Level.FINE, f"No {unit(sample, False)} repeats another word for word.", "duplicates")
     if near is not None and near.num_similar:
         part = near.num_similar / near.num_items
@@ -125,14 +126,15 @@ def _duplicated(quality: Quality) -> Iterator[Finding]:
             f"{_are(near.num_similar)} nearly the same as an earlier one (similarity {NEAR:g} or more)"
         )
         if near.num_like_one >= max(TEMPLATE * near.num_similar, 20):
-            text += f", {count(near.num_like_one)} of them as one and the same, as texts of a template are."
+            text += f", {count(near.num_like_one)} of them in one group, as texts of a template are."
             yield Finding(Level.LOOK, text, "duplicates")
         else:
             level = Level.ACT if part >= MANY else Level.LOOK if part >= SOME else Level.INFO
             yield Finding(level, f"{text}.", "duplicates")
-    elif near is not None:
+    elif near is not None and near.num_items > 1:
         least = "" if sample.is_whole else ", as far as the sample shows"
-        yield Finding(Level.FINE, f"No two {unit(sample)} are nearly the same{least}.", "duplicates")
+        text = f"No two {unit(sample)} are nearly the same{least} (similarity {NEAR:g}: one word of {ONE_WORD_OF})."
+        yield Finding(Level.FINE, text, "duplicates")
 
 
 def _preferences(quality: Quality) -> Iterator[Finding]:
@@ -240,19 +242,18 @@ def _languages(quality: Quality) -> Iterator[Finding]:
     if not named:
         yield Finding(Level.INFO, "The texts are too short or too mixed for a language to be seen.", "languages")
         return
-    first = found.shares[named[0]].num_items
-    others = [
-        f"{name} {share(found.shares[name].num_items, total)}"
-        for name in named[1:]
-        if found.shares[name].num_items >= max(FEWEST_FOR_A_LANGUAGE, SECOND_LANGUAGE * total)
-    ]
-    unsure = sum(found.shares[name].num_items for name in (SHORT, UNCLEAR) if name in found.shares)
-    rest = f"; of {share(unsure, total)} the language is not clear" if unsure else ""
+    amounts = {name: found.shares[name].num_items for name in named}
+    first = amounts.pop(named[0])
+    listed = [name for name in amounts if amounts[name] >= max(FEWEST_FOR_A_LANGUAGE, SECOND_LANGUAGE * total)][:5]
+    others = [f"{name} {share(amounts[name], total)}" for name in listed]
+    if rest := sum(amounts.values()) - sum(amounts[name] for name in listed):
+        others.append(f"others {share(rest, total)}")
+    unsure = total - first - sum(amounts.values())
+    unclear = f"; of {share(unsure, total)} the language is not clear" if unsure else ""
     if others:
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        text = f"{named[0]} {share(first, total)}, then {', '.join(others[:5])}{more}{rest}."
+        text = f"{named[0]} {share(first, total)}, then {', '.join(others)}{unclear}."
     else:
-        text = f"{'All texts' if first == total else share(first, total)} are {named[0]}{rest}."
+        text = f"{'All texts' if first == total else share(first, total)} are {named[0]}{unclear}."
     yield Finding(Level.INFO, text, "languages")
 
 
@@ -273,6 +274,19 @@ def _tokens(quality: Quality) -> Iterator[Finding]:
             yield Finding(Level.LOOK, f"{text}.", "tokens")
             return
     yield Finding(Level.INFO, f"{text}.", "tokens")
+
+
+def _cut(quality: Quality) -> Iterator[Finding]:
+    sample = quality.sample
+    if not sample.num_cut:
+        return
+    read = sum(len(part.text) for item in sample.items for part in item.parts)
+    part = share(read, sum(item.num_chars for item in sample.items))
+    text = (
+        f"Of {_in_sample(sample.num_cut, sample)} longer than {CUT_CHARS:,} characters the beginning is measured: all "
+        f"but sizes and exact duplicates is of {part} of the text."
+    )
+    yield Finding(Level.LOOK, text, "sizes")
 
 
 def _sizes(quality: Quality) -> Iterator[Finding]:
@@ -296,11 +310,13 @@ def _cleaned(quality: Quality) -> Iterator[Finding]:
 def _topics(quality: Quality) -> Iterator[Finding]:
     if (found := quality.topics.value) is None:
         return
-    first = found.topics[0]
-    text = (
-        f"The texts fall into {len(found.topics)} groups by their words, the largest "
-        f"({share(first.num_items, found.num_items)}) around {', '.join(first.terms[:TOPIC_TERMS])}"
-    )
+    named = [topic for topic in found.topics if topic.terms]
+    text = f"The texts fall into {len(found.topics)} groups by their words"
+    if named:
+        text += (
+            f", the largest with words of its own ({share(named[0].num_items, found.num_items)}) around "
+            f"{', '.join(named[0].terms[:TOPIC_TERMS])}"
+        )
     text += "; they run into each other." if found.silhouette < CLEAR else "."
     yield Finding(Level.INFO, text, "topics")
 

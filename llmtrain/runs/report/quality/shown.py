@@ -89,9 +89,11 @@ def things(number: int, sample: Sample) -> str:
 
 
 def share(number: float, of: float) -> str:
-    """`12.3 %`; of a part that is not zero never `0.0 %`."""
+    """`12.3 %`; of a part that is not zero never `0.0 %`, and of one that is not all never `100.0 %`."""
     if not of:
         return "none"
+    if 0.9995 <= number / of < 1:
+        return "over 99.9 %"
     return "under 0.1 %" if 0 < number / of < 0.0005 else percent(number / of)
 
 

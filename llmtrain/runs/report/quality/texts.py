@@ -149,9 +149,10 @@ def languages(quality: Quality, found: Languages) -> Section:
         parts.append(details(f"Examples of all but the most frequent ({len(examples)})", join(*examples)))
     parts.append(
         note(
-            f"From the first {LOOKED_AT_CHARS:,} characters of {basis(sample)}, by py3langid. Its confidence is the "
-            f"probability of the language among 140; below {SURE:g} the language counts as not clear: short texts, "
-            "code, tables, names. Rare languages of few rows are often short texts that were taken for another."
+            f"From the first {LOOKED_AT_CHARS:,} characters of {basis(sample)}, without what half of a source's texts "
+            "begin with, by py3langid. Its confidence is the probability of the language among 140; below "
+            f"{SURE:g} the language counts as not clear: short texts, code, tables, names. Rare languages of few rows "
+            "are often short texts that were taken for another."
         )
     )
     return Section("Languages", "languages", join(*parts), "Which languages the texts are in, and how sure that is.")
@@ -227,7 +228,7 @@ def characters(quality: Quality, found: Characters) -> Section:
     if found.others:
         listed = ", ".join(f"{char!r} {amount:,}" for char, amount in found.others)
         parts.append(
-            note(f"{percent(found.ascii_share)} of all characters are ASCII. The most frequent others: {listed}.")
+            note(f"{share(found.ascii_share, 1)} of all characters are ASCII. The most frequent others: {listed}.")
         )
     parts.append(
         note(
@@ -278,9 +279,8 @@ def personal(quality: Quality, found: PersonalData) -> Section:
         note(
             f"From {basis(sample)}. Every text on this page is masked like this: letters and digits become dots, the "
             "last two digits of a number stay. Patterns cannot find names, streets, dates of birth, "
-            "health or opinions, "
-            "nor who a text is about; finding nothing is no proof that there is nothing. Made-up numbers and addresses "
-            "(555-0100, example.org) are found too."
+            "health or opinions, nor who a text is about; finding nothing is no proof that there is nothing. Made-up "
+            "numbers such as 555-0100 are found too."
         )
     )
     return Section("Personal data by pattern", "personal", join(*parts), "What may identify a person and has a form.")

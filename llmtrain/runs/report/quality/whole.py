@@ -6,10 +6,10 @@ from markupsafe import Markup
 
 from llmtrain.data.quality.cleaning import Cleaning, Step
 from llmtrain.data.quality.contamination import FEWEST_WORDS, NGRAM_WORDS, Contamination
-from llmtrain.data.quality.duplicates import NEAR
+from llmtrain.data.quality.duplicates import NEAR, ONE_WORD_OF
 from llmtrain.data.quality.measure import Quality
 from llmtrain.data.quality.pairs import Labels, Pairs
-from llmtrain.data.quality.topics import Topics
+from llmtrain.data.quality.topics import COUNTS, NAMING, Topics
 from llmtrain.data.quality.typical import ItemLoss, Losses
 from llmtrain.runs.report.html import Cell, code, details, figure, join, note, paragraph, subtitle, table, titled
 from llmtrain.runs.report.quality.charts import balance_histogram, log_histogram, topic_map
@@ -29,6 +29,7 @@ from llmtrain.runs.report.quality.shown import (
 from llmtrain.runs.report.section import Section
 from llmtrain.runs.report.values import count, counted, number, percent, size
 
+UNNAMED = "no words that many of its texts share"
 ENDS = 5
 """Texts of the lowest and of the highest loss that are shown."""
 
@@ -83,8 +84,9 @@ def duplicates(quality: Quality) -> Section:
         parts.append(
             note(
                 f"Similarity is the shared part of two texts' sets of 5 words in a row (Jaccard); {NEAR:g} or more is "
-                f"looked for by MinHash, which misses some pairs near the limit; those that it finds are compared word "
-                f"by word. {count(near.num_short)} with fewer than "
+                f"looked for by MinHash, which misses a few pairs; those that it finds are compared word by word. One "
+                f"word that differs in {ONE_WORD_OF} leaves 0.8: of shorter texts that differ in a word few are found. "
+                f"{count(near.num_short)} with fewer than "
                 "5 words are not compared. `data.clean.exact_dedup` and `near_dedup` drop both kinds in pretraining."
             )
         )
@@ -145,7 +147,7 @@ def topics(quality: Quality, found: Topics) -> Section:
             "Each dot is a text; near dots have similar words (t-SNE). The distance between groups, their size and "
             "their shape on the map mean nothing.",
         ),
-        f"{count(len(found.places))} texts of the sample",
+        f"{count(len(found.places))} of {basis(sample)}",
     )
     with_sources = len(sample.sources) > 1
     rows = []
@@ -155,7 +157,7 @@ def topics(quality: Quality, found: Topics) -> Section:
         rows.append(
             (
                 str(rank),
-                ", ".join(topic.terms),
+                ", ".join(topic.terms) or UNNAMED,
                 count(topic.num_items),
                 share(topic.num_items, found.num_items),
                 *(source if with_sources else ()),
@@ -165,13 +167,14 @@ def topics(quality: Quality, found: Topics) -> Section:
     parts: list[Cell] = [drawn, table((*head, *(("mostly of",) if with_sources else ())), rows, numbers=(2, 3))]
     for rank, topic in enumerate(found.topics, 1):
         body = join(*(sample_box(place(item.where), item_box(item, 400)) for item in topic.examples))
-        parts.append(details(f"Group {rank}: {', '.join(topic.terms[:3])}", body))
+        parts.append(details(f"Group {rank}: {', '.join(topic.terms[:3]) or UNNAMED}", body))
     parts.append(
         note(
             f"{count(found.num_items)} texts by TF-IDF of their words, reduced by SVD (which keeps "
-            f"{percent(found.variance)} of the differences), grouped by k-means; the number of groups has the best "
-            f"silhouette, {found.silhouette:.2f} (1: clearly separate, 0: they run into each other). The groups were "
-            "not labelled by anyone, and another seed gives somewhat others."
+            f"{percent(found.variance)} of the differences), grouped by k-means; of the numbers of groups that were "
+            f"tried, {COUNTS[0]} to {COUNTS[-1]}, this one has the best silhouette, {found.silhouette:.2f} (1: clearly "
+            f"separate, 0: they run into each other). A word names a group if {percent(NAMING)} of its texts have it; "
+            "the groups were not labelled by anyone, and another seed gives somewhat others."
         )
     )
     return Section("Topics", "topics", join(*parts), "What the texts are about, found without labels.")

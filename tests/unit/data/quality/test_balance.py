@@ -96,6 +96,44 @@ def test_planted_topics_are_separated() -> None:
     assert found.places.shape == (120, 2) and len(found.place_topics) == 120
 
 
+def test_words_that_any_text_of_a_language_has_name_no_group() -> None:
+    pytest.importorskip("sklearn", reason="topics need scikit-learn: pip install 'llmtrain[data]'")
+    from llmtrain.data.quality.topics import topics
+
+    draw = random.Random(1)
+    about = {"Spanish": WORDS[0:60], "German": WORDS[100:160], "English": WORDS[200:260]}
+    any_text = {"Spanish": ["que", "para"], "German": ["und", "der"], "English": ["the", "and"]}
+    spoken = [list(about)[number % 3] for number in range(90)]
+    texts = [" ".join([*draw.choices(about[language], k=9), *any_text[language]]) for language in spoken]
+    items = [item(text, number) for number, text in enumerate(texts)]
+    found = topics(items, 1, 0, spoken)
+    named = {term for topic in found.topics for term in topic.terms}
+    assert named and not named & {term for terms in any_text.values() for term in terms}
+    assert {"que", "para"} <= {term for topic in topics(items, 1, 0).topics for term in topic.terms}
+
+
+def test_a_group_of_texts_that_share_no_word_has_no_name() -> None:
+    pytest.importorskip("sklearn", reason="topics need scikit-learn: pip install 'llmtrain[data]'")
+    from llmtrain.data.quality.topics import topics
+
+    draw = random.Random(2)
+    texts = [" ".join(draw.choices(WORDS[:20], k=20)) for _ in range(40)]
+    texts += [f"{WORDS[300 + number % 56]} {number}" for number in range(60)]  # four words are in two of them
+    found = topics([item(text, number) for number, text in enumerate(texts)], 1, 0)
+    assert any(topic.terms == [] and topic.num_items >= 52 for topic in found.topics)
+    assert any(set(topic.terms) & set(WORDS[:20]) for topic in found.topics)
+
+
+def test_texts_without_spaces_are_grouped_by_two_letters_in_a_row() -> None:
+    pytest.importorskip("sklearn", reason="topics need scikit-learn: pip install 'llmtrain[data]'")
+    from llmtrain.data.quality.topics import topics
+
+    texts = ["我想学习中文汉字", "今天天气很热下雨", "猫和狗吃东西"] * 20
+    found = topics([item(f"{text}{number}", number) for number, text in enumerate(texts)], 1, 0)
+    assert sorted(topic.num_items for topic in found.topics) == [20, 20, 20]
+    assert any("天气" in topic.terms for topic in found.topics)
+
+
 def test_too_few_texts_have_no_topics() -> None:
     pytest.importorskip("sklearn", reason="topics need scikit-learn: pip install 'llmtrain[data]'")
     from llmtrain.data.quality.topics import topics

@@ -10,9 +10,10 @@ import pytest
 from planted_texts import changed, item, sentence
 
 from llmtrain.config.data import Source
-from llmtrain.data.quality.duplicates import exact_duplicates, jaccard, near_duplicates
+from llmtrain.data.quality.duplicates import MOST_ENTERED, NEAR, ONE_WORD_OF, exact_duplicates, jaccard, near_duplicates
 from llmtrain.data.quality.items import Item
 from llmtrain.data.quality.sample import Reading, Sample, SourceTotals, read_sample
+from llmtrain.data.sources.near_duplicates import NearDuplicates, Signature
 
 pytest.importorskip("rensa", reason="near duplicates need rensa: pip install 'llmtrain[clean]'")
 
@@ -69,6 +70,39 @@ def test_none_that_is_counted_is_less_similar_than_the_limit() -> None:
     assert near_duplicates(sample_of(items), 0.7).num_similar > 150
 
 
+def test_a_text_is_compared_with_all_that_may_be_like_it() -> None:
+    """B is like A below the limit, C is like B above it: what MinHash finds first for C, or for B, may be A."""
+    draw = random.Random(3)
+    first = [sentence(draw, 90) for _ in range(NUM_PLANTED)]
+    second = [changed(draw, text, 2) for text in first]
+    third = [f"{text} {sentence(draw, 6)}" for text in second]
+    similarities = [(jaccard(a, b), jaccard(a, c), jaccard(b, c)) for a, b, c in zip(first, second, third, strict=True)]
+    assert all(a_b < 0.8 and a_c < 0.8 < b_c for a_b, a_c, b_c in similarities)
+    items = [item(text, number) for number, text in enumerate([*first, *second, *third])]
+    found = near_duplicates(sample_of(items), 0.8)
+    assert found.num_similar == NUM_PLANTED
+    pairs = [[int(each.where.rpartition(":")[2]) for each in (pair.earlier, pair.later)] for pair in found.most]
+    assert all(2 * NUM_PLANTED <= later == earlier + NUM_PLANTED for earlier, later in pairs)
+
+
+def test_copies_of_a_template_are_counted_and_each_is_compared_with_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(4)
+    head = sentence(draw, 90)
+    items = [item(f"{head} {number} {draw.choice(head.split())}", number) for number in range(NUM_TEXTS)]
+    num_candidates: list[int] = []
+    similar = NearDuplicates.similar
+
+    def counted(self: NearDuplicates, signature: Signature) -> list[tuple[int, float]]:
+        found = list(similar(self, signature))
+        num_candidates.append(len(found))
+        return found
+
+    monkeypatch.setattr(NearDuplicates, "similar", counted)
+    found = near_duplicates(sample_of(items), 0.8)
+    assert found.num_similar == found.num_like_one == NUM_TEXTS - 1
+    assert len(num_candidates) == NUM_TEXTS and max(num_candidates) <= MOST_ENTERED
+
+
 def test_equal_and_short_texts_are_not_near_duplicates() -> None:
     text = sentence(random.Random(2), 30)
     found = near_duplicates(sample_of([item(text, 1), item(text, 2), item("too short", 3)]), 0.8)
@@ -78,3 +112,5 @@ def test_equal_and_short_texts_are_not_near_duplicates() -> None:
 def test_similarity_is_the_shared_part_of_five_words_in_a_row() -> None:
     assert jaccard("a b c d e f", "a b c d e g") == pytest.approx(1 / 3)
     assert jaccard("A, b c d; e!", "a b c d e") == 1.0
+    words = [f"word{number}" for number in range(ONE_WORD_OF)]
+    assert jaccard(" ".join(words), " ".join([*words[:24], "other", *words[25:]])) == NEAR

@@ -94,3 +94,12 @@ def test_the_place_of_the_better_answer_of_a_list_is_known(tmp_path: Path, ranks
 
 def test_the_place_in_a_list_from_the_best_to_the_worst_means_nothing(tmp_path: Path) -> None:
     assert one(tmp_path, {"prompt": "2 + 2?", "responses": ["four", "five"]}, "pairs").first_is_better is None
+
+
+def test_rows_with_other_tools_or_another_label_are_other_rows(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("add", "add", "sum")]
+    chats: list[Any] = [{"messages": talk, "tools": [tool]} for tool in tools] + [{"messages": talk}] * 2
+    assert len(set(read_sample([reading(tmp_path / "chats.jsonl", chats, "sft")], 9, 0).digests.tolist())) == 3
+    labelled: list[Any] = [{"messages": talk, "label": label} for label in (True, False, True)]
+    assert len(set(read_sample([reading(tmp_path / "labelled.jsonl", labelled, "kto")], 9, 0).digests.tolist())) == 2

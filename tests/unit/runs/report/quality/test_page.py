@@ -13,7 +13,7 @@ from planted_texts import ACCENTED, MADE, changed, personal, sentence
 
 from llmtrain.config.data import Source
 from llmtrain.data.quality import measure
-from llmtrain.data.quality.items import Item
+from llmtrain.data.quality.items import CUT_CHARS, Item
 from llmtrain.data.quality.measure import Asked, Quality, measured
 from llmtrain.data.quality.sample import Reading, Sample, read_sample
 from llmtrain.data.quality.typical import ItemLoss, Losses
@@ -101,6 +101,27 @@ def test_what_is_well_is_said_to_be(tmp_path: Path) -> None:
     fine = {each.anchor for each in findings(quality) if each.level is Level.FINE}
     assert fine == {"contamination", "personal", "duplicates", "characters", "repetition"}
     assert not [each for each in findings(quality) if each.level in (Level.ACT, Level.LOOK)]
+
+
+def test_of_one_long_text_the_part_that_is_measured_is_reported(tmp_path: Path) -> None:
+    quality = quality_of(
+        tmp_path, [{"text": "All that we see or seem is but a dream. " * (CUT_CHARS // 32)}], "pretrain"
+    )
+    found = {each.anchor: each for each in findings(quality)}
+    assert found["sizes"].level is Level.LOOK and "is of 80.0 % of the text" in found["sizes"].sentence
+    assert "duplicates" not in found  # there is nothing to compare it with
+
+
+def test_languages_of_a_few_rows_are_reported_together(tmp_path: Path) -> None:
+    draw = random.Random(3)
+    english = "The weather was fine and we walked along the river until the evening"
+    others = (
+        "Das Wetter war schön und wir gingen am Fluss entlang",
+        "Il faisait beau et nous avons marché le long de l'eau",
+    )
+    rows = [{"text": f"{sentence(draw, 2)} {text}"} for text in (*[english] * 38, *others)]
+    (found,) = (each for each in findings(quality_of(tmp_path, rows, "pretrain")) if each.anchor == "languages")
+    assert found.sentence == "English 95.0 %, then others 5.0 %."
 
 
 def test_pairs_that_lean_on_length_and_contradict_are_reported(tmp_path: Path) -> None:
