@@ -156,11 +156,11 @@ def training_data(path: str, given: Sequence[str] | None, report: Callable[[str]
     """
     from llmtrain.config.data import Source
     from llmtrain.config.load import read_yaml
-    from llmtrain.data.sources.files import resolve
+    from llmtrain.data.sources.files import resolve, whole_source
     from llmtrain.runs.folder import CONFIG
 
     if given is not None:
-        return [Source(path=each, split="all" if Path(each).is_dir() else "train") for each in given if each != "none"]
+        return [whole_source(each) for each in given if each != "none"]
     saved = local_path(path) / CONFIG
     if not saved.is_file():
         return []

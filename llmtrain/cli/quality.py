@@ -110,7 +110,7 @@ def _distinct(each: Sequence[Any]) -> list[Any]:
 
 def wanted(arguments: argparse.Namespace, config: Configured | None) -> Wanted:
     """The options, checked before anything is read. Raises ValueError."""
-    from llmtrain.data.sources.files import resolve
+    from llmtrain.data.sources.files import resolve, whole_source
     from llmtrain.runs.report.svg import require_matplotlib
 
     output: Path = arguments.report
@@ -119,7 +119,7 @@ def wanted(arguments: argparse.Namespace, config: Configured | None) -> Wanted:
         raise ValueError(f"--report {output}: is a folder: name a file in it, such as data.html")
     if not output.parent.is_dir():
         raise ValueError(f"--report {output}: the folder {output.parent} does not exist")
-    against = [Source(path=path, split="all" if Path(path).is_dir() else "train") for path in arguments.against or ()]
+    against = [whole_source(path) for path in arguments.against or ()]
     for source in against:
         resolve(source)
     if arguments.tokenizer is not None:  # of a configuration, one that is not there is a line on the page

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from llmtrain.config.data import Source
 from llmtrain.data.sources.compressed import COMPRESSIONS
-from llmtrain.data.sources.files import resolve, resolve_rows
+from llmtrain.data.sources.files import resolve, resolve_rows, whole_source
 from llmtrain.data.sources.items import iter_items
 from llmtrain.data.sources.readers import READERS
 from llmtrain.data.sources.rows import BadRow, Row, Wanted
@@ -143,7 +143,7 @@ def task_source(task: Task, data: str | None) -> Source:
         return Source(path=task.hub.path, split=task.hub.split, subset=task.hub.subset)
     folder = local_path(data)
     if not folder.is_dir() or isinstance(task, TextTask):
-        return Source(path=data, split="all" if folder.is_dir() else "train")
+        return whole_source(data)
     if task.has_many_files:
         return _files_in(folder, task)
     return Source(path=str(_file_in(folder, task)))

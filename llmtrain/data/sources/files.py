@@ -67,6 +67,11 @@ class Content:
     fingerprint: str  # of all that decides the text: the parts and how they are read, but no name, place or time
 
 
+def whole_source(path: str) -> Source:
+    """All of a folder, whatever split it is for; of a hub dataset the split that is trained on."""
+    return Source(path=path, split=EVERY_FILE if local_path(path).is_dir() else "train")
+
+
 def resolve(source: Source) -> Files | HubDataset:
     """The files or the hub dataset that a source names.
 

@@ -9,6 +9,7 @@ import pytest
 import llmtrain
 from llmtrain.cli.main import main
 from llmtrain.config.sections import RunConfig
+from llmtrain.data.sources.files import resolve, whole_source
 from llmtrain.system.paths import local_path
 
 
@@ -24,6 +25,15 @@ def test_a_run_goes_to_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert RunConfig(dir="~/runs/x").dir == "/home/me/runs/x"
     assert RunConfig(dir="runs/x/").dir == "runs/x/"
+
+
+def test_all_of_a_folder_in_the_home_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As by `llmtrain eval --trained-on=~/data`, which read the files of its split `train` alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}.jsonl").write_text('{"text": "x"}\n')
+    assert len(resolve(whole_source("~/data")).paths) == 2
 
 
 @pytest.mark.parametrize(
