@@ -77,6 +77,7 @@ def find_unreached(
 
     `compute` calls `model`, or a part of it, which calls `embedding` first. `max_seq_len`: tokens of the longest
     document, which reaches what any does. `dropped`: of the names of parameters that no look shows to be left out.
+    Raises ValueError if no document reaches any: such a run would train nothing.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
@@ -96,6 +97,11 @@ def find_unreached(
 
     by_some = [name for name in trained if name.startswith(chosen) or name in missing & longest.reached]
     by_any = [name for name in trained if name in missing.difference(by_some)]
+    if len(by_any) == len(trained):
+        raise ValueError(
+            f"adapter.target: the model reads none of these layers in a way that trains them ({by_any[0]} and all "
+            "others get no gradient), so nothing would be trained: name other layers"
+        )
     return Unreached(*(tuple(meeting(name) for name in names) for names in (by_any, by_some)))
 
 

@@ -163,3 +163,13 @@ def test_without_gradients_nothing_joins() -> None:
     join(found.by_any, model.get_input_embeddings())
     with torch.no_grad():
         assert not logits(model)([3]).requires_grad
+
+
+def test_a_run_that_would_train_nothing_is_refused() -> None:
+    model = made(IdleLlama).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("nowhere" in name)
+    with pytest.raises(ValueError, match=r"^adapter\.target: .*nowhere\.weight and all others get no gradient"):
+        found_in(model)
+    model.lm_head.weight.requires_grad_(True)
+    assert len(found_in(model).by_any) == 2
