@@ -109,7 +109,7 @@ def bar_chart(values: Mapping[str, float], x: Scale, *, title: str) -> Markup:
 
 
 def histogram(groups: Mapping[str, Sequence[float]], x: Scale, *, title: str) -> Markup:
-    """How often values occur, of one or several groups over the same bins."""
+    """How often values occur, of one or several groups over the same bins; as wide as the page."""
 
     def paint(axes: Axes) -> None:
         finite = {name: [value for value in each if math.isfinite(value)] for name, each in groups.items()}
@@ -121,7 +121,7 @@ def histogram(groups: Mapping[str, Sequence[float]], x: Scale, *, title: str) ->
         axes.set_ylabel("count")
         legend(axes)
 
-    return draw(paint, title)
+    return draw_hero(paint, title)
 
 
 def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: Scale, y: Scale, *, title: str) -> Markup:
@@ -208,7 +208,8 @@ def _scale(axes: Axes, x: Scale, y: Scale, values: Float[ndarray, " values"]) ->
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     if x.is_share:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer="step" in x.label))
+    is_counted = "step" in x.label or x.label == "trial"
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=is_counted, min_n_ticks=1 if is_counted else 2))
     axes.grid(visible=False, axis="x")
     axes.spines["bottom"].set_color(GRID)
 
