@@ -20,7 +20,7 @@ ONE_ANSWER: Mapping[str, Any] = {
     "max_time": None,
     "stop_strings": None,
 }
-"""What `generate` is told where a base's settings may ask for more: one answer, token by token. Its stop texts are
+"""Arguments of `generate` where a base's settings may ask for more: one answer, token by token. Its stop texts are
 ours to look for: `transformers` would want the tokenizer."""
 
 

@@ -66,7 +66,7 @@ def _task(result: TaskResult) -> Markup:
         subtitle(f"{result.task}: {result.facts.get('source', '')}"),
         table(head, whole, numbers=(1, 2, 5, 6)),
         details(f"By part: {len(parts)} more", table(head, parts, numbers=(1, 2, 5, 6))) if parts else "",
-        *(paragraph(f"{word}: {text}.".replace("`", "'")) for word, text in texts),
+        *(paragraph(f"{word}: {text}.") for word, text in texts),
         *(note(each) for each in result.notes),
     )
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
 Cell = str | Markup
+CODE = re.compile(r"`([^`]+)`")
 
 
 def paragraph(text: Cell) -> Markup:
-    return Markup("<p>{}</p>\n").format(text)
+    return Markup("<p>{}</p>\n").format(with_code(text))
 
 
 def note(text: Cell) -> Markup:
     """A smaller remark, such as where numbers are from."""
-    return Markup('<p class="note">{}</p>\n').format(text)
+    return Markup('<p class="note">{}</p>\n').format(with_code(text))
 
 
 def subtitle(text: Cell) -> Markup:
@@ -29,6 +31,13 @@ def source(*places: str) -> Markup:
 
 def code(text: str) -> Markup:
     return Markup("<code>{}</code>").format(text)
+
+
+def with_code(text: Cell) -> Markup:
+    """A sentence with what is between two backticks as code; markup stays as it is."""
+    if isinstance(text, Markup):
+        return text
+    return join(*(code(part) if i % 2 else part for i, part in enumerate(CODE.split(text))))
 
 
 def table(head: Sequence[Cell], rows: Sequence[Sequence[Cell]], *, numbers: Sequence[int] = ()) -> Markup:

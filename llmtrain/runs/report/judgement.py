@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from llmtrain.runs.record import RunRecord
-from llmtrain.runs.report.html import code, details, join
+from llmtrain.runs.report.html import details, join, with_code
 from llmtrain.runs.report.verdict import Verdict, verdict_of
 
 TONES = {
@@ -40,12 +40,7 @@ def _advice(verdict: Verdict) -> Sequence[str]:
 def _list(title: str, sentences: Sequence[str]) -> Markup:
     if not sentences:
         return Markup("")
-    items = Markup("\n").join(Markup("<li>{}</li>").format(_with_code(sentence)) for sentence in sentences)
+    items = Markup("\n").join(
+        Markup("<li>{}</li>").format(with_code(sentence[:1].upper() + sentence[1:])) for sentence in sentences
+    )
     return Markup("<h4>{}</h4>\n<ul>\n{}\n</ul>\n").format(title, items)
-
-
-def _with_code(sentence: str) -> Markup:
-    """A sentence with what is between backticks as code, its first letter a capital."""
-    parts = sentence.split("`")
-    first = parts[0][:1].upper() + parts[0][1:]
-    return join(*(code(part) if i % 2 else part for i, part in enumerate([first, *parts[1:]])))

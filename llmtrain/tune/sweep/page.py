@@ -202,6 +202,7 @@ def _best(result: SweepResult) -> Section:
 
 def _trials(result: SweepResult) -> Section:
     keys = [dimension.key for dimension in result.space]
+    best_first = ranked(result.records, result.search.maximize)
     rows = [
         [
             str(record.number),
@@ -211,12 +212,12 @@ def _trials(result: SweepResult) -> Section:
             duration(record.seconds),
             record.error or WORDS[record.state],
         ]
-        for record in ranked(result.records, result.search.maximize)
+        for record in best_first
     ]
     head = ["trial", *keys, result.search.metric, "steps", "time", "end"]
+    runs = [f"Trial {each.number} is the run in {result.folder}/trials/{each.number:04d}." for each in best_first[:1]]
     body = join(
-        table(head, rows, numbers=range(len(head) - 1)),
-        note(f"Trial 7 is the run in trials/0007, which `llmtrain report {result.folder}/trials/0007` shows."),
+        table(head, rows, numbers=range(len(head) - 1)), *(note(f"{line} `llmtrain report` shows it.") for line in runs)
     )
     return Section(
         "Every trial", "trials", body, lead="The best first; an empty field has the configuration's own value."
