@@ -99,7 +99,7 @@ compared with the folder that `llmtrain export --step 1` wrote, in plain `transf
 time: loss to 2e-5, norm of the gradient to 2e-3, relative. PPO compares the logprobs of generation with those of
 training, and loads the exported policy.
 
-- **exact**: packs, computed as one by one. Layers that are no attention run per group of documents of equal length.
+- **exact**: packs, computed as one by one. Layers that are no attention run per group of documents of about one length.
 - **slower**: also right, documents as rows of a batch.
 - **refused**: one line says why, exit code 2.
 

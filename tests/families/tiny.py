@@ -104,6 +104,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mistral4": {"head_dim": HEAD_DIM},  # half of it is turned
     "dots1": {"n_routed_experts": EXPERTS, "num_experts_per_tok": CHOSEN},
     "dots3_note_text": {"num_key_value_heads": HEADS, "head_dim": 16},  # it has no grouped queries
+    "ernie4_5_vl_moe_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}
+    },  # of height and width, which take turns, and time
     "gemma3n_text": {"intermediate_size": INNER, "activation_sparsity_pattern": [0.95, 0.0]},  # of 35
     "qwen4_exp_text": {
         "indexer_n_heads": HEADS,
@@ -196,7 +199,7 @@ def shrunk(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
             if isinstance(value, int):
                 found[name] = value % vocab_size
     if isinstance(own.get("rope_parameters"), dict):
-        found["rope_parameters"] = _short_sections(own["rope_parameters"], "vl_text" in config.model_type)
+        found["rope_parameters"] = _short_sections(own["rope_parameters"], _has_sections(config))
     if "kv_lora_rank" in own and "num_key_value_heads" in own:
         found["num_key_value_heads"] = HEADS  # latent attention has no grouped queries
         if "head_dim" in found and "qk_rope_head_dim" in own:
@@ -208,6 +211,12 @@ def shrunk(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
             found[name] = [own[name][i] for i in kinds]
         found["num_hidden_layers"] = len(kinds)
     return found
+
+
+def _has_sections(config: PreTrainedConfig) -> bool:
+    """Whether a text model's RoPE has sections that only its code names."""
+    name = config.model_type
+    return "vl_text" in name or (name.endswith("_text") and name.startswith(("glm4v", "glm_ocr")))
 
 
 def _short_sections(rope: dict[str, Any], has_sections: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from llmtrain.models.folders.kind import LANGUAGE, REWARD, ModelKind
 from llmtrain.models.heads.head import output_head
 from llmtrain.models.heads.score import SCORE
 from llmtrain.models.paths.choose import in_fp32
+from llmtrain.models.paths.small import seeded
 from llmtrain.models.trunk import Inputs, layer_classes, pack_inputs, run_its_trunk, run_model
 from llmtrain.models.unreached import Meeting, Unreached, dropped_at_random, find_unreached, join
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
@@ -69,7 +70,8 @@ def reach_all(
         return run(model, pack_inputs(probe(model, lengths, max_seq_len), in_fp32(kernel)))
 
     embedding = model.get_input_embeddings()
-    with checking(model, model.device):
+    with checking(model, model.device), seeded(model.device):
+        model.train()  # where some models (Gemma 3n) run other code; `checking` sets it back
         found = find_unreached(model, embedding, compute, max_seq_len, dropped_at_random(model))
     if found.by_some and sharding == "modules":
         raise ValueError(

@@ -173,3 +173,23 @@ def test_a_run_that_would_train_nothing_is_refused() -> None:
         found_in(model)
     model.lm_head.weight.requires_grad_(True)
     assert len(found_in(model).by_any) == 2
+
+
+class PassedBy(nn.Module):
+    """A layer that training passes by, reading its weight instead, as Gemma 3n does."""
+
+    def __init__(self, inner: nn.Module, width: int) -> None:
+        super().__init__()
+        self.inner, self.layer = inner, nn.Linear(width, width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.inner(hidden)
+        return found + (hidden @ self.layer.weight.detach().T if self.training else self.layer(hidden))
+
+
+def test_what_only_evaluation_reaches_is_found_too_and_the_model_is_left_in_its_mode() -> None:
+    for mode in (True, False):
+        model = made(LlamaForCausalLM)
+        model.model.layers[1].mlp = PassedBy(model.model.layers[1].mlp, model.config.hidden_size)
+        found = reach_all(model.train(mode), run_model, "equal", 16, sharding="none")
+        assert [each.name for each in found.by_any] == ["model.layers.1.mlp.layer.weight"] and model.training is mode
