@@ -3,6 +3,7 @@ r"""A chat template as it writes messages, which are handed to it in the form th
     {"name": "add", "arguments": {"x": 1}}      most templates write arguments as JSON themselves
     {"name": "add", "arguments": "{\"x\": 1}"}  DeepSeek V3's puts JSON text in its place
     {"type": "text", "text": "Hi"}              templates of models that also see take parts of text
+    {"role": "developer", ...}                  OpenAI's newer name of a system message, for templates that know it
 
 The form is found by trying, once per template. Training, rollouts and chat all render here.
 """
@@ -64,6 +65,7 @@ class Form(NamedTuple):
     has_parts: bool = False  # content is a list of parts
     arguments_as_text: bool = False  # the arguments of a call are JSON in a string
     drops_empty: bool = False  # a message of calls alone has no content, not an empty one
+    developer_as_system: bool = False  # it has a place for a system message, and none for a developer's
 
 
 class Renderer:
@@ -99,6 +101,11 @@ class Renderer:
                     return written(with_call_ids(messages))
             raise
 
+    @property
+    def reads_developer_as_system(self) -> bool:
+        """Whether a message of the role developer is written as a system message."""
+        return self._form.developer_as_system
+
     def arguments_like(self, *parts: str) -> list[str]:
         """The variables that the template reads whose names have one of these parts."""
         return sorted(name for name in read_by(self._source) if any(part in name for part in parts))
@@ -131,12 +138,31 @@ class Renderer:
         plain = (QUESTION, ANSWER)
         has_parts = not self._shows(plain, tools, Form(), PROBE) and self._shows(plain, tools, Form(True), PROBE)
         # JSON that is written as JSON before any other notation, as XML's, that a template may make of it.
+        as_system = self._reads_system_alone(tools, Form(has_parts))
         for wanted in (("zqname", '"zqkey": "zqvalue"'), ("zqname", "zqkey", "zqvalue")):
             for as_text, drops_empty in product((False, True), repeat=2):
-                form = Form(has_parts, as_text, drops_empty)
+                form = Form(has_parts, as_text, drops_empty, as_system)
                 if self._shows((QUESTION, PROBE_CALL), tools, form, *wanted):
                     return form
-        return Form(has_parts)
+        return Form(has_parts, developer_as_system=as_system)
+
+    def _reads_system_alone(self, tools: Sequence[Mapping[str, Any]], form: Form) -> bool:
+        """Whether a template writes a system message, and a developer's not, or as one of anybody: of an `else`."""
+        system, developer, anybody = (
+            self._or_none(({"role": role, "content": PROBE}, QUESTION), tools, form)
+            for role in ("system", "developer", "zqrole")
+        )
+        if system is None or PROBE not in system:
+            return False
+        return developer is None or PROBE not in developer or developer == anybody
+
+    def _or_none(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], form: Form
+    ) -> str | None:
+        try:
+            return self._rendered(messages, tools, form, is_prompt=True)[0]
+        except FAULTS:
+            return None
 
     def _shows(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], form: Form, *wanted: str
@@ -162,6 +188,8 @@ PROBE_CALL: Mapping[str, Any] = {
 def in_form(message: Mapping[str, Any], form: Form) -> dict[str, Any]:
     """A message as a template of this form takes it, without the keys that have no value."""
     made = {key: value for key, value in message.items() if value is not None}
+    if form.developer_as_system and made.get("role") == "developer":
+        made["role"] = "system"
     if made.get("tool_calls"):
         made["tool_calls"] = [_call_in_form(call, form) for call in made["tool_calls"]]
         if form.drops_empty and not made.get("content"):
