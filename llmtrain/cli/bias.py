@@ -146,7 +146,7 @@ def _asked(path: str, tasks: Sequence[TaskRows], prompt: str | None, output: Pat
         raise ValueError(f"--prompt is for reward models, and {path} is none")
     say(f"loading {path}")
     subject, facts = opened_subject(path, say)
-    asking = Asking(generated(subject), facts.stop_ids)
+    asking = Asking(generated(subject), facts.stops)
     unfinished = Unfinished(output, facts.record)
     evaluation = Evaluation(facts.record, measured_tasks(subject, tasks, asking, unfinished, say))
     save_evaluation(output, evaluation)

@@ -137,7 +137,7 @@ def evaluate(
     matches = find_matches(tasks, sources)
     report(f"loading {path}")
     subject, facts = opened_subject(path, report)
-    asking = Asking(generated(subject), facts.stop_ids, arguments.max_new_tokens, arguments.chat)
+    asking = Asking(generated(subject), facts.stops, arguments.max_new_tokens, arguments.chat)
     unfinished = Unfinished(output, facts.record)
     results = measured_tasks(subject, tasks, asking, unfinished, report)
     if sources:

@@ -16,8 +16,8 @@ TOP_K = 40
 def sample(path: str, prompt: str, seed: int = 0) -> str:
     """The prompt and its continuation by the model of a path, up to NUM_TOKENS tokens, or to its last position.
 
-    Special tokens of the continuation are shown, but not the one that ended it. Raises ValueError for a prompt that
-    leaves no room in the model's positions.
+    Special tokens of the continuation are shown, but not the one, or the stop text, that ended it. Raises ValueError
+    for a prompt that leaves no room in the model's positions.
     """
     import torch
 
@@ -52,17 +52,18 @@ def sample(path: str, prompt: str, seed: int = 0) -> str:
             top_k=TOP_K,
             max_new_tokens=num_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=list(speaker.stop_ids) or None,
+            **speaker.ending.settings(len(ids)),
         )
     written = output[0, len(ids) :].tolist()
-    is_cut = not written or written[-1] not in speaker.stop_ids
-    if is_cut and num_tokens < NUM_TOKENS:
+    end = speaker.ending.of(written)
+    if not end.stopped and num_tokens < NUM_TOKENS:
         say_error(f"(cut at the model's {speaker.positions:,} positions)")
     before, whole = (
         str(tokenizer.decode(part, skip_special_tokens=False))
-        for part in (ids, [*ids, *(written if is_cut else written[:-1])])
+        for part in (ids, [*ids, *(written[:-1] if end.stopped and end.stop_text is None else written)])
     )
-    return prompt + whole.removeprefix(before)
+    continuation = whole.removeprefix(before)
+    return prompt + (continuation if end.stop_text is None else continuation.partition(end.stop_text)[0])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

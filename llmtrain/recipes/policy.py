@@ -27,7 +27,8 @@ from llmtrain.eval.generation import EVAL_ROLLOUT, HeldOutScore
 from llmtrain.models.context import require_fixed_rope
 from llmtrain.models.flops import training_flops
 from llmtrain.models.folders.reward import open_classifier, reward_folder
-from llmtrain.models.stops import stop_ids
+from llmtrain.models.stop_texts import stop_texts
+from llmtrain.models.stops import stops_of
 from llmtrain.models.wrappers.critic_init import CriticStart
 from llmtrain.models.wrappers.roles import build_roles
 from llmtrain.objectives.policy import PolicyObjective
@@ -164,16 +165,17 @@ def prompt_order(config: PolicyStageConfig, prompts: Prompts) -> SampleOrder:
 
 def sampling_of(run: Run[PolicyStageConfig], model: PreTrainedModel, chat: ChatTokenizer) -> Sampling:
     """How responses are sampled; what ends one is reported."""
-    rollout, stops = run.config.rollout, stop_ids(model, chat.encoder.end_of_turn_ids)
-    run.runtime.say(
-        f"a response ends at {', '.join(str(chat.tokenizer.decode([id_])) or f'id {id_}' for id_ in stops)}"
-    )
+    rollout, stops = run.config.rollout, stops_of(model, chat.tokenizer, chat.encoder.end_of_turn_ids)
+    shown = [str(chat.tokenizer.decode([id_])) or f"id {id_}" for id_ in stops.ids]
+    shown += [f"the text {text!r}" for text in stops.texts]
+    run.runtime.say(f"a response ends at {', '.join(shown)}")
     return Sampling(
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
-        stop_ids=stops,
+        stop_ids=stops.ids,
+        stop_texts=stop_texts(stops.texts, chat.tokenizer),
         seed=run.config.run.seed,
     )
 

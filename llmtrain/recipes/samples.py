@@ -13,7 +13,8 @@ from llmtrain.data.formats.held_out import Question
 from llmtrain.eval.before_after.answers import ANSWERS, Answers
 from llmtrain.eval.before_after.measure import Measurement
 from llmtrain.eval.samples import WithSamples
-from llmtrain.models.stops import stop_ids
+from llmtrain.models.stop_texts import stop_texts
+from llmtrain.models.stops import stops_of
 from llmtrain.protocols import Evaluate
 from llmtrain.recipes.trainer import Run
 from llmtrain.rollout.engine import Sampling
@@ -63,5 +64,7 @@ def _asked(
     data = run.config.data
     max_new_tokens = min(run.config.eval.sample_tokens, data.max_seq_len // 2)
     asked = questions(data, chat.tokenizer, count, data.max_seq_len - max_new_tokens)
-    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=stop_ids(model, chat.encoder.end_of_turn_ids))
+    stops = stops_of(model, chat.tokenizer, chat.encoder.end_of_turn_ids)
+    texts = stop_texts(stops.texts, chat.tokenizer)
+    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=stops.ids, stop_texts=texts)
     return asked, LocalGenerator(model, run.runtime, lambda: run.stop.requested is not None), sampling

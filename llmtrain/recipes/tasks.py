@@ -13,7 +13,7 @@ from llmtrain.eval.tasks.measure import Asking
 from llmtrain.eval.tasks.opened import generated
 from llmtrain.eval.tasks.subject import Subject, position_limit
 from llmtrain.models.paths.choose import is_right_at_any_length
-from llmtrain.models.stops import stop_ids
+from llmtrain.models.stops import stops_of
 from llmtrain.models.trunk import run_model
 from llmtrain.models.wrappers.actor_critic import ActorCritic
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
@@ -69,4 +69,5 @@ def trained_subject(
 def asking_of(run: Run[RecipeConfig], subject: Subject, of_template: Sequence[int]) -> Asking:
     """How it answers: until a signal asks the run to stop."""
     answers = generated(subject, lambda: run.stop.requested is not None)
-    return Asking(answers, stop_ids(subject.model, of_template), chat=run.config.eval.task_chat)
+    stops = stops_of(subject.model, subject.tokenizer, of_template)
+    return Asking(answers, stops, chat=run.config.eval.task_chat)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ from llmtrain.data.rendering import prompt_ids
 from llmtrain.models.context import num_positions
 from llmtrain.models.folders.open import open_model
 from llmtrain.models.text_part import num_embeddings, require_rows
+from llmtrain.replies.ending import Ending
 from llmtrain.replies.stops import answer_stops
 from llmtrain.replies.written_form import WrittenForm, written_form
-from llmtrain.rewards.score import answer_text
+from llmtrain.rewards.score import answer_text, response_text
 from llmtrain.system.files import one_line
 from llmtrain.system.visible import require_unicode
 
@@ -47,10 +48,11 @@ class Reply:
     """One reply."""
 
     response_ids: list[int]
-    stopped: bool  # by a stop token, the last of `response_ids`
+    stopped: bool  # by a stop token, the last of `response_ids`, or a stop text
     text: str  # as the model wrote it, after the `<think>` that its prompt may have opened
     message: dict[str, Any]  # of the assistant: the parts that were found in the text, else the text as content
     problem: str | None = None  # why the response template does not fit the text
+    stop_text: str | None = None  # the text that ended it, which its own text is without
 
     @property
     def content(self) -> str:
@@ -69,7 +71,7 @@ class Speaker:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    stop_ids: tuple[int, ...]
+    ending: Ending
     positions: int | None  # how many tokens the model has positions for; None: any number
     response_template: dict[str, Any] | None = field(default=None)  # the tokenizer's own
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # what its chat template is given besides
@@ -90,10 +92,10 @@ class Speaker:
     ) -> Speaker:
         """A model that is loaded."""
         template: dict[str, Any] | None = vars(tokenizer).get("response_template")
-        stops, arguments = answer_stops(model, tokenizer), template_kwargs or {}
+        ending, arguments = Ending(answer_stops(model, tokenizer), tokenizer), template_kwargs or {}
         chats_without = template is None and tokenizer.chat_template is not None
         form = written_form(tokenizer, arguments) if chats_without else None
-        return cls(model, tokenizer, stops, num_positions(model.config), template, arguments, form)
+        return cls(model, tokenizer, ending, num_positions(model.config), template, arguments, form)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Tools = ()) -> list[int]:
         """The ids of a chat so far, up to where the model's answer begins.
@@ -160,9 +162,9 @@ class Speaker:
                 attention_mask=mask,
                 max_new_tokens=options.max_new_tokens if room is None else min(options.max_new_tokens, room),
                 pad_token_id=pad,
-                eos_token_id=list(self.stop_ids) or None,
                 streamer=streamer,
                 **settings,
+                **self.ending.settings(width),
             )
         offered = [()] * len(prompts) if tools is None else tools
         written = output[:, width:].tolist()
@@ -170,15 +172,14 @@ class Speaker:
 
     def _reply(self, prompt: Sequence[int], written: list[int], tools: Tools) -> Reply:
         """A reply to a prompt; `written`: its ids, with padding after the token that ends it."""
-        end = next((place for place, id_ in enumerate(written) if id_ in self.stop_ids), None)
-        response = written if end is None else written[: end + 1]
-        reply = Reply(response, end is not None, "", {})
+        end = self.ending.of(written)
+        reply = Reply(written[: end.num_tokens], end.stopped, "", {}, stop_text=end.stop_text)
         text = answer_text(prompt, reply, self.tokenizer)
-        message, problem = self._message(prompt, response, text, tools)
-        return Reply(response, reply.stopped, text, message, problem)
+        message, problem = self._message(prompt, reply, text, tools)
+        return replace(reply, text=text, message=message, problem=problem)
 
     def _message(
-        self, prompt: Sequence[int], response: list[int], text: str, tools: Tools
+        self, prompt: Sequence[int], reply: Reply, text: str, tools: Tools
     ) -> tuple[dict[str, Any], str | None]:
         """What the response template makes of a reply, and why it makes nothing of it."""
         plain = {"role": "assistant", "content": text}
@@ -186,7 +187,8 @@ class Speaker:
             parts = None if self.form is None else self.form.parts(text)
             return plain if parts is None else {"role": "assistant", **parts}, None
         try:
-            parsed = self.tokenizer.parse_response(response, prefix=list(prompt), tools=[dict(tool) for tool in tools])
+            written = reply.response_ids if reply.stop_text is None else response_text(reply, self.tokenizer)
+            parsed = self.tokenizer.parse_response(written, prefix=list(prompt), tools=[dict(tool) for tool in tools])
         except Exception as error:  # templates are data, and their parsers raise anything
             return plain, one_line(error)
         if text.strip() and not any(value for key, value in parsed.items() if key != "role"):

@@ -1,16 +1,16 @@
-"""The tokens that end an answer of a finished model, wherever it is asked: in a chat, for a file, in an evaluation."""
+"""What ends an answer of a finished model, wherever it is asked: in a chat, for a file, in an evaluation."""
 
 from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmtrain.data.chat.encode import ChatEncoder
-from llmtrain.models.stops import stop_ids
+from llmtrain.models.stops import Stops, stops_of
 
 
-def answer_stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Those of the chat template, then the model's own."""
-    return stop_ids(model, _of_template(tokenizer))
+def answer_stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Stops:
+    """The tokens of the chat template, then the model's own tokens and texts. Raises ValueError as `stops_of`."""
+    return stops_of(model, tokenizer, _of_template(tokenizer))
 
 
 def _of_template(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -32,7 +32,8 @@ class _Stream(TextStreamer):
 
     def __init__(self, show: Show, speaker: Speaker, prompt: Sequence[int]) -> None:
         super().__init__(speaker.tokenizer, skip_prompt=True, skip_special_tokens=False)
-        self._stop_ids = speaker.stop_ids
+        self._stop_ids, self._stop_texts = speaker.ending.stops.ids, speaker.ending.stops.texts
+        self._held = ""  # the end of the text so far, where a stop text may have begun
         self._show = show
         self._parts: _Parts | None = None
         self._form = speaker.form
@@ -49,7 +50,8 @@ class _Stream(TextStreamer):
             super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Shows the next words."""
+        """Shows the next words, up to a stop text."""
+        text = self._before_stop_text(text, is_whole=stream_end)
         if self._parts is None:
             self._text += text
             self._show_written(is_whole=stream_end)
@@ -59,6 +61,16 @@ class _Stream(TextStreamer):
                 self._parts.end()
         if stream_end:
             self._show("\n")
+
+    def _before_stop_text(self, text: str, *, is_whole: bool) -> str:
+        """What may be shown by now: all but an end that may begin a stop text, and never a stop text."""
+        text = self._held + text
+        end = min([at for stop in self._stop_texts if (at := text.find(stop)) >= 0], default=len(text))
+        if end == len(text) and not is_whole:
+            begun = (len(text) - n for stop in self._stop_texts for n in range(1, len(stop)) if text.endswith(stop[:n]))
+            end = min(begun, default=end)
+        self._held = text[end:]
+        return text[:end]
 
     def _show_written(self, *, is_whole: bool) -> None:
         """Shows what is new of a text without a response template; of a thought's form once it is whole."""

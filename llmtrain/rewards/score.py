@@ -38,7 +38,9 @@ class Response(Protocol):
     @property
     def response_ids(self) -> Sequence[int]: ...
     @property
-    def stopped(self) -> bool: ...  # by a stop token, the last of `response_ids`
+    def stopped(self) -> bool: ...  # by a stop token, the last of `response_ids`, or a stop text
+    @property
+    def stop_text(self) -> str | None: ...  # the text that ended it
 
 
 def score_responses(
@@ -65,12 +67,18 @@ def score_responses(
 
 
 def response_text(response: Response, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a response without its stop token; other special tokens are shown, so that none goes unnoticed.
+    """The text of a response without its stop token, or up to its stop text; other special tokens are shown.
 
     "yes<|im_start|>user more<|im_end|>", stopped by <|im_end|>, is "yes<|im_start|>user more".
     """
-    ids = list(response.response_ids)[: -1 if response.stopped else None]
-    return str(tokenizer.decode(ids, skip_special_tokens=False))
+    text = str(tokenizer.decode(ids_before_stop(response), skip_special_tokens=False))
+    return text if response.stop_text is None else text.partition(response.stop_text)[0]
+
+
+def ids_before_stop(response: Response) -> list[int]:
+    """The ids of a response without its stop token; those of a stop text stay."""
+    ids = list(response.response_ids)
+    return ids[:-1] if response.stopped and response.stop_text is None else ids
 
 
 def answer_text(prompt_ids: Sequence[int], response: Response, tokenizer: PreTrainedTokenizerBase) -> str:

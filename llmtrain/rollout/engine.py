@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmtrain.batch import SamplingMask
-from llmtrain.rollout.stop_texts import StopTexts
+from llmtrain.models.stop_texts import StopTexts
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ class Generated:
 
     response_ids: list[int]  # at least one
     logprobs: list[float]  # of each token, in nats, under the distribution that it was sampled from
-    stopped: bool  # by a stop token, the last of `response_ids`; False: by a stop text or max_new_tokens
+    stopped: bool  # by a stop token, the last of `response_ids`, or a stop text; False: by max_new_tokens
     sampling_mask: SamplingMask | None = None  # on the CPU; None: no token was excluded
     values: list[float] = field(default_factory=list)  # of the state before each token, if the engine gives values
+    stop_text: str | None = None  # the stop text that the last token completed; None: something else ended it
 
 
 class Generator(Protocol):

@@ -73,6 +73,7 @@ def export_checkpoint(
             after=after,
             num_parameters=sum(tensor.numel() for tensor in weights.values()),
             chats=spec.tokenizer.chat_template is not None,
+            has_stop_texts=bool(spec.generation.get("stop_strings")),
             is_adapter=spec.adapter is not None,
             kind=as_described(spec.kind, spec.shape),
             origin=spec.origin,

@@ -1,4 +1,4 @@
-"""Answers sampled while training end at every stop token: those of the chat template, and those of the model."""
+"""Answers sampled while training end at every stop: those of the chat template, the tokens and texts of the model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,29 @@ from tiny_run import RLHF, SFT, metrics, run_here
 from llmtrain.cli.main import main
 from llmtrain.data.rendering import prompt_ids
 from llmtrain.eval.tasks.results import read_evaluation
+from llmtrain.models.folders.open import open_model
 
 QUESTION = [{"role": "user", "content": "2 + 2?"}]
 STOPS = ("<|endoftext|>", "<|eom|>")  # of the model, which the template does not write
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """A model that ends its answers with one of its own stop tokens."""
+STOP_TEXT = "\nUser:"
+
+
+@pytest.fixture(params=["<|eom|>", STOP_TEXT])
+def base(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A model that ends its answers with one of its own stop tokens, or with its stop text."""
     tokenizer = scripted_tokenizer(tmp_path / "base", ("<|im_start|>", *STOPS), CHATML)
     length = len(prompt_ids(tokenizer, QUESTION))
-    answer = tokenizer("4<|eom|>abc", add_special_tokens=False)["input_ids"]
+    answer = tokenizer(f"4{request.param}abc", add_special_tokens=False)["input_ids"]
     stops = [tokenizer.convert_tokens_to_ids(token) for token in STOPS]
-    return write_scripted(tmp_path / "base", tokenizer, {length: answer}, stops)
+    return with_stop_text(write_scripted(tmp_path / "base", tokenizer, {length: answer}, stops))
+
+
+def with_stop_text(base: Path) -> Path:
+    file = base / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"stop_strings": [STOP_TEXT]}))
+    return base
 
 
 def test_rollouts_end_at_the_stop_tokens_of_the_model(tmp_path: Path, base: Path) -> None:
@@ -51,6 +61,11 @@ def test_rollouts_end_at_the_stop_tokens_of_the_model(tmp_path: Path, base: Path
     assert result.code == 0, result
     (sample,) = map(json.loads, (tmp_path / "run" / "samples.jsonl").read_text().splitlines())
     assert sample["response"] == "4" and sample["stopped"] is True
+    assert f"the text {STOP_TEXT!r}" in result.out
+    final = tmp_path / "run" / "model"
+    assert json.loads((final / "generation_config.json").read_text())["stop_strings"] == [STOP_TEXT]
+    assert "max_new_tokens=200, tokenizer=tokenizer" in (final / "README.md").read_text()
+    open_model(str(final))
 
 
 def test_samples_at_evaluation_end_there_too(tmp_path: Path, base: Path) -> None:
@@ -83,12 +98,13 @@ TASK = AnswerTask("sums", "s", lambda fields: AnswerItem(fields["q"]), {"right":
 """
 
 
-@pytest.mark.parametrize("stop", ["<|eom|>", "<|im_end|>"])
+@pytest.mark.parametrize("stop", ["<|eom|>", "<|im_end|>", STOP_TEXT])
 def test_answers_of_tasks_end_there_too(tmp_path: Path, stop: str) -> None:
     tokenizer = scripted_tokenizer(tmp_path / "base", ("<|im_start|>", *STOPS), CHATML, stop="<|endoftext|>")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|eom|>"]})
     stops = [tokenizer.convert_tokens_to_ids(token) for token in STOPS]  # the template alone has <|im_end|>
     base = write_scripted(tmp_path / "base", tokenizer, {3: tokenizer(f"4{stop}abc")["input_ids"]}, stops)
+    with_stop_text(base)
     (tmp_path / "sums.py").write_text(TASK)
     (tmp_path / "sums.jsonl").write_text(json.dumps({"q": "2+2"}) + "\n")
     task = f"{tmp_path / 'sums.py'}={tmp_path / 'sums.jsonl'}"
@@ -107,4 +123,4 @@ def test_answers_of_tasks_end_there_too(tmp_path: Path, stop: str) -> None:
     assert [row["eval_task/sums/right"] for row in metrics(tmp_path / "run") if "eval_loss" in row] == [1.0, 1.0]
     main(["eval", str(base), "--tasks", task, "--output", str(tmp_path / "found.jsonl")])
     (item,) = read_evaluation(tmp_path / "found.jsonl").tasks["sums"].items
-    assert item.details["response"] == "4"
+    assert item.details["response"] == "4" and item.values["ends"] == 1.0

@@ -19,7 +19,7 @@ from llmtrain.eval.before_after.together import together
 from llmtrain.eval.tasks.results import ENDS, ItemResult, Measure, TaskResult
 from llmtrain.eval.tasks.shares import Share
 from llmtrain.protocols import Ranks
-from llmtrain.rewards.score import answer_text
+from llmtrain.rewards.score import answer_text, ids_before_stop
 from llmtrain.rollout.engine import Generator, Sampling
 from llmtrain.rollout.sample import Score
 from llmtrain.rollout.sample_log import as_messages
@@ -98,12 +98,11 @@ class Answers:
         scores = None if self.score is None else self.score(asked, responses, numbers).total
         items = []
         for place, (prompt, response) in enumerate(zip(asked, responses, strict=True)):
-            ids = response.response_ids[: -1 if response.stopped else None]
             text = answer_text(prompt.ids, response, self.tokenizer)
             values = {
                 TOKENS.name: float(len(response.response_ids)),
                 ENDS.name: float(response.stopped),
-                REPETITION.name: repetition(ids),
+                REPETITION.name: repetition(ids_before_stop(response)),
                 REFUSES.name: float(is_refusal(text)),
             }
             if scores is not None:

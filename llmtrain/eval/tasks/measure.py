@@ -28,10 +28,11 @@ from llmtrain.eval.tasks.results import (
     TaskResult,
 )
 from llmtrain.eval.tasks.subject import Subject
+from llmtrain.models.stop_texts import StopTexts
+from llmtrain.models.stops import Stops
 from llmtrain.rewards.row import RowError
 from llmtrain.rewards.score import listed_scores
 from llmtrain.rollout.engine import Generated, Sampling
-from llmtrain.rollout.stop_texts import StopTexts
 from llmtrain.system.files import error_and_place
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import (
@@ -62,7 +63,7 @@ class Asking:
     """How answers are generated."""
 
     generate: Generate
-    stop_ids: tuple[int, ...]
+    stops: Stops
     max_new_tokens: int | None = None  # None: as many as the task has
     chat: bool = False  # questions go through the chat template
 
@@ -238,15 +239,18 @@ def _answers(
         )
     before = task_rows.example_text()
     prompts = [_prompt(subject, before, row, asking.chat) for row in task_rows.rows]
-    stop_texts = StopTexts(task.stop, subject.decoded) if task.stop else None
-    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=asking.stop_ids, stop_texts=stop_texts)
+    stops = asking.stops
+    ends = (*task.stop, *stops.texts)
+    sampling = Sampling(max_new_tokens, temperature=0, stop_ids=stops.ids)
+    if ends:
+        sampling = replace(sampling, stop_texts=StopTexts(ends, subject.decoded))
     responses = asking.generate([prompt[-room:] for prompt in prompts], sampling)
     if responses is None or watch.should_stop():
         return None
     texts, stopped = [], []
     for response in responses:
         text = subject.decoded(response.response_ids)
-        texts.append(task.cut(text))
+        texts.append(task.cut(text if response.stop_text is None else text.partition(response.stop_text)[0]))
         stopped.append(response.stopped or texts[-1] != text)
     watch.done(len(texts))
     asked = [row.item.prompt for row in task_rows.rows if isinstance(row.item, AnswerItem)]

@@ -15,6 +15,7 @@ from llmtrain.eval.tasks.results import WEIGHTS
 from llmtrain.eval.tasks.subject import Subject, subject_of
 from llmtrain.models.adapters.base import base_facts
 from llmtrain.models.folders.open import open_model
+from llmtrain.models.stops import Stops
 from llmtrain.models.text_part import require_rows
 from llmtrain.protocols import Report
 from llmtrain.replies.stops import answer_stops
@@ -27,7 +28,7 @@ class Opened:
     """What is known of an opened model."""
 
     record: Mapping[str, Any]  # for the file of results
-    stop_ids: tuple[int, ...]  # tokens that end an answer
+    stops: Stops
 
 
 def opened_subject(path: str, report: Report) -> tuple[Subject, Opened]:

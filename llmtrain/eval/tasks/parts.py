@@ -142,6 +142,6 @@ def way_of_asking(task_rows: TaskRows, asking: Asking, model: Mapping[str, Any],
         code = Path(inspect.getfile(task.item)).read_bytes()
     except (TypeError, OSError):  # no function of a file: its code is not known to be the same at another time
         code = os.urandom(8)
-    how = (asking.chat and template, asking.max_new_tokens, asking.stop_ids)
+    how = (asking.chat and template, asking.max_new_tokens, asking.stops.ids, *asking.stops.texts)
     decides = (task.name, code, task_rows.example_text(), *how, sorted(model.items()))
     return blake2b(repr(decides).encode(errors="surrogatepass"), digest_size=8).hexdigest()

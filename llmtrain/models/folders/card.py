@@ -76,6 +76,7 @@ class CardFacts:
     after: Mapping[str, float]  # those of the exported step
     num_parameters: int
     chats: bool = True  # its tokenizer has a chat template
+    has_stop_texts: bool = False  # `generate` wants the tokenizer to look for them
     is_adapter: bool = False  # the folder holds an adapter, no whole model
     origin: Origin | None = None  # where the base comes from; None: the model was new
     kind: ModelKind = LANGUAGE
@@ -97,6 +98,8 @@ def model_card(facts: CardFacts) -> str:
     example = loads.replace("PATH", python_text(name)) + (
         "" if not kind.generates else CHAT if facts.chats else CONTINUE
     )
+    if facts.has_stop_texts:
+        example = example.replace("max_new_tokens=200", "max_new_tokens=200, tokenizer=tokenizer")
     merging = code(f"llmtrain merge {shlex.quote(name)} OUTPUT")
     return "\n".join(
         [

@@ -13,6 +13,15 @@ from llmtrain.models.folders.files import GENERATION_CONFIG
 from llmtrain.models.stops import as_ids
 
 PRIVATE = ("_from_model_config", "transformers_version")
+ONE_ANSWER: Mapping[str, Any] = {
+    "num_return_sequences": 1,
+    "num_beams": 1,
+    "return_dict_in_generate": False,
+    "max_time": None,
+    "stop_strings": None,
+}
+"""Arguments of `generate` over a base's settings: one answer, token by token. Our generation looks for stop texts
+itself; `transformers` asks for the tokenizer."""
 
 
 def given_generation(model: PreTrainedModel) -> dict[str, Any]:

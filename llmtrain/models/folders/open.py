@@ -15,7 +15,7 @@ from transformers import (
 from llmtrain.models.adapters.quantized import keep_layout
 from llmtrain.models.folders.classes import language_class
 from llmtrain.models.folders.files import load_fault, require_readable
-from llmtrain.models.folders.generation import read_generation
+from llmtrain.models.folders.generation import ONE_ANSWER, read_generation
 from llmtrain.models.folders.given import given_folder, is_adapter
 from llmtrain.models.folders.kind import LANGUAGE
 from llmtrain.models.folders.packed_weights import require_opener, unpacking
@@ -54,7 +54,9 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             keep_layout(model)
         model = model.to(_device()).eval()
         first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        model.generate(input_ids=first, max_new_tokens=1, do_sample=False)  # where some fields are read first
+        model.generate(
+            input_ids=first, max_new_tokens=1, do_sample=False, **ONE_ANSWER
+        )  # where some fields are read first
         if (difference := differing_dtype(place)) is not None:
             say(difference)
     except Exception as error:  # of a folder that is not right, libraries raise errors of any class

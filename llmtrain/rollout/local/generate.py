@@ -46,12 +46,14 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     masks: list[SamplingMask | None] = field(default_factory=list)  # of each token
-    stopped: bool = False  # by a stop token
+    stopped: bool = False  # by a stop token or a stop text
+    stop_text: str | None = None
     ended: bool = False
 
     def generated(self) -> Generated:
         """The response as it is by now."""
-        return Generated(self.ids, self.logprobs, self.stopped, SamplingMask.concat(self.masks), self.values)
+        mask = SamplingMask.concat(self.masks)
+        return Generated(self.ids, self.logprobs, self.stopped, mask, self.values, self.stop_text)
 
 
 def generate(
@@ -240,8 +242,10 @@ def _extend(rows: Sequence[_Row], outputs: Outputs, sampling: Sampling) -> None:
         row.values += value
         row.masks.append(token_mask)
         row.stopped = token_id in sampling.stop_ids
-        has_text = sampling.stop_texts is not None and sampling.stop_texts.ended(row.ids)
-        row.ended = row.stopped or has_text or len(row.ids) == sampling.max_new_tokens
+        if not row.stopped and sampling.stop_texts is not None:
+            row.stop_text = sampling.stop_texts.ended_by(row.ids)
+            row.stopped = row.stop_text is not None
+        row.ended = row.stopped or len(row.ids) == sampling.max_new_tokens
 
 
 def _width(forward: Forward, num_rows: int, current: int, steps_left: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.data.prompts import Prompt
 from llmtrain.rewards.batch import WeightedReward, of_rows
-from llmtrain.rewards.score import score_responses
+from llmtrain.rewards.score import ids_before_stop, response_text, score_responses
 from llmtrain.rollout.engine import Generated
 from llmtrain.rollout.sample_log import readable
 
@@ -49,6 +50,13 @@ def test_a_reward_sees_every_token_but_the_one_that_stopped_the_response(
         [WeightedReward("one", 1.0, of_rows(reward))], tokenizer, [PROMPT], [response_of(text, stopped, tokenizer)], [0]
     )
     assert seen == [shown]
+
+
+@pytest.mark.parametrize("end", ["\nUser:", "\nUser: x"])
+def test_a_reward_sees_a_response_up_to_its_stop_text(tokenizer: PreTrainedTokenizerFast, end: str) -> None:
+    response = replace(response_of(f"yes{end}", True, tokenizer), stop_text="\nUser:")
+    assert response_text(response, tokenizer) == "yes"
+    assert ids_before_stop(response) == response.response_ids
 
 
 @pytest.mark.parametrize(("text", "stopped", "shown"), CASES)

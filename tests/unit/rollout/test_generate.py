@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,6 +28,7 @@ from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.attention import ATTENTION
 from llmtrain.models.paths import choose
+from llmtrain.models.stop_texts import StopTexts
 from llmtrain.models.wrappers.causal_lm import CausalLMLoss
 from llmtrain.rollout.engine import Sampling
 from llmtrain.rollout.local import forward
@@ -94,6 +95,22 @@ def test_a_stop_token_ends_its_response_and_belongs_to_it() -> None:
         ends = [place for place, token in enumerate(whole.response_ids) if token in STOP]
         length = ends[0] + 1 if ends else 20
         assert response.response_ids == whole.response_ids[:length] and response.stopped == bool(ends)
+
+
+def test_a_stop_text_ends_a_response_as_stopped_with_the_token_that_completes_it() -> None:
+    free = respond(tiny())
+    texts = StopTexts((spelt(free[0].response_ids)[4:9],), spelt)
+    stopped = respond(tiny(), stop_texts=texts)
+    for whole, response in zip(free, stopped, strict=True):
+        end = spelt(whole.response_ids).find(texts.texts[0])
+        length = end + 5 if end >= 0 else 20
+        assert response.response_ids == whole.response_ids[:length] and response.logprobs == whole.logprobs[:length]
+        assert (response.stopped, response.stop_text) == ((True, texts.texts[0]) if end >= 0 else (False, None))
+    assert stopped[0].stopped
+
+
+def spelt(ids: Sequence[int]) -> str:
+    return "".join(chr(0x4E00 + id_) for id_ in ids)
 
 
 def test_without_a_stop_token_the_budget_ends_every_response() -> None:

@@ -15,6 +15,7 @@ from llmtrain.eval.tasks.measure import Asking
 from llmtrain.eval.tasks.opened import opened_subject
 from llmtrain.eval.tasks.results import TaskResult, estimate
 from llmtrain.eval.tasks.subject import Subject
+from llmtrain.models.stops import Stops
 from llmtrain.rollout.engine import Generated, Sampling
 from llmtrain.tasks.crows_pairs import item as crows
 from llmtrain.tasks.load import TASKS
@@ -44,7 +45,7 @@ def silent(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generat
     return [Generated([1], [0.0], True) for _ in prompts]
 
 
-ASKING = Asking(silent, ())
+ASKING = Asking(silent, Stops())
 WORLDS = [2, 3, 8]  # the last one: more ranks than items
 
 

@@ -15,6 +15,7 @@ from llmtrain.eval.bias.reading import intervals_of, readings, rows_of
 from llmtrain.eval.tasks.measure import Asking, measure
 from llmtrain.eval.tasks.opened import opened_subject
 from llmtrain.eval.tasks.results import Estimate, ItemResult, TaskResult, estimate
+from llmtrain.models.stops import Stops
 from llmtrain.tasks.crows_pairs import STEREOTYPE
 from llmtrain.tasks.load import BIAS
 from llmtrain.tasks.rows import read_task, task_source
@@ -23,7 +24,7 @@ from llmtrain.tasks.rows import read_task, task_source
 def measured(model: Path, task: str, data: Path) -> TaskResult:
     rows = read_task(BIAS[task], task_source(BIAS[task], str(data)), limit=None)
     subject, _ = opened_subject(str(model), lambda line: None)
-    found = measure(subject, rows, Asking(lambda prompts, sampling: None, ()))
+    found = measure(subject, rows, Asking(lambda prompts, sampling: None, Stops()))
     assert found is not None
     return found
 

@@ -16,6 +16,7 @@ from llmtrain.eval.tasks.measure import Asking, measure, measures_of
 from llmtrain.eval.tasks.opened import generated, opened_subject
 from llmtrain.eval.tasks.results import estimate
 from llmtrain.eval.tasks.subject import Subject
+from llmtrain.models.stops import Stops
 from llmtrain.tasks.load import TASKS
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import AnswerItem, ChoiceItem
@@ -64,7 +65,7 @@ def measured(subject: Subject, world_size: int, asking: Asking) -> list[dict[str
 def test_ranks_share_the_items_and_get_the_same_numbers(world_size: int, subject: Subject) -> None:
     few = [each for each in tasks() if each.task.name != "answers"]
     assert sum(len(each.rows) for each in few) > world_size
-    asking = Asking(generated(subject), (), max_new_tokens=3)  # of one item: one thread alone generates
+    asking = Asking(generated(subject), Stops(), max_new_tokens=3)  # of one item: one thread alone generates
     (alone,) = measured(subject, 1, asking)
     assert isinstance(alone, dict) and {"eval_task/piqa/acc_low", "eval_task/text/bits_per_byte_high"} <= alone.keys()
     assert {"eval_task/winogender/nats_slope", "eval_task/winogender/acc_she_minus_he_low"} <= alone.keys()
@@ -77,7 +78,7 @@ def test_ranks_share_the_items_and_get_the_same_numbers(world_size: int, subject
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_intervals_are_those_of_an_evaluation_of_the_same_items(world_size: int, subject: Subject) -> None:
-    asking = Asking(generated(subject), (), max_new_tokens=3)
+    asking = Asking(generated(subject), Stops(), max_new_tokens=3)
     found = measured(subject, world_size, asking)[0]
     assert isinstance(found, dict)
     for each in tasks():
@@ -91,4 +92,4 @@ def test_the_intervals_are_those_of_an_evaluation_of_the_same_items(world_size: 
 
 
 def test_if_one_rank_is_stopped_all_end(subject: Subject) -> None:
-    assert measured(subject, 2, Asking(lambda prompts, sampling: None, ())) == [None, None]
+    assert measured(subject, 2, Asking(lambda prompts, sampling: None, Stops())) == [None, None]

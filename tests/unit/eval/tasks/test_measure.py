@@ -20,13 +20,14 @@ from llmtrain.eval.tasks.measure import Asking, Watch, measure
 from llmtrain.eval.tasks.opened import generated, opened_subject
 from llmtrain.eval.tasks.results import estimate
 from llmtrain.eval.tasks.subject import Subject, subject_of
+from llmtrain.models.stops import Stops
 from llmtrain.rollout.engine import Sampling
 from llmtrain.statistics.measures import Measure
 from llmtrain.tasks.load import TASKS
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import AnswerItem, AnswerTask, ChoiceItem, ContinuationItem
 
-NOT_ASKED = Asking(lambda prompts, sampling: None, ())
+NOT_ASKED = Asking(lambda prompts, sampling: None, Stops())
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def test_the_loss_of_a_text_is_that_of_its_windows(subject: Subject, plain: Any)
 
 
 def test_answers_are_cut_at_a_stop_text_and_scored(subject: Subject, folder: Path) -> None:
-    asking = Asking(generated(subject), (), max_new_tokens=6)
+    asking = Asking(generated(subject), Stops(), max_new_tokens=6)
     items = [AnswerItem("ab"), AnswerItem("cd")]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found = measure(subject, rows("answers", items, {"answer": "x"}), asking)
@@ -265,7 +266,7 @@ def test_a_score_of_a_users_task_that_fails_is_one_line(subject: Subject, score:
     task = AnswerTask("t", "s", lambda fields: AnswerItem(""), {"own": score})
     asked = replace(rows("answers", [AnswerItem("ab"), AnswerItem("cd")]), task=task)
     with pytest.raises(ValueError, match=f"t: the score own {message}"):
-        measure(subject, asked, Asking(generated(subject), (), max_new_tokens=2))
+        measure(subject, asked, Asking(generated(subject), Stops(), max_new_tokens=2))
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
@@ -280,7 +281,7 @@ def test_an_answer_that_ends_at_a_stop_text_is_the_one_that_goes_on_and_is_cut(s
     score = {"letters": lambda prompts, responses, fields: [float(len(text)) for text in responses]}
     task = AnswerTask("t", "s", lambda fields: AnswerItem(""), score, stop=(stop, "no such text"))
     task_rows = replace(rows("answers", items), task=task)
-    ended, whole = (measure(subject, task_rows, Asking(each, (), 40)) for each in (plain, going_on))
+    ended, whole = (measure(subject, task_rows, Asking(each, Stops(), 40)) for each in (plain, going_on))
     assert ended is not None and whole is not None
     for one, other in zip(ended.items, whole.items, strict=True):
         assert one.details == other.details
@@ -295,7 +296,7 @@ def test_an_answer_that_ends_at_a_stop_text_is_the_one_that_goes_on_and_is_cut(s
 
 def test_a_prompt_goes_through_the_chat_template_if_asked(subject: Subject) -> None:
     prompts: list[Any] = []
-    asking = Asking(lambda given, sampling: prompts.extend(given), (), max_new_tokens=4, chat=True)
+    asking = Asking(lambda given, sampling: prompts.extend(given), Stops(), max_new_tokens=4, chat=True)
     assert measure(subject, rows("answers", [AnswerItem("ab")], {"answer": "x"}), asking) is None
     assert subject.tokenizer.decode(prompts[0]).endswith("ab<|im_end|>\n<|im_start|>assistant\n")
 

@@ -17,12 +17,13 @@ from llmtrain.eval.tasks.measure import Asking, item_results, measure
 from llmtrain.eval.tasks.opened import model_digest, opened_subject
 from llmtrain.eval.tasks.parts import Unfinished, measured_by_parts
 from llmtrain.eval.tasks.subject import Subject
+from llmtrain.models.stops import Stops
 from llmtrain.tasks.load import TASKS
 from llmtrain.tasks.rows import TaskRow, TaskRows
 from llmtrain.tasks.task import ChoiceItem
 from llmtrain.tasks.winogender import item as pronoun
 
-ASKING = Asking(lambda prompts, sampling: None, ())
+ASKING = Asking(lambda prompts, sampling: None, Stops())
 MODEL = {"path": "m", "weights": "w"}
 
 
@@ -87,7 +88,7 @@ def test_items_of_another_model_or_way_of_asking_are_measured_again(
     rows, output = choices(5), tmp_path / "out.jsonl"
     measured_by_parts(subject, rows, ASKING, Unfinished(output, MODEL), lambda line: None)
     model = {**MODEL, "weights": "v"} if other == "model" else {**MODEL, "path": "moved"}
-    asking = replace(ASKING, chat=other == "chat", stop_ids=(1,) if other == "stops" else ())
+    asking = replace(ASKING, chat=other == "chat", stops=Stops((1,) if other == "stops" else ()))
     again = replace(rows, shots=rows.rows[:1]) if other == "examples" else rows
     keys = asked(monkeypatch)
     measured_by_parts(subject, again, asking, Unfinished(output, model), lambda line: None)

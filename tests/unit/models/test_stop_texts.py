@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from llmtrain.rollout.stop_texts import StopTexts
+from llmtrain.models.stop_texts import StopTexts
 
 
 def of_bytes(ids: Sequence[int]) -> str:
@@ -18,7 +18,7 @@ def of_bytes(ids: Sequence[int]) -> str:
 def test_a_response_ends_with_the_token_that_completes_the_text(stop: str, before: str) -> None:
     ids = list(f"{before}{stop} and more".encode())
     texts = StopTexts(("never", stop), of_bytes)
-    ended = [count for count in range(1, len(ids) + 1) if texts.ended(ids[:count])]
+    ended = [count for count in range(1, len(ids) + 1) if texts.ended_by(ids[:count]) == stop]
     assert ended[0] == len(f"{before}{stop}".encode())
 
 
@@ -27,5 +27,5 @@ def test_the_last_tokens_alone_do_not_decide() -> None:
         return of_bytes(ids).lstrip("a")  # as decoders strip the space of a first token
 
     ids = list(b"b" + b"a" * 100 + b"c")
-    assert not StopTexts(("zc",), stripped).ended(ids)
-    assert not StopTexts(("bc",), stripped).ended(ids)
+    assert StopTexts(("zc",), stripped).ended_by(ids) is None
+    assert StopTexts(("bc",), stripped).ended_by(ids) is None
