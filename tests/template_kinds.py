@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -229,6 +231,19 @@ def stretches(document: Encoded) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
+def as_the_template_knows_it(tokenizer: PreTrainedTokenizerFast, row: Conversation) -> Conversation:
+    """A developer's message as a system message, where the template refuses it or writes nothing of it."""
+    first, *others = row.messages
+    if first["role"] != "developer":
+        return row
+    texts = []
+    for messages in variants(row.messages[:2]):
+        with suppress(Exception):  # whatever a template raises
+            texts.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
+    known = any(first["content"] in text for text in texts)
+    return row if known else replace(row, messages=({**first, "role": "system"}, *others))
+
+
 def outcome(name: str, row: Conversation) -> str:
     """`trained`, `refused: ...` or `WRONG: ...`."""
     tokenizer, encoder = opened(name)
@@ -241,6 +256,7 @@ def outcome(name: str, row: Conversation) -> str:
     pieces = [(d, *stretch) for d in found for stretch in stretches(d)]
     by_prompt = {tuple(d.input_ids[:start].tolist()): (d, start, end) for d, start, end in pieces}
     left = set(by_prompt)
+    row = as_the_template_knows_it(tokenizer, row)
     for index in answers:
         seen = generated_prompts(tokenizer, row, index) & by_prompt.keys()
         if not seen:

@@ -101,6 +101,11 @@ class Renderer:
                     return written(with_call_ids(messages))
             raise
 
+    @property
+    def reads_developer_as_system(self) -> bool:
+        """Whether a message of the role developer is written as a system message."""
+        return self._form.developer_as_system
+
     def arguments_like(self, *parts: str) -> list[str]:
         """The variables that the template reads whose names have one of these parts."""
         return sorted(name for name in read_by(self._source) if any(part in name for part in parts))

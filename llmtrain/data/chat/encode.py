@@ -37,7 +37,7 @@ from llmtrain.system.typing import Array
 
 __all__ = ["BadExample", "ChatEncoder", "Encoded", "LossOn"]
 
-RENDERING_VERSION = 3
+RENDERING_VERSION = 4
 """Raised wherever the same rows, template and tokenizer become other documents than before."""
 
 

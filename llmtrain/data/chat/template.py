@@ -36,6 +36,7 @@ from llmtrain.system.files import one_line
 
 FIX = "set data.chat_template=ours or a Jinja file"
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+DEVELOPER_AS_SYSTEM = "a message of the role developer, which the chat template does not know, is a system message"
 OPENING_ANSWER = "its first message is an answer, which no prompt comes before: given, not trained"
 
 
@@ -130,8 +131,10 @@ class ChatTemplate:
             turn = self._turn(conversation, index)
             _require_tools(conversation, turn.text)
             turns.append(turn)
-        if len(following) < len(indices):
-            turns[0] = replace(turns[0], notes=(*turns[0].notes, OPENING_ANSWER))
+        notes = [OPENING_ANSWER] if len(following) < len(indices) else []
+        if self._renderer.reads_developer_as_system and any(m["role"] == "developer" for m in conversation.messages):
+            notes.append(DEVELOPER_AS_SYSTEM)
+        turns[0] = replace(turns[0], notes=(*turns[0].notes, *notes))
         return turns
 
     def _turn(self, conversation: Conversation, index: int) -> Turn:

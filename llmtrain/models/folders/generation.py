@@ -20,8 +20,8 @@ ONE_ANSWER: Mapping[str, Any] = {
     "max_time": None,
     "stop_strings": None,
 }
-"""Arguments of `generate` where a base's settings may ask for more: one answer, token by token. Its stop texts are
-ours to look for: `transformers` would want the tokenizer."""
+"""Arguments of `generate` over a base's settings: one answer, token by token. Our generation looks for stop texts
+itself; `transformers` asks for the tokenizer."""
 
 
 def given_generation(model: PreTrainedModel) -> dict[str, Any]:

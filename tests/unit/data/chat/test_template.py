@@ -7,11 +7,14 @@ from chat_rows import call, conversation, documents, expected, fault, tokens, tr
 from chat_templates import DEEPSEEK_R1, GEMMA, LLAMA3, MARKED_CHATML, PHI3, QWEN25, Family, family_tokenizer
 from tiny_tokenizers import byte_level_bpe
 
+from llmtrain.config.tokenizer import SpecialTokens
+from llmtrain.data.chat.default_template import chat_template
 from llmtrain.data.chat.encode import ChatEncoder
 from llmtrain.data.chat.opening import EMPTY_THOUGHT
-from llmtrain.data.chat.template import OPENING_ANSWER
+from llmtrain.data.chat.template import DEVELOPER_AS_SYSTEM, OPENING_ANSWER
 from llmtrain.data.formats.instructions import Example
 from llmtrain.data.formats.messages import Message
+from llmtrain.data.rendering import prompt_ids
 
 CHAT = ("u: Hi there", "a: Hello you", "u: Bye", "a: Bye!")
 ANSWER = {"role": "assistant", "content": "Hi"}
@@ -81,12 +84,50 @@ def test_a_fault_within_the_template_is_a_fault_of_the_row():
         (GEMMA, conversation(*CHAT, tools=[{"type": "function", "function": {"name": "add"}}]), "tools"),
         (LLAMA3, conversation("u: x", call("add", x=1) | {"content": "Hi"}), "text beside tool calls"),
         (LLAMA3, conversation("u: x", {**ANSWER, "reasoning": "y"}), "reasoning"),
-        (QWEN25, conversation({"role": "developer", "content": "x"}, *CHAT), "developer messages"),
         (DEEPSEEK_R1, conversation("u: x", "a: <think>\ny", "t: x", "a: <think>\nz"), "tool messages"),
     ],
 )
 def test_what_the_template_would_pass_over_is_named(family: Family, row: Example, part: str) -> None:
     assert fault(family_tokenizer(family), row).reason == f"template leaves out {part}"
+
+
+DEVELOPER = {"role": "developer", "content": "Be brief."}
+ANY_ROLE = "{%- for m in messages %}" + TURN + "{%- endfor %}" + PROMPT
+OF_A_USER = (
+    "{%- for m in messages %}{%- if m.role in ['system', 'assistant'] %}" + TURN + "{%- else %}"
+    '{{- "<|im_start|>user\\n" + m.content + "<|im_end|>\\n" }}{%- endif %}{%- endfor %}' + PROMPT
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "role"),
+    [
+        (QWEN25, None, "system"),  # writes nothing of it
+        (QWEN25, chat_template(SpecialTokens()), "system"),  # refuses it
+        (QWEN25, OF_A_USER, "system"),  # its `else` is a user's turn
+        (QWEN25, ANY_ROLE, "developer"),
+        (LLAMA3, None, "developer"),
+    ],
+)
+def test_a_developers_message_is_a_system_message_where_the_template_does_not_know_it(
+    family: Family, template: str | None, role: str
+) -> None:
+    tokenizer = family_tokenizer(family, template)
+    (found,), (wanted,) = (
+        documents(tokenizer, conversation({**DEVELOPER, "role": each}, *CHAT)) for each in ("developer", "system")
+    )
+    is_system = role == "system"
+    assert (found.input_ids.tolist() == wanted.input_ids.tolist()) is is_system
+    assert found.notes == ((DEVELOPER_AS_SYSTEM,) if is_system else ())
+    asked = prompt_ids(tokenizer, [DEVELOPER, {"role": "user", "content": "Hi there"}])
+    assert found.input_ids[: len(asked)].tolist() == asked and "Be brief." in tokenizer.decode(asked)
+
+
+def test_a_developers_message_is_refused_where_a_system_message_is() -> None:
+    found = fault(family_tokenizer(GEMMA), conversation(DEVELOPER, *CHAT))
+    assert found.reason == "template refuses the row"
+    ours = family_tokenizer(QWEN25, chat_template(SpecialTokens()))
+    assert "a system message comes first" in str(fault(ours, conversation("s: x", DEVELOPER, *CHAT)))
 
 
 def test_an_answer_that_nothing_comes_before_has_no_prompt():
