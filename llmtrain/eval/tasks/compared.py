@@ -116,7 +116,7 @@ def sentences(found: Sequence[Compared], name: str, num_pairs: int = 1) -> list[
 def _power(pair: Paired) -> str:
     """What the items of a comparison can find, and how many it would need."""
     if math.isnan(pair.smallest):
-        return f": {pair.num_items:,} item shows no difference"
+        return f": from {pair.num_items:,} item no difference can be known"
     if not pair.smallest:
         return f": no difference on any of {pair.num_items:,} items"
     finds = f" on {pair.num_items:,} items, which find a difference of {pair.smallest:.4f} four times in five"
