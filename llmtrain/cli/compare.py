@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{len(sides[0])} seeds of the one and {len(sides[1])} of the other: give equally many")
     tasks: list[TaskRows] = []
     is_file = [name.endswith(SUFFIX) for side in sides for name in side]
-    if not all(is_file) and arguments.tasks:
+    if all(is_file) and arguments.tasks:
+        raise ValueError("--tasks: files of results are compared on all tasks that both have; it measures models only")
+    if arguments.tasks:
         tasks = read_tasks(arguments, [name for side in sides for name in side])  # before a model is loaded
     runs = [[evaluation_of(name, tasks, arguments) for name in side] for side in sides]
     first, second = map(seeds_together, runs)
@@ -66,6 +68,8 @@ def evaluation_of(name: str, tasks: list[TaskRows], arguments: argparse.Namespac
         if not path.is_file():
             raise ValueError(f"{name}: no such file")
         return read_evaluation(path)
+    if path.is_file() and not name.endswith(".gguf"):
+        raise ValueError(f"{name}: is neither a file of `llmtrain eval` (*{SUFFIX}) nor a model")
     if tasks:
         return evaluate(name, tasks, arguments, default_output(name), is_kept=path.is_dir())
     kept = default_output(name)

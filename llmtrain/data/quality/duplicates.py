@@ -25,6 +25,7 @@ MOST_COMPARED = 16
 """Candidates of an item whose texts are compared: those of the highest estimates."""
 MOST_ENTERED = 16
 """Of items that are like each other, those that later ones are compared with."""
+MOST_PAIRS = 50
 MOST_SHOWN = 5
 MOST_PLACES = 4
 
@@ -66,6 +67,9 @@ class NearDuplicatesFound:
     num_similar: int
     num_like_one: int  # of these, those of the largest group of items like each other: texts of a template are
     num_short: int  # items with too few words to be compared
+    usual: (
+        float  # similarity of two that are far from each other in the sample, the median; high for rows of a template
+    )
     by_source: Sequence[int]
     most: Sequence[Similar]
 
@@ -149,6 +153,7 @@ def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = No
         num_similar=len(found),
         num_like_one=max(num_entered.values(), default=1) - 1,
         num_short=num_short,
+        usual=_usual(sample.items),
         by_source=[by_source[number] for number in range(len(sample.sources))],
         most=_spread(found),
     )
@@ -163,6 +168,13 @@ def _most_similar(
     measured = [(_shared(each.shingles, new.shingles), each) for each in compared]
     similarity, earlier = max(measured, key=lambda each: each[0], default=(-1.0, new))
     return (earlier, similarity) if similarity >= threshold else None
+
+
+def _usual(items: Sequence[Item]) -> float:
+    """The median similarity of items to those half the sample away."""
+    half = len(items) // 2
+    places = np.linspace(0, half - 1, min(half, MOST_PAIRS)).round().astype(int).tolist() if half else []
+    return float(np.median([jaccard(items[i].text, items[i + half].text) for i in places])) if places else 0.0
 
 
 def _has_the_prompt_of(earlier: Item, later: Item) -> bool:

@@ -206,8 +206,8 @@ def read_evaluation(path: Path) -> Evaluation:
                     if measure.is_partial and measure.name not in item.values:
                         continue
                     for name in (measure.name, measure.weight, measure.chance):
-                        if name is not None and not is_number(item.values[name]):
-                            raise ValueError(f"{name} is no number")
+                        if name is not None and not is_number(item.values.get(name)):
+                            raise ValueError(f"{name} is missing, or no number")
             except (TypeError, KeyError, ValueError, AttributeError) as error:
                 raise ValueError(f"{path}:{number}: not an item of an evaluation ({error})") from None
             items[item.task].append(item)

@@ -22,6 +22,8 @@ SOME = 0.003
 """A share of near duplicates that asks for a look."""
 TEMPLATE = 0.5
 """A share of near duplicates that are all like one text."""
+ALIKE = 0.4
+"""A similarity of two texts drawn by chance, from which on all are of one template."""
 FEW_SURE = 0.05
 """A share of rows that cannot be used, that asks for a look."""
 UNEVEN_TOKENS = 1.5
@@ -125,7 +127,10 @@ def _duplicated(quality: Quality) -> Iterator[Finding]:
             f"Of {basis(sample)}, {count(near.num_similar)} ({share(near.num_similar, near.num_items)}) "
             f"{_are(near.num_similar)} nearly the same as an earlier one (similarity {NEAR:g} or more)"
         )
-        if near.num_like_one >= max(TEMPLATE * near.num_similar, 20):
+        if near.usual >= ALIKE:
+            text += f"; any two are alike ({near.usual:.2f} in the middle), as rows of a template are."
+            yield Finding(Level.LOOK, text, "duplicates")
+        elif near.num_like_one >= max(TEMPLATE * near.num_similar, 20):
             text += f", {count(near.num_like_one)} of them in one group, as texts of a template are."
             yield Finding(Level.LOOK, text, "duplicates")
         else:

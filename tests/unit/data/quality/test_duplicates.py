@@ -80,7 +80,7 @@ def test_a_text_is_compared_with_all_that_may_be_like_it() -> None:
     assert all(a_b < 0.8 and a_c < 0.8 < b_c for a_b, a_c, b_c in similarities)
     items = [item(text, number) for number, text in enumerate([*first, *second, *third])]
     found = near_duplicates(sample_of(items), 0.8)
-    assert found.num_similar == NUM_PLANTED
+    assert found.num_similar == NUM_PLANTED and found.usual == 0
     pairs = [[int(each.where.rpartition(":")[2]) for each in (pair.earlier, pair.later)] for pair in found.most]
     assert all(2 * NUM_PLANTED <= later == earlier + NUM_PLANTED for earlier, later in pairs)
 
@@ -99,7 +99,7 @@ def test_copies_of_a_template_are_counted_and_each_is_compared_with_a_few(monkey
 
     monkeypatch.setattr(NearDuplicates, "similar", counted)
     found = near_duplicates(sample_of(items), 0.8)
-    assert found.num_similar == found.num_like_one == NUM_TEXTS - 1
+    assert found.num_similar == found.num_like_one == NUM_TEXTS - 1 and found.usual > 0.9
     assert len(num_candidates) == NUM_TEXTS and max(num_candidates) <= MOST_ENTERED
 
 

@@ -147,7 +147,16 @@ def test_the_command_prints_a_verdict_and_refuses_in_one_line(
         ([a, c], "17 are in the first only"),
         ([a, f"{b},{b}"], "give equally many"),
         ([a, "none.jsonl"], "no such file"),
+        ([a, b, "--tasks", "piqa"], "--tasks: files of results are compared on all tasks that both have"),
+        ([a, str(tmp_path / "rows.csv")], "is neither a file of `llmtrain eval` (*.jsonl) nor a model"),
+        (
+            [a, str(tmp_path / "less.jsonl")],
+            "less.jsonl:2: not an item of an evaluation (acc is missing",
+        ),
     ]
+    (tmp_path / "rows.csv").write_text("prompt,answer\nWhy?,Because\n")
+    head, first = (tmp_path / "a.jsonl").read_text().splitlines()[:2]
+    (tmp_path / "less.jsonl").write_text(f"{head}\n{json.dumps(json.loads(first) | {'values': {}})}\n")
     for argv, message in [*refused, ([a, str(tmp_path)], "it has no evaluation yet")]:
         with pytest.raises(SystemExit) as ended:
             main(["compare", *argv])
