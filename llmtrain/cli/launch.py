@@ -17,7 +17,8 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 from llmtrain.recipes.command import asks_for_help, print_text
@@ -25,6 +26,7 @@ from llmtrain.system.exit_codes import code_of_signals
 from llmtrain.system.nearest import nearest
 
 VERBS = ("pretrain", "sft", "rlhf")
+LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,9 +45,23 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:  # `command &` in a script ignores Ctrl-C
             signal.signal(number, _leave)
-    from llmtrain.launch.run import launch  # seconds of imports
+    with _without_torchs_warnings():
+        from llmtrain.launch.run import launch  # seconds of imports
 
     return launch([*options, *argv[at:]])
+
+
+@contextmanager
+def _without_torchs_warnings() -> Iterator[None]:
+    """Import torch so that this process alone prints errors of its C++ only: not pages of a node that left first."""
+    if LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[LOG_LEVEL] = "ERROR"
+    try:
+        yield
+    finally:
+        del os.environ[LOG_LEVEL]  # read by now; the processes that are started print theirs
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
