@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.sections import TunedModelConfig
 from llmtrain.models.adapters.base import base_facts
-from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.adapters.lora import add_adapter, lora_config
 from llmtrain.models.adapters.renamed import left_out
 from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.adapter_trial import require_loading
@@ -135,6 +135,27 @@ def test_what_peft_has_not_for_parameters_leaves_them_out(base: Path, keys: dict
         add_adapter(load(base), lora(target=["up_proj"], **keys), (), 0)
     with pytest.raises(ValueError, match="matches up_proj: peft takes this name"):
         add_adapter(load(base), lora(target=".*up_proj", **keys), (), 0)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"target": ["o_proj", "up_proj"]},
+        {"target": r".*\.(o|up)_proj"},
+        {"target_parameters": ["layers.1.mlp.shared_experts.up_proj.weight"]},
+    ],
+)
+def test_on_a_base_in_4_bits_all_linear_is_without_them_and_no_name_is_passed_over(
+    base: Path, keys: dict[str, object]
+) -> None:
+    model = load(base)
+    attention = model.get_submodule("model.layers.0.self_attn.v_proj")
+    attention.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)  # as bitsandbytes has it
+    config = lora_config(model, lora(), model.get_output_embeddings())
+    assert config.target_modules == {f"{name}_proj" for name in "qkvo"} and not config.target_parameters
+    assert left_out(model, lora()) == {"gate_proj", "up_proj", "down_proj"}
+    with pytest.raises(ValueError, match=r"up_proj for one of glm4_moe's experts, and .* not in 4 bits: leave it out"):
+        lora_config(model, lora(**keys), model.get_output_embeddings())
 
 
 def test_a_run_that_did_not_train_them_is_exported_without_them(base: Path, tmp_path: Path) -> None:
