@@ -82,13 +82,18 @@ def _inside(
 ) -> str | list[str]:
     """Layers of these names inside the text model only: other parts, such as a vision tower, may have such names too.
 
-    As one expression, or as whole names where an adapter is for some layers, which peft chooses by names alone.
+    As one expression, or as whole names where an adapter is for some layers: peft takes a whole name in any layer.
     """
-    endings = "|".join(re.escape(target) for target in sorted(targets))
+    chosen, endings = config.chosen_layers(), "|".join(re.escape(target) for target in sorted(targets))
+    names = sorted(
+        name
+        for name in inner
+        if re.search(rf"(^|\.)({endings})$", name)
+        and (chosen is None or ((found := LAYER.match(name)) and int(found[1]) in chosen))
+    )
     expression = rf"{beginning}(.*\.)?({endings})"
-    if config.layers is None and _keeps(model, expression):
-        return expression
-    return sorted(name for name in inner if re.search(rf"\.({endings})$", name))
+    is_the_same = chosen is None and names == sorted(name for name in inner if re.fullmatch(expression, name))
+    return expression if is_the_same and _keeps(model, expression) else names
 
 
 def _refusal(model: PreTrainedModel, name: str) -> str | None:

@@ -168,6 +168,22 @@ def test_a_run_that_did_not_train_them_is_exported_without_them(base: Path, tmp_
     torch.testing.assert_close(plain(input_ids=IDS).logits, model(input_ids=IDS).logits, rtol=1e-4, atol=1e-5)
 
 
+def test_a_name_that_the_chosen_layers_have_not_is_refused(base: Path) -> None:
+    with pytest.raises(ValueError, match=r"names no linear layer that takes an adapter in adapter\.layers=0$"):
+        add_adapter(load(base), lora(layers="0", target=["shared_experts.up_proj"]), (), 0)
+
+
+def test_beside_a_vision_tower_it_goes_on_too(tmp_path: Path) -> None:
+    write_base(tmp_path / "base", "glm4v_moe")
+    model = load(tmp_path / "base")
+    add_adapter(model, lora(), (), 0)
+    folder = exported(model, tmp_path / "base", tmp_path / "adapter", lora())
+    again = load(tmp_path / "base")
+    continued(AdapterPlan(lora(), (), 1), folder).put_into(again)
+    assert adapted_layers(again) == adapted_layers(model) and len(adapted_layers(model)) == 14
+    torch.testing.assert_close(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
 def test_peft_renames_again_after_an_adapter_of_ours(base: Path) -> None:
     before = conversion.convert_peft_config_for_transformers
     add_adapter(load(base), lora(), (), 0)
