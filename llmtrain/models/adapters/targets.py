@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.experts import routers
-from llmtrain.models.text_part import text_names
+from llmtrain.models.text_part import parameters_beside, text_names
 
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
@@ -160,8 +160,8 @@ def router_layers(model: PreTrainedModel) -> set[str]:
 def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
     """The modules that are trained in full, by their whole names: those whose name ends so, as peft has it.
 
-    Raises ValueError for a name that no module with weights ends with, for a module that shares its weight with
-    another, and for one inside another.
+    Raises ValueError for a name that no module with weights ends with, for a module beside the text model, for one
+    that shares its weight with another, and for one inside another.
     """
     modules = {name: module for name, module in model.named_modules() if any(True for _ in module.parameters())}
     found: dict[str, nn.Module] = {}
@@ -173,7 +173,12 @@ def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.
                 f"{shown(last_parts(modules))}"
             )
         found |= {whole: modules[whole] for whole in ending}
-    for whole in found:
+    beside = {id(parameter) for parameter in parameters_beside(model)} if found else set[int]()
+    for whole, module in found.items():
+        if "." in whole and any(id(parameter) in beside for parameter in module.parameters()):  # a head has no dot
+            raise ValueError(
+                f"adapter.modules_to_save: {whole} is no part of the text model: write more of the name that you mean"
+            )
         if outer := next((other for other in found if whole.startswith(f"{other}.")), None):
             raise ValueError(f"adapter.modules_to_save: {whole} is a part of {outer}: name one of them")
     shared = _shared(model, found)

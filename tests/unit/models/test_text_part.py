@@ -180,6 +180,15 @@ def test_an_expression_that_matches_the_vision_tower_is_refused(model: PreTraine
         add_adapter(model, config, (), 0)
 
 
+def test_no_module_of_the_vision_tower_is_trained_in_full(model: PreTrainedModel) -> None:
+    config = AdapterConfig(kind="lora", modules_to_save=["norm"])
+    with pytest.raises(ValueError, match=r"modules_to_save: model\.vision_tower.*norm is no part of the text model"):
+        add_adapter(model, config, (), 0)
+    add_adapter(model, AdapterConfig(kind="lora", modules_to_save=["language_model.norm"]), (), 0)
+    trained = {name for name, each in model.named_parameters() if each.requires_grad and "lora" not in name}
+    assert trained == {"model.language_model.norm.weight"}
+
+
 def test_the_chat_template_of_an_older_processor_is_read(base: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = None
