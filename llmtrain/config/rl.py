@@ -223,9 +223,9 @@ class RolloutConfig(Section):
     score_normalise: bool = False
     """Normalise scores by their running mean and std (Ziegler 2019, section 2; Engstrom 2020, section 3)."""
     missing_eos_penalty: NonNegative = 0.0
-    """Subtracted from the score of a response without a stop token (Huang et al. 2024, detail 3, the EOS trick)."""
+    """Subtracted from the score of a response that nothing stopped (Huang et al. 2024, detail 3, the EOS trick)."""
     mask_truncated: bool = False
-    """Leave responses without a stop token out of the loss (overlong filtering, DAPO: Yu 2025, section 3.4)."""
+    """Leave responses that nothing stopped out of the loss (overlong filtering, DAPO: Yu 2025, section 3.4)."""
     overlong_buffer_tokens: Positive | None = None
     """Soft overlong penalty over the last tokens before `max_new_tokens` (Yu 2025, equation 13); None: off."""
     overlong_penalty: NonNegative = 1.0

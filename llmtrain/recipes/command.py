@@ -181,9 +181,8 @@ def prepare_process() -> None:
     """Prepare a process for a CPU, and hide what libraries say to their developers; before a recipe is imported."""
     has_bars = sys.stderr.isatty()
     if not has_bars:
-        os.environ.setdefault(
-            "TQDM_DISABLE", "1"
-        )  # which tqdm reads once: transformers reads GGUF under a bar of its own
+        # Which tqdm reads once: transformers reads GGUF under a bar of its own.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
 
     from llmtrain.system.memory import tune_for_training

@@ -25,7 +25,7 @@ def evaluation_path(folder: Path, step: int) -> Path:
 
 
 def before_path(folder: Path) -> Path:
-    """Where the results of the model that a run starts from are, for the pair of before and after."""
+    """Where the results of the model that a run starts from are, for before and after."""
     return folder / EVALUATIONS / "before.jsonl"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,9 +68,7 @@ class NearDuplicatesFound:
     num_similar: int
     num_like_one: int  # of these, those of the largest group of items like each other: texts of a template are
     num_short: int  # items with too few words to be compared
-    usual: (
-        float  # similarity of two that are far from each other in the sample, the median; high for rows of a template
-    )
+    usual: float  # similarity of two different ones drawn by chance, the median; high for rows of a template
     by_source: Sequence[int]
     most: Sequence[Similar]
 
@@ -153,7 +152,7 @@ def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = No
         num_similar=len(found),
         num_like_one=max(num_entered.values(), default=1) - 1,
         num_short=num_short,
-        usual=_usual(sample.items),
+        usual=_usual(sample),
         by_source=[by_source[number] for number in range(len(sample.sources))],
         most=_spread(found),
     )
@@ -170,11 +169,14 @@ def _most_similar(
     return (earlier, similarity) if similarity >= threshold else None
 
 
-def _usual(items: Sequence[Item]) -> float:
-    """The median similarity of items to those half the sample away."""
-    half = len(items) // 2
-    places = np.linspace(0, half - 1, min(half, MOST_PAIRS)).round().astype(int).tolist() if half else []
-    return float(np.median([jaccard(items[i].text, items[i + half].text) for i in places])) if places else 0.0
+def _usual(sample: Sample) -> float:
+    """The median similarity of two different items, drawn by chance: a file may be an altered copy of another."""
+    different = list({item.digest: item for item in sample.items}.values())
+    if len(different) < 2:
+        return 0.0
+    draw = random.Random(sample.seed)
+    pairs = (draw.sample(different, 2) for _ in range(MOST_PAIRS))
+    return float(np.median([jaccard(one.text, other.text) for one, other in pairs]))
 
 
 def _has_the_prompt_of(earlier: Item, later: Item) -> bool:

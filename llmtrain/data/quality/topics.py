@@ -81,9 +81,10 @@ def topics(items: Sequence[Item], num_sources: int, seed: int, spoken: Sequence[
     if len(chosen) < FEWEST_ITEMS:
         raise ValueError(f"{counted(len(chosen), 'text')} cannot be grouped: at least {FEWEST_ITEMS} are needed")
     terms = [_terms(item.text[:READ_CHARS]) for item in chosen]
-    left_out = _common_terms(terms, None if spoken is None else [spoken[place] for place in places])
+    if spoken is not None:
+        terms = _without_common(terms, [spoken[place] for place in places])
     vectorizer = TfidfVectorizer(
-        analyzer=lambda each: [term for term in each if term not in ENGLISH_STOP_WORDS and term not in left_out],
+        analyzer=lambda each: [term for term in each if term not in ENGLISH_STOP_WORDS],
         min_df=2,
         max_df=0.5,
         max_features=MOST_TERMS,
@@ -145,17 +146,19 @@ def _terms(text: str) -> list[str]:
     return found
 
 
-def _common_terms(terms: Sequence[Sequence[str]], spoken: Sequence[str] | None) -> set[str]:
-    """The words that many texts of a language have, but for English, whose words are known."""
-    of_language: defaultdict[str, list[Sequence[str]]] = defaultdict(list)
-    for each, language in zip(terms, spoken or [], strict=spoken is not None):
+def _without_common(terms: Sequence[list[str]], spoken: Sequence[str]) -> list[list[str]]:
+    """The words of each text but those that many texts of its language have; of English ones all, which are known."""
+    of_language: defaultdict[str, list[list[str]]] = defaultdict(list)
+    for each, language in zip(terms, spoken, strict=True):
         of_language[language].append(each)
-    found: set[str] = set()
+    common: dict[str, set[str]] = {}
     for language, texts in of_language.items():
         counts = Counter(term for each in texts for term in set(each) if language != "English")
         least = max(FEWEST_COMMON, COMMON * len(texts))
-        found |= {term for term, amount in counts.items() if amount >= least}
-    return found
+        common[language] = {term for term, amount in counts.items() if amount >= least}
+    return [
+        [term for term in each if term not in common[language]] for each, language in zip(terms, spoken, strict=True)
+    ]
 
 
 def _map(points: Float[ndarray, "shown dimensions"], seed: int) -> Float[ndarray, "shown 2"]:

@@ -75,6 +75,9 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module |
         and (module is not head if targets == ALL_LINEAR else _covers(lora, name))
     ]
     if not covered and (targets or not parameters):
+        if not config.modules_to_save:
+            inside = "" if config.layers is None else f" in adapter.layers={config.layers}"
+            raise ValueError(f"adapter.target: names no linear layer that takes an adapter{inside}")
         raise ValueError(
             f"adapter.modules_to_save={', '.join(config.modules_to_save)} holds every layer that adapter.target names: "
             "leave one out"

@@ -39,17 +39,30 @@ WEIGHT = ".weight"
 
 
 def weights_to_name(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> list[str]:
-    """The weights that `target_parameters` is to name, of layers that an adapter covers and no target can name."""
-    if in_4_bits(model) or not by_weight(config):
+    """The weights that `target_parameters` is to name, of layers that an adapter covers and no target can name.
+
+    Raises ValueError for a layer that is named by itself on a base in 4 bits.
+    """
+    if not by_weight(config):
         return []
     chosen = config.chosen_layers()
-    return [
+    weights = [
         f"{name}{WEIGHT}"
         for name, layer in renamed_layers(model).items()
         if layer is not head
         and (chosen is None or ((found := LAYER.match(name)) and int(found[1]) in chosen))
         and (_is_named(name, config.target) or _ends(f"{name}{WEIGHT}", config.target_parameters))
     ]
+    if not in_4_bits(model):
+        return weights
+    for weight in weights:
+        if config.target != ALL_LINEAR or _ends(weight, config.target_parameters):
+            raise ValueError(
+                f"adapter.target: peft takes the name of {weight.removesuffix(WEIGHT)} for one of "
+                f"{model.config.model_type}'s experts, and adapts the layer only on a base that is not in 4 bits: "
+                "leave it out, or model.quantize"
+            )
+    return []
 
 
 def _is_named(name: str, target: str | list[str]) -> bool:

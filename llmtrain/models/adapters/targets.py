@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.experts import routers
-from llmtrain.models.text_part import text_names
+from llmtrain.models.text_part import parameters_beside, text_names
 
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
@@ -82,13 +82,18 @@ def _inside(
 ) -> str | list[str]:
     """Layers of these names inside the text model only: other parts, such as a vision tower, may have such names too.
 
-    As one expression, or as whole names where an adapter is for some layers, which peft chooses by names alone.
+    As one expression, or as whole names where an adapter is for some layers: peft takes a whole name in any layer.
     """
-    endings = "|".join(re.escape(target) for target in sorted(targets))
+    chosen, endings = config.chosen_layers(), "|".join(re.escape(target) for target in sorted(targets))
+    names = sorted(
+        name
+        for name in inner
+        if re.search(rf"(^|\.)({endings})$", name)
+        and (chosen is None or ((found := LAYER.match(name)) and int(found[1]) in chosen))
+    )
     expression = rf"{beginning}(.*\.)?({endings})"
-    if config.layers is None and _keeps(model, expression):
-        return expression
-    return sorted(name for name in inner if re.search(rf"\.({endings})$", name))
+    is_the_same = chosen is None and names == sorted(name for name in inner if re.fullmatch(expression, name))
+    return expression if is_the_same and _keeps(model, expression) else names
 
 
 def _refusal(model: PreTrainedModel, name: str) -> str | None:
@@ -155,8 +160,8 @@ def router_layers(model: PreTrainedModel) -> set[str]:
 def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
     """The modules that are trained in full, by their whole names: those whose name ends so, as peft has it.
 
-    Raises ValueError for a name that no module with weights ends with, for a module that shares its weight with
-    another, and for one inside another.
+    Raises ValueError for a name that no module with weights ends with, for a module beside the text model, for one
+    that shares its weight with another, and for one inside another.
     """
     modules = {name: module for name, module in model.named_modules() if any(True for _ in module.parameters())}
     found: dict[str, nn.Module] = {}
@@ -168,7 +173,12 @@ def saved_modules(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.
                 f"{shown(last_parts(modules))}"
             )
         found |= {whole: modules[whole] for whole in ending}
-    for whole in found:
+    beside = {id(parameter) for parameter in parameters_beside(model)} if found else set[int]()
+    for whole, module in found.items():
+        if "." in whole and any(id(parameter) in beside for parameter in module.parameters()):  # a head has no dot
+            raise ValueError(
+                f"adapter.modules_to_save: {whole} is no part of the text model: write more of the name that you mean"
+            )
         if outer := next((other for other in found if whole.startswith(f"{other}.")), None):
             raise ValueError(f"adapter.modules_to_save: {whole} is a part of {outer}: name one of them")
     shared = _shared(model, found)

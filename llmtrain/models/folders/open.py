@@ -54,9 +54,8 @@ def open_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             keep_layout(model)
         model = model.to(_device()).eval()
         first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        model.generate(
-            input_ids=first, max_new_tokens=1, do_sample=False, **ONE_ANSWER
-        )  # where some fields are read first
+        # Some fields are read here first.
+        model.generate(input_ids=first, max_new_tokens=1, do_sample=False, **ONE_ANSWER)
         if (difference := differing_dtype(place)) is not None:
             say(difference)
     except Exception as error:  # of a folder that is not right, libraries raise errors of any class

@@ -1,4 +1,4 @@
-"""Runs that are compared anyway turn the pair of before and after off, in each recipe that has it."""
+"""Runs that are compared anyway turn the comparison of before and after off, in each recipe that has it."""
 
 from __future__ import annotations
 

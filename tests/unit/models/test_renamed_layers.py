@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.sections import TunedModelConfig
 from llmtrain.models.adapters.base import base_facts
-from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.adapters.lora import add_adapter, lora_config
 from llmtrain.models.adapters.renamed import left_out
 from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.adapter_trial import require_loading
@@ -137,6 +137,27 @@ def test_what_peft_has_not_for_parameters_leaves_them_out(base: Path, keys: dict
         add_adapter(load(base), lora(target=".*up_proj", **keys), (), 0)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"target": ["o_proj", "up_proj"]},
+        {"target": r".*\.(o|up)_proj"},
+        {"target_parameters": ["layers.1.mlp.shared_experts.up_proj.weight"]},
+    ],
+)
+def test_on_a_base_in_4_bits_all_linear_is_without_them_and_no_name_is_passed_over(
+    base: Path, keys: dict[str, object]
+) -> None:
+    model = load(base)
+    attention = model.get_submodule("model.layers.0.self_attn.v_proj")
+    attention.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)  # as bitsandbytes has it
+    config = lora_config(model, lora(), model.get_output_embeddings())
+    assert config.target_modules == {f"{name}_proj" for name in "qkvo"} and not config.target_parameters
+    assert left_out(model, lora()) == {"gate_proj", "up_proj", "down_proj"}
+    with pytest.raises(ValueError, match=r"up_proj for one of glm4_moe's experts, and .* not in 4 bits: leave it out"):
+        lora_config(model, lora(**keys), model.get_output_embeddings())
+
+
 def test_a_run_that_did_not_train_them_is_exported_without_them(base: Path, tmp_path: Path) -> None:
     model = load(base)
     add_adapter(model, lora(dropout=0.1), (), 0)
@@ -145,6 +166,22 @@ def test_a_run_that_did_not_train_them_is_exported_without_them(base: Path, tmp_
     assert isinstance(settings, LoraConfig) and not settings.target_parameters
     plain = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
     torch.testing.assert_close(plain(input_ids=IDS).logits, model(input_ids=IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_name_that_the_chosen_layers_have_not_is_refused(base: Path) -> None:
+    with pytest.raises(ValueError, match=r"names no linear layer that takes an adapter in adapter\.layers=0$"):
+        add_adapter(load(base), lora(layers="0", target=["shared_experts.up_proj"]), (), 0)
+
+
+def test_beside_a_vision_tower_it_goes_on_too(tmp_path: Path) -> None:
+    write_base(tmp_path / "base", "glm4v_moe")
+    model = load(tmp_path / "base")
+    add_adapter(model, lora(), (), 0)
+    folder = exported(model, tmp_path / "base", tmp_path / "adapter", lora())
+    again = load(tmp_path / "base")
+    continued(AdapterPlan(lora(), (), 1), folder).put_into(again)
+    assert adapted_layers(again) == adapted_layers(model) and len(adapted_layers(model)) == 14
+    torch.testing.assert_close(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
 def test_peft_renames_again_after_an_adapter_of_ours(base: Path) -> None:

@@ -23,6 +23,7 @@ from llmtrain.models.adapters.lora import add_adapter
 from llmtrain.models.flops import training_flops
 from llmtrain.models.folders.adapter import export_adapter, merge_adapter
 from llmtrain.models.folders.bases import origin_of
+from llmtrain.models.folders.continued import AdapterPlan, continued
 from llmtrain.models.folders.model import WRAPPER_PREFIX, ExportSpec, export_model
 from llmtrain.models.folders.open import open_model
 from llmtrain.models.load import load_pretrained
@@ -140,7 +141,9 @@ def test_a_merged_folder_that_lacks_weights_is_refused(
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"target": ["q_proj", "v_proj"]}, {"layers": [1]}], ids=["all linear", "names", "a layer"]
+    "settings",
+    [{}, {"target": ["q_proj", "v_proj"]}, {"layers": [1]}, {"layers": [1], "target": ["q_proj", "v_proj"]}],
+    ids=["all linear", "names", "a layer", "names of a layer"],
 )
 def test_an_adapter_covers_the_text_model_only_and_loads_in_plain_peft(
     settings: dict[str, object], base: Path, model: PreTrainedModel, tmp_path: Path
@@ -149,9 +152,11 @@ def test_an_adapter_covers_the_text_model_only_and_loads_in_plain_peft(
     add_adapter(model, config, (), 0)
     adapted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert adapted and all(re.match(text_names(model), name) for name in adapted)
+    numbers = {found[1] for name in adapted if (found := re.search(r"\.layers\.(\d+)\.", name))}
+    assert numbers == ({"1"} if "layers" in settings else {"0", "1"})
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
+            torch.nn.init.normal_(parameter, std=0.1)
     weights = {
         f"{WRAPPER_PREFIX}{name}": parameter.detach()
         for name, parameter in model.named_parameters()
@@ -164,12 +169,24 @@ def test_an_adapter_covers_the_text_model_only_and_loads_in_plain_peft(
     with torch.no_grad():
         torch.testing.assert_close(plain(input_ids=ids).logits, model(input_ids=ids).logits)
     assert not any("lora" in name for name, _ in plain.named_parameters() if any(part in name for part in VISION))
+    again = load_pretrained(TunedModelConfig(path=str(base)), AutoTokenizer.from_pretrained(base), max_seq_len=32)
+    continued(AdapterPlan(AdapterConfig(kind="lora"), (), 1), tmp_path / "adapter").put_into(again)
+    assert {name for name, parameter in again.named_parameters() if parameter.requires_grad} == adapted
 
 
 def test_an_expression_that_matches_the_vision_tower_is_refused(model: PreTrainedModel) -> None:
     config = AdapterConfig(kind="lora", target=r".*\.(q_proj|v_proj)")
     with pytest.raises(ValueError, match=r"matches model.vision_tower.* begin it with model\\.language_model\\."):
         add_adapter(model, config, (), 0)
+
+
+def test_no_module_of_the_vision_tower_is_trained_in_full(model: PreTrainedModel) -> None:
+    config = AdapterConfig(kind="lora", modules_to_save=["norm"])
+    with pytest.raises(ValueError, match=r"modules_to_save: model\.vision_tower.*norm is no part of the text model"):
+        add_adapter(model, config, (), 0)
+    add_adapter(model, AdapterConfig(kind="lora", modules_to_save=["language_model.norm"]), (), 0)
+    trained = {name for name, each in model.named_parameters() if each.requires_grad and "lora" not in name}
+    assert trained == {"model.language_model.norm.weight"}
 
 
 def test_the_chat_template_of_an_older_processor_is_read(base: Path, tmp_path: Path) -> None:

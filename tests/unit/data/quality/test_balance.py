@@ -112,6 +112,17 @@ def test_words_that_any_text_of_a_language_has_name_no_group() -> None:
     assert {"que", "para"} <= {term for topic in topics(items, 1, 0).topics for term in topic.terms}
 
 
+def test_a_few_texts_taken_for_another_language_take_no_word_from_the_others() -> None:
+    pytest.importorskip("sklearn", reason="topics need scikit-learn: pip install 'llmtrain[data]'")
+    from llmtrain.data.quality.topics import topics
+
+    draw = random.Random(3)
+    texts = [" ".join([*draw.choices(WORDS[:60], k=9), WORDS[300 + number % 3]]) for number in range(90)]
+    spoken = ["Latin" if number in (0, 3, 6) else "English" for number in range(90)]
+    found = topics([item(text, number) for number, text in enumerate(texts)], 1, 0, spoken)
+    assert any(WORDS[300] in topic.terms for topic in found.topics)
+
+
 def test_a_group_of_texts_that_share_no_word_has_no_name() -> None:
     pytest.importorskip("sklearn", reason="topics need scikit-learn: pip install 'llmtrain[data]'")
     from llmtrain.data.quality.topics import topics

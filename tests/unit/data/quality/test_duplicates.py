@@ -103,6 +103,15 @@ def test_copies_of_a_template_are_counted_and_each_is_compared_with_a_few(monkey
     assert len(num_candidates) == NUM_TEXTS and max(num_candidates) <= MOST_ENTERED
 
 
+def test_copies_of_all_texts_make_no_template_of_them() -> None:
+    draw = random.Random(5)
+    texts = [sentence(draw, 90) for _ in range(NUM_PLANTED)]
+    for copies in ([changed(draw, text, 1) for text in texts], [*texts[1:], changed(draw, texts[0], 1)]):
+        items = [item(text, number) for number, text in enumerate([*texts, *copies])]
+        found = near_duplicates(sample_of(items), 0.8)
+        assert found.num_similar and found.usual == 0
+
+
 def test_equal_and_short_texts_are_not_near_duplicates() -> None:
     text = sentence(random.Random(2), 30)
     found = near_duplicates(sample_of([item(text, 1), item(text, 2), item("too short", 3)]), 0.8)
