@@ -21,7 +21,7 @@ from llmtrain.eval.typical import MOST_TOKENS
 for library in ("matplotlib", "sklearn", "ftfy", "py3langid", "rensa"):
     pytest.importorskip(library, reason="the page needs what pip install 'llmtrain[data]' brings")
 
-SECRET = "jane.doe@example.org"
+SECRET = "jane.doe@smithson.org"
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -86,7 +86,7 @@ def test_few_pairs_are_not_called_balanced(capsys: pytest.CaptureFixture[str], t
 def test_nothing_personal_is_printed_without_a_report_either(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    long = f"{'word ' * 2}jane.doe.of.the.long.name@example.org and more words after it to be cut"
+    long = f"{'word ' * 2}jane.doe.of.the.long.name@smithson.org and more words after it to be cut"
     rows = [{"prompt": f"From {SECRET}: +49 30 1234567?", "completion": long, "note": SECRET}]
     main(["data", str(write(tmp_path / "rows.jsonl", rows))])
     output = capsys.readouterr().out
