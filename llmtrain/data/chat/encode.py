@@ -37,7 +37,7 @@ from llmtrain.system.typing import Array
 
 __all__ = ["BadExample", "ChatEncoder", "Encoded", "LossOn"]
 
-RENDERING_VERSION = 4
+RENDERING_VERSION = 5
 """Raised wherever the same rows, template and tokenizer become other documents than before."""
 
 
