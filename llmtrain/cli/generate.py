@@ -77,6 +77,12 @@ def run(arguments: argparse.Namespace) -> None:
             f"{counted(replaced, 'row')} with a field {' or '.join(sorted(WRITTEN))}, which OUTPUT has from the model "
             "alone"
         )
+    with_answer = sum(row.has_answer for row in rows)
+    if with_answer:
+        say(
+            f"{counted(with_answer, 'row')} of messages that end with an answer, which the model is not given; to have "
+            "it continued, call the messages `prompt`"
+        )
     replies: dict[int, Reply] = {}
     for chosen in _batches(speaker, prompts, options.max_new_tokens, arguments.batch_size):
         answers = speaker.replies([prompts[i] for i in chosen], options, [rows[i].tools for i in chosen])
@@ -171,6 +177,7 @@ class PromptRow:
     tools: tuple[Mapping[str, Any], ...]
     is_text: bool
     where: str  # file:line
+    has_answer: bool = False  # `messages` end with an answer, which the model is not given
 
     def messages(self, system: str | None) -> list[Message]:
         """The messages before the answer; a system message goes before a prompt that is text."""
@@ -220,4 +227,9 @@ def _row(fields: dict[str, Any], where: str) -> PromptRow:
     if name == "prompt" and isinstance(fields[name], str):
         return PromptRow(fields, [text_message("user", fields[name], name)], tools, is_text=True, where=where)
     given = [fields[name]] if isinstance(fields[name], Mapping) else fields[name]
-    return PromptRow(fields, turn_messages(given, name), tools, is_text=False, where=where)
+    messages = turn_messages(given, name)
+    has_answer = name == "messages" and messages[-1]["role"] == "assistant"
+    if has_answer and len(messages) == 1:
+        raise ValueError("`messages` holds an answer alone, so that nothing is asked")
+    asked = messages[:-1] if has_answer else messages
+    return PromptRow(fields, asked, tools, is_text=False, where=where, has_answer=has_answer)

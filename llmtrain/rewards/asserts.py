@@ -31,9 +31,10 @@ class Asserts:
 
 
 def split(tests: Sequence[str], setup: str = "") -> Asserts:
-    """The tests of a row. Raises RowError for a test or setup that is not Python."""
+    """The tests of a row. Raises RowError for a test or setup that is not Python, and for tests that check nothing."""
     parsed = [_parsed(test, f"test {number}") for number, test in enumerate(tests, 1)]
     statements = _parsed(setup, "the setup").body
+    _require_checks([statement for test in parsed for statement in test.body], statements)
     needed = _needed(statements, {name for test in parsed for name in _used(test)})
     prelude: list[ast.stmt] = []
     of_tests: list[ast.stmt] = []
@@ -62,6 +63,46 @@ def _parsed(source: str, what: str) -> ast.Module:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise RowError(f"{what} of the row is not Python ({reason}): {source[:60]!r}") from None
+
+
+def _require_checks(tests: Sequence[ast.stmt], setup: Sequence[ast.stmt]) -> None:
+    """Raises RowError for tests that any code would pass: without a check, or with checks that never run.
+
+    def check(candidate): assert candidate(1) == 2      never runs without check(f)
+    class T(unittest.TestCase): ...                     never runs
+    """
+    defined = {part.name: part for part in (*setup, *tests) if isinstance(part, Function | ast.ClassDef)}
+    run: list[ast.stmt] = [part for part in tests if not isinstance(part, Function | ast.ClassDef)]
+    waiting = list(run)
+    while waiting:
+        called = [defined.pop(name) for name in _used(waiting.pop()) if name in defined]
+        run += called
+        waiting += called
+    for part in tests:
+        if isinstance(part, Function | ast.ClassDef) and part not in run and _is_meant_to_run(part) and _checks(part):
+            raise RowError(
+                f"{part.name} of the row's tests is never called, so that it checks nothing: call it in a test, as in "
+                f"{part.name}(NAME), or write asserts"
+            )
+    if not any(map(_checks, run)):
+        raise RowError("no test of the row checks anything, so that any code would pass: write asserts")
+
+
+def _is_meant_to_run(part: Function | ast.ClassDef) -> bool:
+    """Whether a definition is a test, for pytest or unittest, or HumanEval's check; others may be left over."""
+    bases = part.bases if isinstance(part, ast.ClassDef) else []
+    return part.name.lower().startswith(("test", "check")) or any("TestCase" in ast.unparse(base) for base in bases)
+
+
+def _checks(node: ast.AST) -> bool:
+    """Whether a piece of code holds an assert, raises, or calls what is named as an assert."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Assert | ast.Raise):
+            return True
+        match part:
+            case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)) if name.lower().startswith("assert"):
+                return True
+    return False
 
 
 def _source(statements: Sequence[ast.stmt]) -> str:

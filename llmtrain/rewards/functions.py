@@ -31,6 +31,7 @@ from llmtrain.rewards.sentences import sentences
 
 REGEX_CHILD = Path(__file__).with_name("regex_child.py")
 MAX_EQUATION_CHARS = 200  # a longer one may nest deeper than Python parses
+EQUATION = re.compile(r"[0-9+\-*/() ]*")  # all else that Python would parse, 0x10 or 1_0, is none
 PYTHON = ("python", "python3", "py")
 JSON = ("json", "jsonc", "json5")
 
@@ -225,11 +226,15 @@ def countdown(
     """
     scores = []
     for response, row in zip(responses, rows, strict=True):
-        available = Counter(Fraction(number) for number in row_field(row, numbers_field))
+        numbers = row_field(row, numbers_field)
+        if not isinstance(numbers, list):
+            raise RowError(f"the row's field {numbers_field!r} is not a list of numbers: {numbers!r}")
+        available = Counter(_fraction(number, numbers_field) for number in numbers)
+        target = _fraction(row_field(row, target_field), target_field)
         used: list[Fraction] = []
         value = _value(_equation(response), used)
         numbers_hold = Counter(used) == available if all_numbers else Counter(used) <= available
-        scores.append(float(numbers_hold and value == Fraction(row_field(row, target_field))))
+        scores.append(float(numbers_hold and value == target))
     return scores
 
 
@@ -270,6 +275,14 @@ def _not_json(constant: str) -> Any:
     raise ValueError(f"{constant} is Python's, not JSON's")
 
 
+def _fraction(number: Any, field: str) -> Fraction:
+    """A number of a row. Raises RowError."""
+    try:
+        return Fraction(number)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        raise RowError(f"the row's field {field!r} holds {number!r}, which is no number") from None
+
+
 def _equation(response: str) -> str:
     answer = without_thoughts(response)
     tagged = ANSWER_TAG.findall(answer)
@@ -279,7 +292,7 @@ def _equation(response: str) -> str:
 
 def _value(equation: str, used: list[Fraction]) -> Fraction | None:
     """The value of an equation of whole numbers, which are appended to `used`; None if it is not one."""
-    if len(equation) > MAX_EQUATION_CHARS:
+    if len(equation) > MAX_EQUATION_CHARS or not EQUATION.fullmatch(equation):
         return None
     try:
         return _evaluate(ast.parse(equation, mode="eval").body, used)

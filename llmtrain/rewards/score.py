@@ -25,6 +25,7 @@ from llmtrain.rewards.row import RowError
 from llmtrain.system.files import error_and_place
 
 EXCERPT_CHARS = 60
+LARGEST = float(np.finfo(np.float32).max)  # of a score: advantages are computed in fp32
 PROMPT_END_TOKENS = 16  # that may hold a template's `<think>\n`
 
 
@@ -174,13 +175,30 @@ def _checked(reward: WeightedReward, returned: Any, batch: ScoreBatch, patience:
             f"{sample(0)}: return one for each"
         )
     for number, value in enumerate(scores):
-        if value is not None and (not isinstance(value, Real) or not math.isfinite(value)):
-            shown = value if isinstance(value, Real) else f"{value!r:.40} ({type(value).__name__})"
+        if value is not None and not (isinstance(value, Real) and _fits(value)):
+            shown = _shown(value)
             raise RewardFailed(
                 f"reward {reward.name} returned {shown} for {sample(number)}: return a finite number, or None to "
                 "abstain"
             )
     return [None if value is None else float(value) for value in scores]
+
+
+def _fits(value: Real) -> bool:
+    """Whether fp32 holds a number; an integer may be too large for any float."""
+    try:
+        return abs(float(value)) <= LARGEST
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    """What a reward returned that is no score."""
+    if not isinstance(value, Real):
+        return f"{value!r:.40} ({type(value).__name__})"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return "a number that fp32 does not hold"
 
 
 def listed_scores(returned: Any) -> list[Any]:

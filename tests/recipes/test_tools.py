@@ -97,6 +97,23 @@ def test_generate_answers_each_prompt_as_alone(
     assert [json.loads(line)["prompt"] for line in one.splitlines()] == [row["prompt"] for row in rows]
 
 
+def test_generate_leaves_out_the_answer_that_messages_end_with(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [{"role": "user", "content": "ab cd"}]
+    answered = [*asked, {"role": "assistant", "content": "cd cd"}]
+    rows = [{"messages": asked}, {"messages": answered}, {"prompt": answered}]
+    prompts = tuned / "answered.jsonl"
+    prompts.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    main(["generate", str(tuned / "run"), str(prompts), str(tuned / "answers.jsonl"), *GREEDY])
+    found = [json.loads(line) for line in (tuned / "answers.jsonl").read_text().splitlines()]
+    assert found[0]["response"] == found[1]["response"] != found[2]["response"]
+    assert found[1]["messages"] == answered
+    assert "1 row of messages that end with an answer, which the model is not given" in capsys.readouterr().out
+    alone = {"messages": answered[1:]}
+    prompts.write_text(json.dumps(alone))
+    line = refused(capsys, "generate", str(tuned / "run"), str(prompts), str(tuned / "none.jsonl"))
+    assert line.endswith("answered.jsonl:1: `messages` holds an answer alone, so that nothing is asked\n")
+
+
 def test_a_merged_adapter_answers_as_the_adapter_does(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tuned / "lines.txt"
     prompts.write_text("ab cd\n\nfgh\n")

@@ -37,7 +37,7 @@ from llmtrain.system.typing import Array
 
 __all__ = ["BadExample", "ChatEncoder", "Encoded", "LossOn"]
 
-RENDERING_VERSION = 4
+RENDERING_VERSION = 5
 """Raised wherever the same rows, template and tokenizer become other documents than before."""
 
 
@@ -106,7 +106,11 @@ class ChatEncoder:
         """What a trained answer ends with, so that generation must stop on it: end of turn first, then EOS."""
         template = None if plain else tokenizer.chat_template
         what = (
-            *(RENDERING_VERSION, spelt_tokens if spelt_tokens == "warn" else (spelt_tokens, "tools"), loss_on_thoughts),
+            *(
+                RENDERING_VERSION,
+                spelt_tokens if spelt_tokens == "warn" else (spelt_tokens, "tools", "text"),
+                loss_on_thoughts,
+            ),
             *(tokenizer.special_tokens_map, template, loss_on, around.prefix, around.suffix),
         )
         self.fingerprint = blake2b(f"{what}{self._backend.to_str()}".encode(), digest_size=16).hexdigest()
@@ -147,7 +151,7 @@ class ChatEncoder:
             if isinstance(example, TokenRow):
                 return self._tokenized(example)
             if isinstance(example, PlainText):
-                return [self._drafting.of_text(example)]
+                return [self._text(example)]
             messages = tuple(self._control.as_asked(example.messages, self._spelt_tokens))
             tools = tuple(self._control.tools_as_asked(example.tools, self._spelt_tokens))
             notes = self._control.notes(example.messages, self._spelt_tokens, example.tools)
@@ -158,6 +162,14 @@ class ChatEncoder:
             return BadExample("control token in text", f"{example.where}: {error}")
         except BadExample as fault:
             return fault
+
+    def _text(self, example: PlainText) -> Draft:
+        """A text, whose spelt tokens are treated as those of a user's: it may be a chat that is rendered already."""
+        said = [{"role": "plain", "content": example.text}]
+        (asked,) = self._control.as_asked(said, self._spelt_tokens)
+        draft = self._drafting.of_text(replace(example, text=asked["content"]))
+        draft.notes += self._control.notes(said, self._spelt_tokens)
+        return draft
 
     def _tokenized(self, row: TokenRow) -> Encoded:
         """The ids of a row as they are. Raises BadExample for ids that the tokenizer does not have."""

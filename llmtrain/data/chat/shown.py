@@ -69,6 +69,11 @@ class Probe:
             None,
         )
 
+    def missing_before_answer(self, prompt: str) -> Mark | None:
+        """The first mark of what comes before the last message that its prompt lacks, thoughts aside."""
+        last = len(self.messages) - 1
+        return next((m for m in self.marks if m.text not in prompt and not m.is_thought and m.place < last), None)
+
 
 def shape_of(messages: Sequence[MessageShape], has_tools: bool) -> Shape:
     """The shape of a conversation, with at most MAX_ALIKE rounds alike after each other."""

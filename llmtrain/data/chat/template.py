@@ -346,15 +346,18 @@ class ChatTemplate:
     def _left_out_of(self, shape: Shape, as_turn: bool) -> str | None:
         """What the template leaves out of conversations of a shape, or of their last turn, in words; or None."""
         probe = probe_of(shape)
-        text = self._probed_turn(probe) if as_turn else None
-        text = self._probe(probe.messages, probe.tools) if text is None else text
+        turn = self._probed_turn(probe) if as_turn else None
+        text = turn.text if turn is not None else self._probe(probe.messages, probe.tools)
         missing = None if text is None else probe.missing(text)
+        if missing is None and turn is not None:  # a system prompt that is written with the answer would be trained
+            missing = probe.missing_before_answer(turn.text[: turn.start])
+            return None if missing is None else f"{missing.part} from the prompt"
         return None if missing is None else missing.part
 
-    def _probed_turn(self, probe: Probe) -> str | None:
-        """The text of the last turn of these messages; None if there is none."""
+    def _probed_turn(self, probe: Probe) -> Turn | None:
+        """The last turn of these messages; None if there is none."""
         try:
-            return self._turn(Conversation(probe.messages, 0, probe.tools, "", 0), len(probe.messages) - 1).text
+            return self._turn(Conversation(probe.messages, 0, probe.tools, "", 0), len(probe.messages) - 1)
         except BadExample:
             return None
 

@@ -104,14 +104,17 @@ def _has_system_alone(row: Fields) -> bool:
 
 
 def _before_the_answer(row_format: RowFormat, row: Fields) -> Dialogue:
-    """What comes before the last answer of a row. Raises UnfitRow and UnwantedRow."""
+    """What comes before the answer that a row ends with, else all of it. Raises UnfitRow and UnwantedRow.
+
+    A row that ends with a user's message, or with the result of a tool, asks for the answer to that.
+    """
     dialogue = row_format.convert(row)
     if isinstance(dialogue, TokenRow):
         raise UnfitRow("no prompt", "a row of ids has no prompt that a reward could read")
     if isinstance(dialogue, str):
         return Dialogue([text_message("user", dialogue, "text")])
-    answers = [index for index, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
-    messages = list(dialogue.messages[: answers[-1]] if answers else dialogue.messages)
+    is_answered = dialogue.messages[-1]["role"] == "assistant"
+    messages = list(dialogue.messages[:-1] if is_answered else dialogue.messages)
     if not messages:
         raise UnfitRow("no prompt", "nothing comes before the answer")
     text = dialogue.prompt_text if len(messages) == dialogue.num_prompt else None

@@ -18,6 +18,7 @@ from llmtrain.data.formats.labels import LABELS, label_of
 from llmtrain.data.formats.messages import Conversation, Dialogue, conversation, shown
 from llmtrain.data.formats.naming import Naming
 from llmtrain.data.formats.read import Dropped, FormatReader, read_examples
+from llmtrain.data.formats.roles import speaker_of_row
 from llmtrain.data.formats.row_formats import CANONICAL, CHOICE, FINDERS, RowFormat
 from llmtrain.data.formats.token_rows import TokenRow
 from llmtrain.data.formats.weights import row_weight, weight_note, without_weights
@@ -181,16 +182,18 @@ def recognise(row: Row, names: Naming) -> RowFormat:
     found = _formats(filled, fields) or _formats(view, fields)
     if len(found) > 1:
         found = [found_format for found_format in found if not _is_rendering(found_format, found, view)]
+    speaker = speaker_of_row(view)
+    if speaker is not None and "text" not in fields and all(each.chosen_by == TEXT for each in found):
+        raise UnknownFormat(
+            f"{row.where}: rows of single messages (text, here by {speaker!r}) are not read, only whole conversations "
+            "and trees: put the messages of each into one row, or set the source's fields to {text: text} for texts"
+        )
     if len(found) == 1:
         return found[0]
     if found:
         choices = "; ".join(f"{choice.name} by {_braced(fields_read(choice, fields))}" for choice in found)
         raise ValueError(
             f"{row.where}: the row is in {len(found)} formats; choose one by the source's fields: {choices}"
-        )
-    if {"text", "role", "parent_id"} <= view.keys():
-        raise UnknownFormat(
-            f"{row.where}: rows of single messages (text, role, parent_id) are not read, only whole trees"
         )
     mapped = f" with {_braced(fields)}" if fields else ""
     raise UnknownFormat(

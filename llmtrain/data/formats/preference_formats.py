@@ -8,6 +8,7 @@ among FINDERS.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -101,6 +102,8 @@ def _rankings(row: Row) -> Iterator[PreferenceFormat]:
         answers = fields.get(name)
         if not isinstance(answers, list) or len(answers) < 2:
             raise UnfitRow("no preference", f"{name!r} holds no list of two answers or more")
+        if is_bare:
+            _require_no_numbers_beside({key: value for key, value in fields.items() if key != name}, len(answers))
         numbers, has_scores = _numbers(fields, ranked_by, answers)
         read = [reader.read(fields, _answer(answer), f"answer {i} of {name}") for i, answer in enumerate(answers)]
         ranking = [
@@ -212,6 +215,25 @@ def _require_no_numbers(answers: Sequence[Mapping[str, Any]]) -> None:
             f"the answers hold {', '.join(map(repr, numbers))}, which may rank them: call what does `score` (higher is "
             "better) or `rank` (1 is the best), and leave the others out",
         )
+
+
+def _require_no_numbers_beside(fields: Fields, num_answers: int) -> None:
+    """Raises UnfitRow if a list beside the answers has a number or truth value for each: ratings, labels of steps."""
+    numbers = [name for name, value in fields.items() if isinstance(value, list) and len(value) == num_answers]
+    numbers = [name for name in numbers if all(_is_written_number(item) for item in fields[name])]
+    if numbers:
+        raise UnfitRow(
+            "answers with unknown numbers",
+            f"{', '.join(map(repr, numbers))} holds a number for each answer, which may rank them: call what does "
+            "`scores` (higher is better) or `ranks` (1 is the best) by the source's fields, and leave the others out",
+        )
+
+
+def _is_written_number(value: Any) -> bool:
+    """Whether a value is a number or a truth value, also as text."""
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*[-+]?\d+(\.\d+)?\s*", value) is not None
+    return isinstance(value, bool) or is_number(value)
 
 
 def _margin(fields: Fields) -> float | None:

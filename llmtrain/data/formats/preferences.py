@@ -31,6 +31,7 @@ from llmtrain.system.typing import Report
 
 EQUAL = "chosen equal to rejected"
 AGAINST_SCORES = "the chosen answer has the lower score, or the margin is below 0; it is trained as the better one"
+EVEN_SCORES = "both answers have the same score, or the margin is 0; the chosen one is trained as the better one"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def iter_preferences(
 ) -> Iterator[Preference]:
     """The pairs of a source, read as `read_examples` does; the ledger counts pairs, since a row may hold many."""
     for pair in read_examples(source, pair_reader(source), on_bad_row, ledger, report, unit="preference"):
-        if pair.margin is not None and pair.margin < 0:
-            ledger.note([AGAINST_SCORES])
+        if pair.margin is not None and pair.margin <= 0:
+            ledger.note([AGAINST_SCORES if pair.margin < 0 else EVEN_SCORES])
         yield pair
 
 

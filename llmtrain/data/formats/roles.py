@@ -72,6 +72,17 @@ def is_turn(value: Any) -> bool:
     return role_of(name) is not None or is_caller(name)
 
 
+def speaker_of_row(row: Mapping[str, Any]) -> str | None:
+    """Who says the `text` of a row that is one message of a conversation by itself; None: it is not one.
+
+    An author or a sender is no such speaker: text of any kind has them.
+    """
+    if row.get("text") is None or "replies" in row:
+        return None
+    names = (row.get(key) for key in ("role", "from", "speaker"))
+    return next((name for name in names if role_of(name) is not None or (name and "parent_id" in row)), None)
+
+
 def is_turns(value: Any) -> bool:
     """Whether a value is a list of turns, as far as its first element shows."""
     return (

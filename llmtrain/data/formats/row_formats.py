@@ -187,7 +187,7 @@ def _convert_self_instruct(row: Fields) -> Dialogue:
 
 def _text(row: Fields) -> Iterator[RowFormat]:
     """`text`, unchanged or with marked turns."""
-    if "text" not in row or ("role" in row and ("replies" in row or "parent_id" in row)):
+    if "text" not in row or ("role" in row and "replies" in row):
         return
     marking = marking_of(row["text"])
     if marking is None:

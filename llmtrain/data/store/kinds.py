@@ -36,10 +36,11 @@ TOO_LONG = "longer than data.max_seq_len"
 NOTHING_LEFT = "no trained token within data.max_seq_len"
 NO_PROMPT_LEFT = "answers longer than data.max_seq_len"
 
-ROWS_VERSION = 2
+ROWS_VERSION = 3
 """Of what rows become before they are encoded: a store of another version may hold other documents.
 
 2: weights, legacy calls, more roles and keys, questions with what they are about, prompts with marked turns.
+3: single messages are no texts; numbers beside ranked answers are not passed over.
 """
 
 RowData = ChatDataConfig | PreferenceDataConfig

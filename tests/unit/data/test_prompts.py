@@ -249,6 +249,15 @@ def test_what_a_question_is_about_reaches_the_prompt(
     assert "user\nWho?<|im_end|>" in tokenizer.decode(other.ids)
 
 
+@pytest.mark.parametrize("last", [("user", "And him?"), ("tool", "3")])
+def test_what_a_row_asks_last_is_part_of_its_prompt(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, last: tuple[str, str]
+) -> None:
+    turns = [{"role": role, "content": text} for role, text in (("user", "Who?"), ("assistant", "She."), last)]
+    for answers in ([], [{"role": "assistant", "content": "So."}]):
+        assert prompt_of({"messages": [*turns, *answers]}, tokenizer, tmp_path).messages == tuple(turns)
+
+
 @pytest.mark.parametrize(
     "row",
     [

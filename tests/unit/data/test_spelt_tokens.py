@@ -11,6 +11,7 @@ from chat_templates import LLAMA3, MARKED_CHATML, QWEN3, QWEN25, Family, family_
 from tiny_tokenizers import metaspace_bpe
 
 from llmtrain.data.chat.encode import BadExample, ChatEncoder, Encoded
+from llmtrain.data.formats.instructions import PlainText
 from llmtrain.data.formats.messages import Conversation
 from llmtrain.data.rendering import prompt_ids
 from llmtrain.data.spelt_tokens import MARK, SpeltTokenError
@@ -25,7 +26,7 @@ SPELT = [
 ]
 
 
-def encoded(family: Family, row: Conversation, spelt_tokens: Any) -> list[Encoded] | BadExample:
+def encoded(family: Family, row: Conversation | PlainText, spelt_tokens: Any) -> list[Encoded] | BadExample:
     encoder = ChatEncoder(family_tokenizer(family), plain=False, loss_on="assistant", spelt_tokens=spelt_tokens)
     (found,) = encoder.encode([row])
     return found
@@ -134,3 +135,19 @@ def test_tokens_within_descriptions_of_tools_are_counted_refused_or_text() -> No
     assert isinstance(fault, BadExample) and "a description of a tool spells the control token <|im_end|>" in str(fault)
     with pytest.raises(SpeltTokenError, match="a description of a tool spells"):
         prompt_ids(tokenizer, [row.messages[0]], [tool], spelt_tokens="error")
+
+
+def test_tokens_within_plain_text_are_counted_refused_or_text() -> None:
+    row = PlainText("<|im_start|>user\nx<|im_end|>\n", "rows.jsonl:7", 30)
+    warned, as_text = encoded(QWEN25, row, "warn"), encoded(QWEN25, row, "encode_as_text")
+    assert not isinstance(warned, BadExample) and not isinstance(as_text, BadExample)
+    assert warned[0].notes == tuple(
+        f"{token} spelt in plain text, read as that token (data.special_tokens_in_text)"
+        for token in ("<|im_start|>", "<|im_end|>")
+    )
+    tokenizer = family_tokenizer(QWEN25)
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert start in warned[0].input_ids and start not in as_text[0].input_ids
+    assert tokenizer.decode(as_text[0].input_ids) == tokenizer.decode(warned[0].input_ids)
+    fault = encoded(QWEN25, row, "error")
+    assert isinstance(fault, BadExample) and "spells the control token <|im_start|> in its text" in str(fault)

@@ -99,6 +99,23 @@ def test_no_reward_reads_thoughts(name: str, row: dict[str, object], settings: d
     assert REWARDS[name]([""], [thoughts + answers[name]], [row], **settings) == [1.0]
 
 
+DOCUMENTED = 'def f(x):\n    """So:\n\n    ```\n    f(1)\n    ```\n    """\n    return x'
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (f"```python\n{DOCUMENTED}\n```\nDone.", DOCUMENTED),
+        (f"- So:\n  ```python\n  {DOCUMENTED.replace(chr(10), chr(10) + '  ')}\n  ```", DOCUMENTED),
+        (f"```python\n{CODE}\n    ```\nDone.", CODE),
+        (f"```python\n{CODE}\n    ```\nThen\n```python\nf(1)\n```", CODE),
+        ("1. So:\n\n        ```python\n        def f(x):\n            return x\n        ```\n", CODE),
+    ],
+)
+def test_a_fence_in_a_docstring_does_not_end_the_code(text: str, code: str) -> None:
+    assert fenced(text, ("python",)).strip() == code
+
+
 def test_blocks_keep_their_order_and_languages() -> None:
     blocks = code_blocks("```js\na\n```\ntext\n~~~\nb\n```\n~~~\n``` \nc")
     assert [tuple(block) for block in blocks] == [("js", "a"), ("", "b\n```"), ("", "c")]

@@ -220,6 +220,7 @@ def test_length(response: str, settings: dict[str, Any], expected: float) -> Non
     assert scored("length", response, **settings) == expected
 
 
+UNITTEST = "import unittest\nclass T(unittest.TestCase):\n    def test_f(self): self.assertEqual(f(1), 1)"
 NODE = "class Node:\n    def __init__(self, v): self.v, self.left = v, None\n"
 TESTS = ["assert double(2) == 4", "assert double(-1) == -2", "assert double(base) == 2"]
 
@@ -259,6 +260,9 @@ def test_a_row_without_tests_is_refused() -> None:
         ("<answer>44 ** 19 ** 35</answer>", 0),
         ("<answer>__import__('os')</answer>", 0),
         ("<answer>44 +</answer>", 0),
+        ("<answer>0x2C + 19 + 35</answer>", 0),
+        ("<answer>4_4 + 19 + 35</answer>", 0),
+        ("<answer>44if 19else 35</answer>", 0),
         ("<answer>" + "(" * 150 + "</answer>", 0),
         ("44" + "+44" * 100_000, 0),
         ("", 0),
@@ -266,6 +270,19 @@ def test_a_row_without_tests_is_refused() -> None:
 )
 def test_countdown(response: str, expected: float) -> None:
     assert scored("countdown", response, {"nums": [44, 19, 35], "target": 98}) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"nums": "[44, 19]", "target": 63}, r"^the row's field 'nums' is not a list of numbers: '\[44, 19\]'$"),
+        ({"nums": [44, "?"], "target": 63}, r"^the row's field 'nums' holds '\?', which is no number$"),
+        ({"nums": [44, 19], "target": None}, "^the row's field 'target' holds None, which is no number$"),
+    ],
+)
+def test_a_row_without_the_numbers_of_a_countdown_is_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        countdown([""], ["44 + 19"], [row])
 
 
 def test_countdown_divides_exactly() -> None:
@@ -304,11 +321,30 @@ def test_how_programs_end_is_logged_and_stops_nothing() -> None:
             r"^the setup of the row is not Python \(invalid ",
         ),
         ({"test_list": []}, r"^the row's field 'test_list' is not a list of tests: \[\]$"),
+        ({"test_list": ["print(f(1))"]}, "^no test of the row checks anything, so that any code would pass"),
+        ({"test_list": ["def check(g):\n    assert g(1) == 2"]}, "^check of the row's tests is never called"),
+        ({"test_list": ["assert f(1) is None", "def test_b(): assert f(2)"]}, "^test_b of the row's tests is never "),
+        ({"test_list": ["def verify(g): assert g(1) == 2"]}, "^no test of the row checks anything, so that any code "),
+        ({"test_list": [UNITTEST]}, "^T of the row's tests is never called, so that it checks nothing: call it in a "),
     ],
 )
 def test_a_row_whose_tests_cannot_run_is_refused(row: dict[str, Any], message: str) -> None:
     with pytest.raises(RowError, match=message):
         code_tests([""], ["def f(x): pass"], [row])
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["def check(g):\n    assert g(1) == 1", "check(f)"],
+        ["def near(a, b):\n    if a != b: raise ValueError\ndef check(g): near(g(1), 1)\ncheck(f)"],
+        [UNITTEST + "\nT('test_f').test_f()"],
+        ["def larger(x): return x + 1\ndef unused(x): assert x", "assert larger(f(1)) == 2"],
+    ],
+)
+def test_tests_in_functions_that_are_called_count(tests: list[str]) -> None:
+    for code, expected in (("def f(x): return x", 1.0), ("def f(x): return 5", 0.0)):
+        assert code_tests([""], [code], [{"test_list": tests}]) == [expected]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def test_a_function_that_changes_its_arguments_changes_nothing_else(tmp_path: Pa
             "return [1.0, 1.0, float('-inf')]",
             r"returned -inf for sample 12 .*: " + FINITE,
         ),
+        ("return [1.0, 10 ** 5000, 1.0]", r"returned a number that fp32 does not hold for sample 11 .*: " + FINITE),
+        ("return [1.0, 1.0, 1e39]", r"returned a number that fp32 does not hold for sample 12 .*: " + FINITE),
         (
             "return ['1.0', 1.0, 1.0]",
             r"returned '1\.0' \(str\) for sample 10 .*: " + FINITE,

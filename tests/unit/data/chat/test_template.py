@@ -91,6 +91,23 @@ def test_what_the_template_would_pass_over_is_named(family: Family, row: Example
     assert fault(family_tokenizer(family), row).reason == f"template leaves out {part}"
 
 
+SYSTEM_IN_NEXT = """{%- set first = messages[0].content + '\n' if messages and messages[0].role == 'system' else '' -%}
+{%- for m in messages if m.role != 'system' -%}
+<|im_start|>{{ m.role }}
+{{ (first if loop.first else '') + m.content }}<|im_end|>
+{% endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""  # as Llama 2's
+
+
+def test_a_system_message_that_would_be_trained_with_the_answer_is_named() -> None:
+    tokenizer = family_tokenizer(MARKED_CHATML, SYSTEM_IN_NEXT)
+    assert (
+        fault(tokenizer, conversation("s: x", "a: y")).reason == "template leaves out system messages from the prompt"
+    )
+    (document,) = documents(tokenizer, conversation("s: x", "u: y", "a: z"))
+    assert trained_text(tokenizer, document) == "z<|im_end|>"
+
+
 DEVELOPER = {"role": "developer", "content": "Be brief."}
 ANY_ROLE = "{%- for m in messages %}" + TURN + "{%- endfor %}" + PROMPT
 OF_A_USER = (

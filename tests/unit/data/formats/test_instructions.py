@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from instruction_rows import ASSISTANT, HH, SHAREGPT, SYSTEM, TURNS, USER, conversation, fault, read, write
+from instruction_rows import ASSISTANT, HH, SHAREGPT, SYSTEM, TURNS, USER, conversation, fault, one, read, write
 
 from llmtrain.data.formats.faults import UnknownFormat
-from llmtrain.data.formats.instructions import recognise
+from llmtrain.data.formats.instructions import PlainText, recognise
 from llmtrain.data.formats.naming import Naming
 from llmtrain.data.sources.rows import Row
 
@@ -71,10 +71,18 @@ def test_fields_and_columns_without_a_meaning_are_no_format(tmp_path: Path):
         ({"input": "a", "output": "b"}, "recognised by the fields 'input', 'output'; "),
         ({"chosen": "a", "rejected": "b"}, "recognised by the fields 'chosen', 'rejected'; "),
         ({"message_id": "1", "parent_id": "0", "role": "prompter", "text": "q"}, "rows of single messages"),
+        ({"message_id": "1", "parent_id": None, "role": "prompter", "text": "q"}, "by 'prompter') are not read"),
+        ({"chat": 3, "speaker": "Assistant", "text": "a"}, "by 'Assistant') are not read"),
     ],
 )
 def test_a_row_of_no_format_is_an_error_that_says_what_to_set(tmp_path: Path, row: dict[str, Any], message: str):
     assert message in fault(tmp_path, row)
+
+
+def test_a_single_message_is_text_where_the_source_says_so(tmp_path: Path):
+    for row, fields in (({"role": "user", "text": "q"}, {"text": "text"}), ({"role": "editor", "text": "q"}, {})):
+        example = one(tmp_path, row, **fields)
+        assert isinstance(example, PlainText) and example.text == "q"
 
 
 def test_a_mapped_field_that_is_missing_is_an_error_that_lists_what_there_is(tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 
 from llmtrain.config.data import Source
 from llmtrain.data.formats.preference_formats import BEST_FIRST
-from llmtrain.data.formats.preferences import AGAINST_SCORES, EQUAL, Preference, iter_preferences
+from llmtrain.data.formats.preferences import AGAINST_SCORES, EQUAL, EVEN_SCORES, Preference, iter_preferences
 from llmtrain.data.ledger import SourceLedger
 from llmtrain.data.split import eval_share
 
@@ -139,7 +139,7 @@ def test_pairs_that_their_scores_contradict_are_counted(tmp_path: Path) -> None:
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
     rows = [{**pair, "score_chosen": chosen, "score_rejected": 5} for chosen in (1, 5, 9)]
     found, ledger = read(tmp_path, *rows, {**pair, "margin": -1})
-    assert len(found) == 4 and ledger.notes == {AGAINST_SCORES: 2}
+    assert len(found) == 4 and ledger.notes == {AGAINST_SCORES: 2, EVEN_SCORES: 1}
 
 
 def test_scores_of_ultrafeedbacks_answers_rank_them(tmp_path: Path) -> None:
@@ -152,6 +152,16 @@ def test_answers_whose_numbers_are_not_known_are_not_taken_in_order(tmp_path: Pa
     rated = [{"text": "a", "quality": 2}, {"text": "b", "quality": 9}]
     with pytest.raises(ValueError, match="the answers hold 'quality', which may rank them: call what does `score`"):
         read(tmp_path, {"prompt": "q", "answers": rated})
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("quality", [2, 9]), ("overall", ["2", "9.5"]), ("labels", [True, False])]
+)
+def test_numbers_beside_the_answers_are_not_passed_over(tmp_path: Path, name: str, numbers: list) -> None:
+    row = {"prompt": "q", "completions": ["a", "b"], "models": ["m", "n"], name: numbers}
+    with pytest.raises(ValueError, match=f"'{name}' holds a number for each answer, which may rank them: call what "):
+        read(tmp_path, row)
+    assert answers(read(tmp_path, row | {"ranks": [2, 1]})[0]) == [("b", "a")]
 
 
 def test_a_list_without_ranks_is_taken_in_order_and_that_is_reported(tmp_path: Path) -> None:
