@@ -47,3 +47,14 @@ def test_a_tokenizer_of_a_few_letters_need_not_know_others(tmp_path: Path) -> No
     backend.pre_tokenizer = Split("", "isolated")
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path))("GATTACA")["input_ids"] == [2, 0, 3, 3, 0, 1, 0]
+
+
+def test_an_id_that_no_vocabulary_has_is_refused_before_memory_is_taken_for_all_below_it(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    tree["model"]["vocab"]["G"] = 2**31
+    path.write_text(json.dumps(tree))
+    for opened in (load_tokenizer, open_model):
+        with pytest.raises(ValueError, match="the token 'G' has the id 2,147,483,648, which no vocabulary has"):
+            opened(str(tmp_path))
