@@ -18,6 +18,8 @@ from llmtrain.system.paths import local_path
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
+LARGEST = 2**63 - 1
+"""Whole number of a configuration: tensors and files hold no larger one."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 WARMUP_FRACTION, MAX_DEFAULT_WARMUP_STEPS = 0.05, 2000
 
@@ -34,6 +36,13 @@ class Section(BaseModel):
     """One section of a configuration: unknown keys are errors, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    @field_validator("*")
+    @classmethod
+    def _in_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError("the number has more than 64 bits, which nothing here counts to")
+        return value
 
 
 class RunConfig(Section):

@@ -127,6 +127,8 @@ def test_the_last_override_of_a_key_counts(least: str) -> None:
         (["steps"], "override 'steps' is not of the form key=value"),
         (["train.steps=[1"], "override 'train.steps=[1': the value is not valid YAML"),
         (["run.dir.x=1"], "override run.dir.x: run.dir is not a section"),
+        (["train.steps=" + "9" * 400], "train.steps=9999"),
+        (["run.seed=9223372036854775808"], "run.seed=9223372036854775808: the number has more than 64 bits"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_the_key(least: str, overrides: list[str], message: str) -> None:
