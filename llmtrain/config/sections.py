@@ -54,8 +54,8 @@ class RunConfig(Section):
     """`auto` continues the run in `run.dir` from its last good checkpoint; `never` refuses a folder in use."""
     push_to_hub: Annotated[str | None, IMMATERIAL] = None
     """Hub repository that the final model is pushed to (private unless it exists); None: off."""
-    timeout_minutes: Annotated[float, Field(gt=0), IMMATERIAL] = 30
-    """A collective that takes longer fails and names the ranks that did not arrive."""
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600), IMMATERIAL] = 30
+    """A collective that takes longer fails and names the ranks that did not arrive; a year at most."""
 
     @field_validator("dir")
     @classmethod

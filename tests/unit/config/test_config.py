@@ -128,6 +128,7 @@ def test_the_last_override_of_a_key_counts(least: str) -> None:
         (["train.steps=[1"], "override 'train.steps=[1': the value is not valid YAML"),
         (["run.dir.x=1"], "override run.dir.x: run.dir is not a section"),
         (["train.steps=" + "9" * 400], "train.steps=9999"),
+        (["run.timeout_minutes=1000000"], "run.timeout_minutes=1000000: input should be less than or equal to 525600"),
         (["run.seed=9223372036854775808"], "run.seed=9223372036854775808: the number has more than 64 bits"),
     ],
 )
