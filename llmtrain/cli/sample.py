@@ -30,6 +30,7 @@ def sample(path: str, prompt: str, drawing: Drawing = Drawing()) -> str:
     import torch
 
     from llmtrain.data.tokenize import TextEncoder
+    from llmtrain.models.stop_texts import text_before
     from llmtrain.models.text_part import require_rows
     from llmtrain.replies.reply import Speaker
 
@@ -72,7 +73,7 @@ def sample(path: str, prompt: str, drawing: Drawing = Drawing()) -> str:
         for part in (ids, [*ids, *(written[:-1] if end.stopped and end.stop_text is None else written)])
     )
     continuation = whole.removeprefix(before)
-    return prompt + (continuation if end.stop_text is None else continuation.partition(end.stop_text)[0])
+    return prompt + text_before(continuation, end.stop_text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,9 +18,9 @@ from llmtrain.system.paths import local_path
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 LARGEST = 2**63 - 1
 """Whole number of a configuration: tensors and files hold no larger one."""
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 WARMUP_FRACTION, MAX_DEFAULT_WARMUP_STEPS = 0.05, 2000
 
 

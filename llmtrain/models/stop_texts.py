@@ -38,6 +38,11 @@ class StopTexts:
         return min(places)[1] if places else None
 
 
+def text_before(text: str, stop: str | None) -> str:
+    """A text up to the stop text that ended it; all of it, if none did."""
+    return text if stop is None else text.partition(stop)[0]
+
+
 def stop_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> StopTexts | None:
     """Texts that end a response of a tokenizer's tokens, special ones shown; None: there are none."""
     return StopTexts(tuple(texts), partial(_shown, tokenizer)) if texts else None

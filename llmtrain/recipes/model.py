@@ -29,7 +29,7 @@ from llmtrain.models.adapters.lora import adapter_report
 from llmtrain.models.adapters.parameters import target_parameters
 from llmtrain.models.adapters.quantized import hold_linear_layers, in_4_bits
 from llmtrain.models.adapters.renamed import left_out
-from llmtrain.models.adapters.targets import shown
+from llmtrain.models.adapters.targets import WEIGHT, shown
 from llmtrain.models.folders.adapter_trial import require_loading
 from llmtrain.models.folders.bases import find_base, origin_of, origin_of_base
 from llmtrain.models.folders.continued import AdapterPlan, continued
@@ -106,7 +106,7 @@ def adapter_plan(config: TuningConfig, base: TunedModelConfig, new_ids: Sequence
                 "of the run that trained it, or leave the key out"
             )
         plan = continued(plan, local_path(base.path))
-    if config.train.compile and any(not name.endswith(".weight") for name in plan.config.target_parameters):
+    if config.train.compile and any(not name.endswith(WEIGHT) for name in plan.config.target_parameters):
         raise ValueError(NOT_COMPILED)
     return plan
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Train
 
 from llmtrain.data.prompts import Prompt as PromptRow
 from llmtrain.data.thoughts import OPENED_LAST
+from llmtrain.models.stop_texts import text_before
 from llmtrain.rewards.batch import ScoreBatch, Scores, WeightedReward
 from llmtrain.rewards.calls import Failed, OutOfTime, Patience, gathered, in_thread, with_retries
 from llmtrain.rewards.row import RowError
@@ -73,7 +74,7 @@ def response_text(response: Response, tokenizer: PreTrainedTokenizerBase) -> str
     "yes<|im_start|>user more<|im_end|>", stopped by <|im_end|>, is "yes<|im_start|>user more".
     """
     text = str(tokenizer.decode(ids_before_stop(response), skip_special_tokens=False))
-    return text if response.stop_text is None else text.partition(response.stop_text)[0]
+    return text_before(text, response.stop_text)
 
 
 def ids_before_stop(response: Response) -> list[int]:

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -111,8 +112,13 @@ class _Compared:
     """An item that others are compared with."""
 
     item: Item
-    shingles: Hashes
+    words: WordHashes
     first: Item  # of those that are like each other
+
+    @cached_property
+    def shingles(self) -> Hashes:
+        """The set of its word 5-grams; most items have no candidate, and need none."""
+        return _shingles(self.item.text, self.words)
 
 
 def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = None) -> NearDuplicatesFound:
@@ -137,7 +143,7 @@ def near_duplicates(sample: Sample, threshold: float, cache_dir: str | None = No
         if signature is None:
             num_short += 1
             continue
-        new = _Compared(item, _shingles(item.text, words), first=item)
+        new = _Compared(item, words, first=item)
         if (similar := _most_similar(new, entered, index.similar(signature), threshold)) is not None:
             earlier, similarity = similar
             new.first = earlier.first

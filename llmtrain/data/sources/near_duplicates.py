@@ -50,7 +50,6 @@ class NearDuplicates:
             raise ValueError("data.clean.near_dedup needs rensa: pip install 'llmtrain[clean]'") from None
         self._digests = RMinHash.digest_matrix_from_flat_token_hashes
         self._threshold = threshold
-        self._num_entered = 0
         self._rows = band_rows(threshold)
         self._words = WordHashes()
         self._place = cache_root(cache_dir)
@@ -85,16 +84,14 @@ class NearDuplicates:
                 for place in np.flatnonzero(shares >= self._threshold).tolist():
                     yield int(found[place][0]) - 1, float(shares[place])
 
-    def enter(self, signature: Signature) -> int:
-        """Enter a document, and return its number, from 0."""
+    def enter(self, signature: Signature) -> None:
+        """Enter a document, whose number is how many were entered before."""
         with self._full_disk():
             number = self._index.execute(
                 "INSERT INTO documents (signature) VALUES (?)", [signature.tobytes()]
             ).lastrowid
             bands = [(band, number) for band in self._bands(signature)]
             self._index.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", bands)
-        self._num_entered += 1
-        return self._num_entered - 1
 
     def signature(self, document: Document) -> Signature | None:
         """The signature of all shingles; None if the document has none."""

@@ -28,7 +28,7 @@ from llmtrain.eval.tasks.results import (
     TaskResult,
 )
 from llmtrain.eval.tasks.subject import Subject
-from llmtrain.models.stop_texts import StopTexts
+from llmtrain.models.stop_texts import StopTexts, text_before
 from llmtrain.models.stops import Stops
 from llmtrain.rewards.row import RowError
 from llmtrain.rewards.score import listed_scores
@@ -250,7 +250,7 @@ def _answers(
     texts, stopped = [], []
     for response in responses:
         text = subject.decoded(response.response_ids)
-        texts.append(task.cut(text if response.stop_text is None else text.partition(response.stop_text)[0]))
+        texts.append(task.cut(text_before(text, response.stop_text)))
         stopped.append(response.stopped or texts[-1] != text)
     watch.done(len(texts))
     asked = [row.item.prompt for row in task_rows.rows if isinstance(row.item, AnswerItem)]

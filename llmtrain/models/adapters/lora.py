@@ -25,7 +25,14 @@ from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.parameters import target_parameters
 from llmtrain.models.adapters.quantized import num_weights
 from llmtrain.models.adapters.renamed import put_adapter, weights_to_name
-from llmtrain.models.adapters.targets import ALL_LINEAR, linear_layers, router_layers, saved_modules, target_modules
+from llmtrain.models.adapters.targets import (
+    ALL_LINEAR,
+    WEIGHT,
+    linear_layers,
+    router_layers,
+    saved_modules,
+    target_modules,
+)
 from llmtrain.models.adapters.token_rows import train_rows
 
 
@@ -52,7 +59,7 @@ def lora_config(model: PreTrainedModel, config: AdapterConfig, head: nn.Module |
     """peft's configuration of an adapter for a model; `head` takes none. Raises ValueError as `add_adapter` does."""
     targets, parameters = target_modules(model, config, head), target_parameters(model, config)
     in_full, kept = _layers_in_full(model, config), router_layers(model)
-    weights = [name for name in weights_to_name(model, config, head) if name.removesuffix(".weight") not in in_full]
+    weights = [name for name in weights_to_name(model, config, head) if name.removesuffix(WEIGHT) not in in_full]
     parameters = [*parameters, *weights]
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,

@@ -15,7 +15,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtrain.config.adapter import AdapterConfig
-from llmtrain.models.adapters.targets import LAYER, by_weight, renamed_layers, saved_modules, shown
+from llmtrain.models.adapters.targets import (
+    WEIGHT,
+    by_weight,
+    has_ending,
+    is_in_layers,
+    renamed_layers,
+    saved_modules,
+    shown,
+)
 from llmtrain.models.text_part import text_names
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -36,11 +44,11 @@ def target_parameters(model: PreTrainedModel, config: AdapterConfig) -> list[str
     """What peft is to take as `target_parameters`. Raises ValueError for a name of no stack of matrices."""
     known, chosen, beginning = stacks(model), config.chosen_layers(), text_names(model)
     names = [name for name, _ in model.named_parameters()]
-    of_layers = {f"{name}.weight" for name in renamed_layers(model)} if config.target_parameters else set[str]()
+    of_layers = {f"{name}{WEIGHT}" for name in renamed_layers(model)} if config.target_parameters else set[str]()
     whole: list[str] = []
     targets: list[str] = []
     for target in config.target_parameters:
-        found = [name for name in names if f".{name}".endswith(f".{target}")]
+        found = [name for name in names if has_ending(name, target)]
         if found and by_weight(config) and of_layers.issuperset(found):
             continue  # `weights_to_name` has them
         targets.append(target)
@@ -54,7 +62,7 @@ def target_parameters(model: PreTrainedModel, config: AdapterConfig) -> list[str
                 f"adapter.target_parameters={target}: {other} is no stack of matrices; "
                 f"{_there_is(last_two_parts(known))}"
             )
-        inside = [name for name in found if name in known and (chosen is None or _layer(name) in chosen)]
+        inside = [name for name in found if name in known and is_in_layers(name, chosen)]
         if not inside:
             raise ValueError(f"adapter.target_parameters={target}: no layer of adapter.layers has it")
         whole += inside
@@ -70,11 +78,6 @@ def last_two_parts(names: Iterable[str]) -> set[str]:
 
 def _there_is(names: set[str]) -> str:
     return f"it has {shown(names)}" if names else "it has no experts in stacks: name linear layers in adapter.target"
-
-
-def _layer(name: str) -> int | None:
-    found = LAYER.match(name)
-    return None if found is None else int(found[1])
 
 
 def _require_not_in_full(names: Iterable[str], in_full: Mapping[str, nn.Module]) -> None:

@@ -28,14 +28,14 @@ from llmtrain.config.adapter import AdapterConfig
 from llmtrain.models.adapters.quantized import in_4_bits
 from llmtrain.models.adapters.targets import (
     ALL_LINEAR,
-    LAYER,
+    WEIGHT,
     by_weight,
+    has_ending,
+    is_in_layers,
     last_parts,
     linear_layers,
     renamed_layers,
 )
-
-WEIGHT = ".weight"
 
 
 def weights_to_name(model: PreTrainedModel, config: AdapterConfig, head: nn.Module | None) -> list[str]:
@@ -50,13 +50,13 @@ def weights_to_name(model: PreTrainedModel, config: AdapterConfig, head: nn.Modu
         f"{name}{WEIGHT}"
         for name, layer in renamed_layers(model).items()
         if layer is not head
-        and (chosen is None or ((found := LAYER.match(name)) and int(found[1]) in chosen))
-        and (_is_named(name, config.target) or _ends(f"{name}{WEIGHT}", config.target_parameters))
+        and is_in_layers(name, chosen)
+        and (_is_named(name, config.target) or has_ending(f"{name}{WEIGHT}", *config.target_parameters))
     ]
     if not in_4_bits(model):
         return weights
     for weight in weights:
-        if config.target != ALL_LINEAR or _ends(weight, config.target_parameters):
+        if config.target != ALL_LINEAR or has_ending(weight, *config.target_parameters):
             raise ValueError(
                 f"adapter.target: peft takes the name of {weight.removesuffix(WEIGHT)} for one of "
                 f"{model.config.model_type}'s experts, and adapts the layer only on a base that is not in 4 bits: "
@@ -68,11 +68,7 @@ def weights_to_name(model: PreTrainedModel, config: AdapterConfig, head: nn.Modu
 def _is_named(name: str, target: str | list[str]) -> bool:
     if isinstance(target, str):
         return target == ALL_LINEAR or re.fullmatch(target, name) is not None
-    return _ends(name, target)
-
-
-def _ends(name: str, endings: Iterable[str]) -> bool:
-    return any(f".{name}".endswith(f".{ending}") for ending in endings)
+    return has_ending(name, *target)
 
 
 def left_out(model: PreTrainedModel, config: AdapterConfig) -> set[str]:

@@ -6,7 +6,7 @@ peft passes over a name that matches nothing if another one matches; here each n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -26,6 +26,7 @@ from llmtrain.models.text_part import parameters_beside, text_names
 ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
 LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number among the parts of a name, as peft finds it
+WEIGHT = ".weight"
 SHOWN_NAMES = 20
 
 
@@ -56,7 +57,7 @@ def target_modules(model: PreTrainedModel, config: AdapterConfig, head: nn.Modul
         )
     targets = []
     for target in config.target:
-        named = [name for name in layers if f".{name}".endswith(f".{target}")]
+        named = [name for name in layers if has_ending(name, target)]
         found = [layers[name] for name in named]
         if not found:
             raise ValueError(
@@ -85,12 +86,7 @@ def _inside(
     As one expression, or as whole names where an adapter is for some layers: peft takes a whole name in any layer.
     """
     chosen, endings = config.chosen_layers(), "|".join(re.escape(target) for target in sorted(targets))
-    names = sorted(
-        name
-        for name in inner
-        if re.search(rf"(^|\.)({endings})$", name)
-        and (chosen is None or ((found := LAYER.match(name)) and int(found[1]) in chosen))
-    )
+    names = sorted(name for name in inner if re.search(rf"(^|\.)({endings})$", name) and is_in_layers(name, chosen))
     expression = rf"{beginning}(.*\.)?({endings})"
     is_the_same = chosen is None and names == sorted(name for name in inner if re.fullmatch(expression, name))
     return expression if is_the_same and _keeps(model, expression) else names
@@ -130,9 +126,24 @@ def _keeps(model: PreTrainedModel, targets: str | list[str]) -> bool:
 
 def _of_parameter(model: PreTrainedModel, target: str) -> str:
     """What to say of a target that is no layer but a parameter."""
-    if not any(f".{name}".endswith(f".{target}") for name, each in model.named_parameters() if each.ndim > 2):
+    if not any(has_ending(name, target) for name, each in model.named_parameters() if each.ndim > 2):
         return ""
     return "; experts are named by adapter.target_parameters"
+
+
+def has_ending(name: str, *endings: str) -> bool:
+    """Whether the last parts of a dotted name are one of the endings: `up_proj` of `mlp.up_proj`, but not `proj`."""
+    return any(f".{name}".endswith(f".{ending}") for ending in endings)
+
+
+def is_in_layers(name: str, chosen: Collection[int] | None) -> bool:
+    """Whether what a name is of is in the layers of these numbers; None: in any, or in none."""
+    return chosen is None or _layer(name) in chosen
+
+
+def _layer(name: str) -> int | None:
+    found = LAYER.match(name)
+    return None if found is None else int(found[1])
 
 
 def by_weight(config: AdapterConfig) -> bool:
@@ -239,7 +250,7 @@ def _check_layers(linear: Mapping[str, nn.Module], config: AdapterConfig) -> Non
             "adapter.layers does nothing beside a regular expression in adapter.target: write the layers into it, as "
             r"in .*\.(8|9|10)\..*(q|v)_proj"
         )
-    there = sorted({int(found[1]) for name in linear if (found := LAYER.match(name))})
+    there = sorted({number for name in linear if (number := _layer(name)) is not None})
     if not there:
         raise ValueError("adapter.layers: the names of this model's modules have no numbers of layers: leave it out")
     if missing := [number for number in chosen if number not in there]:

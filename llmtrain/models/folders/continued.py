@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.config.adapter import OF_ITS_FOLDER, AdapterConfig
 from llmtrain.models.adapters.lora import add_adapter
+from llmtrain.models.adapters.targets import has_ending
 from llmtrain.models.folders.adapter import PEFT_PREFIX, ROWS, adapter_weights
 from llmtrain.models.folders.known_base import token_ids
 
@@ -123,7 +124,7 @@ def _load_weights(model: PreTrainedModel, folder: Path) -> None:
 
 def _ids_of(module: str, by_name: Mapping[str, Sequence[int]]) -> Sequence[int]:
     """The tokens whose rows of a module an adapter has; peft takes a name for every module that ends so."""
-    return next((ids for name, ids in by_name.items() if f".{module}".endswith(f".{name}")), ())
+    return next((ids for name, ids in by_name.items() if has_ending(module, name)), ())
 
 
 def _places(row_ids: Tensor | None, ids: Sequence[int]) -> list[int]:
